@@ -1,0 +1,67 @@
+# Every target makes its own environment in .venv first; nothing outside this folder is changed.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+unexport PYTHONPATH PYTHONHOME
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install quickstart test test-gpu check format coverage bench clean distclean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Create .venv and install visalign in it, in editable form
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "visalign needs Python 3.10 or newer, and none of python3, python3.10 ... python3.13" \
+		"is. Install one, or name it: make PYTHON=/path/to/python3 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "visalign needs Python 3.10 or newer;" \
+		"$(PYTHON) is `$(PYTHON) --version 2>&1`. Name another: make PYTHON=/path/to/python3 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make environments: venv or ensurepip" \
+		"is missing. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 2; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Creating $(VENV) with `$(PYTHON) --version`"; \
+		$(PYTHON) -m venv --clear $(VENV); }
+	@echo "Installing visalign and what it needs into $(VENV): once, a few minutes, about 6 GB with the CUDA libraries of PyTorch"
+	@$(BIN)/python -m pip install --quiet --progress-bar off --editable '.[dev]'
+	@touch $@
+
+quickstart: $(STAMP) ## Align the tiny FLUX pipeline on the CPU and write runs/quickstart
+	$(BIN)/visalign train configs/quickstart.yaml
+
+test: $(STAMP) ## Run the whole test-suite on the CPU
+	$(PYTEST) -n 2
+
+test-gpu: $(STAMP) ## Run the tests that need a CUDA device, kernels compiled
+	TRITON_INTERPRET=0 $(PYTEST) -m gpu
+
+check: $(STAMP) ## Format, lint, types, imports and the fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright --level error
+	$(PYTEST) -q tests/test_architecture.py
+	$(PYTEST) -q -n 2 -m 'not slow and not multi and not gpu'
+
+format: $(STAMP) ## Format the code and mend what the linter can mend by itself
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+coverage: $(STAMP) ## Run the test-suite and report the lines it does not reach
+	$(PYTEST) -n 2 --cov --cov-report=term-missing
+
+bench: $(STAMP) ## Measure the numbers that the README states
+	$(BIN)/python examples/benchmarks/run.py
+
+clean: ## Remove caches and build products; runs and .venv stay
+	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist build
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## Remove the environment too
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""Measure: reward models against people, generators against benchmarks, checkpoints against each other."""

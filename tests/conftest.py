@@ -1,0 +1,90 @@
+"""One quiet, seeded, deterministic process for every test, and the pipelines that tests share."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch, diffusers and transformers are imported, for they read these once. `setdefault`, so that
+# `TRITON_INTERPRET=0` can ask for compiled kernels on a machine with a GPU.
+for variable, value in {
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "MPLBACKEND": "Agg",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRITON_INTERPRET": "1",
+}.items():
+    os.environ.setdefault(variable, value)
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from tests.tiny import tiny_flux, tiny_sd15
+
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Start every test from the same random state, with deterministic algorithms on one thread.
+
+    Under deterministic algorithms torch fills fresh memory with NaN, which finds reads of what was never written.
+    """
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  # the state that libraries read
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+# Building a tiny pipeline takes 20 ms, no longer than copying one, so every test has its own.
+
+
+@pytest.fixture
+def flux() -> FluxPipeline:
+    """Return a tiny FLUX pipeline: flow matching, packed latents."""
+    return tiny_flux()
+
+
+@pytest.fixture
+def sd15() -> StableDiffusionPipeline:
+    """Return a tiny Stable Diffusion pipeline: noise prediction, a UNet, guidance."""
+    return tiny_sd15()
+
+
+@pytest.fixture(params=[tiny_flux, tiny_sd15], ids=["flux", "sd15"])
+def pipe(request: pytest.FixtureRequest) -> DiffusionPipeline:
+    """Return a tiny pipeline of each family in turn."""
+    return request.param()
+
+
+@pytest.fixture(scope="session")
+def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a saved tiny FLUX pipeline; read it, and copy it before you change it."""
+    folder = tmp_path_factory.mktemp("pipelines") / "flux"
+    tiny_flux().save_pretrained(folder)
+    return folder
