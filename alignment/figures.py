@@ -1,0 +1,240 @@
+"""The curves of a report, as SVG that takes its colours from the page, so that it reads in light and in dark."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from alignment.statistics import Interval
+
+INK, FAINT, LINE = "#010101", "#020202", "#030303"
+SERIES = ("#010011", "#010012", "#010013", "#010014", "#010015", "#010016")
+_VARIABLES = {INK: "var(--ink)", FAINT: "var(--muted)", LINE: "var(--line)"} | {
+    colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, start=1)
+}
+"""Colours that stand for the page's own; matplotlib writes them, `_inline` swaps them."""
+
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "visalign",
+    "font.size": 9,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": FAINT,
+    "ytick.labelcolor": FAINT,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.labelcolor": FAINT,
+    "legend.fontsize": 8.5,
+    "axes.prop_cycle": matplotlib.cycler(color=SERIES),
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One picture of the report.
+
+    Attributes:
+        title: What is shown.
+        note: How to read it.
+        svg: The picture, ready to stand in a page.
+    """
+
+    title: str
+    note: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Single:
+    """A metric that has a chart of its own.
+
+    Attributes:
+        metric: Name in `metrics.jsonl`.
+        title: What it is.
+        note: How to read it.
+        logarithmic: Whether its scale is.
+    """
+
+    metric: str
+    title: str
+    note: str
+    logarithmic: bool = False
+
+
+SINGLES = (
+    Single("clip/fraction", "Clipped", "Share of terms whose ratio left the trust region, and so gave no gradient."),
+    Single("kl/reference", "Distance to the reference", "KL divergence of a step from the policy at the start."),
+    Single("grad/norm", "Gradient norm", "Before clipping; a jump here comes before trouble elsewhere.", True),
+    Single("loss", "Loss", "Near zero for policy gradients by construction; it need not fall."),
+    Single("reward/zero_std_fraction", "Groups without signal", "Share of groups whose samples all scored the same."),
+    Single("reward/unscored_fraction", "Not scored", "Share of samples the reward could not score; they are left out."),
+    Single("learning_rate", "Learning rate", "As the schedule set it."),
+    Single("samples_per_second", "Samples a second", "Sampled, scored and learned from."),
+    Single("memory/peak_bytes", "Peak memory", "In bytes, over the run so far."),
+)
+PHASES = ("rollout", "reward", "update", "evaluation", "checkpoint")
+
+
+class Columns:
+    """The lines of `metrics.jsonl` as columns; a number that is missing or was not finite is NaN."""
+
+    def __init__(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        self._lines = lines
+        self.step = np.array([line["step"] for line in lines], dtype=np.float64)
+
+    def __contains__(self, name: str) -> bool:
+        return any(line.get(name) is not None for line in self._lines)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        values = [math.nan if line.get(name) is None else line[name] for line in self._lines]
+        return np.array(values, dtype=np.float64)
+
+
+def training_reward(columns: Columns, held_out: Mapping[int, Interval]) -> Chart:
+    """Draw the reward of the training samples with the spread within a group, and held-out means over it."""
+    figure, axes = _axes()
+    reward = columns["reward/mean"]
+    if "reward/group_std" in columns:
+        spread = columns["reward/group_std"]
+        axes.fill_between(columns.step, reward - spread, reward + spread, color=SERIES[0], alpha=0.13, linewidth=0)
+    axes.plot(columns.step, reward, color=SERIES[0], alpha=0.35, linewidth=1)
+    axes.plot(columns.step, smooth(reward), color=SERIES[0], label="training")
+    note = "Mean of each step's samples and its running mean; the band is one standard deviation within a group."
+    if held_out:
+        points(axes, held_out, SERIES[1], "held out, 95 %")
+        axes.legend(loc="best")
+        note += " Dots are held-out prompts."
+    return _chart(figure, axes, "Training reward", note)
+
+
+def held_out_score(metric: str, found: Mapping[int, Interval], columns: Columns) -> Chart:
+    """Draw a held-out metric with its 95 % intervals, over the same number on the training samples if there is one."""
+    figure, axes = _axes()
+    note = "Mean on held-out prompts with its 95 % interval, prompts resampled."
+    part = f"reward/{metric}"
+    if part in columns:
+        axes.plot(columns.step, smooth(columns[part]), color=SERIES[0], alpha=0.6, label="training", linewidth=1.2)
+        note += " The line is the training samples' running mean."
+    points(axes, found, SERIES[1], "held out, 95 %")
+    if part in columns:
+        axes.legend(loc="best")
+    return _chart(figure, axes, f"Held out: {metric}", note)
+
+
+def phases(columns: Columns) -> Chart:
+    """Draw where each step's seconds went, stacked."""
+    figure, axes = _axes()
+    present = [phase for phase in PHASES if f"seconds/{phase}" in columns]
+    seconds = [np.nan_to_num(columns[f"seconds/{phase}"]) for phase in present]
+    rest = np.maximum(0.0, np.nan_to_num(columns["seconds/total"]) - sum(seconds))
+    colours = [SERIES[PHASES.index(phase)] for phase in present]
+    edges = np.append(columns.step, columns.step[-1] + 1)
+    bottom = np.zeros(len(columns.step))
+    for label, colour, height in zip([*present, "other"], [*colours, SERIES[5]], [*seconds, rest], strict=True):
+        if height.sum() > 0:
+            axes.stairs(bottom + height, edges, baseline=bottom, fill=True, color=colour, alpha=0.85, label=label)
+        bottom = bottom + height
+    axes.set_ylim(0, None)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=6, handlelength=1, columnspacing=1)
+    return _chart(figure, axes, "Seconds a step", "By phase, stacked; other is what no phase accounts for.")
+
+
+def ratios(columns: Columns) -> Chart:
+    """Draw the likelihood ratio between the policy that learns and the one that sampled."""
+    figure, axes = _axes()
+    if "ratio/min" in columns and "ratio/max" in columns:
+        axes.fill_between(columns.step, columns["ratio/min"], columns["ratio/max"], color=SERIES[0], alpha=0.18, lw=0)
+    axes.plot(columns.step, columns["ratio/mean"], color=SERIES[0])
+    axes.ticklabel_format(axis="y", useOffset=False)
+    note = "Mean, and the band from the least to the greatest."
+    if "ratio/first_error" in columns:
+        note += f" At a step's first update it is off 1 by at most {np.nanmax(columns['ratio/first_error']):.1e}."
+    return _chart(figure, axes, "Likelihood ratio", note)
+
+
+def single(columns: Columns, which: Single) -> Chart:
+    """Draw one metric over the steps."""
+    figure, axes = _axes()
+    values = columns[which.metric]
+    if which.logarithmic and (values[~np.isnan(values)] > 0).all():
+        axes.set_yscale("log")
+    axes.plot(columns.step, values, color=SERIES[0], alpha=0.35, linewidth=1)
+    axes.plot(columns.step, smooth(values), color=SERIES[0])
+    return _chart(figure, axes, which.title, which.note)
+
+
+def points(axes: Axes, found: Mapping[float, Interval], colour: str, label: str) -> None:
+    """Draw means joined by a line, each with its interval; one that has no interval has no bar."""
+    at = np.array([*found])
+    mean = np.array([interval.mean for interval in found.values()])
+    low = np.array([interval.low for interval in found.values()])
+    high = np.array([interval.high for interval in found.values()])
+    bars = np.nan_to_num(np.stack([mean - low, high - mean])).clip(0)
+    axes.errorbar(at, mean, yerr=bars, color=colour, label=label, marker="o", markersize=4.5, capsize=2.5, elinewidth=1.2)
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Return a centred running mean over a twentieth of the run, which leaves gaps out."""
+    half = len(values) // 40
+    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return np.array([np.nan if np.isnan(window).all() else np.nanmean(window) for window in windows])
+
+
+def _axes() -> tuple[Figure, Axes]:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 2.9), layout="constrained")
+        axes = figure.add_subplot()
+    axes.margins(x=0.02)
+    axes.tick_params(length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("step")
+    return figure, axes
+
+
+def _chart(figure: Figure, axes: Axes, title: str, note: str) -> Chart:
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    with matplotlib.rc_context(STYLE):
+        buffer = io.StringIO()
+        unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=unsaid)
+    return Chart(title, note, _inline(buffer.getvalue(), re.sub(r"\W+", "-", title.lower())))
+
+
+def _inline(svg: str, prefix: str) -> str:
+    """Return matplotlib's SVG file as an element of a page: its colours and fonts the page's, its ids its own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    view = re.search(r'viewBox="[^"]*"', svg)
+    assert view is not None, "matplotlib writes a viewBox"
+    svg = f'<svg {view.group(0)} aria-hidden="true">' + svg[svg.index(">") + 1 :]
+    svg = svg.replace("xlink:href", "href")
+    referred = set(re.findall(r"#([A-Za-z_][\w.-]*)", svg))
+    svg = re.sub(
+        r' id="([^"]*)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in referred else "", svg
+    )
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return re.sub(r"\s*\n\s*", " ", svg)

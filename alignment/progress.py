@@ -1,0 +1,69 @@
+"""How far a run is: a live bar on a terminal, one plain line a step in a log file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+REWARD, SECONDS = "reward/mean", "seconds/total"
+MEMORY = 0.9
+"""Weight of the past in the smoothed step time; about ten steps."""
+
+
+class ProgressLine:
+    """Shows the step, its reward, its time and the time left.
+
+    Attributes:
+        console: Where it is shown; a terminal gets a bar, anything else lines.
+    """
+
+    def __init__(self, total_steps: int, *, quiet: bool = False, console: Console | None = None) -> None:
+        """Begin at step 0 of `total_steps`; `quiet` shows nothing."""
+        self.console = console or Console(quiet=quiet, highlight=False)
+        self._total = total_steps
+        self._pace: float | None = None
+        self._last = time.monotonic()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if self.console.is_terminal and not quiet:
+            columns = (TextColumn("[bold]step"), MofNCompleteColumn(), BarColumn(bar_width=None), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=self.console)
+            self._task = self._bar.add_task("", total=total_steps)
+            self._bar.start()
+
+    def advance(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Show that `done` steps are behind us; `metrics` are those of the last."""
+        now = time.monotonic()
+        seconds = metrics.get(SECONDS, now - self._last)
+        self._last = now
+        self._pace = seconds if self._pace is None else MEMORY * self._pace + (1 - MEMORY) * seconds
+        left = duration((self._total - done) * self._pace)
+        reward = f"reward {metrics[REWARD]:.4g} · " if REWARD in metrics else ""
+        text = f"{reward}{seconds:.2f} s/step · {left} left"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, description=text)
+        else:
+            self.console.print(f"step {done}/{self._total} · {text}", markup=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(escape(text), soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is and give the terminal back."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in the two units that matter, say `3 min 20 s`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,256 @@
+"""One page that shows a run, made from its folder alone: opens from the disk, fetches nothing, runs no script."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+import yaml
+from markupsafe import Markup
+from PIL import Image
+
+from alignment import figures, run_folder
+from alignment.errors import DataError
+from alignment.figures import Chart, Columns
+from alignment.pictures import DEFAULT_FPS, encode, encode_clip, frames
+from alignment.progress import duration
+from alignment.record import intervals
+from alignment.run_folder import BASE, FINAL, Evaluated
+from alignment.statistics import Interval, difference
+
+PICTURE_WIDTH = 384
+"""Pictures wider than this are made smaller before they are embedded, so that a page of 1024-pixel ones stays light."""
+SAMPLE_GRIDS = 4
+SAMPLE_WIDTH = 1400
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A held-out metric before and after.
+
+    Attributes:
+        metric: Its name.
+        base: Mean before.
+        final: Mean after.
+        change: Mean paired difference.
+        share: Whether every score is 0 or 1, so that the mean is a share of the pictures.
+    """
+
+    metric: str
+    base: Interval
+    final: Interval
+    change: Interval
+    share: bool
+
+    @property
+    def verdict(self) -> str:
+        """`better` or `worse` when the interval of the difference lies on one side of zero, else `even`."""
+        return "better" if self.change.low > 0 else "worse" if self.change.high < 0 else "even"
+
+    def position(self, value: float) -> float:
+        """Return where `value` lies, in percent, on a scale that holds both intervals."""
+        ends = [self.base.mean, self.final.mean, self.base.low, self.final.low, self.base.high, self.final.high]
+        known = [end for end in ends if not math.isnan(end)]
+        low, high = min(known, default=0.0), max(known, default=1.0)
+        return 50.0 if high <= low or math.isnan(value) else 4 + 92 * (value - low) / (high - low)
+
+    def number(self, value: float) -> str:
+        """Return a score as text; a share in percent."""
+        if math.isnan(value):
+            return "n/a"
+        return f"{100 * value:.1f} %" if self.share else f"{value:.3f}"
+
+    def signed(self, value: float) -> str:
+        """Return a difference as text; that of a share in percentage points."""
+        if math.isnan(value):
+            return "n/a"
+        return f"{100 * value:+.1f}" if self.share else f"{value:+.3f}"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture or clip in the page.
+
+    Attributes:
+        uri: Its bytes, as a data URI.
+        moving: Whether it is a clip.
+        small: Whether it is enlarged on screen, and should keep its pixels sharp.
+        scores: Metric and score, as text.
+    """
+
+    uri: str
+    moving: bool
+    small: bool = False
+    scores: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same prompt and noise, before and after."""
+
+    prompt: str
+    base: Shown
+    final: Shown
+
+
+def write(folder: Path) -> Path:
+    """Write `report.html` of the run in `folder` and return its path.
+
+    A run that is not over gets a report of what there is.
+
+    Raises:
+        DataError: If the folder holds no run, or a damaged one.
+    """
+    columns = Columns(run_folder.read_metrics(folder / run_folder.METRICS))
+    evaluations = run_folder.read_evaluations(folder)
+    if not len(columns.step) and not evaluations:
+        raise DataError(f"{folder} holds no run: neither {run_folder.METRICS} nor {run_folder.EVALUATIONS}/ has anything")
+    config = _text(folder / run_folder.CONFIG)
+    summary = _json(folder / run_folder.SUMMARY)
+    before, after = evaluations.get(BASE), evaluations.get(FINAL)
+    ends = (before[1], after[1]) if before and after else None
+    page = _template().render(
+        name=folder.resolve().name,
+        finished=bool(summary),
+        facts=_facts(config, summary, columns),
+        comparisons=_comparisons(*ends) if ends else [],
+        prompts=len(set(ends[1].prompts)) if ends else 0,
+        curves=_curves(columns, evaluations),
+        pairs=_pairs(*ends) if ends else [],
+        health=_health(columns),
+        samples=_samples(folder),
+        config=config,
+        environment=_text(folder / run_folder.ENVIRONMENT),
+    )
+    path = folder / run_folder.REPORT
+    run_folder.write_atomically(path, page.encode("utf-8", errors="replace"))
+    return path
+
+
+def main(run_folder: str) -> int:
+    """Write the report of a run, print its path and return the exit code."""
+    print(write(Path(run_folder)))
+    return 0
+
+
+def _template() -> jinja2.Template:
+    surroundings = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    surroundings.filters["svg"] = Markup  # our own drawing: matplotlib has escaped what users wrote in it
+    source = resources.files("alignment").joinpath("report_template.html").read_text(encoding="utf-8")
+    return surroundings.from_string(source)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return run_folder.read_json(path) if path.exists() else {}
+
+
+def _facts(config: str, summary: Mapping[str, Any], columns: Columns) -> list[tuple[str, str]]:
+    """Return what was run in a few words each; what the configuration does not say is left out."""
+    run = yaml.safe_load(config) if config else {}
+    policy, objective, source = (run.get(key) or {} for key in ("policy", "objective", "source"))
+    lora = policy.get("lora")
+    tuning = f"LoRA, rank {lora['rank']}" if lora and "rank" in lora else "full fine-tuning" if policy else None
+    said = {
+        "Pipeline": policy.get("pipeline"),
+        "Training": tuning,
+        "Objective": objective.get("type"),
+        "Source": source.get("type"),
+        "Reward": (source.get("reward") or {}).get("type"),
+        "Seed": summary.get("seed", run.get("seed")),
+        "Steps": summary.get("steps", len(columns.step)),
+        "Time": duration(summary["wall_seconds"]) if "wall_seconds" in summary else None,
+        "Peak memory": f"{summary['peak_memory_bytes'] / 2**30:.2f} GiB" if "peak_memory_bytes" in summary else None,
+    }
+    return [(label, str(value)) for label, value in said.items() if value is not None]
+
+
+def _comparisons(base: Evaluated, final: Evaluated) -> list[Comparison]:
+    if base.prompts != final.prompts or not torch.equal(base.seeds, final.seeds):
+        raise DataError("evaluation/base.json and evaluation/final.json hold different prompts or seeds and do not pair")
+    before, after = intervals(base), intervals(final)
+    result = []
+    for metric in (name for name in after if name in before):
+        ends = [base.scores[metric].tolist(), final.scores[metric].tolist()]
+        share = all(value in (0.0, 1.0) or math.isnan(value) for scores in ends for value in scores)
+        change = difference(*ends, base.prompts)
+        result.append(Comparison(metric, before[metric], after[metric], change, share))
+    return result
+
+
+def _curves(columns: Columns, evaluations: Mapping[str, tuple[int, Evaluated]]) -> list[Chart]:
+    found: dict[str, dict[int, Interval]] = {}
+    for step, result in evaluations.values():
+        for metric, interval in intervals(result).items():
+            found.setdefault(metric, {})[step] = interval
+    charts = [
+        figures.held_out_score(metric, points, columns)
+        for metric, points in found.items()
+        if len(points) > 1 and metric != "reward"
+    ]
+    if "reward/mean" in columns:
+        charts.insert(0, figures.training_reward(columns, found.get("reward", {})))
+    return charts
+
+
+def _health(columns: Columns) -> list[Chart]:
+    charts = [figures.phases(columns)] if "seconds/total" in columns else []
+    if "ratio/mean" in columns:
+        charts.append(figures.ratios(columns))
+    return charts + [figures.single(columns, which) for which in figures.SINGLES if which.metric in columns]
+
+
+def _pairs(base: Evaluated, final: Evaluated) -> list[Pair]:
+    shown = range(min(len(base.media), len(final.media)))
+    return [Pair(final.prompts[row], _shown(base, row), _shown(final, row)) for row in shown]
+
+
+def _shown(result: Evaluated, row: int) -> Shown:
+    clip = frames(result.media.pixels[row])
+    width = clip[0].width
+    if width > PICTURE_WIDTH:
+        size = (PICTURE_WIDTH, round(clip[0].height * PICTURE_WIDTH / width))
+        clip = [frame.resize(size, Image.Resampling.LANCZOS) for frame in clip]
+    scores = tuple(
+        (metric, "not scored" if math.isnan(score[row]) else f"{score[row].item():.3g}")
+        for metric, score in result.scores.items()
+    )
+    if len(clip) > 1:
+        return Shown(_uri("video/mp4", encode_clip(clip, result.media.fps or DEFAULT_FPS)), True, width < 200, scores)
+    if width > 128:
+        return Shown(_uri("image/jpeg", encode(clip[0], "JPEG")), False, width < 200, scores)
+    return Shown(_uri("image/png", encode(clip[0])), False, True, scores)
+
+
+def _samples(folder: Path) -> list[tuple[str, Shown]]:
+    """Return a few sample grids, spread over the run from its first to its last."""
+    files = sorted((folder / run_folder.SAMPLES).glob("[!.]*.*"))
+    last = len(files) - 1
+    picked = dict.fromkeys(round(last * k / max(1, SAMPLE_GRIDS - 1)) for k in range(SAMPLE_GRIDS)) if files else {}
+    return [(files[index].stem, _sample(files[index])) for index in picked]
+
+
+def _sample(path: Path) -> Shown:
+    content = path.read_bytes()
+    if path.suffix == ".mp4":
+        return Shown(_uri("video/mp4", content), moving=True)
+    picture = Image.open(io.BytesIO(content)).convert("RGB")
+    picture.thumbnail((SAMPLE_WIDTH, 10 * SAMPLE_WIDTH))
+    return Shown(_uri("image/jpeg", encode(picture, "JPEG")), moving=False)
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,185 @@
+"""The layout of a run's folder: what each file is called, and how it is read and written.
+
+    config.resolved.yaml          the configuration as it ran
+    environment.json              versions and machine
+    metrics.jsonl                 one JSON object a step; the names are in docs/metrics.md
+    samples/000050-train.png      captioned grids of what was trained on after 50 steps (.mp4 for clips)
+    evaluation/base.json          held-out scores before training; so too step-000050.json and final.json
+    evaluation/base.safetensors   the first pictures of that evaluation
+    summary.json                  the run in numbers, written at its end
+    report.html                   all of it, to look at
+
+An evaluation's JSON holds `{"step", "fps", "prompts": [n], "seeds": [n], "scores": {METRIC: [n]}}` for all its n
+pictures, null for one that was not scored. Its safetensors file holds `pixels`, uint8 `[k, F, 3, H, W]`, of the first
+k <= n of them. The same prompts and seeds come in the same order in every evaluation of a run, so that they pair.
+
+JSON has no NaN and no infinity. A metric that is not finite is null in its line, and `"nonfinite": {METRIC: "nan"}`
+(or "inf", "-inf") in the same line says what it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from alignment.errors import DataError, EnvironmentProblem
+from reward_models.base import Media
+
+CONFIG, ENVIRONMENT, METRICS = "config.resolved.yaml", "environment.json", "metrics.jsonl"
+SUMMARY, REPORT = "summary.json", "report.html"
+SAMPLES, EVALUATIONS = "samples", "evaluation"
+BASE, FINAL = "base", "final"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation on held-out prompts.
+
+    Attributes:
+        prompts: One text a picture, for all n pictures.
+        seeds: `[n]` int64, the seed of each picture's noise.
+        scores: `[n]` of each metric; NaN where a picture was not scored.
+        media: The first k <= n pictures.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: Tensor
+    scores: Mapping[str, Tensor]
+    media: Media
+
+    def __post_init__(self) -> None:
+        lengths = {"seeds": len(self.seeds), **{name: len(score) for name, score in self.scores.items()}}
+        if any(length != len(self.prompts) for length in lengths.values()) or len(self.media) > len(self.prompts):
+            raise ValueError(f"{len(self.prompts)} prompts, {len(self.media)} pictures, but {lengths}")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` so that a reader, or a power cut, sees the old file or the new one and nothing between.
+
+    Raises:
+        EnvironmentProblem: If the disk refuses.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise EnvironmentProblem(cannot_write(path, error)) from error
+
+
+def cannot_write(path: Path, error: OSError) -> str:
+    """Return what to tell the user of a write that the disk refused."""
+    return f"cannot write {path}: {error.strerror}; free space or fix the permission, then continue with --resume latest"
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON, atomically."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, f"{text}\n".encode(errors="replace"))
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        DataError: If the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}; the file is damaged") from error
+
+
+def metric_line(step: int, metrics: Mapping[str, float]) -> bytes:
+    """Return the line of `metrics.jsonl` for one step, with its end of line."""
+    line: dict[str, object] = {"step": step}
+    nonfinite: dict[str, str] = {}
+    for name, value in metrics.items():
+        line[name] = value if math.isfinite(value) else None
+        if not math.isfinite(value):
+            nonfinite[name] = str(float(value))
+    if nonfinite:
+        line["nonfinite"] = nonfinite
+    return f"{json.dumps(line, allow_nan=False)}\n".encode()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of `metrics.jsonl`, without a last one that a crash left half-written.
+
+    Raises:
+        DataError: If a line that was finished is not a JSON object with a step.
+    """
+    if not path.exists():
+        return []
+    finished = path.read_bytes().split(b"\n")[:-1]
+    lines = []
+    for number, text in enumerate(finished, start=1):
+        try:
+            line = json.loads(text)
+            line["step"] += 0
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f'{path}, line {number}: expected a JSON object with a "step", got {text[:80]!r}; '
+                "the file was edited or damaged: remove the line"
+            ) from error
+        lines.append(line)
+    return lines
+
+
+def write_evaluation(folder: Path, name: str, step: int, result: Evaluated) -> None:
+    """Write `evaluation/NAME.safetensors`, then the JSON that makes it count."""
+    pixels = (result.media.pixels.clamp(0, 1) * 255).round().to(torch.uint8).contiguous().cpu()
+    write_atomically(folder / EVALUATIONS / f"{name}.safetensors", save({"pixels": pixels}))
+    scores = {
+        metric: [None if math.isnan(value) else value for value in score.tolist()]
+        for metric, score in result.scores.items()
+    }
+    description = {"step": step, "fps": result.media.fps, "prompts": result.prompts, "seeds": result.seeds.tolist()}
+    write_json(folder / EVALUATIONS / f"{name}.json", {**description, "scores": scores})
+
+
+def read_evaluation(folder: Path, name: str) -> tuple[int, Evaluated]:
+    """Return the step of the evaluation called `name`, and what it found.
+
+    Raises:
+        DataError: If a file is missing or damaged.
+    """
+    path = folder / EVALUATIONS / f"{name}.json"
+    described = read_json(path)
+    try:
+        pixels = load_file(path.with_suffix(".safetensors"))["pixels"]
+        scores = {
+            metric: torch.tensor([math.nan if value is None else value for value in score], dtype=torch.float32)
+            for metric, score in described["scores"].items()
+        }
+        media = Media(pixels.float() / 255, described["fps"])
+        seeds = torch.tensor(described["seeds"], dtype=torch.int64)
+        return described["step"], Evaluated(tuple(described["prompts"]), seeds, scores, media)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} or its .safetensors is damaged: {error}") from error
+
+
+def read_evaluations(folder: Path) -> dict[str, tuple[int, Evaluated]]:
+    """Return every evaluation of the run by name, in the order of training."""
+    names = [path.stem for path in sorted((folder / EVALUATIONS).glob("[!.]*.json"))]
+    found = {name: read_evaluation(folder, name) for name in names}
+    return dict(sorted(found.items(), key=lambda item: (item[1][0], item[0] == FINAL)))

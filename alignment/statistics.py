@@ -1,0 +1,157 @@
+"""How sure we are of a mean: 95 % intervals that know which pictures share a prompt.
+
+Pictures of one prompt resemble each other, so the prompt and not the picture is what is resampled. A score that is only
+ever 0 or 1 is a proportion, with Wilson's interval at the effective number of pictures; any other score is a mean, with
+a bootstrap over prompts. Two policies that drew the same prompts with the same seeds are compared picture by picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+RESAMPLES = 9_999
+"""Bootstrap resamples; with 9,999 the ends of a 95 % interval move by about 1 % of its width from seed to seed."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and how sure we are of it.
+
+    Attributes:
+        mean: Mean over pictures; NaN when none was scored.
+        low: Lower end of the 95 % interval; NaN when one prompt says nothing about the spread between prompts.
+        high: Upper end.
+        n: Scored pictures.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def interval(scores: Sequence[float], prompts: Sequence[str] | None = None, *, seed: int = 0) -> Interval:
+    """Return the mean of `scores` with its 95 % interval.
+
+    Args:
+        scores: One number a picture; NaN marks a picture that was not scored, which is left out and not counted.
+        prompts: The prompt of each picture; None takes the pictures as independent.
+        seed: Of the bootstrap; the same seed gives the same interval.
+    """
+    sums, sizes = _clusters(scores, prompts)
+    n = int(sizes.sum())
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    values = np.asarray(scores, dtype=np.float64)
+    if np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
+        return _proportion(sums, sizes)
+    low, high = _bootstrap(sums, sizes, seed)
+    return Interval(float(sums.sum() / n), low, high, n)
+
+
+def difference(
+    base: Sequence[float], final: Sequence[float], prompts: Sequence[str] | None = None, *, seed: int = 0
+) -> Interval:
+    """Return the mean of `final - base`, picture by picture, with its 95 % interval.
+
+    Args:
+        base: Scores of the pictures before.
+        final: Scores of the pictures after, of the same prompts and seeds in the same order. A picture that either
+            side could not score (NaN) is left out.
+        prompts: The prompt of each picture; None takes the pictures as independent.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: If the two lengths differ; unpaired scores need another test.
+    """
+    if len(base) != len(final):
+        raise ValueError(f"a paired difference needs the same pictures twice, got {len(base)} and {len(final)}")
+    sums, sizes = _clusters(np.asarray(final, dtype=np.float64) - np.asarray(base, dtype=np.float64), prompts)
+    n = int(sizes.sum())
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    low, high = _bootstrap(sums, sizes, seed)
+    return Interval(float(sums.sum() / n), low, high, n)
+
+
+def over_runs(values: Sequence[float]) -> Interval:
+    """Return the mean over independent runs with Student's 95 % interval; one run alone has no interval.
+
+    With three seeds the factor is 4.3 and not 1.96: few runs are honestly wide.
+    """
+    runs = np.asarray(values, dtype=np.float64)
+    mean = float(runs.mean())
+    if len(runs) < 2:
+        return Interval(mean, math.nan, math.nan, len(runs))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(runs) - 1) * runs.std(ddof=1) / math.sqrt(len(runs)))
+    return Interval(mean, mean - half, mean + half, len(runs))
+
+
+def _clusters(scores: Sequence[float], prompts: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sum of scores and the number of scored pictures of each prompt that has any."""
+    values = np.asarray(scores, dtype=np.float64)
+    if prompts is None:
+        members = np.arange(len(values))
+    elif len(prompts) != len(values):
+        raise ValueError(f"one prompt a score, got {len(prompts)} prompts and {len(values)} scores")
+    else:
+        # The order of first appearance and not of the alphabet, so that renaming prompts changes no interval.
+        members = np.asarray([*map({text: i for i, text in enumerate(dict.fromkeys(prompts))}.__getitem__, prompts)])
+    scored = ~np.isnan(values)
+    members = members[scored].astype(np.int64)
+    sizes = np.bincount(members)
+    sums = np.bincount(members, weights=values[scored])
+    return sums[sizes > 0], sizes[sizes > 0]
+
+
+def _bootstrap(sums: np.ndarray, sizes: np.ndarray, seed: int) -> tuple[float, float]:
+    """Return the ends of the BCa bootstrap interval of `sum(sums) / sum(sizes)`, prompts resampled."""
+    if len(sums) < 2:
+        return math.nan, math.nan
+    mean = float(sums.sum() / sizes.sum())
+    if np.allclose(sums, mean * sizes, rtol=1e-12, atol=1e-12):
+        return mean, mean
+
+    def ratio(totals: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
+        return totals.sum(axis=axis) / counts.sum(axis=axis)
+
+    ends = stats.bootstrap(
+        (sums, sizes.astype(np.float64)),
+        ratio,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=500,
+        confidence_level=CONFIDENCE,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(ends.low), float(ends.high)
+
+
+def _proportion(sums: np.ndarray, sizes: np.ndarray) -> Interval:
+    """Return Wilson's interval of a proportion, with the pictures counted at what they are worth.
+
+    The variance between prompts says how many independent pictures would be as sure: n_eff = p (1 - p) / var(p). It is
+    kept between the number of prompts and the number of pictures, and is the number of prompts when every picture
+    scored the same and the data cannot say.
+
+    Source: Dean and Pagano, "Evaluating confidence interval methods for binomial proportions in clustered surveys",
+    Journal of Survey Statistics and Methodology 3(4), 2015.
+    """
+    n, clusters = float(sizes.sum()), len(sizes)
+    p = float(sums.sum() / n)
+    effective = float(clusters)
+    if clusters > 1 and 0.0 < p < 1.0:
+        variance = float(((sums - p * sizes) ** 2).sum()) * clusters / (clusters - 1) / n**2
+        effective = min(n, max(float(clusters), p * (1 - p) / variance)) if variance > 0 else n
+    z2 = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) ** 2
+    centre = (p + z2 / (2 * effective)) / (1 + z2 / effective)
+    half = math.sqrt(z2 * (p * (1 - p) / effective + z2 / (4 * effective**2))) / (1 + z2 / effective)
+    return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), int(n))
