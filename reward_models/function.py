@@ -1,0 +1,85 @@
+"""Any Python function as a reward."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reward_models.base import Media, RewardError, RewardModel, Rewards
+
+
+@dataclass(frozen=True)
+class Function(RewardModel):
+    """Score with a function of the pixels and the prompts.
+
+    The function is called as `function(pixels, prompts)` with pixels `[B, F, 3, H, W]` in [0, 1] and B texts, without
+    gradients, and returns B numbers: a list, an array or a tensor. NaN says that a sample could not be scored; the
+    sample is then left out. Anything else that is not a finite number is an error.
+
+    Attributes:
+        call: "package.module:function", importable from where the program is started.
+    """
+
+    call: str
+
+    differentiable: ClassVar[bool] = False
+
+    def load(self, *, device: torch.device) -> _FunctionScorer:
+        """Import the function.
+
+        Raises:
+            RewardError: If `call` names nothing that can be imported and called.
+        """
+        module, colon, name = self.call.partition(":")
+        if not (module and colon and name):
+            raise RewardError(f"function: call is 'package.module:function', got {self.call!r}")
+        try:
+            found = vars(importlib.import_module(module))[name]
+        except ImportError as error:
+            raise RewardError(f"function {self.call}: {error}") from error
+        except KeyError as error:
+            raise RewardError(f"function {self.call}: the module {module} has no {name}") from error
+        if not callable(found):
+            raise RewardError(f"function {self.call}: this is a {type(found).__name__}, not a function")
+        return _FunctionScorer(self.call, found)
+
+
+@dataclass(frozen=True)
+class _FunctionScorer:
+    name: str
+    function: Callable[[Tensor, Sequence[str]], object]
+
+    def __call__(self, *, media: Media, prompts: Sequence[str]) -> Rewards:
+        """Score `media`.
+
+        Raises:
+            RewardError: If the function raised, or returned something other than one number a sample.
+        """
+        try:
+            with torch.no_grad():
+                answer = self.function(media.pixels, prompts)
+        # Whatever a stranger's function raises, the user has to see whose it was; the cause stays attached.
+        except Exception as error:
+            raise RewardError(f"function {self.name} raised {type(error).__name__}: {error}") from error
+        numbers = self._numbers(answer, len(media))
+        return Rewards(torch.tensor(numbers, dtype=torch.float32, device=media.pixels.device))
+
+    def _numbers(self, answer: object, count: int) -> list[float]:
+        items = answer.tolist() if isinstance(answer, Tensor | np.ndarray) else answer
+        if not isinstance(items, Sequence) or isinstance(items, str | bytes):
+            raise RewardError(f"function {self.name} returned a {type(answer).__name__}, expected {count} numbers")
+        if len(items) != count:
+            raise RewardError(f"function {self.name} returned {len(items)} numbers for {count} samples")
+        numbers = [item.item() if isinstance(item, Tensor) and item.ndim == 0 else item for item in items]
+        for row, number in enumerate(numbers):
+            if not isinstance(number, Real) or math.isinf(number):
+                raise RewardError(f"function {self.name} returned {number!r} for sample {row}, not a finite number")
+        return [float(number) for number in numbers]

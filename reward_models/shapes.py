@@ -1,0 +1,83 @@
+"""Does the picture show what the caption asks for? Counted by a reader of simple shapes, without any network.
+
+The reward of the tiny pipeline: exact, fast (0.15 ms a picture), and impossible to argue with, so that an algorithm can
+be watched to work or to fail on a laptop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from reward_models._scenes import SIDE, Scene, grade, parse, read
+from reward_models.base import Media, RewardError, RewardModel, Rewards
+
+
+@dataclass(frozen=True)
+class Shapes(RewardModel):
+    """Judge pictures by the scene their caption asks for, such as "two red circles".
+
+    value = strict * (everything is right, 0 or 1) + (1 - strict) * graded, in [0, 1]. Parts: "strict", "graded".
+
+    Attributes:
+        strict: Weight of the all-or-nothing score, in [0, 1]; the rest is the graded one.
+        symmetric: Whether one object too many costs what one too few costs. With False too many is cheaper, and
+            training learns to draw too many: a reward made to be hacked.
+    """
+
+    strict: float = 0.5
+    symmetric: bool = True
+
+    differentiable: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strict <= 1:
+            raise RewardError(f"shapes: strict is a weight in [0, 1], got {self.strict}")
+
+    def load(self, *, device: torch.device) -> _ShapesScorer:
+        """Return the scorer; it works on the CPU whatever the device is."""
+        return _ShapesScorer(self)
+
+
+@dataclass(frozen=True)
+class _ShapesScorer:
+    model: Shapes
+
+    def __call__(self, *, media: Media, prompts: Sequence[str]) -> Rewards:
+        """Score each picture; a clip gets the mean over its frames.
+
+        Args:
+            media: Sides equal, and a multiple of 32 pixels; larger pictures are averaged down to 32.
+            prompts: Captions of the language; see `reward_models/_scenes.py`.
+
+        Raises:
+            RewardError: If a prompt is not in the language, or the pictures have another size.
+        """
+        scenes = [_parse(prompt) for prompt in prompts]
+        pictures = _shrink(media.pixels.detach())
+        frames = media.pixels.shape[1]
+        seen = read((pictures * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
+        grades = [grade(scenes[i // frames], found, symmetric=self.model.symmetric) for i, found in enumerate(seen)]
+        scores = torch.tensor(grades, dtype=torch.float32, device=media.pixels.device)
+        strict, graded = scores.view(len(media), frames, 2).mean(1).unbind(1)
+        return Rewards(torch.lerp(graded, strict, self.model.strict), {"strict": strict, "graded": graded})
+
+
+def _parse(prompt: str) -> Scene:
+    try:
+        return parse(prompt)
+    except ValueError as error:
+        raise RewardError(f"shapes can only judge captions of its own language: {error}") from error
+
+
+def _shrink(pixels: Tensor) -> Tensor:
+    """Return `[B * F, 3, 32, 32]` from `[B, F, 3, H, W]`."""
+    height, width = pixels.shape[-2:]
+    if height != width or height % SIDE:
+        raise RewardError(f"shapes reads square pictures of {SIDE} pixels or a multiple, got {height} x {width}")
+    return avg_pool2d(pixels.flatten(0, 1).float(), height // SIDE)

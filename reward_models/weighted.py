@@ -1,0 +1,70 @@
+"""A weighted sum of rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from reward_models.base import Media, RewardError, RewardModel, Rewards, Scorer
+
+
+@dataclass(frozen=True)
+class WeightedPart:
+    """One term of the sum.
+
+    Attributes:
+        reward: What to score with.
+        weight: What its score is multiplied with. Negative makes it a penalty; 0 records it and does no more.
+    """
+
+    reward: RewardModel
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Weighted(RewardModel):
+    """Score the sum of weight times score over the parts.
+
+    A sample that a part with a weight could not score (NaN) has no score. The parts of the result are each part's own
+    score, unweighted, under its name, and that part's own parts as "name/part".
+
+    Attributes:
+        parts: The terms, by a name of your own.
+    """
+
+    parts: Mapping[str, WeightedPart]
+
+    def __post_init__(self) -> None:
+        if not any(part.weight for part in self.parts.values()):
+            raise RewardError(f"weighted: no part has a weight: {', '.join(self.parts) or 'there are no parts'}")
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether gradients reach the pixels through every part that has a weight."""
+        return all(part.reward.differentiable for part in self.parts.values() if part.weight)
+
+    def load(self, *, device: torch.device) -> _WeightedScorer:
+        """Load every part on `device`."""
+        weights = {name: part.weight for name, part in self.parts.items()}
+        return _WeightedScorer(weights, {name: part.reward.load(device=device) for name, part in self.parts.items()})
+
+
+@dataclass(frozen=True)
+class _WeightedScorer:
+    weights: Mapping[str, float]
+    scorers: Mapping[str, Scorer]
+
+    def __call__(self, *, media: Media, prompts: Sequence[str]) -> Rewards:
+        """Score with every part and add up."""
+        value = torch.zeros(len(media), dtype=torch.float32, device=media.pixels.device)
+        parts = {}
+        for name, scorer in self.scorers.items():
+            rewards = scorer(media=media, prompts=prompts)
+            # Left out rather than multiplied: 0 times a missing score would still be missing.
+            if self.weights[name]:
+                value = value + self.weights[name] * rewards.value.to(value.device)
+            parts[name] = rewards.value
+            parts.update({f"{name}/{sub}": score for sub, score in rewards.parts.items()})
+        return Rewards(value, parts)
