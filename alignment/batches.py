@@ -1,0 +1,144 @@
+"""The batch types: the joint between a source, which produces one kind, and an objective, which consumes one.
+
+A row is one call of the denoiser's conditioning: a prompt with its own random stream. Everything is indexed by row first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from reward_models.base import Media, Rewards
+
+@dataclass(frozen=True)
+class Groups:
+    """The prompts of one step, before anything is sampled.
+
+    Attributes:
+        prompts: One text a group.
+        ids: `[P]` int64, unique over the run; given by the position in the data, never by the text.
+    """
+
+    prompts: tuple[str, ...]
+    ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: slice) -> Groups:
+        return Groups(self.prompts[rows], self.ids[rows])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of experience.
+
+    Attributes:
+        prompts: One text a row.
+        seeds: `[n]` int64, the key of each row's random stream: the pipeline draws its initial noise from it again.
+        group: `[n]` int64, rows with the same id compete with each other.
+        chunk: `[n]` int64, the pipeline call a row came from; rows of two chunks never share a microbatch, because
+            their trained steps may differ.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: Tensor
+    group: Tensor
+    chunk: Tensor
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self: B, rows: Tensor) -> B:
+        """Return the rows named by the integer tensor `rows`."""
+        picked: dict[str, object] = {"prompts": tuple(self.prompts[i] for i in rows.tolist())}
+        for name in (f.name for f in fields(self) if f.name != "prompts"):
+            picked[name] = getattr(self, name)[rows]
+        return replace(self, **picked)  # type: ignore[arg-type]  # fields of this very class
+
+    def to(self: B, device: torch.device) -> B:
+        """Return the batch with its tensors on `device`."""
+        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "prompts"}
+        return replace(self, **tensors)
+
+
+B = TypeVar("B", bound=Batch)
+
+
+def concatenate(batches: list[B]) -> B:
+    """Join batches of one kind, in order, along their rows."""
+    first = batches[0]
+    joined: dict[str, object] = {"prompts": tuple(text for batch in batches for text in batch.prompts)}
+    for name in (f.name for f in fields(first) if f.name != "prompts"):
+        joined[name] = torch.cat([getattr(batch, name) for batch in batches])
+    return replace(first, **joined)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Samples(Batch):
+    """Clean samples with credit, for forward-process objectives.
+
+    Attributes:
+        x0: `[n, *latent]` float32.
+        advantage: `[n]` float32.
+    """
+
+    x0: Tensor
+    advantage: Tensor
+
+
+@dataclass(frozen=True)
+class Transitions(Batch):
+    """Denoising transitions with credit, for reverse-process objectives.
+
+    K steps are trained in each row, and A actions were drawn from each state. A = 1 when every sample walks its own
+    way; in branch mode a whole group leaves one state, so a row is a group and A is its size: the denoiser then runs
+    once for all of them, forward and backward, which is exact because they share the state.
+
+    Attributes:
+        index: `[n, K]` int64, the round of the pipeline's loop.
+        x: `[n, K, *latent]` float32, as the pipeline held it.
+        x_next: `[n, K, A, *latent]` float32, after rounding to the dtype the pipeline was handed.
+        velocity: `[n, K, *latent]` float32, the model output that drew the actions.
+        coefficients: `[n, K, 3]` float32: (a, b, std) of the step taken.
+        advantage: `[n, A]` float32, or `[n, A, *map]` with a map that broadcasts against the latent.
+    """
+
+    index: Tensor
+    x: Tensor
+    x_next: Tensor
+    velocity: Tensor
+    coefficients: Tensor
+    advantage: Tensor
+
+    @property
+    def actions(self) -> int:
+        """Actions drawn from each state."""
+        return self.x_next.shape[2]
+
+
+B_co = TypeVar("B_co", bound=Batch, covariant=True)
+
+
+@dataclass(frozen=True)
+class Experience(Generic[B_co]):
+    """What a source hands to the loop: a typed batch, and what people want to see of it.
+
+    Attributes:
+        batch: The rows to learn from.
+        metrics: Numbers for the record, already the same on every process.
+        media: Pixels of this process's samples, on the CPU.
+        prompts: One text a sample of `media`.
+        rewards: Scores of `media`.
+    """
+
+    batch: B_co
+    metrics: Mapping[str, float]
+    media: Media
+    prompts: tuple[str, ...]
+    rewards: Rewards
+    seconds: Mapping[str, float] = field(default_factory=dict)

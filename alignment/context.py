@@ -1,0 +1,26 @@
+"""What a source or an objective may use: the policy, the random streams, the other processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alignment.draw import Draw
+from alignment.policy import Policy
+from alignment.world import World
+
+
+@dataclass(frozen=True)
+class Context:
+    """One step's surroundings.
+
+    Attributes:
+        step: Index of the step, from 0.
+        policy: The network being trained, behind its pipeline.
+        draw: Random streams keyed by what they are for.
+        world: This process among the others, and the scorers loaded on it.
+    """
+
+    step: int
+    policy: Policy
+    draw: Draw
+    world: World

@@ -1,0 +1,47 @@
+"""The errors a user may meet. Each carries one message: what was got, what was expected, what to do."""
+
+from __future__ import annotations
+
+
+class VisalignError(Exception):
+    """Base of every error that is the user's to read: the command line prints it alone, without a traceback.
+
+    Attributes:
+        exit_code: 2 config or input, 3 environment, 4 stopped but resumable, 5 numerics.
+    """
+
+    exit_code: int = 2
+
+
+class ConfigError(VisalignError, ValueError):
+    """A configuration that cannot run; nothing was started."""
+
+
+class DataError(VisalignError, ValueError):
+    """A prompt or media file that cannot be used."""
+
+
+class PipelineError(VisalignError, RuntimeError):
+    """A pipeline that cannot be loaded, or does not follow the scheduler contract."""
+
+
+class CheckpointError(VisalignError, RuntimeError):
+    """A checkpoint that is missing, damaged, or does not fit this run."""
+
+
+class EnvironmentProblem(VisalignError, RuntimeError):
+    """Something outside the run is missing: a package, a device, space, a permission."""
+
+    exit_code = 3
+
+
+class Stopped(VisalignError):
+    """The run was asked to stop, saved itself, and can be resumed."""
+
+    exit_code = 4
+
+
+class NumericsError(VisalignError, ArithmeticError):
+    """A loss, gradient or reward that is not finite."""
+
+    exit_code = 5

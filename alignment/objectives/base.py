@@ -1,0 +1,57 @@
+"""What is minimised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor
+
+from alignment.batches import Batch
+from alignment.context import Context
+
+B_contra = TypeVar("B_contra", bound=Batch, contravariant=True)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss for each row; the runtime averages over the rows of the whole update, on all processes.
+
+    Attributes:
+        per_row: `[n]` float32 with graph. An objective that learns in K passes gives each pass 1/K of the row's loss.
+        metrics: Numbers for the record, each a tensor of any shape without graph; means are taken over the update,
+            except where the name ends in `_max` or `_min`.
+    """
+
+    per_row: Tensor
+    metrics: Mapping[str, Tensor]
+
+
+Learn = Callable[[Loss], None]
+"""Takes a loss and runs its backward pass at once, so that no graph outlives its step."""
+
+
+@runtime_checkable
+class Objective(Protocol[B_contra]):
+    """Turns rows of experience into losses.
+
+    Attributes:
+        home: Where `type:` in a config finds implementations.
+        consumes: The batch type.
+        snapshots: Frozen copies of the trained weights it reads: "reference", "behaviour" or "ema".
+        spatial: Whether an advantage may be a map over the latent.
+    """
+
+    home: ClassVar[str] = "alignment.objectives"
+    consumes: ClassVar[type[Batch]]
+    spatial: ClassVar[bool] = False
+
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """Names of the frozen copies it reads."""
+        ...
+
+    def __call__(self, ctx: Context, batch: B_contra, learn: Learn) -> None:
+        """Evaluate the policy on one microbatch and hand every loss to `learn`."""
+        ...

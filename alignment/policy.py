@@ -1,0 +1,235 @@
+"""The policy: a diffusers pipeline whose denoiser is trained, reached through the pipeline alone.
+
+There is no denoising code here. Three doors lead through the pipeline's own `__call__`, conducted by the scheduler
+stand-in: `call` samples, `replay` visits recorded states again, `visit` visits states one made oneself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignment.batches import Batch, Transitions
+from alignment.embeddings import Embeddings, text_encoders
+from alignment.errors import ConfigError, PipelineError
+from alignment.loading import denoiser_name, load_pipeline, loop_networks, trained_scheduler
+from alignment.spec import PolicySpec
+from alignment.tuning import add_lora, unfreeze
+from reward_models.base import Media
+from samplers import Conductor, Native, Round, Routes, Skip, Visit, read_path, stand_in
+from samplers.path import Path as ForwardPath
+
+Receive = Callable[[int, Tensor], None]
+"""receive(k, velocity): the model output `[n, *latent]` of the k-th visit, with its graph where there is one."""
+
+
+class Policy:
+    """A pipeline, the weights of it that are trained, and named frozen copies of those.
+
+    Attributes:
+        spec: The description it was loaded from.
+        pipe: The diffusers pipeline, with its own scheduler in place whenever no door is open.
+        component: Name of the trained component in the pipeline.
+        denoiser: That component.
+        trainable: Trained parameters by name, float32.
+        snapshots: Named frozen copies of `trainable`.
+        path: The forward process.
+        rounds: Denoising steps of a call.
+        device: Where everything runs.
+    """
+
+    def __init__(self, spec: PolicySpec, *, device: torch.device, seed: int) -> None:
+        self.spec, self.device = spec, device
+        self.pipe: Any = load_pipeline(spec, device)
+        self.component = denoiser_name(self.pipe)
+        self.denoiser: Any = self.pipe.components[self.component]
+        self._arguments = _checked_arguments(self.pipe, spec.call)
+        self.trainable: dict[str, nn.Parameter] = (
+            add_lora(self.denoiser, spec.lora, seed) if spec.lora else unfreeze(self.denoiser, spec.trainable)
+        )
+        if spec.gradient_checkpointing:
+            self.denoiser.enable_gradient_checkpointing()
+        if spec.compile:
+            self.denoiser.compile()
+        self.snapshots: dict[str, dict[str, Tensor]] = {}
+        self._native = self.pipe.scheduler
+        self._stand_in = stand_in(trained_scheduler(self._native))
+        self.path: ForwardPath = read_path(self._stand_in)
+        precision = None if spec.autocast is None else torch.bfloat16
+        self._routes = Routes(loop_networks(self.pipe), device, precision)
+        self.embeddings = Embeddings(self.pipe, None if spec.embedding_cache is None else Path(spec.embedding_cache))
+        vars(self.pipe)["encode_prompt"] = self.embeddings
+        self.rounds = 0
+
+    # ---- the three doors ---------------------------------------------------------------------------------------
+
+    def call(
+        self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool
+    ) -> Tensor | None:
+        """Run the pipeline once without gradient; see `samplers.Call`."""
+        with torch.no_grad():
+            images = self._run(conductor, prompts, seeds, output_type="pt" if pixels else "latent")
+        return as_clips(images) if pixels else None
+
+    def replay(self, batch: Transitions, receive: Receive, *, grad: bool) -> None:
+        """Visit the recorded states of `batch` again, in order; the denoiser runs in those rounds only.
+
+        Args:
+            batch: Rows of one chunk.
+            receive: Called inside the pipeline's step, so that a backward pass in it frees its graph at once.
+            grad: Whether the model output carries a graph.
+
+        Raises:
+            PipelineError: If the pipeline does not come by the recorded states again.
+        """
+        rounds = batch.index[0].tolist()
+        script: list[Round] = [Skip()] * self.rounds
+        for k, index in enumerate(rounds):
+            if index > 0 and not isinstance(script[index - 1], Visit):
+                script[index - 1] = Skip(batch.x[:, k])
+            following = batch.x[:, k + 1] if k + 1 < len(rounds) and rounds[k + 1] == index + 1 else None
+            script[index] = Visit(batch.x[:, k], _numbered(receive, k), following)
+        self._differentiable(Conductor(script), batch.prompts, batch.seeds, grad)
+
+    def visit(self, batch: Batch, points: Sequence[tuple[Tensor, Tensor]], receive: Receive, *, grad: bool) -> None:
+        """Visit states of one's own making: `points` holds (x `[n, *latent]`, t `[n]` in [0, 1]) pairs.
+
+        The first round is a stub that hands the pipeline the first state. The rest is as in `replay`.
+        """
+        times = torch.stack([self.path.network_time(t) for _, t in points]).to(self.device)
+        script: list[Round] = [Skip(points[0][0])]
+        for k, (x, _) in enumerate(points):
+            following = points[k + 1][0] if k + 1 < len(points) else None
+            script.append(Visit(x, _numbered(receive, k), following))
+        conductor = Conductor(script, times=torch.cat([times[:1], times]))
+        self._differentiable(conductor, batch.prompts, batch.seeds, grad)
+
+    def generate(self, prompts: Sequence[str], seeds: Tensor, arguments: dict[str, object]) -> Media:
+        """Make pictures as a user would: the pipeline's own `__call__` and its own scheduler.
+
+        Args:
+            prompts: One text a row.
+            seeds: `[n]` keys of the initial noise.
+            arguments: What differs from the policy's own arguments.
+        """
+        given = self._given(prompts, seeds, "pt") | _checked_arguments(self.pipe, arguments)
+        with torch.no_grad(), self._routes.on(self.pipe, Conductor(), len(prompts)):
+            return Media(as_clips(self.pipe(**given)[0]).float().cpu())
+
+    def probe(self, prompt: str) -> None:
+        """Run the pipeline once on one prompt, to learn its loop: how many rounds, which networks, which shapes.
+
+        Raises:
+            PipelineError: If the pipeline does not follow the scheduler contract.
+        """
+        conductor = Conductor([Native(), Native(), *([Skip()] * 10_000)])
+        self.call(conductor, (prompt,), torch.zeros(1, dtype=torch.int64), pixels=False)
+        if conductor.round == 0:
+            raise PipelineError(f"{type(self.pipe).__name__} never stepped its scheduler: it cannot be conducted")
+        self.rounds = conductor.round
+
+    # ---- weights -----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """Put a frozen copy of the trained weights in place: "reference", "behaviour" or "ema"; "live" changes nothing.
+
+        With adapters the reference is the adapter switched off.
+        """
+        if name == "live":
+            yield
+        elif name == "reference" and self.spec.lora:
+            self.denoiser.disable_adapters()
+            try:
+                yield
+            finally:
+                self.denoiser.enable_adapters()
+        else:
+            self._exchange(name)
+            try:
+                yield
+            finally:
+                self._exchange(name)
+
+    def _exchange(self, name: str) -> None:
+        """Swap the live weights with a copy; twice restores both, bit for bit."""
+        frozen = self.snapshots[name]
+        for key, parameter in self.trainable.items():
+            parameter.data, frozen[key] = frozen[key], parameter.data
+
+    def keep(self, name: str) -> None:
+        """Start the frozen copy `name` at the live weights; the reference of an adapter needs none."""
+        if name in self.snapshots or (name == "reference" and self.spec.lora):
+            return
+        self.snapshots[name] = {key: p.detach().clone() for key, p in self.trainable.items()}
+
+    def refresh(self, name: str, decay: float) -> None:
+        """Move the copy: copy <- decay copy + (1 - decay) live."""
+        frozen = self.snapshots[name]
+        torch._foreach_lerp_(list(frozen.values()), [p.detach() for p in self.trainable.values()], 1 - decay)
+
+    def forget_text_encoders(self, prompts: Sequence[str]) -> None:
+        """Embed all `prompts` now, then drop the text encoders from memory where every answer was kept."""
+        encoders = text_encoders(self.pipe)
+        for text in dict.fromkeys(prompts):
+            self.call(Conductor([Skip()] * self.rounds), (text,), torch.zeros(1, dtype=torch.int64), pixels=False)
+        if self.embeddings.cacheable:
+            for name in encoders:
+                vars(self.pipe)[name] = None
+
+    # ---- the pipeline ------------------------------------------------------------------------------------------
+
+    def _given(self, prompts: Sequence[str], seeds: Tensor, output_type: str) -> dict[str, object]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+        own = {"prompt": list(prompts), "generator": generators, "output_type": output_type, "return_dict": False}
+        return self._arguments | own
+
+    def _run(self, conductor: Conductor, prompts: Sequence[str], seeds: Tensor, output_type: str) -> Tensor:
+        given = self._given(prompts, seeds, output_type)
+        vars(self.pipe)["scheduler"] = self._stand_in
+        self._stand_in.conduct(conductor)
+        try:
+            with self._routes.on(self.pipe, conductor, len(prompts)):
+                call = type(self.pipe).__call__
+                return (inspect.unwrap(call) if torch.is_grad_enabled() else call)(self.pipe, **given)[0]
+        finally:
+            self._stand_in.conduct(None)
+            vars(self.pipe)["scheduler"] = self._native
+
+    def _differentiable(self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, grad: bool) -> None:
+        expected = sum(isinstance(action, Visit) for action in conductor.script)
+        with torch.set_grad_enabled(grad):
+            self._run(conductor, prompts, seeds, output_type="latent")
+        if conductor.round != len(conductor.script):
+            raise PipelineError(
+                f"{type(self.pipe).__name__} ran {conductor.round} rounds where {len(conductor.script)} were conducted "
+                f"({expected} of them to be learned from)"
+            )
+
+
+def as_clips(images: Tensor) -> Tensor:
+    """Return pictures `[n, 3, H, W]` or clips `[n, F, 3, H, W]` as clips."""
+    return images[:, None] if images.ndim == 4 else images
+
+
+def _numbered(receive: Receive, k: int) -> Callable[[Tensor], None]:
+    return lambda velocity: receive(k, velocity)
+
+
+def _checked_arguments(pipe: Any, arguments: dict[str, object]) -> dict[str, object]:
+    """Return `arguments` if the pipeline's `__call__` takes them all."""
+    import difflib
+
+    known = list(inspect.signature(type(pipe).__call__).parameters)
+    for name in arguments:
+        if name not in known or name in ("self", "prompt", "generator", "output_type", "return_dict"):
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean '{near[0]}'?" if near and near[0] != name else ""
+            raise ConfigError(f"policy.call.{name}: {type(pipe).__name__} takes no such argument from a config.{hint}")
+    return dict(arguments)

@@ -1,0 +1,148 @@
+"""What a run is: the tree of plain dataclasses that a YAML file constructs, and the checks that cross fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from alignment.errors import ConfigError
+from alignment.objectives.base import Objective
+from alignment.sources.base import Source
+from alignment.spec import Lora, PolicySpec
+from reward_models.base import RewardModel
+
+__all__ = ["Batch", "Data", "Evaluation", "Lora", "Optimizer", "Output", "PolicySpec", "Run", "Snapshots"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where prompts come from.
+
+    Attributes:
+        prompts: A `.txt` file (a prompt a line) or `.jsonl` (an object with "prompt" a line).
+        dedupe: What to do with a prompt that occurs twice: refuse, drop the later ones, or keep.
+    """
+
+    prompts: str
+    dedupe: Literal["error", "drop", "keep"] = "error"
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW and its learning-rate schedule, a pure function of the step.
+
+    Attributes:
+        learning_rate: Peak rate.
+        warmup: Steps of linear warm-up.
+        final: Fraction of the peak reached, linearly, at the last step; 1 keeps the rate constant.
+        max_grad_norm: Global norm at which gradients are clipped.
+    """
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    warmup: int = 0
+    final: float = 1.0
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """How the named copies of the trained weights follow the live ones, after each step.
+
+    Attributes:
+        ema: Decay of the averaged weights used for evaluation and export; 0 evaluates the live weights.
+        behaviour: Largest decay of the weights that sample experience where an objective asks for them
+            (DiffusionNFT's "old" policy); its warm-up is `behaviour_rate` a step.
+        behaviour_rate: Growth of the behaviour decay a step, up to `behaviour`.
+    """
+
+    ema: float = 0.0
+    behaviour: float = 0.5
+    behaviour_rate: float = 0.001
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How a step's experience becomes updates.
+
+    Attributes:
+        updates: Optimiser updates a step; experience is split among them at random.
+        microbatch: Rows in one forward-backward pass on one process.
+    """
+
+    updates: int = 1
+    microbatch: int = 16
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How progress is measured: held-out prompts, the pipeline's own `__call__`, its own sampler, averaged weights.
+
+    Attributes:
+        prompts: Held-out prompt file; null skips evaluation.
+        reward: What to measure; null uses the source's reward.
+        images_per_prompt: Pictures a prompt at the start and at the end.
+        every: Steps between the small evaluations of the curve; 0 for none.
+        curve_images_per_prompt: Pictures a prompt in those.
+        batch_size: Pictures in one pipeline call.
+        call: Arguments that differ from `policy.call` (say more steps).
+        grid: Pictures in the before/after grids.
+    """
+
+    prompts: str | None = None
+    reward: RewardModel | None = None
+    images_per_prompt: int = 4
+    every: int = 0
+    curve_images_per_prompt: int = 4
+    batch_size: int = 64
+    call: dict[str, object] = field(default_factory=dict)
+    grid: int = 32
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go.
+
+    Attributes:
+        folder: Parent of the run's folder.
+        save_every: Steps between checkpoints; 0 saves only at the end.
+        keep: Checkpoints kept.
+        report_to: Trackers, none by default: "wandb", "trackio", "tensorboard".
+        overwrite: Move an existing run folder aside in place of refusing it.
+    """
+
+    folder: str = "runs"
+    save_every: int = 50
+    keep: int = 2
+    report_to: tuple[Literal["wandb", "trackio", "tensorboard"], ...] = ()
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """A whole run."""
+
+    name: str
+    policy: PolicySpec
+    data: Data
+    source: Source
+    objective: Objective
+    steps: int
+    seed: int = 0
+    optimizer: Optimizer = Optimizer()
+    snapshots: Snapshots = Snapshots()
+    batch: Batch = Batch()
+    evaluation: Evaluation = Evaluation()
+    output: Output = Output()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        source, objective = type(self.source), type(self.objective)
+        if source.produces is not objective.consumes:
+            raise ConfigError(
+                f"objective {objective.__name__} consumes {objective.consumes.__name__}, but source "
+                f"{source.__name__} produces {source.produces.__name__}; choose a pair that meets"
+            )

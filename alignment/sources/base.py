@@ -1,0 +1,32 @@
+"""Where a step's experience comes from."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+
+from alignment.batches import Batch, Experience, Groups
+from alignment.context import Context
+from reward_models.base import RewardModel
+
+B_co = TypeVar("B_co", bound=Batch, covariant=True)
+
+
+@runtime_checkable
+class Source(Protocol[B_co]):
+    """Turns the prompts of a step into a typed batch, without gradient.
+
+    Attributes:
+        home: Where `type:` in a config finds implementations.
+        produces: The batch type.
+        prompts: Prompts a step, over all processes.
+        reward: What the samples are scored with.
+    """
+
+    home: ClassVar[str] = "alignment.sources"
+    produces: ClassVar[type[Batch]]
+    prompts: int
+    reward: RewardModel
+
+    def __call__(self, ctx: Context, groups: Groups) -> Experience[B_co]:
+        """Sample, score and credit this process's share of the step: `groups`."""
+        ...

@@ -1,0 +1,54 @@
+"""Which pipeline is aligned, how it is called and what of it is trained: plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Train low-rank adapters, through PEFT.
+
+    Attributes:
+        rank: Rank of each update.
+        alpha: Scale of the update is alpha / rank; null means alpha = rank.
+        targets: Name endings of the modules to adapt; null means every linear layer inside the denoiser's blocks.
+    """
+
+    rank: int = 16
+    alpha: int | None = None
+    targets: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """Which pipeline is aligned, and how it is called and trained.
+
+    Attributes:
+        pipeline: Folder in diffusers layout, or a hub id.
+        revision: Hub revision; null for the default branch.
+        call: Arguments of the pipeline's own `__call__`, the same in rollout, replay and evaluation
+            (height, width, num_inference_steps, guidance_scale, ...).
+        lora: Adapters to train; null trains the denoiser's own weights.
+        trainable: With full fine-tuning: patterns (regular expressions) of parameter names to train; null means all.
+        dtype: Storage of the frozen weights. Trained weights are always float32.
+        autocast: Compute precision of the denoiser, the same in rollout and in the pass with gradient (otherwise the
+            first ratio is not 1); null computes in `dtype`.
+        attention: Attention backend, a name of diffusers' `set_attention_backend`.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        compile: Compile the denoiser.
+        embedding_cache: Folder of cached prompt embeddings; null keeps them in memory only.
+    """
+
+    pipeline: str
+    revision: str | None = None
+    call: dict[str, object] = field(default_factory=dict)
+    lora: Lora | None = None
+    trainable: tuple[str, ...] | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    autocast: Literal["bfloat16"] | None = None
+    attention: str = "native"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    embedding_cache: str | None = None

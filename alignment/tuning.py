@@ -1,0 +1,83 @@
+"""Which weights are trained: low-rank adapters through PEFT, or the denoiser's own."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from alignment.errors import ConfigError
+from alignment.spec import Lora
+
+ADAPTER = "default"
+"""Name of the adapter that is trained."""
+
+
+def lora_targets(denoiser: nn.Module) -> list[str]:
+    """Return the linear layers inside the denoiser's blocks, without those that modulate by time.
+
+    Blocks are whatever stands in a ModuleList; embedders and the output projection stay frozen.
+    """
+    lists = [name for name, module in denoiser.named_modules() if isinstance(module, nn.ModuleList)]
+    return [
+        name
+        for name, module in denoiser.named_modules()
+        if isinstance(module, nn.Linear)
+        and any(name.startswith(prefix + ".") for prefix in lists)
+        and not re.search(r"(^|\.)(norm|adaln|time_emb|modulation)", name.lower())
+    ]
+
+
+def add_lora(denoiser: Any, lora: Lora, seed: int) -> dict[str, nn.Parameter]:
+    """Add float32 adapters and return their weights by name.
+
+    The second matrix of each adapter starts at zero, so the first step starts from the reference itself.
+
+    Raises:
+        ConfigError: If the targets bind no module.
+    """
+    from peft import LoraConfig
+
+    targets = list(lora.targets) if lora.targets is not None else lora_targets(denoiser)
+    alpha = lora.alpha if lora.alpha is not None else lora.rank
+    names = [name for name, _ in denoiser.named_modules()]
+    if not any(name == t or name.endswith("." + t) for t in targets for name in names):
+        linear = sorted({n.rsplit(".", 1)[-1] for n, m in denoiser.named_modules() if isinstance(m, nn.Linear)})
+        raise ConfigError(
+            f"policy.lora.targets {targets} bind no module of {type(denoiser).__name__}; "
+            f"its linear layers end in {', '.join(linear)}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        denoiser.add_adapter(
+            LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian"), ADAPTER
+        )
+    trainable = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
+    for parameter in trainable.values():
+        parameter.data = parameter.data.float()
+    return trainable
+
+
+def unfreeze(denoiser: nn.Module, patterns: tuple[str, ...] | None) -> dict[str, nn.Parameter]:
+    """Make the denoiser's own weights trainable in float32 and return them by name.
+
+    Args:
+        denoiser: The network.
+        patterns: Regular expressions; a parameter is trained if one of them is found in its name. None trains all.
+
+    Raises:
+        ConfigError: If no parameter matches.
+    """
+    chosen = {
+        name: p
+        for name, p in denoiser.named_parameters()
+        if patterns is None or any(re.search(pattern, name) for pattern in patterns)
+    }
+    if not chosen:
+        raise ConfigError(f"policy.trainable {list(patterns or ())} matches no parameter of {type(denoiser).__name__}")
+    for parameter in chosen.values():
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    return chosen

@@ -1,0 +1,52 @@
+"""This process among the others, and what is loaded on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather
+from torch import Tensor
+
+from reward_models.base import RewardModel, Scorer
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank, size, gathering, and scorers loaded once.
+
+    Attributes:
+        state: accelerate's view of the processes.
+        device: Where this process computes.
+    """
+
+    state: PartialState
+    device: torch.device
+    _scorers: dict[str, Scorer] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> int:
+        """Index of this process."""
+        return self.state.process_index
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        return self.state.num_processes
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the rows of all processes, in rank order; every process has the same number of rows."""
+        return values if self.size == 1 else gather(values.to(self.device)).to(values.device)
+
+    def share(self, count: int) -> slice:
+        """Return this process's part of `count` items, which divides by the number of processes."""
+        each = count // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def scorer(self, reward: RewardModel) -> Scorer:
+        """Return the loaded scorer of a description; equal descriptions share one."""
+        description = repr(reward)
+        if description not in self._scorers:
+            self._scorers[description] = reward.load(device=self.device)
+        return self._scorers[description]

@@ -1,0 +1,34 @@
+"""How noise becomes data: paths, dynamics, windows, and the scheduler stand-in that runs any diffusers pipeline.
+
+Conventions, said once. A state on a path is x = alpha x0 + sigma eps. Rectified flows have alpha = 1 - t and sigma = t;
+t = 1 is noise, t = 0 is data, and a step goes from t to s < t. The network's output is called v, whatever it predicts.
+"""
+
+from samplers.grid import Grid, read_grid
+from samplers.path import Path, Prediction, read_path
+from samplers.policy_scheduler import Act, Conductor, Native, Round, Skip, Visit, stand_in
+from samplers.rollout import Call, Recorded, Trajectory, observe_prefix, sample
+from samplers.routing import Routes
+from samplers.step import Step
+
+__all__ = [
+    "Act",
+    "Call",
+    "Conductor",
+    "Grid",
+    "Native",
+    "Path",
+    "Prediction",
+    "Recorded",
+    "Round",
+    "Routes",
+    "Skip",
+    "Step",
+    "Trajectory",
+    "Visit",
+    "observe_prefix",
+    "read_grid",
+    "read_path",
+    "sample",
+    "stand_in",
+]

@@ -1,0 +1,48 @@
+"""Flow-GRPO's SDE: diffusion that grows with the noise level."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from samplers.dynamics._reverse_sde import reverse_sde
+from samplers.dynamics.base import Dynamics
+from samplers.grid import Grid
+from samplers.step import Step
+
+_NEAR_ONE = 1 - 1e-2
+"""Above this t the pole of 1 / (1 - t) is avoided. Wan's grid starts at .999999 and t / 1000 gives .999, so testing for
+t == 1, as the authors' code does, would let a standard deviation of hundreds through."""
+
+
+@dataclass(frozen=True)
+class FlowSDE(Dynamics):
+    """Reverse SDE with g(t) = a sqrt(t / (1 - t)).
+
+    At the first step of a grid that starts at t = 1 the denominator takes the next time, 1 - t_1, while the numerator
+    becomes 1: the first standard deviation is then exactly `a`, on every grid.
+
+    Attributes:
+        a: Noise level, >= 0; the authors use 0.7 for SD3.5 and FLUX.
+
+    Source: Flow-GRPO (arXiv 2505.05470), eq. 9 and its code (sd3_sde_with_logprob).
+    """
+
+    a: float = 0.7
+    marginal: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.a:
+            raise ValueError(f"a must be >= 0, got {self.a}")
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a > 0."""
+        return self.a > 0
+
+    def step(self, grid: Grid, i: int, j: int) -> Step:
+        """Return the Euler-Maruyama step with g(t)."""
+        t = grid.sigma(i)
+        g2 = t / (1 - t) if t < _NEAR_ONE else 1 / (1 - grid.sigma(i + 1))
+        return reverse_sde(grid, i, j, self.a * math.sqrt(g2))

@@ -1,0 +1,165 @@
+"""Group-sampled trajectories from any pipeline, with shared prefixes run once a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from samplers.dynamics.base import Dynamics
+from samplers.grid import Grid
+from samplers.multistep import SecondOrder, strides
+from samplers.policy_scheduler import Act, Conductor, Look, Native, Recorded, Round, Skip, Solve
+from samplers.step import Step
+from samplers.windows.base import Choice
+
+Noise = Callable[[int, torch.Size], Tensor]
+"""noise(round, shape of a sample) -> `[P G, *shape]`, each row from its own stream."""
+
+
+class Call(Protocol):
+    """Runs the pipeline once."""
+
+    def __call__(
+        self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool
+    ) -> Tensor | None:
+        """Denoise one row a prompt, with initial noise keyed by `seeds` `[n]`.
+
+        Returns:
+            Pixels `[n, F, 3, H, W]` in [0, 1], or None where they are not asked for.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One rollout of P prompts, G samples each.
+
+    Attributes:
+        prompts: The P texts.
+        seeds: `[P]` when a group shares its initial noise, else `[P G]`, group by group.
+        group_size: G.
+        rounds: Denoising steps of a call.
+        choice: Which steps are stochastic and trained.
+        dynamics: Rule of the stochastic steps.
+        noise: Their noise.
+        tail: Denoiser calls for the steps after the window, by a second-order solver; null takes them all, natively.
+        share_prefix: Run what a group has in common once a prompt. The result is the same; it exists to be measured.
+    """
+
+    prompts: tuple[str, ...]
+    seeds: Tensor
+    group_size: int
+    rounds: int
+    choice: Choice
+    dynamics: Dynamics
+    noise: Noise
+    tail: int | None = None
+    share_prefix: bool = True
+
+    @property
+    def shared_noise(self) -> bool:
+        """Whether a group starts from one initial noise."""
+        return len(self.seeds) == len(self.prompts)
+
+    @property
+    def repeated(self) -> tuple[str, ...]:
+        """One text a sample."""
+        return tuple(text for text in self.prompts for _ in range(self.group_size))
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a rollout keeps: the end, and the trained steps.
+
+    Attributes:
+        x0: `[P G, *latent]` final latents, float32.
+        pixels: `[P G, F, 3, H, W]` in [0, 1].
+        records: The trained steps. In branch mode states are `[P, ...]` and next states `[P, G, ...]`; else both have
+            one row a sample, and next states have an action axis of one, `[P G, 1, ...]`.
+    """
+
+    x0: Tensor
+    pixels: Tensor
+    records: Mapping[int, Recorded]
+
+
+def sample(call: Call, plan: Plan) -> Trajectory:
+    """Roll out `plan`.
+
+    Raises:
+        ValueError: If the dynamics is deterministic, or a trained step has no noise.
+    """
+    if plan.choice.stochastic and not plan.dynamics.stochastic:
+        raise ValueError(f"{type(plan.dynamics).__name__} is deterministic here: transitions need noise")
+    records: dict[int, Recorded] = {}
+    first = plan.choice.stochastic[0] if plan.choice.stochastic else None
+    seeds = plan.seeds.repeat_interleave(plan.group_size) if plan.shared_noise else plan.seeds
+    parted = None
+    if first is not None and plan.shared_noise and (plan.share_prefix or plan.choice.branch):
+        records[first] = parted = _part(call, plan, first)
+    conductor = Conductor(_script(plan, first, parted))
+    pixels = call(conductor, plan.repeated, seeds, pixels=True)
+    assert pixels is not None and conductor.final is not None
+    records |= {k: _with_action_axis(record) for k, record in conductor.records.items()}
+    if parted is not None and not plan.choice.branch:
+        records[first] = _one_row_a_sample(parted, plan.group_size)
+    trained = {k: records[k] for k in plan.choice.trained}
+    for k, record in trained.items():
+        if not bool((record.step.std > 0).all()):
+            raise ValueError(f"step {k} is to be trained but its std is 0 under {type(plan.dynamics).__name__}")
+    return Trajectory(conductor.final.float(), pixels, trained)
+
+
+def observe_prefix(call: Call, prompts: tuple[str, ...], seeds: Tensor, k: int, rounds: int) -> tuple[Tensor, Tensor, Grid]:
+    """Run the ODE to round `k` and return (state, model output, grid) there; later rounds do not run the denoiser."""
+    seen: list[tuple[Tensor, Tensor, Grid]] = []
+    look = Look(lambda x, v, grid: seen.append((x, v, grid)))
+    conductor = Conductor([*([Native()] * k), look, *([Skip()] * (rounds - k - 1))])
+    call(conductor, prompts, seeds, pixels=False)
+    return seen[0]
+
+
+def _part(call: Call, plan: Plan, k: int) -> Recorded:
+    """Return the step at which groups part: states `[P, ...]`, next states `[P, G, ...]`."""
+    x, v, grid = observe_prefix(call, plan.prompts, plan.seeds, k, plan.rounds)
+    step: Step = plan.dynamics.step(grid, k, k + 1).to(x.device)
+    noise = plan.noise(k, x.shape[1:]).to(x.device).unflatten(0, (len(plan.prompts), plan.group_size))
+    x_next = step.sample(x[:, None], v[:, None], noise).to(x.dtype)
+    return Recorded(x.float(), v.float(), x_next.float(), step)
+
+
+def _script(plan: Plan, first: int | None, parted: Recorded | None) -> list[Round]:
+    """Return what happens in each round of the call with one row a sample."""
+    stochastic = set(plan.choice.stochastic)
+    window_end = max(stochastic, default=-1) + 1
+    script: list[Round] = []
+    for k in range(window_end):
+        if parted is not None and first is not None and k <= first:
+            script.append(Skip(parted.x_next.flatten(0, 1) if k == first else None))
+        elif k in stochastic:
+            script.append(Act(plan.dynamics, _noise_of_round(plan.noise, k)))
+        else:
+            script.append(Native())
+    if plan.tail is None:
+        return [*script, *([Native()] * (plan.rounds - window_end))]
+    solver = SecondOrder()
+    for i, j in strides(window_end, plan.rounds, plan.tail):
+        script += [Solve(solver, to=j), *([Skip()] * (j - i - 1))]
+    return script
+
+
+def _noise_of_round(noise: Noise, k: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: noise(k, x.shape[1:]).to(x.device)
+
+
+def _with_action_axis(record: Recorded) -> Recorded:
+    return Recorded(record.x, record.velocity, record.x_next[:, None], record.step)
+
+
+def _one_row_a_sample(parted: Recorded, group_size: int) -> Recorded:
+    x, v = (z.repeat_interleave(group_size, 0) for z in (parted.x, parted.velocity))
+    return Recorded(x, v, parted.x_next.flatten(0, 1)[:, None], parted.step)

@@ -1,0 +1,122 @@
+"""Standing between a pipeline and its networks: skip a denoiser call, or run it under autocast.
+
+A network is replaced in the pipeline by a twin: an object of a new subclass of its class that shares its `__dict__`, so
+that attributes, parameters and isinstance checks are the network's, and only the call goes another way. Compilation,
+hooks and sharding of the network itself stay untouched.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from samplers.policy_scheduler import Conductor
+
+
+@dataclass(frozen=True)
+class _Blank:
+    """The shape of an answer, for any number of rows."""
+
+    rows: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def zeros(self, rows: int) -> Tensor:
+        """Return zeros for `rows` rows without allocating them."""
+        lead = (self.shape[0] * rows // self.rows, *self.shape[1:]) if self.shape else ()
+        return torch.zeros((), dtype=self.dtype, device=self.device).expand(lead)
+
+
+@dataclass
+class Routes:
+    """What is known of a pipeline's networks, and how their calls go.
+
+    Attributes:
+        networks: Names of the pipeline's modules whose calls are routed: denoisers and what steers them.
+        device: Where they run.
+        autocast: Compute precision of those calls; null leaves it to the weights.
+        blanks: For each (network, nth call of a round): the shape of its answer. Filled by calls that run.
+        rounds_seen: For each network, the rounds in which it was called; a network called in one round only (a text
+            encoder, a VAE) is not part of the loop and is never skipped.
+    """
+
+    networks: tuple[str, ...]
+    device: torch.device
+    autocast: torch.dtype | None = None
+    blanks: dict[tuple[str, int], Any] = field(default_factory=dict)
+    rounds_seen: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+
+    def on(self, pipe: Any, conductor: Conductor, rows: int) -> _Routed:
+        """Return a context in which the networks of `pipe` answer to `conductor`."""
+        return _Routed(self, pipe, conductor, rows)
+
+    def in_loop(self, name: str) -> bool:
+        """Whether the network is called round after round."""
+        return len(self.rounds_seen[name]) > 1
+
+    def answer(self, name: str, nth: int, conductor: Conductor, rows: int, run: Callable[[], Any]) -> Any:
+        """Return the network's answer, or zeros of its shape in a round whose answer nobody reads."""
+        key = (name, nth)
+        if conductor.skipping and self.in_loop(name) and key in self.blanks:
+            return tree_map_only(_Blank, lambda blank: blank.zeros(rows), self.blanks[key])
+        out = self._run(run)
+        self.rounds_seen[name].add(conductor.round)
+        if key not in self.blanks:
+            self.blanks[key] = tree_map_only(Tensor, lambda z: _Blank(rows, tuple(z.shape), z.dtype, z.device), out)
+        return out
+
+    def _run(self, run: Callable[[], Any]) -> Any:
+        if self.autocast is None:
+            return run()
+        with torch.autocast(self.device.type, self.autocast):
+            out = run()
+        return tree_map_only(Tensor, lambda z: z.float() if z.dtype == self.autocast else z, out)
+
+
+class _Routed:
+    """Puts the twins in place and takes them away again."""
+
+    def __init__(self, routes: Routes, pipe: Any, conductor: Conductor, rows: int) -> None:
+        self._routes, self._pipe, self._conductor, self._rows = routes, pipe, conductor, rows
+        self._originals: dict[str, nn.Module] = {}
+        self._calls: dict[tuple[str, int], int] = defaultdict(int)
+
+    def __enter__(self) -> _Routed:
+        for name in self._present(self._routes.networks):
+            network = vars(self._pipe)[name]
+            self._originals[name] = network
+            vars(self._pipe)[name] = _twin(network, self._router(name, network))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        vars(self._pipe).update(self._originals)
+
+    def _present(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if isinstance(vars(self._pipe).get(name), nn.Module)]
+
+    def _router(self, name: str, network: nn.Module) -> Callable[..., Any]:
+        def call(*args: object, **named: object) -> Any:
+            nth = self._calls[name, self._conductor.round]
+            self._calls[name, self._conductor.round] += 1
+            return self._routes.answer(name, nth, self._conductor, self._rows, lambda: network(*args, **named))
+
+        return call
+
+
+def _twin(network: nn.Module, call: Callable[..., Any]) -> nn.Module:
+    """Return an object that is `network` in all but what calling it does."""
+    cls = type(network)
+    made = type("Routed" + cls.__name__, (cls,), {"__call__": lambda self, *args, **named: call(*args, **named)})
+    twin = made.__new__(made)
+    object.__setattr__(twin, "__dict__", vars(network))
+    return twin

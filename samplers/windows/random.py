@@ -1,0 +1,44 @@
+"""A few random steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from samplers.windows.base import Choice, Window, pick, trainable_rounds
+
+
+@dataclass(frozen=True)
+class Random(Window):
+    """`size` random steps are stochastic and trained; the others are ODE steps (Flow-GRPO-Fast).
+
+    Attributes:
+        size: Steps in the window, >= 1.
+        among: Steps to draw from; null means all.
+        contiguous: Draw a run of neighbouring steps, not any subset.
+        drop_last: Leave the last step out.
+    """
+
+    size: int = 2
+    among: tuple[int, ...] | None = None
+    contiguous: bool = False
+    drop_last: bool = True
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be >= 1, got {self.size}")
+
+    def choose(self, rounds: int, step: int, chunk: int, generator: torch.Generator) -> Choice:
+        """Return `size` random steps."""
+        steps = trainable_rounds(rounds, self.drop_last)
+        if self.among is not None:
+            steps = [k for k in steps if k in self.among]
+        if len(steps) < self.size:
+            raise ValueError(f"a window of {self.size} steps cannot be drawn from {len(steps)} eligible ones {steps}")
+        if self.contiguous:
+            start = int(torch.randint(len(steps) - self.size + 1, (1,), generator=generator))
+            chosen = tuple(steps[start : start + self.size])
+        else:
+            chosen = pick(steps, self.size, generator)
+        return Choice(chosen, chosen)
