@@ -1,0 +1,274 @@
+"""Checkpoints that are whole or not there.
+
+A save is written into `checkpoint-N.tmp-RANDOM`, synced to the disk, sealed with a manifest and only then renamed to
+`checkpoint-N`: a process that dies at any moment leaves the earlier checkpoint, or the new one, or both. Older ones are
+deleted after that, never before. `latest` is a text file with the name of the newest, for people and scripts.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import socket
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem
+from alignment.manifest import NAME, Manifest, inspect, read_manifest, verify
+
+LATEST = "latest"
+LOCK = ".lock"
+# `.replaced-` is the former checkpoint of the same step: whole, and the only one for the moment between two renames.
+FINISHED = re.compile(r"checkpoint-\d+(\.replaced-[0-9a-f]+)?")
+UNFINISHED = re.compile(r".+\.tmp-[0-9a-f]+")
+SPACE = 1.2  # room asked for before a save, in sizes of the one before
+REMEDY = {
+    errno.ENOTDIR: "a part of this path is a file; choose another `name` or `output.folder`",
+    errno.EEXIST: "there is a file of this name; choose another `name` or `output.folder`",
+    errno.EACCES: "choose an `output.folder` you may write to",
+    errno.EPERM: "choose an `output.folder` you may write to",
+    errno.EROFS: "the file system is read-only; choose another `output.folder`",
+    errno.ENAMETOOLONG: "choose a shorter `name`",
+    errno.ENOSPC: "free some space, or choose another `output.folder`",
+}
+
+
+class Checkpoints:
+    """The checkpoints of one run's folder.
+
+    Args:
+        folder: The run's folder.
+        keep: Checkpoints left after a save, at least 1.
+        config: The resolved config, whose hash every manifest carries.
+        world_size: Processes of the run; only one of them saves.
+    """
+
+    def __init__(
+        self, folder: Path, keep: int, config: Mapping[str, object] | None = None, world_size: int = 1
+    ) -> None:
+        if keep < 1:
+            raise ConfigError(f"output.keep is {keep}; at least 1 checkpoint must be kept")
+        self.folder = folder
+        self.keep = keep
+        self.config = dict(config or {})
+        self.world_size = world_size
+        self._lock: int | None = None
+
+    def prepare(self) -> None:
+        """Make the folder and keep every other process out of it, before anything is computed.
+
+        Raises:
+            EnvironmentProblem: If nothing can be written here, or another process is doing so.
+        """
+        path = self.folder / LOCK
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            remedy = REMEDY.get(error.errno or 0, "choose another `output.folder`")
+            raise EnvironmentProblem(f"cannot write into {self.folder}: {error.strerror}; {remedy}") from None
+        # The kernel gives the lock back when its holder dies, however it dies: a stale one cannot be met.
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            holder = path.read_text(encoding="utf-8").strip() or "another process"
+            self.close()
+            raise EnvironmentProblem(
+                f"{self.folder} is in use by {holder}; wait for it, stop it, or give this run another `name`"
+            ) from None
+        except OSError as error:
+            warnings.warn(f"{self.folder}: no protection from a second process here ({error.strerror})", stacklevel=2)
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def close(self) -> None:
+        """Let other processes in."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Commit the checkpoint of `step` and return its folder.
+
+        Args:
+            step: Steps done.
+            write: Fills the folder it is given; every `.safetensors` file there must hold finite tensors.
+
+        Raises:
+            EnvironmentProblem: If the disk is full or fails; the checkpoint before is untouched.
+            CheckpointError: If what was written is not worth keeping: no weights, empty, not finite.
+        """
+        before = self._newest_first()
+        self._check_space(before)
+        previous, past = next(iter(before.items()), (None, None))
+        target = self.folder / f"checkpoint-{step}"
+        temporary = _temporary(target)
+        try:
+            for path in self._entries(UNFINISHED):
+                _remove(path)
+            temporary.mkdir()
+            write(temporary)
+            _sync_tree(temporary)
+            manifest = inspect(
+                temporary,
+                step=step,
+                sequence=past.sequence + 1 if past else 1,
+                world_size=self.world_size,
+                config=self.config,
+            )
+            _write_durably(temporary / NAME, manifest.dumps())
+            _sync(temporary)
+            self._commit(temporary, target)
+            self._prune(target)
+        except (OSError, SafetensorError) as error:
+            kept = f"{previous} is intact" if past else "there is none before it"
+            raise EnvironmentProblem(f"the checkpoint of step {step} could not be saved: {error}; {kept}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # not there any more once it is committed
+        if past and past.step != step and past.weights == manifest.weights:
+            warnings.warn(f"{target} has the very weights of step {past.step}: nothing was learned", stacklevel=2)
+        return target
+
+    def find(self, which: str | Path = LATEST) -> Path:
+        """Return a checkpoint to resume from, verified.
+
+        Args:
+            which: A checkpoint's path, its name in this folder, or "latest": the newest that is intact, with a warning
+                about any that is not.
+
+        Raises:
+            CheckpointError: If there is none, it is damaged, or it is of another number of processes.
+        """
+        path = self._latest() if str(which) == LATEST else self._named(Path(which))
+        processes = read_manifest(path).world_size
+        if processes != self.world_size:
+            raise CheckpointError(
+                f"{path} was written by a run of {processes} processes, this one has {self.world_size}; "
+                f"resume with `accelerate launch --num_processes {processes}`"
+            )
+        return path
+
+    def _latest(self) -> Path:
+        intact, damage = self._newest_intact()
+        if intact is None:
+            found = "no checkpoint" if not damage else "no intact checkpoint: " + "; ".join(damage)
+            raise CheckpointError(f"{self.folder} has {found}; start afresh, without `--resume`")
+        if damage:
+            warnings.warn(f"{'; '.join(damage)}. Falling back to {intact}", stacklevel=3)
+        return intact
+
+    def _named(self, which: Path) -> Path:
+        path = which if which.is_dir() else self.folder / which
+        if not path.is_dir():
+            found = ", ".join(sorted(entry.name for entry in self._entries(FINISHED))) or "none"
+            raise CheckpointError(f"there is no checkpoint {which}; in {self.folder} there is: {found}")
+        try:
+            verify(path)
+        except CheckpointError as error:
+            intact, _ = Checkpoints(path.parent, keep=1)._newest_intact()
+            remedy = f"{intact} is intact" if intact else "no other one beside it is intact"
+            raise CheckpointError(f"{error}; {remedy}") from None
+        return path
+
+    def _newest_intact(self) -> tuple[Path | None, list[str]]:
+        """Return the newest checkpoint that verifies, and what is wrong with those that may be newer."""
+        damage: list[str] = []
+        # One that cannot be read may be the newest, so it is looked at first.
+        for path, _ in sorted(self._newest_first().items(), key=lambda item: item[1] is not None):
+            try:
+                verify(path)
+            except CheckpointError as error:
+                damage.append(str(error))
+            else:
+                return path, damage
+        return None, damage
+
+    def _entries(self, pattern: re.Pattern[str]) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return [path for path in self.folder.iterdir() if pattern.fullmatch(path.name)]
+
+    def _newest_first(self) -> dict[Path, Manifest | None]:
+        """Return the finished checkpoints, by the order they were saved in; last, those that cannot be read."""
+        found: dict[Path, Manifest | None] = {}
+        for path in self._entries(FINISHED):
+            try:
+                found[path] = read_manifest(path)
+            except CheckpointError:
+                found[path] = None
+        return dict(sorted(found.items(), key=lambda item: item[1].sequence if item[1] else 0, reverse=True))
+
+    def _check_space(self, before: Mapping[Path, Manifest | None]) -> None:
+        needed = SPACE * max((manifest.size for manifest in before.values() if manifest), default=0)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            warnings.warn(
+                f"{self.folder}: {free / 2**20:.0f} MiB free, the next checkpoint needs about {needed / 2**20:.0f}; "
+                f"free some space or lower `output.keep`",
+                stacklevel=3,
+            )
+
+    def _commit(self, temporary: Path, target: Path) -> None:
+        if target.exists():
+            os.rename(target, target.with_name(f"{target.name}.replaced-{secrets.token_hex(4)}"))
+        os.rename(temporary, target)
+        _sync(self.folder)
+        pointer = _temporary(self.folder / LATEST)
+        _write_durably(pointer, f"{target.name}\n")
+        os.replace(pointer, self.folder / LATEST)
+        _sync(self.folder)
+
+    def _prune(self, saved: Path) -> None:
+        """Delete all but the newest; `saved` has just been verified and is the newest."""
+        others = [path for path in self._newest_first() if path != saved]
+        replaced = [path for path in others if not path.name.removeprefix("checkpoint-").isdecimal()]
+        surplus = [path for path in others if path not in replaced][self.keep - 1 :]
+        for path in replaced + surplus:
+            # Out of sight first: a deletion that is cut short must not look like a damaged checkpoint.
+            aside = _temporary(path)
+            os.rename(path, aside)
+            _remove(aside)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _write_durably(path: Path, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        rest = memoryview(text.encode())
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)

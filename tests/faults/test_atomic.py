@@ -1,0 +1,34 @@
+"""A process killed at any file-system call of a save leaves a valid checkpoint, and no debris after the next save."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CALLS = 25  # a save makes more than that; fewer would mean that the kills are not counted any more
+AFTER = {"first": {None, 10}, "next": {5, 10}, "same step": {5}}
+
+
+@pytest.mark.multi
+@pytest.mark.parametrize("situation", AFTER)
+def test_a_kill_at_any_call_leaves_a_valid_checkpoint(tmp_path: Path, situation: str) -> None:
+    run = subprocess.run(
+        [sys.executable, Path(__file__).with_name("kill_at_each_call.py"), tmp_path, situation],
+        env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    kills = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(kills) > CALLS
+    assert [kill["killed"] for kill in kills] == [True] * (len(kills) - 1) + [False]
+    assert {kill["found"] for kill in kills} == AFTER[situation]
+    assert kills[-1]["found"] == max(step for step in AFTER[situation] if step)
+    for kill in kills:
+        assert kill["left"] == ["checkpoint-15", "latest"], kill
