@@ -1,0 +1,117 @@
+"""The layers of a config: the files it extends, the file itself, the command line; each laid upon the one before."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from alignment._yaml import MAX_DEPTH, Node, parse, show
+from alignment.errors import ConfigError
+
+MAX_EXTENDS = 8
+
+
+def read(path: Path, trail: tuple[Path, ...] = ()) -> Node:
+    """Read a config file and the files it extends (relative to it; left to right, then the file itself).
+
+    Raises:
+        ConfigError: A file is missing, unreadable, not a mapping, or extends itself.
+    """
+    file = os.path.normpath(path)
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{file}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+    except (FileNotFoundError, ValueError):  # ValueError: a name with a null character
+        siblings = (str(p) for p in Path(path).parent.glob("*.yaml")) if "\0" not in file else ()
+        raise ConfigError(f"{file!r}: there is no such config file. {nearest(file, siblings)}".rstrip()) from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    root = parse(text, file)
+    if not isinstance(root.value, dict):
+        raise ConfigError(f"{root.where}: a config is a mapping of keys to values; this file is {show(root)}")
+    own = {key: node for key, node in root.value.items() if key != "extends"}
+    merged = Node({}, root.where)
+    trail = (*trail, Path(path).resolve())
+    for parent in _parents(root):
+        target = Path(path).parent / str(parent.value)
+        if target.resolve() in trail or len(trail) > MAX_EXTENDS:
+            raise ConfigError(f"{parent.where}: extends: {os.path.normpath(target)} goes round, or too deep")
+        try:
+            merged = merge(merged, read(target, trail))
+        except ConfigError as error:
+            if target.is_file():
+                raise
+            raise ConfigError(f"{parent.where}: extends: {error}") from None
+    return merge(merged, Node(own, root.where))
+
+
+def _parents(root: Node) -> Sequence[Node]:
+    assert isinstance(root.value, dict)
+    extends: Node = root.value.get("extends", Node([], root.where))
+    parents = extends.value if isinstance(extends.value, list) else [extends]
+    for parent in parents:
+        if not isinstance(parent.value, str) or "\0" in parent.value:
+            raise ConfigError(f"{parent.where}: extends: expected a file name or a list of them, got {show(parent)}")
+    return parents
+
+
+def merge(base: Node, over: Node) -> Node:
+    """Lay `over` upon `base`: mappings key by key, anything else in place of it.
+
+    A mapping with another `type:` is another thing: the old one's keys go with it.
+    """
+    if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
+        return over
+    old, new = base.value, over.value
+    if "type" in old and "type" in new and old["type"].value != new["type"].value:
+        return over
+    laid = {key: merge(old[key], node) if key in old else node for key, node in new.items()}
+    return Node({**old, **laid}, over.where)
+
+
+def override(root: Node, assignments: Sequence[str]) -> Node:
+    """Lay `key.path=value` assignments upon `root`, each value read as YAML; list items are named by their index.
+
+    A `type` is set before its siblings whatever the order they were typed in.
+    """
+    pairs: list[tuple[list[str], Node]] = []
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not all(path.split(".")) or path.count(".") > MAX_DEPTH:
+            raise ConfigError(f"command line: expected key.path=value, got {assignment!r}")
+        try:
+            pairs.append((path.split("."), parse(text, None)))
+        except ConfigError as error:
+            raise ConfigError(f"command line: {path}:{str(error).removeprefix('command line:')}") from None
+    pairs.sort(key=lambda pair: len(pair[0]) if pair[0][-1] == "type" else math.inf)
+    for path, value in pairs:
+        root = _assign(root, path, value, ".".join(path))
+    return root
+
+
+def _assign(node: Node, path: Sequence[str], value: Node, full: str) -> Node:
+    head, rest = path[0], path[1:]
+    if isinstance(node.value, list):
+        if not head.isdecimal() or int(head) >= len(node.value):
+            raise ConfigError(f"command line: {full}: {head!r} is not the index of one of {len(node.value)} list items")
+        items = list(node.value)
+        items[int(head)] = _assign(items[int(head)], rest, value, full) if rest else merge(items[int(head)], value)
+        return Node(items, node.where)
+    if not isinstance(node.value, dict | None):
+        raise ConfigError(f"command line: {full}: there is no {head!r} inside {show(node)} ({node.where})")
+    mapping = node.value or {}
+    if rest:
+        child = mapping.get(head, Node(None, "command line"))
+        return Node({**mapping, head: _assign(child, rest, value, full)}, node.where)
+    return merge(Node(mapping, node.where), Node({head: value}, node.where))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "Did you mean 'x'? " for the closest known name, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean '{close[0]}'? " if close else ""

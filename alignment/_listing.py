@@ -1,0 +1,92 @@
+"""What a config can say: every kind that a run is made of, its types, their fields with one line of explanation each."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from typing import get_args
+
+from alignment import _kinds
+from alignment.config import fields_of, words
+from alignment.errors import ConfigError
+
+
+def kinds(root: type) -> dict[str, type]:
+    """Return each kind reachable from the fields of `root` and of the types found on the way, by its folder's name."""
+    found: dict[str, type] = {}
+    seen: set[type] = set()
+    pending: list[object] = [root]
+    while pending:
+        annotation = pending.pop()
+        pending.extend(get_args(annotation))
+        if not isinstance(annotation, type) or annotation in seen:
+            continue
+        seen.add(annotation)
+        if _kinds.is_kind(annotation):
+            found[annotation.home.rpartition(".")[2]] = annotation
+            pending.extend(_kinds.find(annotation, name) for name in _kinds.known(annotation))
+        elif dataclasses.is_dataclass(annotation):
+            pending.extend(hint for hint, _ in fields_of(annotation).values())
+    return dict(sorted(found.items()))
+
+
+def listing(root: type, name: str | None) -> str:
+    """Describe the kind called `name`; with None, list the kinds; with "run", describe `root` itself.
+
+    Raises:
+        ConfigError: There is no such kind.
+    """
+    found = kinds(root)
+    if name is None:
+        return "\n".join(f"{key:16}{', '.join(_kinds.known(kind))}" for key, kind in found.items())
+    if name == "run":
+        return "\n".join(_fields(root))
+    if name not in found:
+        raise ConfigError(f"there is nothing called '{name}' to list. Known: run, {', '.join(found)}")
+    blocks = []
+    for short in _kinds.known(found[name]):
+        cls = _kinds.find(found[name], short)
+        blocks.append("\n".join([f"type: {short}", f"    {_summary(cls)}", *(f"    {line}" for line in _fields(cls))]))
+    return "\n\n".join(blocks)
+
+
+def _summary(cls: type) -> str:
+    return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+def _fields(cls: type) -> list[str]:
+    """Return one line a field: name, type, default, explanation; fields of plain dataclasses are indented below."""
+    explained = _explained(cls)
+    lines = []
+    for name, (hint, field) in fields_of(cls).items():
+        line = f"{name}: {words(hint)}{_default(field)}"
+        lines.append(f"{line}. {explained[name]}" if name in explained else line)
+        for part in (hint, *get_args(hint)):
+            if dataclasses.is_dataclass(part) and not _kinds.is_kind(part):
+                lines.extend(f"    {deeper}" for deeper in _fields(part))
+    return lines
+
+
+def _default(field: dataclasses.Field) -> str:
+    if field.default is dataclasses.MISSING:
+        return ", required" if field.default_factory is dataclasses.MISSING else ""
+    if dataclasses.is_dataclass(field.default):
+        return ""
+    return f", default {_shown(field.default)}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _explained(cls: type) -> dict[str, str]:
+    """Read the docstring's `Attributes:` block: the first sentence of each entry."""
+    block = (inspect.getdoc(cls) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    entries = re.split(r"^    (?=\w+: )", block, flags=re.MULTILINE)[1:]
+    pairs = (entry.split(": ", 1) for entry in entries)
+    return {name: re.split(r"(?<=\.)\s", re.sub(r"\s+", " ", text).strip())[0] for name, text in pairs}

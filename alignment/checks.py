@@ -1,0 +1,129 @@
+"""The checks that cross fields, made before anything is loaded: each gives a key, what is wrong and what to do."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from alignment.errors import ConfigError
+from alignment.run import Run
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+Problem = tuple[str, str]
+"""(key path, message)"""
+
+
+def processes() -> int:
+    """Return how many processes the launcher says there are, before any of them has met."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check(run: Run, world_size: int) -> None:
+    """Refuse a run that cannot work on this machine with this many processes.
+
+    Raises:
+        ConfigError: The first problem found.
+    """
+    for key, message in (*values(run), *_geometry(run, world_size), *_files(run)):
+        raise ConfigError(f"{key}: {message}")
+
+
+def values(run: Run) -> Iterator[Problem]:
+    """Yield what is wrong with the run whatever the machine; `config.load` adds file and line."""
+    optimizer, evaluation = run.optimizer, run.evaluation
+    if not re.fullmatch(r"[\w.-]+", run.name) or run.name in (".", ".."):
+        yield "name", f"got {run.name!r}; it names a folder: letters, digits, '-', '_' and '.' only"
+    at_least = {
+        "steps": (run.steps, 1),
+        "batch.updates": (run.batch.updates, 1),
+        "batch.microbatch": (run.batch.microbatch, 1),
+        "source.prompts": (run.source.prompts, 1),
+        "optimizer.warmup": (optimizer.warmup, 0),
+        "optimizer.weight_decay": (optimizer.weight_decay, 0),
+        "evaluation.images_per_prompt": (evaluation.images_per_prompt, 1),
+        "evaluation.curve_images_per_prompt": (evaluation.curve_images_per_prompt, 1),
+        "evaluation.batch_size": (evaluation.batch_size, 1),
+        "evaluation.every": (evaluation.every, 0),
+        "evaluation.grid": (evaluation.grid, 0),
+        "output.save_every": (run.output.save_every, 0),
+        "output.keep": (run.output.keep, 1),
+    }
+    for key, (got, least) in at_least.items():
+        if got < least:
+            yield key, f"got {got}, expected at least {least}"
+    for key, got in {"learning_rate": optimizer.learning_rate, "max_grad_norm": optimizer.max_grad_norm}.items():
+        if not 0 < got:
+            yield f"optimizer.{key}", f"got {got}, expected more than 0"
+    if run.threads is not None and run.threads < 1:
+        yield "threads", f"got {run.threads}, expected at least 1, or null for all cores"
+    if run.policy.lora is not None and run.policy.lora.rank < 1:
+        yield "policy.lora.rank", f"got {run.policy.lora.rank}, expected at least 1"
+    if run.policy.lora is not None and run.policy.trainable is not None:
+        yield (
+            "policy.trainable",
+            "it chooses among the denoiser's own weights, but policy.lora trains adapters; drop one",
+        )
+    for key, decay in {"ema": run.snapshots.ema, "behaviour": run.snapshots.behaviour}.items():
+        if not 0 <= decay < 1:
+            yield f"snapshots.{key}", f"got {decay}, expected a decay from 0 to below 1"
+
+
+def _geometry(run: Run, world_size: int) -> Iterator[Problem]:
+    prompts = run.source.prompts
+    each, over = divmod(prompts, world_size)
+    if over:
+        near = " or ".join(str(n * world_size) for n in (each, each + 1) if n)
+        yield (
+            "source.prompts",
+            f"{prompts} prompts a step do not divide over {world_size} processes: "
+            f"{prompts} = {world_size} x {each} + {over}; use {near}",
+        )
+
+
+def _files(run: Run) -> Iterator[Problem]:
+    for key, name in {"data.prompts": run.data.prompts, "evaluation.prompts": run.evaluation.prompts}.items():
+        if name is not None and not Path(name).is_file():
+            yield key, f"there is no file {name} (paths are relative to the current folder, {Path.cwd()})"
+    yield from _pipeline(run.policy.pipeline)
+    folder = Path(run.output.folder)
+    exists = next(path for path in (folder / run.name, folder, *folder.absolute().parents) if path.exists())
+    if not exists.is_dir():
+        yield "output.folder", f"{exists} is a file, so the run cannot have the folder {folder / run.name}"
+    elif not os.access(exists, os.W_OK | os.X_OK):
+        yield "output.folder", f"{exists} cannot be written to; choose another folder or mend its permissions"
+
+
+def _pipeline(name: str) -> Iterator[Problem]:
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            yield "policy.pipeline", f"the folder {name} holds no model_index.json: it is not a diffusers pipeline"
+    elif path.exists():
+        yield "policy.pipeline", f"{name} is a file; expected a folder in diffusers layout, or a hub id"
+    elif not HUB_ID.fullmatch(name) or path.parent.is_dir():
+        # `assets/tiny` has the shape of a hub id too, but a folder `assets` says what was meant.
+        yield "policy.pipeline", f"there is no folder {name}, and it is not a hub id (owner/name)"
+
+
+def describe(run: Run, world_size: int) -> str:
+    """Say in a paragraph what the run would do."""
+    policy, source = run.policy, run.source
+    trains = f"LoRA adapters of rank {policy.lora.rank}" if policy.lora else "the denoiser's own weights"
+    held = ", ".join(run.objective.snapshots) or "none"
+    evaluation = run.evaluation
+    return (
+        f"This run, {run.name}, would train {trains} of {policy.pipeline} for {run.steps} steps: "
+        f"{type(source).__name__} gathers experience for {source.prompts} prompts a step over {world_size} "
+        f"process{'es' if world_size > 1 else ''}, {type(source.reward).__name__} scores it, and "
+        f"{type(run.objective).__name__} learns from it in {run.batch.updates} update"
+        f"{'s' if run.batch.updates > 1 else ''} a step, {run.batch.microbatch} rows at a time. "
+        f"Frozen copies of the weights held: {held}. "
+        + (
+            f"Held-out prompts: {evaluation.prompts}, {evaluation.images_per_prompt} pictures each, before and after. "
+            if evaluation.prompts
+            else "Nothing is held out for evaluation. "
+        )
+        + f"Results go to {Path(run.output.folder) / run.name}. Nothing was loaded or written now."
+    )

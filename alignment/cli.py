@@ -1,0 +1,172 @@
+"""The command line. Every subcommand is a thin function that imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from alignment import __version__
+from alignment.errors import VisalignError
+
+INTERRUPTED = 130
+REWARD_FAILED = 2
+
+
+def main() -> int:
+    """Run the command line of this process; the entry point of `visalign`."""
+    return run(sys.argv[1:])
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run `visalign ARGV...` and return the exit code.
+
+    What is the user's to mend (a `VisalignError`, a reward that fails) is printed alone, without a traceback.
+
+    Raises:
+        SystemExit: argparse has answered: --help, --version, or arguments that cannot be read (code 2).
+    """
+    args = _parse(argv)
+    try:
+        return args.command(args)
+    except VisalignError as error:
+        print(f"visalign: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("visalign: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except RuntimeError as error:
+        # Here and not at the top: the module imports torch, which --help does without.
+        from reward_models.base import RewardError
+
+        if not isinstance(error, RewardError):
+            raise
+        print(f"visalign: {error}", file=sys.stderr)
+        return REWARD_FAILED
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    args, left = parser.parse_known_args(argv)
+    # argparse fills `key=value ...` only up to the first option; what stands behind options comes back here.
+    takes = "overrides" in args
+    unknown = [word for word in left if not takes or word.startswith("-")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if takes:
+        args.overrides = [*args.overrides, *left]
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="visalign", description="Align diffusion and flow generators with what people want.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"visalign {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_add_train, _add_doctor, _add_export, _add_report, _add_config):
+        add(commands)
+    return parser
+
+
+def _add(commands: argparse._SubParsersAction, name: str, says: str) -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=says, description=says, allow_abbrev=False)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="laid over the config, such as objective.clip=1e-4",
+    )
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "train", "align a pipeline as a config says")
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
+    _add_overrides(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the whole config and what would happen, and stop")
+    parser.add_argument("--resume", metavar="latest|PATH", help="continue from the newest or a given checkpoint")
+    parser.set_defaults(command=_train)
+
+
+def _train(args: argparse.Namespace) -> int:
+    if args.dry_run:
+        return _dry_run(args)
+    from alignment import train
+
+    return train.main(args.config, args.overrides, dry_run=False, resume=args.resume)
+
+
+def _dry_run(args: argparse.Namespace) -> int:
+    from alignment import checks, config
+
+    run = config.load(args.config, args.overrides)
+    checks.check(run, checks.processes())
+    print(config.resolved(run))
+    print(checks.describe(run, checks.processes()))
+    return 0
+
+
+def _add_doctor(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "doctor", "check the laws of training on a config or a pipeline before time is spent on it")
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file")
+    _add_overrides(parser)
+    parser.add_argument("--pipeline", metavar="PATH", help="check a pipeline (folder or hub id) without a config")
+    parser.add_argument("--snr", action="store_true", help="measure the gradient's signal-to-noise at each step")
+    parser.add_argument("--shuffle", action="store_true", help="measure the damage done by shuffled advantages")
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
+    parser.set_defaults(command=_doctor, usage_error=parser.error)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    if (args.config is None) == (args.pipeline is None):
+        args.usage_error("give either a CONFIG or --pipeline PATH")
+    from alignment import doctor
+
+    return doctor.main(
+        args.config, args.overrides, pipeline=args.pipeline, snr=args.snr, shuffle=args.shuffle, as_json=args.json
+    )
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "export", "write a checkpoint as plain diffusers loads it")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint-N folder")
+    parser.add_argument("--to", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--as", dest="form", required=True, choices=("lora", "merged", "full"), help="what to write")
+    parser.add_argument("--pipeline", metavar="PATH", help="the pipeline it was trained on, where it has moved")
+    parser.set_defaults(command=_export)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from alignment import export
+
+    return export.main(args.checkpoint, args.to, form=args.form, pipeline=args.pipeline)
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "report", "write report.html of a run again")
+    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.set_defaults(command=_report)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from alignment import report
+
+    return report.main(args.run)
+
+
+def _add_config(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "config", "list what a config can say")
+    parser.add_argument("kind", nargs="?", metavar="KIND", help="run, objectives, sources, ...; without it, the kinds")
+    parser.set_defaults(command=_config)
+
+
+def _config(args: argparse.Namespace) -> int:
+    from alignment._listing import listing
+    from alignment.run import Run
+
+    print(listing(Run, args.kind))
+    return 0

@@ -1,0 +1,210 @@
+"""From YAML to dataclasses and back.
+
+`load` lays files and command line upon each other (`_layers`), `build` constructs the dataclasses bottom-up, `resolved`
+writes them out again. Classes are plain; their annotations are the schema and every error names file, line and key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NoReturn, TypeVar, Union, get_args, get_origin
+
+import pydantic
+
+from alignment import _kinds, _layers, _yaml, checks
+from alignment._yaml import Node
+from alignment.errors import ConfigError
+from alignment.run import Run
+from reward_models.base import RewardError
+
+T = TypeVar("T")
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """Read a config file, what it extends, and `key.path=value` overrides, into a run.
+
+    Raises:
+        ConfigError: Anything is wrong; the message names the file, line and key, or says "command line".
+    """
+    _kinds.look_here()
+    node = _layers.override(_layers.read(Path(path)), overrides)
+    run = build(Run, node)
+    for key, message in checks.values(run):
+        _fail(_at(node, key), key, message)
+    return run
+
+
+def build(cls: type[T], node: Node) -> T:
+    """Construct the dataclass `cls` from a mapping node.
+
+    A field is a leaf (validated strictly: `true` is no number, `"1"` neither), a dataclass, a kind (chosen by `type:`,
+    see `_kinds`), or `X | None`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]` of these.
+    """
+    return typing.cast(T, _value(cls, node, ""))
+
+
+def _at(node: Node, key: str) -> Node:
+    """Return the node at a key path, or the nearest one above it that was written."""
+    for name in key.split("."):
+        if not isinstance(node.value, dict) or name not in node.value:
+            break
+        node = node.value[name]
+    return node
+
+
+def resolved(run: object) -> str:
+    """Return YAML text that builds an equal run, every default written out."""
+    return _yaml.dump(_written(type(run), run))
+
+
+@functools.cache
+def fields_of(cls: type) -> dict[str, tuple[object, dataclasses.Field]]:
+    """Return each constructor field of a dataclass with its evaluated annotation."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: (hints[field.name], field) for field in dataclasses.fields(cls) if field.init}
+
+
+def members(annotation: object) -> tuple[object, ...]:
+    """Return the alternatives of a union, without None; of anything else, itself."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(member for member in get_args(annotation) if member is not type(None))
+    return (annotation,)
+
+
+def words(annotation: object) -> str:
+    """Return a type in words for people: "a whole number or null", "one of 'error', 'drop', 'keep'"."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(words(arg) for arg in args)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, args))
+    if origin is tuple:
+        of = f"of {words(args[0])}" if args[-1] is Ellipsis else f"({', '.join(map(words, args))})"
+        return f"a list {of}"
+    if origin in (dict, Mapping):
+        return f"a mapping to {words(args[1])}"
+    if annotation in (object, typing.Any):
+        return "anything"
+    cls = origin or annotation
+    if _kinds.is_kind(cls):
+        return f"{_kinds.title(cls)} (a mapping with 'type')"
+    if dataclasses.is_dataclass(cls):
+        return f"{cls.__name__} (a mapping)"
+    return WORDS.get(cls, str(annotation))
+
+
+def _fail(node: Node, key: str, message: object) -> NoReturn:
+    raise ConfigError(": ".join(part for part in (node.where, key, str(message)) if part))
+
+
+def _value(expected: object, node: Node, key: str) -> object:
+    """Construct what the annotation `expected` asks for."""
+    if node.value is None and type(None) in get_args(expected):
+        return None
+    alternatives = members(expected)
+    compound = [one for one in alternatives if _is_compound(one)]
+    if not compound:
+        return _leaf(expected, node, key)
+    if len(compound) > 1:
+        raise TypeError(f"{key}: {expected} has more than one alternative that a mapping or a list could mean")
+    if len(alternatives) > 1 and not isinstance(node.value, dict | list):
+        return _leaf(Union[tuple(one for one in alternatives if one is not compound[0])], node, key)  # noqa: UP007
+    return _compound(compound[0], node, key, expected)
+
+
+def _is_compound(annotation: object) -> bool:
+    cls = get_origin(annotation) or annotation
+    return cls in (tuple, dict, Mapping) or _kinds.is_kind(cls) or dataclasses.is_dataclass(cls)
+
+
+def _compound(expected: object, node: Node, key: str, asked: object) -> object:
+    cls, args = get_origin(expected) or expected, get_args(expected)
+    wanted = list if cls is tuple else dict
+    if not isinstance(node.value, wanted):
+        _fail(node, key, f"got {_yaml.show(node)}, expected {words(asked)}")
+    if cls is tuple:
+        return _tuple(args, node, key)
+    if cls in (dict, Mapping):
+        return {name: _value(args[1], child, _join(key, name)) for name, child in node.value.items()}
+    given = dict(node.value)
+    if _kinds.is_kind(cls):
+        cls = _chosen(cls, given.pop("type", None), node, key)
+    return _construct(cls, given, node, key)
+
+
+def _tuple(args: tuple[object, ...], node: Node, key: str) -> tuple[object, ...]:
+    items: list[Node] = node.value  # type: ignore[assignment]  # checked by the caller
+    if args[-1] is Ellipsis:
+        args = (args[0],) * len(items)
+    if len(args) != len(items):
+        _fail(node, key, f"got {_yaml.show(node)}, expected a list of {len(args)}")
+    return tuple(_value(arg, item, _join(key, str(i))) for i, (arg, item) in enumerate(zip(args, items, strict=True)))
+
+
+def _chosen(kind: type, node: Node | None, parent: Node, key: str) -> type:
+    if node is None:
+        known = ", ".join(_kinds.known(kind))
+        _fail(parent, key, f"'type' is missing. Known: {known}; or give 'package.module:Class'")
+    if not isinstance(node.value, str):
+        _fail(node, _join(key, "type"), f"got {_yaml.show(node)}, expected a name")
+    try:
+        return _kinds.find(kind, node.value)
+    except ConfigError as error:
+        raise ConfigError(f"{node.where}: {_join(key, 'type')}: {error}") from error
+
+
+def _construct(cls: type, given: dict[str, Node], node: Node, key: str) -> object:
+    fields = fields_of(cls)
+    listed = f"Fields: {', '.join(fields) or 'none'}."
+    for name, child in given.items():
+        if name not in fields:
+            _fail(child, _join(key, name), f"{cls.__name__} has no such field. {_layers.nearest(name, fields)}{listed}")
+    for name, (annotation, field) in fields.items():
+        if name not in given and field.default is field.default_factory is dataclasses.MISSING:
+            _fail(node, key, f"{cls.__name__} needs '{name}' ({words(annotation)}), which is missing. {listed}")
+    values = {name: _value(fields[name][0], child, _join(key, name)) for name, child in given.items()}
+    try:
+        return cls(**values)
+    except (ValueError, RewardError) as error:
+        _fail(node, key, error)
+
+
+@functools.cache
+def _adapter(expected: object) -> pydantic.TypeAdapter:
+    return pydantic.TypeAdapter(expected)
+
+
+def _leaf(expected: object, node: Node, key: str) -> object:
+    try:
+        return _adapter(expected).validate_python(_yaml.plain(node), strict=True)
+    except pydantic.errors.PydanticSchemaGenerationError:
+        _fail(node, key, f"the type {expected} cannot be written in a config")
+    except pydantic.ValidationError:
+        choices = [one for part in members(expected) if get_origin(part) is Literal for one in get_args(part)]
+        hint = _layers.nearest(node.value, map(str, choices)) if isinstance(node.value, str) else ""
+        _fail(node, key, f"got {_yaml.show(node)}, expected {words(expected)}. {hint}".rstrip(". "))
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def _written(expected: object, value: object) -> object:
+    """Return the plain values that build `value` where `expected` is asked for."""
+    if dataclasses.is_dataclass(value):
+        kinds = [cls for one in members(expected) if _kinds.is_kind(cls := get_origin(one) or one)]
+        body = {name: _written(hint, getattr(value, name)) for name, (hint, _) in fields_of(type(value)).items()}
+        return {"type": _kinds.short_name(kinds[0], type(value)), **body} if kinds else body
+    args = next((get_args(one) for one in members(expected) if get_origin(one) in (tuple, dict, Mapping)), ())
+    if isinstance(value, tuple):
+        hints = (args[0],) * len(value) if args[-1] is Ellipsis else args
+        return [_written(hint, item) for hint, item in zip(hints, value, strict=True)]
+    if isinstance(value, dict) and args:
+        return {name: _written(args[1], item) for name, item in value.items()}
+    return value
