@@ -42,11 +42,9 @@ STYLE = {
     "xtick.labelcolor": FAINT,
     "ytick.labelcolor": FAINT,
     "lines.linewidth": 1.6,
-    "legend.frameon": False,
-    "legend.labelcolor": FAINT,
-    "legend.fontsize": 8.5,
     "axes.prop_cycle": matplotlib.cycler(color=SERIES),
 }
+LEGEND = {"frameon": False, "labelcolor": FAINT, "fontsize": 8.5}
 
 
 @dataclass(frozen=True)
@@ -72,25 +70,27 @@ class Single:
         metric: Name in `metrics.jsonl`.
         title: What it is.
         note: How to read it.
-        logarithmic: Whether its scale is.
+        unit: What one on the scale is, in the metric's own unit.
+        noisy: Whether a running mean helps to read it.
     """
 
     metric: str
     title: str
     note: str
-    logarithmic: bool = False
+    unit: float = 1.0
+    noisy: bool = True
 
 
 SINGLES = (
     Single("clip/fraction", "Clipped", "Share of terms whose ratio left the trust region, and so gave no gradient."),
     Single("kl/reference", "Distance to the reference", "KL divergence of a step from the policy at the start."),
-    Single("grad/norm", "Gradient norm", "Before clipping; a jump here comes before trouble elsewhere.", True),
+    Single("grad/norm", "Gradient norm", "Before clipping; a jump here comes before trouble elsewhere."),
     Single("loss", "Loss", "Near zero for policy gradients by construction; it need not fall."),
     Single("reward/zero_std_fraction", "Groups without signal", "Share of groups whose samples all scored the same."),
     Single("reward/unscored_fraction", "Not scored", "Share of samples the reward could not score; they are left out."),
-    Single("learning_rate", "Learning rate", "As the schedule set it."),
+    Single("learning_rate", "Learning rate", "As the schedule set it.", noisy=False),
     Single("samples_per_second", "Samples a second", "Sampled, scored and learned from."),
-    Single("memory/peak_bytes", "Peak memory", "In bytes, over the run so far."),
+    Single("memory/peak_bytes", "Peak memory (GiB)", "Over the run so far.", unit=2**30, noisy=False),
 )
 PHASES = ("rollout", "reward", "update", "evaluation", "checkpoint")
 
@@ -104,6 +104,10 @@ class Columns:
 
     def __contains__(self, name: str) -> bool:
         return any(line.get(name) is not None for line in self._lines)
+
+    def constant(self, name: str) -> bool:
+        """Return whether a metric never changed, and so needs no curve."""
+        return bool(np.unique(self[name][~np.isnan(self[name])]).size < 2)
 
     def __getitem__(self, name: str) -> np.ndarray:
         values = [math.nan if line.get(name) is None else line[name] for line in self._lines]
@@ -122,7 +126,7 @@ def training_reward(columns: Columns, held_out: Mapping[int, Interval]) -> Chart
     note = "Mean of each step's samples and its running mean; the band is one standard deviation within a group."
     if held_out:
         points(axes, held_out, SERIES[1], "held out, 95 %")
-        axes.legend(loc="best")
+        axes.legend(loc="best", **LEGEND)
         note += " Dots are held-out prompts."
     return _chart(figure, axes, "Training reward", note)
 
@@ -137,7 +141,7 @@ def held_out_score(metric: str, found: Mapping[int, Interval], columns: Columns)
         note += " The line is the training samples' running mean."
     points(axes, found, SERIES[1], "held out, 95 %")
     if part in columns:
-        axes.legend(loc="best")
+        axes.legend(loc="best", **LEGEND)
     return _chart(figure, axes, f"Held out: {metric}", note)
 
 
@@ -155,7 +159,7 @@ def phases(columns: Columns) -> Chart:
             axes.stairs(bottom + height, edges, baseline=bottom, fill=True, color=colour, alpha=0.85, label=label)
         bottom = bottom + height
     axes.set_ylim(0, None)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=6, handlelength=1, columnspacing=1)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, handlelength=0.8, columnspacing=1.2, **LEGEND)
     return _chart(figure, axes, "Seconds a step", "By phase, stacked; other is what no phase accounts for.")
 
 
@@ -175,11 +179,10 @@ def ratios(columns: Columns) -> Chart:
 def single(columns: Columns, which: Single) -> Chart:
     """Draw one metric over the steps."""
     figure, axes = _axes()
-    values = columns[which.metric]
-    if which.logarithmic and (values[~np.isnan(values)] > 0).all():
-        axes.set_yscale("log")
-    axes.plot(columns.step, values, color=SERIES[0], alpha=0.35, linewidth=1)
-    axes.plot(columns.step, smooth(values), color=SERIES[0])
+    values = columns[which.metric] / which.unit
+    if which.noisy:
+        axes.plot(columns.step, values, color=SERIES[0], alpha=0.35, linewidth=1)
+    axes.plot(columns.step, smooth(values) if which.noisy else values, color=SERIES[0])
     return _chart(figure, axes, which.title, which.note)
 
 
@@ -190,7 +193,7 @@ def points(axes: Axes, found: Mapping[float, Interval], colour: str, label: str)
     low = np.array([interval.low for interval in found.values()])
     high = np.array([interval.high for interval in found.values()])
     bars = np.nan_to_num(np.stack([mean - low, high - mean])).clip(0)
-    axes.errorbar(at, mean, yerr=bars, color=colour, label=label, marker="o", markersize=4.5, capsize=2.5, elinewidth=1.2)
+    axes.errorbar(at, mean, yerr=bars, color=colour, label=label, marker="o", markersize=4.5, capsize=2.5)
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -230,9 +233,7 @@ def _inline(svg: str, prefix: str) -> str:
     svg = f'<svg {view.group(0)} aria-hidden="true">' + svg[svg.index(">") + 1 :]
     svg = svg.replace("xlink:href", "href")
     referred = set(re.findall(r"#([A-Za-z_][\w.-]*)", svg))
-    svg = re.sub(
-        r' id="([^"]*)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in referred else "", svg
-    )
+    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in referred else "", svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
     for colour, variable in _VARIABLES.items():

@@ -18,7 +18,7 @@ from torch import Tensor
 from reward_models.base import Media
 
 PICTURE_WIDTH = 160
-"""Least width of a picture in a grid, in pixels; smaller ones are enlarged by a whole factor, so that they stay sharp."""
+"""Least width of a picture in a grid, in pixels; smaller ones are enlarged by a whole factor and stay sharp."""
 CAPTION_LINES = 3
 FONT_SIZE = 11
 DEFAULT_FPS = 8.0
@@ -54,6 +54,16 @@ def encode_clip(clip: Sequence[Image.Image], fps: float) -> bytes:
             array = np.ascontiguousarray(np.asarray(picture.convert("RGB"))[:height, :width])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
         container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def encode_loop(clip: Sequence[Image.Image], fps: float) -> bytes:
+    """Return an animated WebP of `clip`, which plays for ever wherever a picture may stand."""
+    buffer = io.BytesIO()
+    milliseconds = round(1000 / fps)
+    clip[0].save(
+        buffer, format="WEBP", save_all=True, append_images=clip[1:], duration=milliseconds, loop=0, quality=80
+    )
     return buffer.getvalue()
 
 

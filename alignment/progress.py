@@ -30,8 +30,8 @@ class ProgressLine:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if self.console.is_terminal and not quiet:
-            columns = (TextColumn("[bold]step"), MofNCompleteColumn(), BarColumn(bar_width=None), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, console=self.console)
+            step, rest = TextColumn("[bold]step"), TextColumn("{task.description}", markup=False)
+            self._bar = Progress(step, MofNCompleteColumn(), BarColumn(bar_width=None), rest, console=self.console)
             self._task = self._bar.add_task("", total=total_steps)
             self._bar.start()
 

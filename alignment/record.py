@@ -96,7 +96,8 @@ class Recorder:
         """Write a captioned grid of the first rows to `samples/` and return its path."""
         shown = slice(0, SAMPLES_SHOWN)
         media, captions = media[shown], list(prompts)[shown]
-        notes = ["not scored" if math.isnan(value) else f"reward {value:.3g}" for value in rewards.value[shown].tolist()]
+        scores = rewards.value[shown].tolist()
+        notes = ["not scored" if math.isnan(score) else f"reward {score:.3g}" for score in scores]
         pages = grid(media, captions, notes)
         moving = len(pages) > 1
         path = self.folder / run_folder.SAMPLES / f"{step:06d}-{name}.{'mp4' if moving else 'png'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import torch
 import yaml
 from markupsafe import Markup
@@ -20,7 +22,7 @@ from PIL import Image
 from alignment import figures, run_folder
 from alignment.errors import DataError
 from alignment.figures import Chart, Columns
-from alignment.pictures import DEFAULT_FPS, encode, encode_clip, frames
+from alignment.pictures import DEFAULT_FPS, encode, encode_loop, frames, printable
 from alignment.progress import duration
 from alignment.record import intervals
 from alignment.run_folder import BASE, FINAL, Evaluated
@@ -68,6 +70,10 @@ class Comparison:
             return "n/a"
         return f"{100 * value:.1f} %" if self.share else f"{value:.3f}"
 
+    def between(self, interval: Interval) -> str:
+        """Return the ends of an interval as text."""
+        return f"[{self.number(interval.low)}, {self.number(interval.high)}]".replace(" %", "")
+
     def signed(self, value: float) -> str:
         """Return a difference as text; that of a share in percentage points."""
         if math.isnan(value):
@@ -81,7 +87,7 @@ class Shown:
 
     Attributes:
         uri: Its bytes, as a data URI.
-        moving: Whether it is a clip.
+        moving: Whether it is a film, to be started and stopped.
         small: Whether it is enlarged on screen, and should keep its pixels sharp.
         scores: Metric and score, as text.
     """
@@ -112,7 +118,7 @@ def write(folder: Path) -> Path:
     columns = Columns(run_folder.read_metrics(folder / run_folder.METRICS))
     evaluations = run_folder.read_evaluations(folder)
     if not len(columns.step) and not evaluations:
-        raise DataError(f"{folder} holds no run: neither {run_folder.METRICS} nor {run_folder.EVALUATIONS}/ has anything")
+        raise DataError(f"{folder} holds no run: {run_folder.METRICS} and {run_folder.EVALUATIONS}/ have nothing")
     config = _text(folder / run_folder.CONFIG)
     summary = _json(folder / run_folder.SUMMARY)
     before, after = evaluations.get(BASE), evaluations.get(FINAL)
@@ -126,6 +132,7 @@ def write(folder: Path) -> Path:
         curves=_curves(columns, evaluations),
         pairs=_pairs(*ends) if ends else [],
         health=_health(columns),
+        constants=_constants(columns),
         samples=_samples(folder),
         config=config,
         environment=_text(folder / run_folder.ENVIRONMENT),
@@ -137,7 +144,7 @@ def write(folder: Path) -> Path:
 
 def main(run_folder: str) -> int:
     """Write the report of a run, print its path and return the exit code."""
-    print(write(Path(run_folder)))
+    sys.stdout.write(f"{write(Path(run_folder))}\n")
     return 0
 
 
@@ -180,7 +187,7 @@ def _facts(config: str, summary: Mapping[str, Any], columns: Columns) -> list[tu
 
 def _comparisons(base: Evaluated, final: Evaluated) -> list[Comparison]:
     if base.prompts != final.prompts or not torch.equal(base.seeds, final.seeds):
-        raise DataError("evaluation/base.json and evaluation/final.json hold different prompts or seeds and do not pair")
+        raise DataError("evaluation/base.json and final.json hold different prompts or seeds, so they do not pair")
     before, after = intervals(base), intervals(final)
     result = []
     for metric in (name for name in after if name in before):
@@ -210,12 +217,19 @@ def _health(columns: Columns) -> list[Chart]:
     charts = [figures.phases(columns)] if "seconds/total" in columns else []
     if "ratio/mean" in columns:
         charts.append(figures.ratios(columns))
-    return charts + [figures.single(columns, which) for which in figures.SINGLES if which.metric in columns]
+    moved = [which for which in figures.SINGLES if which.metric in columns and not columns.constant(which.metric)]
+    return charts + [figures.single(columns, which) for which in moved]
+
+
+def _constants(columns: Columns) -> list[tuple[str, str]]:
+    """Return the metrics that never changed, which a line of text says better than a curve."""
+    still = [which for which in figures.SINGLES if which.metric in columns and columns.constant(which.metric)]
+    return [(which.title, f"{np.nanmax(columns[which.metric]) / which.unit:.4g}") for which in still]
 
 
 def _pairs(base: Evaluated, final: Evaluated) -> list[Pair]:
     shown = range(min(len(base.media), len(final.media)))
-    return [Pair(final.prompts[row], _shown(base, row), _shown(final, row)) for row in shown]
+    return [Pair(printable(final.prompts[row]), _shown(base, row), _shown(final, row)) for row in shown]
 
 
 def _shown(result: Evaluated, row: int) -> Shown:
@@ -229,7 +243,8 @@ def _shown(result: Evaluated, row: int) -> Shown:
         for metric, score in result.scores.items()
     )
     if len(clip) > 1:
-        return Shown(_uri("video/mp4", encode_clip(clip, result.media.fps or DEFAULT_FPS)), True, width < 200, scores)
+        loop = encode_loop(clip, result.media.fps or DEFAULT_FPS)
+        return Shown(_uri("image/webp", loop), False, width < 200, scores)
     if width > 128:
         return Shown(_uri("image/jpeg", encode(clip[0], "JPEG")), False, width < 200, scores)
     return Shown(_uri("image/png", encode(clip[0])), False, True, scores)

@@ -86,7 +86,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def cannot_write(path: Path, error: OSError) -> str:
     """Return what to tell the user of a write that the disk refused."""
-    return f"cannot write {path}: {error.strerror}; free space or fix the permission, then continue with --resume latest"
+    return f"cannot write {path}: {error.strerror}; free space or fix the permission, then resume the run"
 
 
 def write_json(path: Path, value: object) -> None:

@@ -95,9 +95,14 @@ class Trackio:
         # The name is the identity here, and two folders may share theirs.
         name = f"{folder.name}-{_run_id(folder)[:6]}"
         self._run = self._trackio.init(
-            project=project, name=name, config=dict(config), resume="allow", embed=False, auto_log_gpu=False,
+            project=project,
+            name=name,
+            config=dict(config),
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
             auto_log_cpu=False,
-        )  # fmt: skip
+        )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show numbers at a step."""
@@ -143,9 +148,9 @@ class TensorBoard:
         """Show pictures or clips at a step."""
         for row in range(len(captions)):
             clip = frames(media.pixels[row])
-            picture = self._summary.Image(
-                height=clip[0].height, width=clip[0].width, colorspace=3, encoded_image_string=_animated(clip, media.fps)
-            )
+            width, height = clip[0].size
+            content = _animated(clip, media.fps)
+            picture = self._summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
             value = self._summary.Value(tag=f"{name}/{row:02d}", image=picture)
             self._writer.file_writer.add_summary(self._summary(value=[value]), step)
         listed = "".join(f"<li>{html.escape(caption)}</li>" for caption in captions)

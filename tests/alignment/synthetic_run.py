@@ -28,7 +28,7 @@ def media(prompts: tuple[str, ...], right: torch.Tensor, *, frames: int = 1, siz
     rows = torch.arange(size, dtype=torch.float32)
     pixels = torch.full((len(prompts), frames, 3, size, size), 0.95)
     for index, prompt in enumerate(prompts):
-        count, colour = (prompt.split() + ["", ""])[:2]
+        count, colour = [*prompt.split(), "", ""][:2]
         shade = torch.tensor(COLOURS.get(colour, (0.5, 0.5, 0.5)))
         shade = shade if right[index] else shade.roll(1)
         for k in range({"two": 2, "three": 3}.get(count, 1)):
@@ -106,8 +106,8 @@ def write_run(
             if step % 20 == 0:
                 progress = 1 - math.exp(-3 * step / steps)
                 result = evaluated(0.3 + gain * progress, frames=frames, seed=seed, hostile=hostile)
-                rows = result.media
-                record.samples("train", step, rows, result.prompts[: len(rows)], Rewards(result.scores["graded"][: len(rows)]))
+                rewards = Rewards(result.scores["graded"][: len(result.media)])
+                record.samples("train", step, result.media, result.prompts[: len(result.media)], rewards)
                 if step:
                     record.evaluation(f"step-{step:06d}", step, result)
         record.evaluation("final", steps, evaluated(0.3 + gain, frames=frames, seed=seed + 100, hostile=hostile))
