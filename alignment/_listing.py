@@ -1,4 +1,4 @@
-"""What a config can say: every kind that a run is made of, its types, their fields with one line of explanation each."""
+"""What a config can say: every kind that a run is made of, its types, and their fields with a line of explanation."""
 
 from __future__ import annotations
 

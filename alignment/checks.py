@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from alignment.errors import ConfigError
 from alignment.run import Run
+from samplers.windows.base import Window
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 Problem = tuple[str, str]
@@ -32,42 +36,72 @@ def check(run: Run, world_size: int) -> None:
 
 def values(run: Run) -> Iterator[Problem]:
     """Yield what is wrong with the run whatever the machine; `config.load` adds file and line."""
-    optimizer, evaluation = run.optimizer, run.evaluation
     if not re.fullmatch(r"[\w.-]+", run.name) or run.name in (".", ".."):
         yield "name", f"got {run.name!r}; it names a folder: letters, digits, '-', '_' and '.' only"
-    at_least = {
+    yield from _numbers(run)
+    if run.policy.lora is not None and run.policy.trainable is not None:
+        yield (
+            "policy.trainable",
+            "it chooses among the denoiser's own weights, but policy.lora trains adapters; drop one",
+        )
+    yield from _rows(run)
+
+
+def _numbers(run: Run) -> Iterator[Problem]:
+    optimizer, evaluation = run.optimizer, run.evaluation
+    at_least: dict[str, tuple[float, float]] = {
         "steps": (run.steps, 1),
+        "threads": (1 if run.threads is None else run.threads, 1),
+        "policy.lora.rank": (1 if run.policy.lora is None else run.policy.lora.rank, 1),
         "batch.updates": (run.batch.updates, 1),
         "batch.microbatch": (run.batch.microbatch, 1),
         "source.prompts": (run.source.prompts, 1),
         "optimizer.warmup": (optimizer.warmup, 0),
         "optimizer.weight_decay": (optimizer.weight_decay, 0),
+        "optimizer.final": (optimizer.final, 0),
         "evaluation.images_per_prompt": (evaluation.images_per_prompt, 1),
         "evaluation.curve_images_per_prompt": (evaluation.curve_images_per_prompt, 1),
         "evaluation.batch_size": (evaluation.batch_size, 1),
         "evaluation.every": (evaluation.every, 0),
         "evaluation.grid": (evaluation.grid, 0),
+        "snapshots.behaviour_rate": (run.snapshots.behaviour_rate, 0),
         "output.save_every": (run.output.save_every, 0),
         "output.keep": (run.output.keep, 1),
     }
     for key, (got, least) in at_least.items():
         if got < least:
             yield key, f"got {got}, expected at least {least}"
-    for key, got in {"learning_rate": optimizer.learning_rate, "max_grad_norm": optimizer.max_grad_norm}.items():
-        if not 0 < got:
+    above_zero = {
+        "learning_rate": optimizer.learning_rate,
+        "epsilon": optimizer.epsilon,
+        "max_grad_norm": optimizer.max_grad_norm,
+    }
+    for key, got in above_zero.items():
+        if got <= 0:
             yield f"optimizer.{key}", f"got {got}, expected more than 0"
-    if run.threads is not None and run.threads < 1:
-        yield "threads", f"got {run.threads}, expected at least 1, or null for all cores"
-    if run.policy.lora is not None and run.policy.lora.rank < 1:
-        yield "policy.lora.rank", f"got {run.policy.lora.rank}, expected at least 1"
-    if run.policy.lora is not None and run.policy.trainable is not None:
-        yield (
-            "policy.trainable",
-            "it chooses among the denoiser's own weights, but policy.lora trains adapters; drop one",
-        )
-    for key, decay in {"ema": run.snapshots.ema, "behaviour": run.snapshots.behaviour}.items():
+    decays = {"snapshots.ema": run.snapshots.ema, "snapshots.behaviour": run.snapshots.behaviour}
+    for key, decay in {**decays, **{f"optimizer.betas.{i}": beta for i, beta in enumerate(optimizer.betas)}}.items():
         if not 0 <= decay < 1:
-            yield f"snapshots.{key}", f"got {decay}, expected a decay from 0 to below 1"
+            yield key, f"got {decay}, expected a number from 0 to below 1"
+
+
+def _rows(run: Run) -> Iterator[Problem]:
+    """Look at the window with the pipeline's own number of steps, and at how the rows of a step become updates."""
+    parts = {field.name: getattr(run.source, field.name) for field in dataclasses.fields(run.source)}  # type: ignore[arg-type]
+    rounds = run.policy.call.get("num_inference_steps")
+    rows = run.source.prompts * parts.get("group_size", 1)
+    for name, window in parts.items():
+        if isinstance(window, Window) and isinstance(rounds, int):
+            try:
+                choice = window.choose(rounds, 0, 0, torch.Generator())
+            except ValueError as error:
+                yield f"source.{name}", f"with policy.call.num_inference_steps {rounds}: {error}"
+                return
+            rows = run.source.prompts if choice.branch else rows
+    updates = run.batch.updates
+    if updates > 0 and rows % updates:
+        each, over = divmod(rows, updates)
+        yield "batch.updates", f"{rows} rows a step do not divide into {updates}: {rows} = {updates} x {each} + {over}"
 
 
 def _geometry(run: Run, world_size: int) -> Iterator[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from alignment import __version__
 from alignment.errors import VisalignError
@@ -27,8 +27,13 @@ def run(argv: Sequence[str]) -> int:
         SystemExit: argparse has answered: --help, --version, or arguments that cannot be read (code 2).
     """
     args = _parse(argv)
+    return _answer(lambda: args.command(args))
+
+
+def _answer(command: Callable[[], int]) -> int:
+    """Return the command's exit code, or that of what stopped it."""
     try:
-        return args.command(args)
+        return command()
     except VisalignError as error:
         print(f"visalign: {error}", file=sys.stderr)
         return error.exit_code
