@@ -17,10 +17,13 @@ import pkgutil
 import re
 import sys
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from alignment._layers import nearest
 from alignment.errors import ConfigError
+
+Kind = Any
+"""A protocol class with a `home`, which the type system has no name for."""
 
 
 def look_here() -> None:
@@ -34,12 +37,12 @@ def is_kind(annotation: object) -> bool:
     return isinstance(annotation, type) and Protocol in annotation.__bases__ and "home" in vars(annotation)
 
 
-def title(kind: type) -> str:
+def title(kind: Kind) -> str:
     """Return the kind in words: "objective", "reward model"."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
 
 
-def known(kind: type) -> dict[str, str]:
+def known(kind: Kind) -> dict[str, str]:
     """Return the class name of every short name in the kind's home, read from the files without importing them."""
     spec = importlib.util.find_spec(kind.home)
     if spec is None or spec.submodule_search_locations is None:
@@ -60,7 +63,7 @@ def _class_in(file: Path) -> str | None:
     return next((name for name in classes if name.lower() == file.stem.replace("_", "").lower()), None)
 
 
-def find(kind: type, name: str) -> type:
+def find(kind: Kind, name: str) -> type:
     """Return the class that `type: name` means.
 
     Raises:
@@ -76,7 +79,7 @@ def find(kind: type, name: str) -> type:
                 f"or give 'package.module:Class'"
             )
         module_name, path = f"{kind.home}.{name}", names[name]
-    found: object = _import(module_name, name)
+    found: Any = _import(module_name, name)
     for part in path.split("."):
         if part not in vars(found):
             raise ConfigError(f"'{name}': there is no {part!r} in {module_name}")
@@ -96,7 +99,7 @@ def _import(module: str, name: str) -> object:
         raise ConfigError(f"'{name}': importing {module} failed ({error}))") from error
 
 
-def _fits(kind: type, found: type, name: str) -> None:
+def _fits(kind: Kind, found: type, name: str) -> None:
     if not dataclasses.is_dataclass(found):
         raise ConfigError(f"'{name}': {found.__name__} is not a dataclass, so a config cannot construct it")
     named = (name for name in vars(kind) if name == "__call__" or not name.startswith("_"))
@@ -110,7 +113,7 @@ def _article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def short_name(kind: type, cls: type) -> str:
+def short_name(kind: Kind, cls: type) -> str:
     """Return what `type:` says for this class: the file name where the folder rule finds it, else the import path."""
     module = cls.__module__.removeprefix(f"{kind.home}.")
     if module != cls.__module__ and known(kind).get(module) == cls.__qualname__:

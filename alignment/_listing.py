@@ -8,13 +8,14 @@ import re
 from typing import get_args
 
 from alignment import _kinds
+from alignment._kinds import Kind
 from alignment.config import fields_of, words
 from alignment.errors import ConfigError
 
 
-def kinds(root: type) -> dict[str, type]:
+def kinds(root: type) -> dict[str, Kind]:
     """Return each kind reachable from the fields of `root` and of the types found on the way, by its folder's name."""
-    found: dict[str, type] = {}
+    found: dict[str, Kind] = {}
     seen: set[type] = set()
     pending: list[object] = [root]
     while pending:
@@ -63,7 +64,7 @@ def _fields(cls: type) -> list[str]:
         line = f"{name}: {words(hint)}{_default(field)}"
         lines.append(f"{line}. {explained[name]}" if name in explained else line)
         for part in (hint, *get_args(hint)):
-            if dataclasses.is_dataclass(part) and not _kinds.is_kind(part):
+            if isinstance(part, type) and dataclasses.is_dataclass(part) and not _kinds.is_kind(part):
                 lines.extend(f"    {deeper}" for deeper in _fields(part))
     return lines
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import yaml
+from yaml.composer import ComposerError
 
 from alignment.errors import ConfigError
 
@@ -46,13 +47,13 @@ class Node:
 class _Loader(yaml.SafeLoader):
     """Composes with the core schema only, and no deeper than a config can be."""
 
-    yaml_implicit_resolvers: ClassVar[dict] = {}
+    yaml_implicit_resolvers: ClassVar[dict] = {}  # pyright: ignore[reportIncompatibleVariableOverride]
     depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, _TOO_DEEP, self.peek_event().start_mark)
+            raise ComposerError(None, None, _TOO_DEEP, self.peek_event().start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,9 +88,9 @@ def _numbers(run: Run) -> Iterator[Problem]:
 
 def _rows(run: Run) -> Iterator[Problem]:
     """Look at the window with the pipeline's own number of steps, and at how the rows of a step become updates."""
-    parts = {field.name: getattr(run.source, field.name) for field in dataclasses.fields(run.source)}  # type: ignore[arg-type]
-    rounds = run.policy.call.get("num_inference_steps")
-    rows = run.source.prompts * parts.get("group_size", 1)
+    parts, rounds = _parts(run), run.policy.call.get("num_inference_steps")
+    group = parts.get("group_size")
+    rows = run.source.prompts * (group if isinstance(group, int) else 1)
     for name, window in parts.items():
         if isinstance(window, Window) and isinstance(rounds, int):
             try:
@@ -102,6 +103,12 @@ def _rows(run: Run) -> Iterator[Problem]:
     if updates > 0 and rows % updates:
         each, over = divmod(rows, updates)
         yield "batch.updates", f"{rows} rows a step do not divide into {updates}: {rows} = {updates} x {each} + {over}"
+
+
+def _parts(run: Run) -> dict[str, object]:
+    """Return the source's fields: which it has is its own affair, and what it lacks is not checked."""
+    assert dataclasses.is_dataclass(run.source)
+    return {field.name: getattr(run.source, field.name) for field in dataclasses.fields(run.source)}
 
 
 def _geometry(run: Run, world_size: int) -> Iterator[Problem]:
@@ -143,21 +150,21 @@ def _pipeline(name: str) -> Iterator[Problem]:
 
 def describe(run: Run, world_size: int) -> str:
     """Say in a paragraph what the run would do."""
-    policy, source = run.policy, run.source
+    policy, source, evaluation = run.policy, run.source, run.evaluation
     trains = f"LoRA adapters of rank {policy.lora.rank}" if policy.lora else "the denoiser's own weights"
-    held = ", ".join(run.objective.snapshots) or "none"
-    evaluation = run.evaluation
-    return (
-        f"This run, {run.name}, would train {trains} of {policy.pipeline} for {run.steps} steps: "
-        f"{type(source).__name__} gathers experience for {source.prompts} prompts a step over {world_size} "
-        f"process{'es' if world_size > 1 else ''}, {type(source.reward).__name__} scores it, and "
-        f"{type(run.objective).__name__} learns from it in {run.batch.updates} update"
-        f"{'s' if run.batch.updates > 1 else ''} a step, {run.batch.microbatch} rows at a time. "
-        f"Frozen copies of the weights held: {held}. "
-        + (
-            f"Held-out prompts: {evaluation.prompts}, {evaluation.images_per_prompt} pictures each, before and after. "
-            if evaluation.prompts
-            else "Nothing is held out for evaluation. "
-        )
-        + f"Results go to {Path(run.output.folder) / run.name}. Nothing was loaded or written now."
-    )
+    group = _parts(run).get("group_size")
+    samples = f" x {group} samples = {source.prompts * group} pictures or clips" if isinstance(group, int) else ""
+    held = {*run.objective.snapshots, *(["ema"] if run.snapshots.ema > 0 else [])}
+    sentences = [
+        f"This run, {run.name}, would train {trains} of {policy.pipeline} for {run.steps} steps.",
+        f"In each, {type(source).__name__} makes {source.prompts} prompts{samples} on {world_size} "
+        f"process{'es' if world_size > 1 else ''}, {type(source.reward).__name__} scores them, and "
+        f"{type(run.objective).__name__} learns from them in {run.batch.updates} "
+        f"update{'s' if run.batch.updates > 1 else ''}, at most {run.batch.microbatch} rows in a backward pass.",
+        f"Frozen copies of the trained weights: {', '.join(sorted(held)) or 'none'}.",
+        f"Held-out prompts: {evaluation.prompts}, {evaluation.images_per_prompt} pictures each, before and after."
+        if evaluation.prompts
+        else "No prompts are held out, so nothing is evaluated.",
+        f"Results would go to {Path(run.output.folder) / run.name}. Nothing was loaded or written now.",
+    ]
+    return textwrap.fill(" ".join(sentences), width=110, break_long_words=False, break_on_hyphens=False)

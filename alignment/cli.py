@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from alignment import __version__
 from alignment.errors import VisalignError
 
+Commands = Any
+"""What `add_subparsers` returns; argparse keeps its class private."""
 INTERRUPTED = 130
 REWARD_FAILED = 2
 
@@ -74,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands: argparse._SubParsersAction, name: str, says: str) -> argparse.ArgumentParser:
+def _add(commands: Commands, name: str, says: str) -> argparse.ArgumentParser:
     return commands.add_parser(name, help=says, description=says, allow_abbrev=False)
 
 
@@ -88,7 +91,7 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_train(commands: argparse._SubParsersAction) -> None:
+def _add_train(commands: Commands) -> None:
     parser = _add(commands, "train", "align a pipeline as a config says")
     parser.add_argument("config", metavar="CONFIG", help="a YAML file")
     _add_overrides(parser)
@@ -115,7 +118,7 @@ def _dry_run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_doctor(commands: argparse._SubParsersAction) -> None:
+def _add_doctor(commands: Commands) -> None:
     parser = _add(commands, "doctor", "check the laws of training on a config or a pipeline before time is spent on it")
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file")
     _add_overrides(parser)
@@ -136,7 +139,7 @@ def _doctor(args: argparse.Namespace) -> int:
     )
 
 
-def _add_export(commands: argparse._SubParsersAction) -> None:
+def _add_export(commands: Commands) -> None:
     parser = _add(commands, "export", "write a checkpoint as plain diffusers loads it")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint-N folder")
     parser.add_argument("--to", required=True, metavar="DIR", help="folder to write")
@@ -151,7 +154,7 @@ def _export(args: argparse.Namespace) -> int:
     return export.main(args.checkpoint, args.to, form=args.form, pipeline=args.pipeline)
 
 
-def _add_report(commands: argparse._SubParsersAction) -> None:
+def _add_report(commands: Commands) -> None:
     parser = _add(commands, "report", "write report.html of a run again")
     parser.add_argument("run", metavar="RUN", help="a run's folder")
     parser.set_defaults(command=_report)
@@ -163,7 +166,7 @@ def _report(args: argparse.Namespace) -> int:
     return report.main(args.run)
 
 
-def _add_config(commands: argparse._SubParsersAction) -> None:
+def _add_config(commands: Commands) -> None:
     parser = _add(commands, "config", "list what a config can say")
     parser.add_argument("kind", nargs="?", metavar="KIND", help="run, objectives, sources, ...; without it, the kinds")
     parser.set_defaults(command=_config)

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import pydantic
 
@@ -64,20 +64,20 @@ def resolved(run: object) -> str:
 
 
 @functools.cache
-def fields_of(cls: type) -> dict[str, tuple[object, dataclasses.Field]]:
+def fields_of(cls: type) -> dict[str, tuple[Any, dataclasses.Field]]:
     """Return each constructor field of a dataclass with its evaluated annotation."""
     hints = typing.get_type_hints(cls)
     return {field.name: (hints[field.name], field) for field in dataclasses.fields(cls) if field.init}
 
 
-def members(annotation: object) -> tuple[object, ...]:
+def members(annotation: Any) -> tuple[Any, ...]:
     """Return the alternatives of a union, without None; of anything else, itself."""
     if get_origin(annotation) in (Union, types.UnionType):
         return tuple(member for member in get_args(annotation) if member is not type(None))
     return (annotation,)
 
 
-def words(annotation: object) -> str:
+def words(annotation: Any) -> str:
     """Return a type in words for people: "a whole number or null", "one of 'error', 'drop', 'keep'"."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
@@ -89,12 +89,12 @@ def words(annotation: object) -> str:
         return f"a list {of}"
     if origin in (dict, Mapping):
         return f"a mapping to {words(args[1])}"
-    if annotation in (object, typing.Any):
+    if annotation in (object, Any):
         return "anything"
-    cls = origin or annotation
+    cls: Any = origin or annotation
     if _kinds.is_kind(cls):
         return f"{_kinds.title(cls)} (a mapping with 'type')"
-    if dataclasses.is_dataclass(cls):
+    if isinstance(cls, type) and dataclasses.is_dataclass(cls):
         return f"{cls.__name__} (a mapping)"
     return WORDS.get(cls, str(annotation))
 
@@ -103,7 +103,7 @@ def _fail(node: Node, key: str, message: object) -> NoReturn:
     raise ConfigError(": ".join(part for part in (node.where, key, str(message)) if part))
 
 
-def _value(expected: object, node: Node, key: str) -> object:
+def _value(expected: Any, node: Node, key: str) -> object:
     """Construct what the annotation `expected` asks for."""
     if node.value is None and type(None) in get_args(expected):
         return None
@@ -118,27 +118,27 @@ def _value(expected: object, node: Node, key: str) -> object:
     return _compound(compound[0], node, key, expected)
 
 
-def _is_compound(annotation: object) -> bool:
+def _is_compound(annotation: Any) -> bool:
     cls = get_origin(annotation) or annotation
     return cls in (tuple, dict, Mapping) or _kinds.is_kind(cls) or dataclasses.is_dataclass(cls)
 
 
-def _compound(expected: object, node: Node, key: str, asked: object) -> object:
+def _compound(expected: Any, node: Node, key: str, asked: Any) -> object:
     cls, args = get_origin(expected) or expected, get_args(expected)
-    wanted = list if cls is tuple else dict
-    if not isinstance(node.value, wanted):
+    written: Any = node.value
+    if not isinstance(written, list if cls is tuple else dict):
         _fail(node, key, f"got {_yaml.show(node)}, expected {words(asked)}")
-    if cls is tuple:
+    if isinstance(written, list):
         return _tuple(args, node, key)
     if cls in (dict, Mapping):
-        return {name: _value(args[1], child, _join(key, name)) for name, child in node.value.items()}
-    given = dict(node.value)
+        return {name: _value(args[1], child, _join(key, name)) for name, child in written.items()}
+    given = dict(written)
     if _kinds.is_kind(cls):
         cls = _chosen(cls, given.pop("type", None), node, key)
     return _construct(cls, given, node, key)
 
 
-def _tuple(args: tuple[object, ...], node: Node, key: str) -> tuple[object, ...]:
+def _tuple(args: tuple[Any, ...], node: Node, key: str) -> tuple[object, ...]:
     items: list[Node] = node.value  # type: ignore[assignment]  # checked by the caller
     if args[-1] is Ellipsis:
         args = (args[0],) * len(items)
@@ -176,11 +176,11 @@ def _construct(cls: type, given: dict[str, Node], node: Node, key: str) -> objec
 
 
 @functools.cache
-def _adapter(expected: object) -> pydantic.TypeAdapter:
+def _adapter(expected: Any) -> pydantic.TypeAdapter:
     return pydantic.TypeAdapter(expected)
 
 
-def _leaf(expected: object, node: Node, key: str) -> object:
+def _leaf(expected: Any, node: Node, key: str) -> object:
     try:
         return _adapter(expected).validate_python(_yaml.plain(node), strict=True)
     except pydantic.errors.PydanticSchemaGenerationError:
@@ -195,13 +195,15 @@ def _join(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
 
 
-def _written(expected: object, value: object) -> object:
+def _written(expected: Any, value: object) -> object:
     """Return the plain values that build `value` where `expected` is asked for."""
     if dataclasses.is_dataclass(value):
         kinds = [cls for one in members(expected) if _kinds.is_kind(cls := get_origin(one) or one)]
         body = {name: _written(hint, getattr(value, name)) for name, (hint, _) in fields_of(type(value)).items()}
         return {"type": _kinds.short_name(kinds[0], type(value)), **body} if kinds else body
-    args = next((get_args(one) for one in members(expected) if get_origin(one) in (tuple, dict, Mapping)), ())
+    args: tuple[Any, ...] = next(
+        (get_args(one) for one in members(expected) if get_origin(one) in (tuple, dict, Mapping)), ()
+    )
     if isinstance(value, tuple):
         hints = (args[0],) * len(value) if args[-1] is Ellipsis else args
         return [_written(hint, item) for hint, item in zip(hints, value, strict=True)]
