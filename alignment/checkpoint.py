@@ -113,7 +113,7 @@ class Checkpoints:
         try:
             for path in self._entries(UNFINISHED):
                 _remove(path)
-            temporary.mkdir()
+            temporary.mkdir(parents=True)
             write(temporary)
             _sync_tree(temporary)
             manifest = inspect(
@@ -207,8 +207,7 @@ class Checkpoints:
 
     def _check_space(self, before: Mapping[Path, Manifest | None]) -> None:
         needed = SPACE * max((manifest.size for manifest in before.values() if manifest), default=0)
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
+        if needed and (free := shutil.disk_usage(self.folder).free) < needed:
             warnings.warn(
                 f"{self.folder}: {free / 2**20:.0f} MiB free, the next checkpoint needs about {needed / 2**20:.0f}; "
                 f"free some space or lower `output.keep`",

@@ -50,7 +50,7 @@ def read_curve(folder: Path, metric: str, axis: str = "steps") -> Curve:
     Args:
         folder: The run's folder.
         metric: A score of the evaluations ("strict"), else a name of `metrics.jsonl` ("reward/mean").
-        axis: "steps", or "seconds" of training: the time of the steps so far, without evaluations and checkpoints.
+        axis: "steps", or "seconds" of training: the time of the steps so far, evaluations and checkpoints left out.
 
     Raises:
         DataError: If the run does not have the metric, or not the seconds.
@@ -77,10 +77,7 @@ def read_curve(folder: Path, metric: str, axis: str = "steps") -> Curve:
 def _seconds(folder: Path, columns: Columns, steps: Sequence[int]) -> tuple[float, ...]:
     if "seconds/total" not in columns:
         raise DataError(f"{folder / run_folder.METRICS} has no seconds/total, so only steps can be the axis")
-    aside = sum(
-        np.nan_to_num(columns[name]) for name in ("seconds/evaluation", "seconds/checkpoint") if name in columns
-    )
-    passed = np.concatenate([[0.0], np.cumsum(np.nan_to_num(columns["seconds/total"]) - aside)])
+    passed = np.concatenate([[0.0], np.cumsum(np.nan_to_num(columns["seconds/total"]))])
     return tuple(float(passed[min(step, len(passed) - 1)]) for step in steps)
 
 

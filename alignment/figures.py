@@ -92,7 +92,9 @@ SINGLES = (
     Single("samples_per_second", "Samples a second", "Sampled, scored and learned from."),
     Single("memory/peak_bytes", "Peak memory (GiB)", "Over the run so far.", unit=2**30, noisy=False),
 )
-PHASES = ("rollout", "reward", "update", "evaluation", "checkpoint")
+PHASES = ("rollout", "reward", "update")
+"""What `seconds/total` is made of; the rest of it is shown as other."""
+ASIDE = ("evaluation", "checkpoint")
 
 
 class Columns:
@@ -148,19 +150,22 @@ def held_out_score(metric: str, found: Mapping[int, Interval], columns: Columns)
 def phases(columns: Columns) -> Chart:
     """Draw where each step's seconds went, stacked."""
     figure, axes = _axes()
-    present = [phase for phase in PHASES if f"seconds/{phase}" in columns]
-    seconds = [np.nan_to_num(columns[f"seconds/{phase}"]) for phase in present]
-    rest = np.maximum(0.0, np.nan_to_num(columns["seconds/total"]) - sum(seconds))
-    colours = [SERIES[PHASES.index(phase)] for phase in present]
+    known = {name: np.nan_to_num(columns[f"seconds/{name}"]) for name in (*PHASES, *ASIDE)}
+    other = np.maximum(0.0, np.nan_to_num(columns["seconds/total"]) - sum(known[name] for name in PHASES))
     edges = np.append(columns.step, columns.step[-1] + 1)
     bottom = np.zeros(len(columns.step))
-    for label, colour, height in zip([*present, "other"], [*colours, SERIES[5]], [*seconds, rest], strict=True):
-        if height.sum() > 0:
-            axes.stairs(bottom + height, edges, baseline=bottom, fill=True, color=colour, alpha=0.85, label=label)
+    for (name, height), colour in zip({**known, "other": other}.items(), SERIES, strict=True):
+        if height.any():
+            axes.stairs(bottom + height, edges, baseline=bottom, fill=True, color=colour, alpha=0.85, label=name)
         bottom = bottom + height
     axes.set_ylim(0, None)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, handlelength=0.8, columnspacing=1.2, **LEGEND)
-    return _chart(figure, axes, "Seconds a step", "By phase, stacked; other is what no phase accounts for.")
+    return _chart(
+        figure,
+        axes,
+        "Seconds a step",
+        "By phase, stacked; other is what no phase accounts for. Evaluations and checkpoints come on top.",
+    )
 
 
 def ratios(columns: Columns) -> Chart:
@@ -171,8 +176,8 @@ def ratios(columns: Columns) -> Chart:
     axes.plot(columns.step, columns["ratio/mean"], color=SERIES[0])
     axes.ticklabel_format(axis="y", useOffset=False)
     note = "Mean, and the band from the least to the greatest."
-    if "ratio/first_error" in columns:
-        note += f" At a step's first update it is off 1 by at most {np.nanmax(columns['ratio/first_error']):.1e}."
+    if "ratio/first_error_max" in columns:
+        note += f" At a step's first update it is off 1 by at most {np.nanmax(columns['ratio/first_error_max']):.1e}."
     return _chart(figure, axes, "Likelihood ratio", note)
 
 

@@ -58,6 +58,7 @@ class Manifest:
         world_size: Processes of the run.
         config_hash: SHA-256 of the resolved config.
         versions: Libraries, by name.
+        weights: xxh3 of the numbers a user loads, without names and headers: equal weights have it equal.
         files: Every file, by its path relative to the checkpoint, with forward slashes.
         schema: Version of this record.
     """
@@ -67,6 +68,7 @@ class Manifest:
     world_size: int
     config_hash: str
     versions: Mapping[str, str]
+    weights: str
     files: Mapping[str, FileRecord]
     schema: int = SCHEMA
 
@@ -74,15 +76,6 @@ class Manifest:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(record.size for record in self.files.values())
-
-    @property
-    def weights(self) -> frozenset[str]:
-        """Hashes of the weights a user loads."""
-        return frozenset(
-            record.xxh3
-            for name, record in self.files.items()
-            if name.endswith(".safetensors") and not name.startswith(f"{STATE}/")
-        )
 
     def dumps(self) -> str:
         """Return the record as JSON, with a hash of itself."""
@@ -100,14 +93,18 @@ def inspect(folder: Path, *, step: int, sequence: int, world_size: int, config: 
     weights = [name for name in names if name.endswith(".safetensors")]
     if not weights:
         raise CheckpointError(f"{folder}: nothing to save, no .safetensors file was written")
+    numbers = xxhash.xxh3_64()
     for name in weights:
-        _check_weights(names[name])
+        body = _check_weights(names[name])
+        if not name.startswith(f"{STATE}/"):
+            numbers.update(body)
     return Manifest(
         step=step,
         sequence=sequence,
         world_size=world_size,
         config_hash=_hash_config(config),
         versions=_versions(),
+        weights=numbers.hexdigest(),
         files={name: FileRecord(path.stat().st_size, _hash_file(path)) for name, path in names.items()},
     )
 
@@ -169,8 +166,8 @@ def verify(folder: Path, previous: Path | None = None) -> Manifest:
     return manifest
 
 
-def _check_weights(path: Path) -> None:
-    """Refuse a safetensors file that is malformed, holds no tensor, or holds a number that is not finite."""
+def _check_weights(path: Path) -> np.ndarray:
+    """Return the bytes of all tensors; refuse a file that is malformed, empty, or holds a number that is not finite."""
     try:
         with safe_open(path, framework="numpy"):  # checks that the header fits the file
             content = np.memmap(path, dtype=np.uint8, mode="r")
@@ -181,15 +178,17 @@ def _check_weights(path: Path) -> None:
     header.pop("__metadata__", None)
     if not header:
         raise CheckpointError(f"{path} holds no tensor")
+    body = content[start:]
     for name, tensor in header.items():
         if tensor["dtype"] not in EXPONENT:
             continue
         dtype, exponent = EXPONENT[tensor["dtype"]]
-        first, last = (start + offset for offset in tensor["data_offsets"])
+        first, last = tensor["data_offsets"]
         for chunk in range(first, last, CHUNK):
-            bits = content[chunk : min(chunk + CHUNK, last)].view(dtype)
+            bits = body[chunk : min(chunk + CHUNK, last)].view(dtype)
             if np.any((bits & exponent) == exponent):
                 raise CheckpointError(f"{path}: {name} is not finite (NaN or infinity)")
+    return body
 
 
 def _hash_file(path: Path) -> str:

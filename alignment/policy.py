@@ -20,13 +20,16 @@ from alignment.embeddings import Embeddings, text_encoders
 from alignment.errors import ConfigError, PipelineError
 from alignment.loading import denoiser_name, load_pipeline, loop_networks, trained_scheduler
 from alignment.spec import PolicySpec
-from alignment.tuning import add_lora, unfreeze
+from alignment.tuning import add_lora, merged, unfreeze
 from reward_models.base import Media
 from samplers import Conductor, Native, Round, Routes, Skip, Visit, read_path, stand_in
 from samplers.path import Path as ForwardPath
 
 Receive = Callable[[int, Tensor], None]
 """receive(k, velocity): the model output `[n, *latent]` of the k-th visit, with its graph where there is one."""
+
+ROW_TIME_TOLERANCE = 1e-2
+"""Rounding of a bfloat16 network moves outputs of unit size by less; another time moves them by far more."""
 
 
 class Policy:
@@ -41,6 +44,7 @@ class Policy:
         snapshots: Named frozen copies of `trainable`.
         path: The forward process.
         rounds: Denoising steps of a call.
+        row_times: Whether the pipeline takes a time for each row; `probe_row_times` finds out.
         device: Where everything runs.
     """
 
@@ -66,6 +70,7 @@ class Policy:
         self.embeddings = Embeddings(self.pipe, None if spec.embedding_cache is None else Path(spec.embedding_cache))
         vars(self.pipe)["encode_prompt"] = self.embeddings
         self.rounds = 0
+        self.row_times = True
 
     # ---- the three doors ---------------------------------------------------------------------------------------
 
@@ -73,7 +78,7 @@ class Policy:
         self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool
     ) -> Tensor | None:
         """Run the pipeline once without gradient; see `samplers.Call`."""
-        with torch.no_grad():
+        with torch.no_grad(), self._sampling():
             images = self._run(conductor, prompts, seeds, output_type="pt" if pixels else "latent")
         return as_clips(images) if pixels else None
 
@@ -119,7 +124,7 @@ class Policy:
             arguments: What differs from the policy's own arguments.
         """
         given = self._given(prompts, seeds, "pt") | _checked_arguments(self.pipe, arguments)
-        with torch.no_grad(), self._routes.on(self.pipe, Conductor(), len(prompts)):
+        with torch.no_grad(), self._sampling(), self._routes.on(self.pipe, Conductor(), len(prompts)):
             return Media(as_clips(self.pipe(**given)[0]).float().cpu())
 
     def probe(self, prompt: str) -> None:
@@ -133,6 +138,24 @@ class Policy:
         if conductor.round == 0:
             raise PipelineError(f"{type(self.pipe).__name__} never stepped its scheduler: it cannot be conducted")
         self.rounds = conductor.round
+
+    def probe_row_times(self, batch: Batch, x: Tensor) -> None:
+        """Find out whether rows may be visited at times of their own, by comparing with one time a call.
+
+        Args:
+            batch: Two rows.
+            x: A state of each, `[2, *latent]`.
+        """
+        answers: list[Tensor] = []
+        own = torch.tensor([0.25, 0.75], device=self.device)
+        try:
+            for t in (own, own[:1].expand(2), own[1:].expand(2)):
+                self.visit(batch, [(x, t)], lambda k, v: answers.append(v.float()), grad=False)
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            self.row_times = False
+            return
+        apart = torch.stack([answers[1][0], answers[2][1]])
+        self.row_times = torch.allclose(answers[0], apart, rtol=ROW_TIME_TOLERANCE, atol=ROW_TIME_TOLERANCE)
 
     # ---- weights -----------------------------------------------------------------------------------------------
 
@@ -157,6 +180,12 @@ class Policy:
             finally:
                 self._exchange(name)
 
+    def _sampling(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which weights sample: adapters folded in, where that was asked for."""
+        if self.spec.lora is None or not self.spec.lora.merge:
+            return contextlib.nullcontext()
+        return merged(self.denoiser)
+
     def _exchange(self, name: str) -> None:
         """Swap the live weights with a copy; twice restores both, bit for bit."""
         frozen = self.snapshots[name]
@@ -174,8 +203,9 @@ class Policy:
         frozen = self.snapshots[name]
         torch._foreach_lerp_(list(frozen.values()), [p.detach() for p in self.trainable.values()], 1 - decay)
 
-    def forget_text_encoders(self, prompts: Sequence[str]) -> None:
-        """Embed all `prompts` now, then drop the text encoders from memory where every answer was kept."""
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Get ready to train: probe the pipeline, embed all `prompts`, drop the text encoders where all was kept."""
+        self.probe(prompts[0])
         encoders = text_encoders(self.pipe)
         for text in dict.fromkeys(prompts):
             self.call(Conductor([Skip()] * self.rounds), (text,), torch.zeros(1, dtype=torch.int64), pixels=False)

@@ -10,8 +10,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 REWARD, SECONDS = "reward/mean", "seconds/total"
-MEMORY = 0.9
-"""Weight of the past in the smoothed step time; about ten steps."""
 
 
 class ProgressLine:
@@ -25,7 +23,7 @@ class ProgressLine:
         """Begin at step 0 of `total_steps`; `quiet` shows nothing."""
         self.console = console or Console(quiet=quiet, highlight=False)
         self._total = total_steps
-        self._pace: float | None = None
+        self._first: tuple[int, float] | None = None
         self._last = time.monotonic()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -40,8 +38,11 @@ class ProgressLine:
         now = time.monotonic()
         seconds = metrics.get(SECONDS, now - self._last)
         self._last = now
-        self._pace = seconds if self._pace is None else MEMORY * self._pace + (1 - MEMORY) * seconds
-        left = duration((self._total - done) * self._pace)
+        # The time left counts evaluations and checkpoints too, so it goes by the clock and not by the step's seconds.
+        if self._first is None:
+            self._first = (done - 1, now - seconds)
+        before, since = self._first
+        left = duration((self._total - done) * (now - since) / max(1, done - before))
         reward = f"reward {metrics[REWARD]:.4g} · " if REWARD in metrics else ""
         text = f"{reward}{seconds:.2f} s/step · {left} left"
         if self._bar is not None and self._task is not None:

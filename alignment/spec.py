@@ -14,11 +14,14 @@ class Lora:
         rank: Rank of each update.
         alpha: Scale of the update is alpha / rank; null means alpha = rank.
         targets: Name endings of the modules to adapt; null means every linear layer inside the denoiser's blocks.
+        merge: Fold the adapters into the weights while sampling: faster, for one more copy of the adapted weights in
+            memory. Rollouts then differ from the pass with gradient by rounding.
     """
 
     rank: int = 16
     alpha: int | None = None
     targets: tuple[str, ...] | None = None
+    merge: bool = False
 
 
 @dataclass(frozen=True)

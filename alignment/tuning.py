@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -81,3 +83,22 @@ def unfreeze(denoiser: nn.Module, patterns: tuple[str, ...] | None) -> dict[str,
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     return chosen
+
+
+@contextmanager
+def merged(denoiser: Any) -> Iterator[None]:
+    """Fold the adapters into the weights they adapt, and put the very same weights back afterwards."""
+    from peft.tuners.lora import LoraLayer
+
+    originals: list[tuple[nn.Parameter, torch.Tensor]] = []
+    for layer in (module for module in denoiser.modules() if isinstance(module, LoraLayer)):
+        weight = layer.get_base_layer().weight
+        originals.append((weight, weight.data))
+        weight.data = weight.data + layer.get_delta_weight(ADAPTER).detach().to(weight.dtype)
+    denoiser.disable_adapters()
+    try:
+        yield
+    finally:
+        denoiser.enable_adapters()
+        for weight, original in originals:
+            weight.data = original

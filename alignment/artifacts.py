@@ -1,0 +1,171 @@
+"""What users load: weights in diffusers' own layout, and the model card that says where they come from.
+
+A folder written here needs nothing of this package: `pipe.load_lora_weights(folder)`, or
+`from_pretrained(folder, subfolder=component)` after full fine-tuning. The card in it says which, line by line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+import yaml
+from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft.utils import get_peft_model_state_dict
+
+from alignment import __version__
+from alignment.errors import CheckpointError
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+CARD, CARD_DATA = "README.md", "card.json"
+SECRET = re.compile(r"token|secret|password|credential|authorization|api_?key", re.IGNORECASE)
+USERINFO_OR_QUERY = re.compile(r"(?<=://)[^/@\s]*@|(?<=\w)\?\S*(?=$)")
+
+Layout = Literal["lora", "adapter", "component", "pipeline"]
+"""What lies in a folder: adapters that the pipeline loads, adapters that only the component loads, or whole weights."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card tells.
+
+    Attributes:
+        config: The resolved config; names of recipe, rewards and base model are read from it.
+        step: Steps trained.
+        evaluation: {metric: {"base" and "final": {"mean", "low", "high", "n"}}}, as in `summary.json`; may be empty.
+        task: The hub's name for what the pipeline does.
+    """
+
+    config: Mapping[str, Any]
+    step: int
+    evaluation: Mapping[str, Mapping[str, Mapping[str, float]]]
+    task: str = "text-to-image"
+
+
+def write_artifacts(folder: Path, pipe: Any, component: str, *, lora: bool, card: Card) -> None:
+    """Write the trained weights that are in place now, and their card.
+
+    Args:
+        folder: An existing folder.
+        pipe: A diffusers pipeline.
+        component: Name of the trained component.
+        lora: Whether adapters were trained; otherwise the whole component is written.
+        card: The model card.
+    """
+    if lora:
+        _write_lora(folder, pipe.components[component], component)
+        layout: Layout = "lora" if isinstance(pipe, LoraBaseMixin) else "adapter"
+    else:
+        pipe.components[component].save_pretrained(folder / component)
+        layout = "component"
+    write_card(folder, pipe, component, layout=layout, card=card)
+
+
+def write_card(folder: Path, pipe: Any, component: str, *, layout: Layout, card: Card) -> None:
+    """Write the card as Markdown for people and as JSON for `visalign export`, without secrets.
+
+    Args:
+        folder: Where to.
+        pipe: The pipeline.
+        component: Name of the trained component.
+        layout: What lies beside the card.
+        card: What it says.
+    """
+    shown = {**asdict(card), "config": _public(card.config)}
+    (folder / CARD_DATA).write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
+    base = str(shown["config"]["policy"]["pipeline"])
+    # A local folder is named by its last part: the rest of the path means nothing elsewhere.
+    base_name = Path(base).name if Path(base).exists() else base
+    header = {
+        "base_model": base_name,
+        "library_name": "diffusers",
+        "pipeline_tag": card.task,
+        "tags": [card.task, *(["lora"] if layout in ("lora", "adapter") else []), "diffusers", "visalign"],
+    }
+    text = _template().render(
+        card=shown,
+        header=_yaml(header),
+        layout=layout,
+        base=base,
+        base_name=base_name,
+        component=component,
+        classes={"pipeline": type(pipe).__name__, "component": type(pipe.components[component]).__name__},
+        version=__version__,
+    )
+    (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def read_card(folder: Path) -> Card:
+    """Return the card of a folder written here.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    path = folder / CARD_DATA
+    try:
+        return Card(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); is {folder} a checkpoint-N folder?") from None
+
+
+def _write_lora(folder: Path, denoiser: Any, component: str) -> None:
+    (adapter,) = denoiser.active_adapters()
+    weights = get_peft_model_state_dict(denoiser, adapter_name=adapter)
+    if component == "unet":
+        weights = convert_state_dict_to_diffusers(weights)
+    settings = denoiser.peft_config[adapter].to_dict()
+    # JSON has no sets, and theirs is another order in every process.
+    settings = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+    # Where every pipeline's `save_lora_weights` ends; called here because not every pipeline has one.
+    LoraBaseMixin.write_lora_layers(
+        state_dict={f"{component}.{name}": value.contiguous() for name, value in weights.items()},
+        save_directory=str(folder),
+        is_main_process=True,
+        weight_name=LORA_FILE,
+        save_function=None,  # type: ignore[arg-type]  # None means safetensors
+        safe_serialization=True,
+        lora_adapter_metadata={f"{component}.{key}": value for key, value in settings.items()},
+    )
+
+
+def _public(value: Any) -> Any:
+    """Return the config without the values of keys that name a secret, and URLs without user and query."""
+    if isinstance(value, Mapping):
+        return {
+            key: "***" if SECRET.search(str(key)) and isinstance(entry, str) else _public(entry)
+            for key, entry in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_public(entry) for entry in value]
+    return USERINFO_OR_QUERY.sub("", value) if isinstance(value, str) and "://" in value else value
+
+
+def _yaml(value: object, *, flow: bool = False) -> str:
+    text = yaml.safe_dump(
+        value, sort_keys=False, allow_unicode=True, default_flow_style=flow, width=2**16 if flow else 100
+    )
+    return text.removesuffix("...\n").strip()
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    return f"{found['mean']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
+
+
+def _template() -> jinja2.Template:
+    # The output is Markdown, where escaping for HTML would spoil the config.
+    surroundings = jinja2.Environment(
+        autoescape=False,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    surroundings.filters.update(block=_yaml, inline=lambda value: _yaml(value, flow=True), interval=_interval)
+    return surroundings.from_string(resources.files("alignment").joinpath("card.md.jinja").read_text(encoding="utf-8"))

@@ -1,0 +1,57 @@
+"""Held-out evaluation: the pipeline as a user calls it, its own sampler, the averaged weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from alignment.context import Context
+from alignment.data import Prompts
+from alignment.run import Evaluation
+from alignment.run_folder import Evaluated
+from alignment.sources._collect import join, score
+from reward_models.base import Media, RewardModel
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Measures a policy on prompts it never trained on.
+
+    Attributes:
+        settings: How.
+        prompts: On what.
+        reward: By what.
+    """
+
+    settings: Evaluation
+    prompts: Prompts
+    reward: RewardModel
+
+    def __call__(self, ctx: Context, images_per_prompt: int, weights: str) -> Evaluated:
+        """Return the scores of `images_per_prompt` pictures of every prompt, made with `weights`.
+
+        Pictures are ordered image by image, prompt by prompt, and keyed by (prompt, image): every evaluation of a run
+        starts from the same noise, and so does one with fewer pictures.
+        """
+        count = len(self.prompts.texts)
+        pairs = [(p, i) for i in range(images_per_prompt) for p in range(count)]
+        texts = tuple(self.prompts.texts[p] for p, _ in pairs)
+        seeds = torch.tensor([ctx.draw.key("evaluation", p, i) for p, i in pairs])
+        short = -len(pairs) % ctx.world.size
+        order = torch.cat([torch.arange(len(pairs)), torch.zeros(short, dtype=torch.int64)])
+        mine = order[ctx.world.share(len(order))].split(self.settings.batch_size)
+        shown, rewards = [], []
+        with ctx.policy.using(weights):
+            for rows in mine:
+                prompts = tuple(texts[row] for row in rows.tolist())
+                media = ctx.policy.generate(prompts, seeds[rows], self.settings.call)
+                rewards.append(score(ctx, self.reward, media, prompts))
+                if sum(map(len, shown)) < self.settings.grid:
+                    shown.append(media)
+        found = join(rewards)
+        scores = {
+            name: ctx.world.gather(value)[: len(pairs)] for name, value in {"reward": found.value, **found.parts}.items()
+        }
+        pixels = torch.cat([media.pixels for media in shown])[: min(self.settings.grid, len(pairs))]
+        return Evaluated(texts, seeds, scores, Media(pixels, shown[0].fps))

@@ -1,0 +1,123 @@
+"""The loop. It moves typed batches and never asks which algorithm, model, reward or backend it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alignment.batches import Batch, Experience
+from alignment.context import Context
+from alignment.data import Prompts
+from alignment.draw import Draw
+from alignment.errors import ConfigError
+from alignment.policy import Policy
+from alignment.run import Run
+from alignment.runtime import Runtime, learning_rate, peak_memory
+
+AfterStep = Callable[[int, Experience[Batch], dict[str, float]], None]
+"""after(step, experience, metrics): record, evaluate, save."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A run, loaded.
+
+    Attributes:
+        run: Its description.
+        policy: What is trained.
+        runtime: Where.
+        prompts: On what.
+    """
+
+    run: Run
+    policy: Policy
+    runtime: Runtime
+    prompts: Prompts
+
+    def fit(self, first: int, after: AfterStep) -> None:
+        """Train from step `first` to the last one."""
+        for step in range(first, self.run.steps):
+            start = time.perf_counter()
+            ctx = self.context(step)
+            experience = self.experience(ctx)
+            sampled = time.perf_counter()
+            self.learn(ctx, experience.batch)
+            refresh(self.run, self.policy, step)
+            end = time.perf_counter()
+            seconds = {"total": end - start, "update": end - sampled, **experience.seconds}
+            after(step, experience, self._metrics(step, experience, seconds))
+
+    def context(self, step: int) -> Context:
+        """Return the surroundings of one step."""
+        return Context(step, self.policy, Draw(self.run.seed), self.runtime.world)
+
+    def experience(self, ctx: Context) -> Experience[Batch]:
+        """Return what this process's share of the step's prompts gave."""
+        groups = self.prompts.at(ctx.step, self.run.source.prompts, ctx.draw)
+        return self.run.source(ctx, groups[self.runtime.world.share(len(groups))])
+
+    def learn(self, ctx: Context, batch: Batch) -> None:
+        """Take the step's updates."""
+        for rows, total in updates(ctx, batch, self.run.batch.updates):
+            for part in microbatches(batch, rows, self.run.batch.microbatch):
+                micro = batch[part].to(self.policy.device)
+                self.run.objective(ctx, micro, lambda loss, total=total: self.runtime.learn(loss, total))
+            self.runtime.update(learning_rate(self.run.optimizer, ctx.step, self.run.steps))
+
+    def _metrics(self, step: int, experience: Experience[Batch], seconds: dict[str, float]) -> dict[str, float]:
+        samples = len(experience.media) * self.runtime.world.size
+        return {
+            **experience.metrics,
+            **self.runtime.metrics(),
+            "learning_rate": learning_rate(self.run.optimizer, step, self.run.steps),
+            "ema/decay": ema_decay(self.run, step),
+            "updates": float(self.run.batch.updates),
+            "rows": float(len(experience.batch) * self.runtime.world.size),
+            "samples_per_second": samples / seconds["total"],
+            "memory/peak_bytes": float(peak_memory(self.runtime.world.device)),
+            **{f"seconds/{name}": spent for name, spent in seconds.items()},
+        }
+
+
+def updates(ctx: Context, batch: Batch, count: int) -> Iterator[tuple[Tensor, int]]:
+    """Yield (this process's rows, rows on all processes) of each update.
+
+    The split is a permutation of all rows of all processes, keyed by the step: how many processes there are does not
+    show in it.
+
+    Raises:
+        ConfigError: If the rows do not divide.
+    """
+    total = len(batch) * ctx.world.size
+    if total % count:
+        raise ConfigError(
+            f"batch.updates must divide the rows of a step: {total} / {count} leaves {total % count} over"
+        )
+    order = torch.randperm(total, generator=ctx.draw.generator("updates", ctx.step))
+    mine = order - ctx.world.rank * len(batch)
+    for part in mine.split(total // count):
+        rows = part[(part >= 0) & (part < len(batch))]
+        yield rows.sort().values, total // count
+
+
+def microbatches(batch: Batch, rows: Tensor, size: int) -> Iterator[Tensor]:
+    """Yield the rows in pieces of at most `size`, none of which mixes pipeline calls."""
+    for chunk in batch.chunk[rows].unique().tolist():
+        yield from rows[batch.chunk[rows] == chunk].split(size)
+
+
+def refresh(run: Run, policy: Policy, step: int) -> None:
+    """Let the averaged copies follow the live weights."""
+    if "ema" in policy.snapshots:
+        policy.refresh("ema", ema_decay(run, step))
+    if "behaviour" in policy.snapshots:
+        policy.refresh("behaviour", min(run.snapshots.behaviour, run.snapshots.behaviour_rate * (step + 1)))
+
+
+def ema_decay(run: Run, step: int) -> float:
+    """Return the decay of the averaged weights: young averages forget faster."""
+    return min(run.snapshots.ema, (1 + step) / (2 + step))

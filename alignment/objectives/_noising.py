@@ -1,0 +1,57 @@
+"""What every forward-process objective does first: noise the clean samples again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from alignment.batches import Samples
+from alignment.context import Context
+from samplers.path import noised, target
+from samplers.times import Times
+
+
+@dataclass(frozen=True)
+class Point:
+    """One noised copy of a batch.
+
+    Attributes:
+        t: `[n]` in [0, 1].
+        x: `[n, *latent]`, x0 noised to t.
+        target: `[n, *latent]`, what a perfect network answers.
+    """
+
+    t: Tensor
+    x: Tensor
+    target: Tensor
+
+
+def draw_points(ctx: Context, batch: Samples, times: Times, count: int) -> list[Point]:
+    """Return `count` noised copies of the batch; times and noise are keyed by sample, so no batch split shows.
+
+    Where the pipeline takes one time a call (`policy.row_times` is false), all rows share the first row's.
+    """
+    points = []
+    for k in range(count):
+        t = times(ctx.draw.uniform("time", batch.seeds, k)).to(batch.x0.device)
+        t = t if ctx.policy.row_times else t[:1].expand_as(t)
+        noise = ctx.draw.normal("noise", batch.seeds, k, batch.x0.shape[1:]).to(batch.x0.device)
+        points.append(Point(t, noised(ctx.policy.path, batch.x0, noise, t), target(ctx.policy.path, batch.x0, noise, t)))
+    return points
+
+
+def frozen_answers(ctx: Context, batch: Samples, points: list[Point], name: str) -> dict[int, Tensor]:
+    """Return the model output at each point under the frozen weights `name`, float32."""
+    answers: dict[int, Tensor] = {}
+    with ctx.policy.using(name):
+        ctx.policy.visit(
+            batch, [(p.x, p.t) for p in points], lambda k, v: answers.update({k: v.float()}), grad=False
+        )
+    return answers
+
+
+def mean_square(difference: Tensor) -> Tensor:
+    """Return the mean square of each row, `[n]`."""
+    return difference.square().flatten(1).mean(dim=1)
+

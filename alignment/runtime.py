@@ -1,0 +1,184 @@
+"""The edge to accelerate and torch.distributed: processes, the optimiser, one update.
+
+Gradients are reduced by hand after accumulation. A DistributedDataParallel wrapper would hide the denoiser's attributes
+from its pipeline, and gives silently wrong gradients for the pipelines that leave some parameters without one.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, reduce
+from torch import Tensor
+
+from alignment.errors import ConfigError, EnvironmentProblem, NumericsError
+from alignment.objectives.base import Loss
+from alignment.policy import Policy
+from alignment.run import Optimizer, Run
+from alignment.world import World
+
+_MAX_SKIPPED = 3
+"""Updates in a row that may be skipped for gradients that are not finite."""
+
+
+class Runtime:
+    """This process's share of training.
+
+    Attributes:
+        world: The processes.
+        optimizer: AdamW over the policy's trained weights, once `attach` was called.
+    """
+
+    def __init__(self, run: Run) -> None:
+        if run.device == "cuda" and not torch.cuda.is_available():
+            raise EnvironmentProblem("device: cuda was asked for, but torch sees no GPU; set device to auto or cpu")
+        if run.threads is not None:
+            torch.set_num_threads(run.threads)
+        self._accelerator = Accelerator(cpu=run.device == "cpu" or not torch.cuda.is_available())
+        if self._accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise ConfigError(
+                f"{self._accelerator.distributed_type.value} is not supported yet; launch with plain data parallelism"
+            )
+        self.world = World(PartialState(), self._accelerator.device)
+        _check_world(self.world.size)
+        self._metrics = Averages()
+        self._updates = 0
+        self._skipped = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this process records and saves."""
+        return self._accelerator.is_main_process
+
+    def attach(self, policy: Policy, settings: Optimizer) -> None:
+        """Make the optimiser of `policy`."""
+        self._policy, self._settings = policy, settings
+        self.optimizer = torch.optim.AdamW(
+            policy.trainable.values(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+        )
+
+    def learn(self, loss: Loss, rows: int) -> None:
+        """Run the backward pass of `loss`, as a share of an update over `rows` rows of all processes."""
+        (loss.per_row.sum() / rows).backward()
+        later = self._updates > 0
+        metrics = {k: v for k, v in loss.metrics.items() if not (later and k.startswith("ratio/first_"))}
+        self._metrics.add({"loss": loss.per_row.detach(), **metrics})
+
+    def update(self, learning_rate: float) -> float:
+        """Reduce and clip the gradients, take a step, and return their norm before clipping.
+
+        Gradients that are not finite on any process are skipped on all, and counted.
+
+        Raises:
+            NumericsError: After several such updates in a row.
+        """
+        parameters = list(self._policy.trainable.values())
+        self._reduce_gradients(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._settings.max_grad_norm)
+        finite = bool(norm.isfinite())
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._skipped = 0 if finite else self._skipped + 1
+        if self._skipped >= _MAX_SKIPPED:
+            raise NumericsError(
+                f"{_MAX_SKIPPED} updates in a row had gradients that are not finite; lower optimizer.learning_rate, or "
+                "compute in float32 (policy.autocast: null)"
+            )
+        self._updates += 1
+        self._metrics.add({"grad/norm": norm.detach(), "updates/skipped": torch.tensor(float(not finite))})
+        return norm.item()
+
+    def _reduce_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        if self.world.size == 1:
+            return
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        total = reduce(flat, reduction="sum")
+        offset = 0
+        for p in parameters:
+            p.grad = total[offset : offset + p.numel()].view_as(p)
+            offset += p.numel()
+
+    def metrics(self) -> dict[str, float]:
+        """Return the averages since the last call, over all processes."""
+        self._updates = 0
+        return self._metrics.take(self.world)
+
+    def wait(self) -> None:
+        """Wait for the other processes."""
+        self._accelerator.wait_for_everyone()
+
+    def any(self, flag: bool) -> bool:
+        """Return whether `flag` is set on any process."""
+        mine = torch.tensor([float(flag)])
+        return bool(self.world.gather(mine).max() > 0)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self._accelerator.end_training()
+
+
+class Averages:
+    """Means, or extremes where a name ends in `_max`, `_min`, `/max` or `/min`, of numbers that come in pieces."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Add pieces of any shape."""
+        for name, value in metrics.items():
+            self._pieces[name].append(value.flatten().float())
+
+    def take(self, world: World) -> dict[str, float]:
+        """Return the numbers over all processes, and forget the pieces."""
+        found: dict[str, float] = {}
+        for name in sorted(self._pieces):
+            piece = torch.cat(self._pieces[name]).double()
+            kind = name[-3:]
+            if kind == "max":
+                found[name] = world.gather(piece.max()[None]).max().item()
+            elif kind == "min":
+                found[name] = world.gather(piece.min()[None]).min().item()
+            else:
+                total = world.gather(torch.stack([piece.sum(), torch.ones_like(piece).sum()])[None]).sum(dim=0)
+                found[name] = (total[0] / total[1]).item()
+        self._pieces.clear()
+        return found
+
+
+def _check_world(size: int) -> None:
+    """Refuse a launcher that asked for processes and got fewer, which `accelerate launch --cpu` does without a word."""
+    asked = int(os.environ.get("WORLD_SIZE", os.environ.get("ACCELERATE_NUM_PROCESSES", "1")))
+    if asked != size:
+        raise EnvironmentProblem(
+            f"the launcher asked for {asked} processes but {size} met; on CPUs launch with "
+            f"`torchrun --nproc_per_node {asked} -m alignment.train CONFIG`"
+        )
+
+
+def learning_rate(settings: Optimizer, step: int, steps: int) -> float:
+    """Return the rate of a step: linear warm-up, then a line from the peak to `final` times it."""
+    warm = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
+    progress = step / max(1, steps - 1)
+    return settings.learning_rate * warm * (1 - (1 - settings.final) * progress)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes in use so far: of the GPU, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,128 @@
+"""What every on-policy source does with its samples: score them, credit them, tell what happened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from alignment.advantages._credit import group_rows, group_spread, group_variance
+from alignment.advantages.base import Advantage
+from alignment.batches import Groups
+from alignment.context import Context
+from alignment.errors import ConfigError
+from reward_models.base import Media, RewardError, RewardModel, Rewards
+
+MAX_UNSCORED = 0.2
+"""Share of a step's samples that may lack a score before the run stops."""
+
+
+class Stopwatch:
+    """Seconds spent, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Add the time of the block to `name`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def score(ctx: Context, reward: RewardModel, media: Media, prompts: tuple[str, ...]) -> Rewards:
+    """Return the scores of this process's samples, on the CPU.
+
+    Raises:
+        RewardError: If the scorer answers with another number of scores.
+    """
+    rewards = ctx.world.scorer(reward)(media=media, prompts=prompts)
+    if len(rewards.value) != len(media):
+        raise RewardError(
+            f"{type(reward).__name__} gave {len(rewards.value)} scores for {len(media)} samples; one a sample is needed"
+        )
+    return Rewards(rewards.value.cpu(), {name: part.cpu() for name, part in rewards.parts.items()})
+
+
+def join(rewards: list[Rewards]) -> Rewards:
+    """Return the scores of several calls as one."""
+    parts = {name: torch.cat([r.parts[name] for r in rewards]) for name in rewards[0].parts}
+    return Rewards(torch.cat([r.value for r in rewards]), parts)
+
+
+def assign(
+    ctx: Context, advantage: Advantage, rewards: Rewards, group: Tensor, what: RewardModel
+) -> tuple[Tensor, dict[str, float]]:
+    """Return this process's advantages `[B]` and the step's reward metrics, computed over all processes.
+
+    Raises:
+        RewardError: If too many samples have no score, or the first step's scores are all the same.
+    """
+    gathered = Rewards(
+        ctx.world.gather(rewards.value), {name: ctx.world.gather(part) for name, part in rewards.parts.items()}
+    )
+    groups = ctx.world.gather(group)
+    _refuse(ctx, gathered.value, what)
+    credits = advantage(gathered, groups)
+    return credits[ctx.world.share(len(credits))], reward_metrics(gathered, groups)
+
+
+def reward_metrics(rewards: Rewards, group: Tensor) -> dict[str, float]:
+    """Return what the record says of a step's scores."""
+    index, groups = group_rows(group)
+    metrics = {
+        "reward/mean": rewards.value.nanmean().item(),
+        "reward/group_std": group_variance(rewards.value, index, groups, ddof=1).sqrt().mean().item(),
+        "reward/zero_std_fraction": (group_spread(rewards.value, index, groups) == 0).float().mean().item(),
+        "reward/unscored_fraction": rewards.value.isnan().float().mean().item(),
+    }
+    return metrics | {f"reward/{name}": part.nanmean().item() for name, part in rewards.parts.items()}
+
+
+def _refuse(ctx: Context, value: Tensor, what: RewardModel) -> None:
+    unscored = value.isnan().float().mean().item()
+    if unscored > MAX_UNSCORED:
+        raise RewardError(
+            f"{type(what).__name__} left {unscored:.0%} of the samples of step {ctx.step} without a score (NaN); up to "
+            f"{MAX_UNSCORED:.0%} are left out of the update, more stop the run"
+        )
+    scored = value[~value.isnan()]
+    if ctx.step == 0 and len(scored) > 1 and bool((scored == scored[0]).all()):
+        raise RewardError(
+            f"{type(what).__name__} gave all {len(scored)} samples of the first step the same score "
+            f"{scored[0].item():g}: nothing can be learned from a constant reward"
+        )
+
+
+def check_geometry(prompts: int, group_size: int, prompts_per_call: int | None) -> None:
+    """Refuse a batch that credit cannot be computed on.
+
+    Raises:
+        ConfigError: With the arithmetic that does not work out.
+    """
+    if prompts < 1:
+        raise ConfigError(f"source.prompts must be >= 1, got {prompts}")
+    if group_size < 2:
+        raise ConfigError(
+            f"source.group_size must be >= 2, got {group_size}: a sample is compared with others of the same prompt, and "
+            "a group of one has none"
+        )
+    if prompts_per_call is not None and (prompts_per_call < 1 or prompts % prompts_per_call):
+        raise ConfigError(
+            f"source.prompts_per_call must divide source.prompts: {prompts} / {prompts_per_call} leaves "
+            f"{prompts % max(prompts_per_call, 1)} over"
+        )
+
+
+def sample_ids(groups: Groups, group_size: int) -> Tensor:
+    """Return one integer a sample, `[P G]`, unique over the run: the key of its random streams."""
+    return (groups.ids[:, None] * group_size + torch.arange(group_size)).flatten()
+
+
+def repeat(texts: tuple[str, ...], times: int) -> tuple[str, ...]:
+    """Return each text `times` times in a row."""
+    return tuple(text for text in texts for _ in range(times))

@@ -1,0 +1,133 @@
+"""Group-sampled denoising transitions of the policy itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from alignment.advantages.base import Advantage
+from alignment.advantages.group_norm import GroupNorm
+from alignment.batches import Experience, Groups, Transitions, concatenate
+from alignment.context import Context
+from alignment.errors import ConfigError
+from alignment.sources._collect import Stopwatch, assign, check_geometry, join, repeat, sample_ids, score
+from alignment.sources.base import Source
+from reward_models.base import Media, RewardModel
+from samplers.dynamics.base import Dynamics
+from samplers.rollout import Plan, Trajectory, sample
+from samplers.windows.base import Choice, Window
+
+
+@dataclass(frozen=True)
+class OnPolicySteps(Source[Transitions]):
+    """Roll out each prompt `group_size` times by a stochastic sampler and keep the trained steps.
+
+    Attributes:
+        prompts: Prompts a step, over all processes.
+        group_size: Samples a prompt, >= 2.
+        dynamics: Rule of the stochastic steps.
+        window: Which steps are stochastic and trained.
+        reward: What scores the samples.
+        advantage: How scores become credit.
+        shared_noise: Whether a group starts from one initial noise, so that only the sampler's noise tells its samples
+            apart.
+        prompts_per_call: Prompts in one pipeline call; null means all of this process.
+        tail: Denoiser calls for the steps after the window, by a second-order solver; null takes every step.
+        share_prefix: Run what a group has in common once a prompt; false exists to be measured against.
+    """
+
+    prompts: int
+    reward: RewardModel
+    dynamics: Dynamics
+    window: Window
+    group_size: int = 8
+    advantage: Advantage = GroupNorm()
+    shared_noise: bool = True
+    prompts_per_call: int | None = None
+    tail: int | None = None
+    share_prefix: bool = True
+    produces: ClassVar[type[Transitions]] = Transitions
+    weights: ClassVar[str] = "live"
+
+    def __post_init__(self) -> None:
+        check_geometry(self.prompts, self.group_size, self.prompts_per_call)
+        if not self.dynamics.stochastic:
+            raise ConfigError(
+                f"source.dynamics: {type(self.dynamics).__name__} is deterministic here, but a policy gradient needs the "
+                "density of each step; choose dance_sde, flow_sde, coefficient_preserving or ddim with noise above 0"
+            )
+        choice = self.window.choose(10_000, 0, 0, torch.Generator())
+        if choice.branch and not self.shared_noise:
+            raise ConfigError("source.window: branching needs source.shared_noise, because a group leaves one state")
+
+    def __call__(self, ctx: Context, groups: Groups) -> Experience[Transitions]:
+        """Sample, score and credit."""
+        watch = Stopwatch()
+        size = self.prompts_per_call or len(groups)
+        calls = [groups[i : i + size] for i in range(0, len(groups), size)]
+        offset = ctx.world.rank * len(calls)
+        paths, choices, scores = [], [], []
+        for number, part in enumerate(calls, start=offset):
+            choices.append(self._choose(ctx, number))
+            with watch.time("rollout"):
+                paths.append(sample(ctx.policy.call, self._plan(ctx, part, choices[-1])))
+            with watch.time("reward"):
+                media = Media(paths[-1].pixels.float().cpu())
+                scores.append(score(ctx, self.reward, media, repeat(part.prompts, self.group_size)))
+        rewards = join(scores)
+        credits, metrics = assign(
+            ctx, self.advantage, rewards, groups.ids.repeat_interleave(self.group_size), self.reward
+        )
+        batches = [
+            self._batch(ctx, part, choice, path, credit, number)
+            for number, (part, choice, path, credit) in enumerate(
+                zip(calls, choices, paths, credits.split(size * self.group_size), strict=True), start=offset
+            )
+        ]
+        media = Media(torch.cat([path.pixels.float().cpu() for path in paths]))
+        texts = repeat(groups.prompts, self.group_size)
+        return Experience(concatenate(batches), metrics, media, texts, rewards, watch.seconds)
+
+    def _choose(self, ctx: Context, number: int) -> Choice:
+        generator = ctx.draw.generator("window", ctx.step, number)
+        return self.window.choose(ctx.policy.rounds, ctx.step, number, generator)
+
+    def _plan(self, ctx: Context, part: Groups, choice: Choice) -> Plan:
+        samples = sample_ids(part, self.group_size)
+        seeds = ctx.draw.keys("initial noise", part.ids if self.shared_noise else samples)
+        return Plan(
+            part.prompts,
+            seeds,
+            self.group_size,
+            ctx.policy.rounds,
+            choice,
+            self.dynamics,
+            lambda k, shape: ctx.draw.normal("action", samples, k, shape),
+            self.tail,
+            self.share_prefix,
+        )
+
+    def _batch(
+        self, ctx: Context, part: Groups, choice: Choice, path: Trajectory, credit: Tensor, number: int
+    ) -> Transitions:
+        rows = 1 if choice.branch else self.group_size
+        ids = part.ids if self.shared_noise else sample_ids(part, self.group_size)
+        seeds = ctx.draw.keys("initial noise", ids)
+        steps = [path.records[k] for k in choice.trained]
+        n = len(part) * rows
+        return Transitions(
+            prompts=repeat(part.prompts, rows),
+            seeds=seeds.repeat_interleave(rows) if self.shared_noise else seeds,
+            group=part.ids.repeat_interleave(rows),
+            chunk=torch.full((n,), number),
+            index=torch.tensor(choice.trained).expand(n, -1),
+            x=torch.stack([s.x for s in steps], 1),
+            x_next=torch.stack([s.x_next for s in steps], 1),
+            velocity=torch.stack([s.velocity for s in steps], 1),
+            coefficients=torch.stack([s.step.coefficients for s in steps]).expand(n, -1, -1),
+            advantage=credit.reshape(n, -1),
+        )
+

@@ -1,0 +1,28 @@
+"""The before/after table that ends a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import StringIO
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def before_after(summary: Mapping[str, Any]) -> str:
+    """Return the table of a `summary.json`: each metric before and after, with 95 % intervals."""
+    table = Table(title=f"held-out prompts, after {summary['steps']} steps in {summary['wall_seconds']:.0f} s")
+    for heading in ("metric", "before", "after", "change", "pictures"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    for metric, ends in summary["evaluation"].items():
+        base, final = ends.get("base"), ends.get("final")
+        change = "" if not (base and final) else f"{final['mean'] - base['mean']:+.3f}"
+        table.add_row(metric, _cell(base), _cell(final), change, str((final or base)["n"]))
+    text = StringIO()
+    Console(file=text, width=100).print(table)
+    return text.getvalue().rstrip()
+
+
+def _cell(end: Mapping[str, Any] | None) -> str:
+    return "" if end is None else f"{end['mean']:.3f} [{end['low']:.3f}, {end['high']:.3f}]"

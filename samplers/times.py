@@ -1,0 +1,42 @@
+"""Random times for methods that noise clean samples themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Times:
+    """A distribution over t in [low, high], t = 1 being noise.
+
+    Attributes:
+        distribution: "uniform", or "logit_normal": sigmoid(mean + std n), as in SD3 training.
+        shift: Static shift k t / (1 + (k - 1) t); above 1 it moves times towards noise (median k / (k + 1)).
+        low: Smallest time.
+        high: Largest time.
+        mean: Of the logit-normal.
+        std: Of the logit-normal.
+    """
+
+    distribution: Literal["uniform", "logit_normal"] = "uniform"
+    shift: float = 1.0
+    low: float = 0.02
+    high: float = 1.0
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high <= 1:
+            raise ValueError(f"times need 0 < low < high <= 1, got low {self.low} and high {self.high}")
+        if self.shift <= 0 or self.std <= 0:
+            raise ValueError(f"times need shift > 0 and std > 0, got {self.shift} and {self.std}")
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """Return times for uniform numbers `u` in [0, 1), of the same shape."""
+        t = u if self.distribution == "uniform" else torch.sigmoid(self.mean + self.std * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)))
+        t = self.shift * t / (1 + (self.shift - 1) * t)
+        return self.low + (self.high - self.low) * t
