@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from alignment.pictures import printable
+
 REWARD, SECONDS = "reward/mean", "seconds/total"
 
 
@@ -26,12 +28,13 @@ class ProgressLine:
         self._first: tuple[int, float] | None = None
         self._last = time.monotonic()
         self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._task = TaskID(0)
         if self.console.is_terminal and not quiet:
             step, rest = TextColumn("[bold]step"), TextColumn("{task.description}", markup=False)
-            self._bar = Progress(step, MofNCompleteColumn(), BarColumn(bar_width=None), rest, console=self.console)
-            self._task = self._bar.add_task("", total=total_steps)
-            self._bar.start()
+            bar = Progress(step, MofNCompleteColumn(), BarColumn(bar_width=None), rest, console=self.console)
+            self._task = bar.add_task("", total=total_steps)
+            bar.start()
+            self._bar = bar
 
     def advance(self, done: int, metrics: Mapping[str, float]) -> None:
         """Show that `done` steps are behind us; `metrics` are those of the last."""
@@ -45,14 +48,14 @@ class ProgressLine:
         left = duration((self._total - done) * (now - since) / max(1, done - before))
         reward = f"reward {metrics[REWARD]:.4g} · " if REWARD in metrics else ""
         text = f"{reward}{seconds:.2f} s/step · {left} left"
-        if self._bar is not None and self._task is not None:
+        if self._bar is not None:
             self._bar.update(self._task, completed=done, description=text)
         else:
             self.console.print(f"step {done}/{self._total} · {text}", markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(escape(text), soft_wrap=True)
+        self.console.print(escape(printable(text)), soft_wrap=True)
 
     def close(self) -> None:
         """Leave the bar as it is and give the terminal back."""

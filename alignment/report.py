@@ -193,7 +193,7 @@ def _comparisons(base: Evaluated, final: Evaluated) -> list[Comparison]:
     for metric in (name for name in after if name in before):
         ends = [base.scores[metric].tolist(), final.scores[metric].tolist()]
         share = all(value in (0.0, 1.0) or math.isnan(value) for scores in ends for value in scores)
-        change = difference(*ends, base.prompts)
+        change = difference(ends[0], ends[1], base.prompts)
         result.append(Comparison(metric, before[metric], after[metric], change, share))
     return result
 

@@ -72,7 +72,7 @@ def difference(
     """
     if len(base) != len(final):
         raise ValueError(f"a paired difference needs the same pictures twice, got {len(base)} and {len(final)}")
-    sums, sizes = _clusters(np.asarray(final, dtype=np.float64) - np.asarray(base, dtype=np.float64), prompts)
+    sums, sizes = _clusters([after - before for before, after in zip(base, final, strict=True)], prompts)
     n = int(sizes.sum())
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
