@@ -82,7 +82,7 @@ def _shown(value: object) -> str:
         return f"[{', '.join(map(_shown, value))}]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    return repr(value)
 
 
 def _explained(cls: type) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -113,9 +114,16 @@ def _dry_run(args: argparse.Namespace) -> int:
 
     run = config.load(args.config, args.overrides)
     checks.check(run, checks.processes())
-    print(config.resolved(run))
-    print(checks.describe(run, checks.processes()))
+    _show(f"{config.resolved(run)}\n{checks.describe(run, checks.processes())}")
     return 0
+
+
+def _show(text: str) -> None:
+    """Print; whoever reads may stop early (`| head`)."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
 
 
 def _add_doctor(commands: Commands) -> None:
@@ -176,5 +184,5 @@ def _config(args: argparse.Namespace) -> int:
     from alignment._listing import listing
     from alignment.run import Run
 
-    print(listing(Run, args.kind))
+    _show(listing(Run, args.kind))
     return 0

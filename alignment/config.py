@@ -188,6 +188,8 @@ def _leaf(expected: Any, node: Node, key: str) -> object:
     except pydantic.ValidationError:
         choices = [one for part in members(expected) if get_origin(part) is Literal for one in get_args(part)]
         hint = _layers.nearest(node.value, map(str, choices)) if isinstance(node.value, str) else ""
+        if _yaml.show(node) in choices:
+            hint = f"Put it in quotes: '{_yaml.show(node)}'"
         _fail(node, key, f"got {_yaml.show(node)}, expected {words(expected)}. {hint}".rstrip(". "))
 
 

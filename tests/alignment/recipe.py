@@ -46,6 +46,7 @@ class Recipe:
     count: int = 1
     switch: bool = False
     mode: Literal["error", "drop", "keep"] = "error"
+    weight: Literal["true", "equal"] = "true"
     betas: tuple[float, float] = (0.9, 0.999)
     targets: tuple[str, ...] | None = None
     modes: tuple[Literal["a", "b"], ...] = ()

@@ -163,3 +163,18 @@ def test_config_lists_kinds_types_and_fields(capsys: pytest.CaptureFixture[str])
 def test_config_refuses_an_unknown_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["config", "objective"]) == 2
     assert "Known: run, advantages," in capsys.readouterr().err
+
+
+def test_a_reader_may_stop_early() -> None:
+    show = "import sys; from alignment import cli; sys.stdin.readline(); cli._show('x' * 100_000)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", show], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    process.stdin.write(b"go\n")
+    process.stdin.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 0)
+    process.stderr.close()

@@ -187,6 +187,7 @@ RECIPES = st.builds(
     count=st.integers(),
     switch=st.booleans(),
     mode=st.sampled_from(["error", "drop", "keep"]),
+    weight=st.sampled_from(["true", "equal"]),
     betas=st.tuples(FINITE, FINITE),
     targets=st.none() | st.lists(TEXT, max_size=3).map(tuple),
     modes=st.lists(st.sampled_from("ab"), max_size=3).map(tuple),

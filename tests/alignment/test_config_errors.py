@@ -72,6 +72,10 @@ SCHEMA = {
         "name: x\nmode: eror",
         "a.yaml:2: mode: got the text 'eror', expected one of 'error', 'drop', 'keep'. Did you mean 'error'?",
     ),
+    "a choice that YAML takes for something else": (
+        "name: x\nweight: true",
+        "a.yaml:2: weight: got true, expected one of 'true', 'equal'. Put it in quotes: 'true'",
+    ),
     "a choice in a list": (
         "name: x\nmodes: [a,\n  c]",
         "a.yaml:3: modes.1: got the text 'c', expected one of 'a', 'b'",
