@@ -1,0 +1,170 @@
+"""A run that is put away and taken up again is the same run, to the last bit; another run is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from alignment.errors import CheckpointError
+from alignment.state import TRAJECTORY, TrainState, check_same_run, read_config, read_state, write_state
+
+CONFIG: dict[str, Any] = {
+    "name": "run",
+    "policy": {"pipeline": "base", "lora": {"rank": 4, "targets": ["to_q"]}, "embedding_cache": None},
+    "data": {"prompts": "a.txt"},
+    "source": {"type": "on_policy", "group_size": 8},
+    "objective": {"type": "nft", "beta": 1.0},
+    "optimizer": {"learning_rate": 1e-4, "betas": [0.9, 0.999], "final": 1.0},
+    "snapshots": {"ema": 0.9},
+    "batch": {"updates": 1},
+    "evaluation": {"every": 10},
+    "output": {"keep": 2},
+    "steps": 100,
+    "seed": 0,
+}
+
+
+def run_of(parameters: dict[str, torch.nn.Parameter], steps: range, optimizer: torch.optim.AdamW) -> None:
+    """Train: the gradient of each step is a function of the step and the weights."""
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for parameter in parameters.values():
+            parameter.grad = parameter.detach().sin() + torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+def fresh() -> tuple[dict[str, torch.nn.Parameter], torch.optim.AdamW]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"b.lora_A": (3, 5), "a.lora_B": (5, 3), "scale": ()}
+    parameters = {name: torch.nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in shapes.items()}
+    return parameters, torch.optim.AdamW(parameters.values(), lr=1e-2, betas=(0.8, 0.95), weight_decay=0.1)
+
+
+def state_of(
+    parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.AdamW, snapshots: dict[str, dict[str, Tensor]]
+) -> TrainState:
+    return TrainState(
+        step=5,
+        trainable=parameters,
+        optimizer=optimizer.state_dict(),
+        snapshots=snapshots,
+        wall_seconds=0.1 + 0.2,
+        config=CONFIG,
+    )
+
+
+def test_resumed_is_straight_to_the_last_bit(tmp_path: Path) -> None:
+    straight, optimizer = fresh()
+    run_of(straight, range(10), optimizer)
+
+    first, optimizer = fresh()
+    run_of(first, range(5), optimizer)
+    write_state(tmp_path, state_of(first, optimizer, {}))
+
+    second, optimizer = fresh()
+    state = read_state(tmp_path)
+    with torch.no_grad():
+        for name, parameter in second.items():
+            parameter.copy_(state.trainable[name])
+    optimizer.load_state_dict(dict(state.optimizer))
+    run_of(second, range(state.step, 10), optimizer)
+    for name, parameter in straight.items():
+        torch.testing.assert_close(second[name], parameter, rtol=0, atol=0)
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    parameters, optimizer = fresh()
+    run_of(parameters, range(3), optimizer)
+    snapshots = {name: {key: value.detach() * 2 for key, value in parameters.items()} for name in ("ema", "behaviour")}
+    before = copy.deepcopy(state_of(parameters, optimizer, snapshots))
+    write_state(tmp_path, before)
+    after = read_state(tmp_path)
+    assert (after.step, after.wall_seconds, after.config) == (before.step, before.wall_seconds, before.config)
+    assert after.optimizer["param_groups"] == before.optimizer["param_groups"]
+    assert after.snapshots.keys() == {"ema", "behaviour"}
+    for saved, read in (
+        (before.trainable, after.trainable),
+        *((before.snapshots[name], after.snapshots[name]) for name in snapshots),
+        *((before.optimizer["state"][index], after.optimizer["state"][index]) for index in range(3)),
+    ):
+        torch.testing.assert_close(dict(read), {key: v.detach() for key, v in saved.items()}, rtol=0, atol=0)
+
+
+def test_before_the_first_update(tmp_path: Path) -> None:
+    parameters, optimizer = fresh()
+    write_state(tmp_path, state_of(parameters, optimizer, {}))
+    state = read_state(tmp_path)
+    assert state.optimizer["state"] == {}
+    optimizer.load_state_dict(dict(state.optimizer))
+
+
+def test_only_tensors_and_json_are_written(tmp_path: Path) -> None:
+    parameters, optimizer = fresh()
+    run_of(parameters, range(1), optimizer)
+    write_state(tmp_path, state_of(parameters, optimizer, {"ema": dict(parameters)}))
+    files = sorted(path.name for path in (tmp_path / "state").iterdir())
+    assert files == [
+        "config.json",
+        "optimizer.safetensors",
+        "progress.json",
+        "snapshot-ema.safetensors",
+        "trainable.safetensors",
+    ]
+
+
+def test_a_folder_without_state_can_be_loaded_but_not_resumed(tmp_path: Path) -> None:
+    assert read_config(tmp_path) == {}
+    with pytest.raises(CheckpointError, match="a run cannot go on from it"):
+        read_state(tmp_path)
+
+
+@pytest.mark.parametrize("key", TRAJECTORY)
+def test_another_trajectory_is_refused(key: str) -> None:
+    changed = copy.deepcopy(CONFIG)
+    inner = next(iter(CONFIG[key])) if isinstance(CONFIG[key], dict) else None
+    was = CONFIG[key][inner] if inner else CONFIG[key]
+    if inner:
+        changed[key][inner] = "other"
+    else:
+        changed[key] = "other"
+    with pytest.raises(CheckpointError) as raised:
+        check_same_run(CONFIG, changed)
+    where = f"{key}.{inner}" if inner else key
+    assert f'{where} was {json.dumps(was)}, now it is "other"' in str(raised.value)
+
+
+def test_every_difference_is_named_at_once() -> None:
+    changed = copy.deepcopy(CONFIG)
+    changed["seed"] = 1
+    changed["policy"]["lora"]["rank"] = 8
+    changed["objective"]["extra"] = True
+    with pytest.raises(CheckpointError) as raised:
+        check_same_run(CONFIG, changed)
+    for difference in (
+        "seed was 0, now it is 1",
+        "policy.lora.rank was 4, now it is 8",
+        "objective.extra was null, now it is true",
+    ):
+        assert difference in str(raised.value)
+
+
+def test_what_does_not_change_the_trajectory_may_change() -> None:
+    changed = copy.deepcopy(CONFIG)
+    changed.update(name="other", output={"keep": 1}, evaluation={"every": 1}, steps=200, device="cuda", threads=2)
+    changed["policy"]["embedding_cache"] = "cache"
+    changed["policy"]["lora"]["targets"] = ("to_q",)  # a tuple, as dataclasses hold it
+    check_same_run(CONFIG, changed)
+
+
+def test_the_number_of_steps_counts_where_the_learning_rate_depends_on_it() -> None:
+    saved, changed = copy.deepcopy(CONFIG), copy.deepcopy(CONFIG)
+    saved["optimizer"]["final"] = changed["optimizer"]["final"] = 0.1
+    changed["steps"] = 200
+    with pytest.raises(CheckpointError, match="steps was 100, now it is 200"):
+        check_same_run(saved, changed)
