@@ -106,7 +106,7 @@ def _train(args: argparse.Namespace) -> int:
         return _dry_run(args)
     from alignment import train
 
-    return train.main(args.config, args.overrides, dry_run=False, resume=args.resume)
+    return train.main(args.config, args.overrides, resume=args.resume)
 
 
 def _dry_run(args: argparse.Namespace) -> int:

@@ -31,20 +31,16 @@ from alignment.table import before_after
 from alignment.trackers import open_trackers
 
 
-def main(path: str, overrides: Sequence[str], *, dry_run: bool = False, resume: str | None = None) -> int:
+def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> int:
     """Train as the config says, and return the exit code.
 
     Args:
         path: Config file.
         overrides: `key=value` words laid over it.
-        dry_run: Print the resolved config and stop.
         resume: "latest", or a checkpoint folder to continue from.
     """
     run = config.load(path, overrides)
     checks.check(run, checks.processes())
-    if dry_run:
-        print(config.resolved(run))
-        return 0
     runtime = Runtime(run)
     folder = Path(run.output.folder) / run.name
     resolved = config.resolved(run)

@@ -105,15 +105,15 @@ def check_geometry(prompts: int, group_size: int, prompts_per_call: int | None) 
         ConfigError: With the arithmetic that does not work out.
     """
     if prompts < 1:
-        raise ConfigError(f"source.prompts must be >= 1, got {prompts}")
+        raise ConfigError(f"prompts must be >= 1, got {prompts}")
     if group_size < 2:
         raise ConfigError(
-            f"source.group_size must be >= 2, got {group_size}: a sample is compared with others of the same prompt, and "
+            f"group_size must be >= 2, got {group_size}: a sample is compared with others of the same prompt, and "
             "a group of one has none"
         )
     if prompts_per_call is not None and (prompts_per_call < 1 or prompts % prompts_per_call):
         raise ConfigError(
-            f"source.prompts_per_call must divide source.prompts: {prompts} / {prompts_per_call} leaves "
+            f"prompts_per_call must divide prompts: {prompts} / {prompts_per_call} leaves "
             f"{prompts % max(prompts_per_call, 1)} over"
         )
 

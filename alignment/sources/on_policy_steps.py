@@ -56,12 +56,12 @@ class OnPolicySteps(Source[Transitions]):
         check_geometry(self.prompts, self.group_size, self.prompts_per_call)
         if not self.dynamics.stochastic:
             raise ConfigError(
-                f"source.dynamics: {type(self.dynamics).__name__} is deterministic here, but a policy gradient needs the "
+                f"dynamics: {type(self.dynamics).__name__} is deterministic here, but a policy gradient needs the "
                 "density of each step; choose dance_sde, flow_sde, coefficient_preserving or ddim with noise above 0"
             )
         choice = self.window.choose(10_000, 0, 0, torch.Generator())
         if choice.branch and not self.shared_noise:
-            raise ConfigError("source.window: branching needs source.shared_noise, because a group leaves one state")
+            raise ConfigError("window: branching needs source.shared_noise, because a group leaves one state")
 
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Transitions]:
         """Sample, score and credit."""
@@ -93,7 +93,10 @@ class OnPolicySteps(Source[Transitions]):
 
     def _choose(self, ctx: Context, number: int) -> Choice:
         generator = ctx.draw.generator("window", ctx.step, number)
-        return self.window.choose(ctx.policy.rounds, ctx.step, number, generator)
+        try:
+            return self.window.choose(ctx.policy.rounds, ctx.step, number, generator)
+        except ValueError as error:
+            raise ConfigError(f"source.window: {error}") from error
 
     def _plan(self, ctx: Context, part: Groups, choice: Choice) -> Plan:
         samples = sample_ids(part, self.group_size)
