@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -103,7 +104,12 @@ def average(curves: Sequence[Curve]) -> Curve:
 
 def draw(groups: dict[str, list[Curve]], metric: str, axis: str = "steps") -> Figure:
     """Return the figure of all recipes, one colour each."""
-    style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "axes.edgecolor": "#b9bac0"}
+    style: dict[Any, Any] = {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": 10,
+        "axes.edgecolor": "#b9bac0",
+    }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(7.2, 4.2), layout="constrained", dpi=160, facecolor="white")
         axes = figure.add_subplot()

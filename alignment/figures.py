@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from alignment.statistics import Interval
 
@@ -23,7 +24,7 @@ _VARIABLES = {INK: "var(--ink)", FAINT: "var(--muted)", LINE: "var(--line)"} | {
 }
 """Colours that stand for the page's own; matplotlib writes them, `_inline` swaps them."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {  # matplotlib spells its keys out as a type of their own
     "svg.fonttype": "none",
     "svg.hashsalt": "visalign",
     "font.size": 9,
@@ -42,7 +43,6 @@ STYLE = {
     "xtick.labelcolor": FAINT,
     "ytick.labelcolor": FAINT,
     "lines.linewidth": 1.6,
-    "axes.prop_cycle": matplotlib.cycler(color=SERIES),
 }
 LEGEND = {"frameon": False, "labelcolor": FAINT, "fontsize": 8.5}
 
@@ -191,7 +191,7 @@ def single(columns: Columns, which: Single) -> Chart:
     return _chart(figure, axes, which.title, which.note)
 
 
-def points(axes: Axes, found: Mapping[float, Interval], colour: str, label: str) -> None:
+def points(axes: Axes, found: Mapping[int, Interval], colour: str, label: str) -> None:
     """Draw means joined by a line, each with its interval; one that has no interval has no bar."""
     at = np.array([*found])
     mean = np.array([interval.mean for interval in found.values()])
@@ -220,7 +220,7 @@ def _axes() -> tuple[Figure, Axes]:
 
 
 def _chart(figure: Figure, axes: Axes, title: str, note: str) -> Chart:
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     with matplotlib.rc_context(STYLE):
         buffer = io.StringIO()
         unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
