@@ -64,7 +64,7 @@ def _numbers(run: Run) -> Iterator[Problem]:
         "evaluation.curve_images_per_prompt": (evaluation.curve_images_per_prompt, 1),
         "evaluation.batch_size": (evaluation.batch_size, 1),
         "evaluation.every": (evaluation.every, 0),
-        "evaluation.grid": (evaluation.grid, 0),
+        "evaluation.grid": (evaluation.grid, 1),
         "snapshots.behaviour_rate": (run.snapshots.behaviour_rate, 0),
         "output.save_every": (run.output.save_every, 0),
         "output.keep": (run.output.keep, 1),
@@ -120,6 +120,13 @@ def _geometry(run: Run, world_size: int) -> Iterator[Problem]:
             "source.prompts",
             f"{prompts} prompts a step do not divide over {world_size} processes: "
             f"{prompts} = {world_size} x {each} + {over}; use {near}",
+        )
+    at_once = _parts(run).get("prompts_per_call")
+    if isinstance(at_once, int) and each % at_once:
+        yield (
+            "source.prompts_per_call",
+            f"{at_once} prompts a pipeline call do not divide the {each} prompts of each of {world_size} processes: "
+            f"{each} = {at_once} x {each // at_once} + {each % at_once}",
         )
 
 

@@ -84,6 +84,8 @@ def _plain_prompt(line: str) -> tuple[str, str]:
         return "", "blank; remove the line"
     if "\0" in line:
         return "", "holds a NUL character; remove it"
+    if any("\ud800" <= character <= "\udfff" for character in line):
+        return "", "holds half a surrogate pair, which is no character; remove it"
     if len(line) > LONGEST_PROMPT:
         return "", f"{len(line)} characters; at most {LONGEST_PROMPT} make sense to any text encoder; shorten it"
     return line.strip(), ""
@@ -105,7 +107,8 @@ def _without_repeats(texts: dict[int, str]) -> tuple[dict[int, str], list[str]]:
     for number, text in texts.items():
         if text in first:
             problems.append(
-                f"line {number}: repeats line {first[text]} ({text[:60]!r}); remove it, or set data.dedupe to drop or keep"
+                f"line {number}: repeats line {first[text]} ({text[:60]!r}); remove it, or set data.dedupe to drop or "
+                "keep"
             )
         else:
             first[text] = number

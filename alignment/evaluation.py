@@ -50,8 +50,7 @@ class Evaluator:
                 if sum(map(len, shown)) < self.settings.grid:
                     shown.append(media)
         found = join(rewards)
-        scores = {
-            name: ctx.world.gather(value)[: len(pairs)] for name, value in {"reward": found.value, **found.parts}.items()
-        }
+        named = {"reward": found.value, **found.parts}
+        scores = {name: ctx.world.gather(value)[: len(pairs)] for name, value in named.items()}
         pixels = torch.cat([media.pixels for media in shown])[: min(self.settings.grid, len(pairs))]
         return Evaluated(texts, seeds, scores, Media(pixels, shown[0].fps))

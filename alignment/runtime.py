@@ -101,11 +101,12 @@ class Runtime:
         return norm.item()
 
     def _reduce_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        if self.world.size == 1:
-            return
+        # A weight without a gradient gets zeros on one process too, or weight decay would see how many there are.
         for p in parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
+        if self.world.size == 1:
+            return
         flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
         total = reduce(flat, reduction="sum")
         offset = 0
@@ -144,20 +145,38 @@ class Averages:
             self._pieces[name].append(value.flatten().float())
 
     def take(self, world: World) -> dict[str, float]:
-        """Return the numbers over all processes, and forget the pieces."""
-        found: dict[str, float] = {}
-        for name in sorted(self._pieces):
-            piece = torch.cat(self._pieces[name]).double()
-            kind = name[-3:]
-            if kind == "max":
-                found[name] = world.gather(piece.max()[None]).max().item()
-            elif kind == "min":
-                found[name] = world.gather(piece.min()[None]).min().item()
-            else:
-                total = world.gather(torch.stack([piece.sum(), torch.ones_like(piece).sum()])[None]).sum(dim=0)
-                found[name] = (total[0] / total[1]).item()
+        """Return the numbers over all processes, and forget the pieces.
+
+        Processes may know different names: which steps are trained depends on the pipeline call.
+        """
+        mine = {name: _summary(name, torch.cat(pieces).double()) for name, pieces in self._pieces.items() if pieces}
         self._pieces.clear()
-        return found
+        everyone = world.everyone(mine)
+        names = sorted({name for one in everyone for name in one})
+        return {name: _join(name, [one[name] for one in everyone if name in one]) for name in names}
+
+
+def _summary(name: str, piece: Tensor) -> tuple[float, int]:
+    """Return (extreme, 1) or (sum, count)."""
+    match name[-4:]:
+        case "_max" | "/max":
+            return piece.max().item(), 1
+        case "_min" | "/min":
+            return piece.min().item(), 1
+        case _:
+            return piece.sum().item(), len(piece)
+
+
+def _join(name: str, summaries: list[tuple[float, int]]) -> float:
+    """Return one number of the summaries of several processes; NaN anywhere is NaN."""
+    values, counts = torch.tensor(summaries, dtype=torch.float64).unbind(dim=1)
+    match name[-4:]:
+        case "_max" | "/max":
+            return values.max().item()
+        case "_min" | "/min":
+            return values.min().item()
+        case _:
+            return (values.sum() / counts.sum()).item()
 
 
 def _check_world(size: int) -> None:

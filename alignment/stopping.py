@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType, TracebackType
+
+STDERR = 2
 
 
 class StopSignal:
@@ -29,7 +32,8 @@ class StopSignal:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
-        print(f"\n{self.received.name}: saving after this step; once more stops at once", flush=True)
+        # Not `print`, which must not be entered again from a handler that interrupted it.
+        os.write(STDERR, f"\n{self.received.name}: saving after this step; once more stops at once\n".encode())
         self._restore()
 
     def _restore(self) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather
+from accelerate.utils import gather, gather_object
 from torch import Tensor
 
 from reward_models.base import RewardModel, Scorer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class World:
     def gather(self, values: Tensor) -> Tensor:
         """Return the rows of all processes, in rank order; every process has the same number of rows."""
         return values if self.size == 1 else gather(values.to(self.device)).to(values.device)
+
+    def everyone(self, value: T) -> list[T]:
+        """Return the `value` of every process, in rank order; they need not have the same shape or keys."""
+        return [value] if self.size == 1 else gather_object([value])
 
     def share(self, count: int) -> slice:
         """Return this process's part of `count` items, which divides by the number of processes."""
