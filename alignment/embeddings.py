@@ -1,7 +1,8 @@
 """Prompt embeddings, computed once a prompt: a memory of a pipeline's own `encode_prompt`.
 
-Nothing here knows a model. The first call encodes one prompt alone and the same prompt twice; what doubles is indexed
-by row, what does not is shared by all rows, and an answer of another structure is never cached.
+Nothing here knows a model. For each kind of call, the first prompt is encoded alone and twice over: what doubles is
+indexed by row, what does not is shared by all rows. Where an answer has another structure, or another shape from one
+prompt to the next, nothing is kept and the pipeline's own encoders answer.
 """
 
 from __future__ import annotations
@@ -9,19 +10,162 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from alignment.errors import PipelineError
 
 _IN_MEMORY = 4096
 """Prompts kept in memory where a folder holds them all; a T5-XXL embedding of 512 tokens takes 4 MB."""
 
-Row = tuple[Tensor | None, ...]
+_SAMPLED = 64
+"""Numbers of each weight that tell encoders apart: reading all of T5-XXL would take longer than a hundred prompts."""
+
+Arguments = dict[str, Any]
+Answer = tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The answer for one prompt, on the CPU.
+
+    Attributes:
+        tensors: What `encode_prompt` returned.
+        by_row: Which of them have one entry a prompt; the others are common to all prompts.
+    """
+
+    tensors: Answer
+    by_row: tuple[bool, ...]
+
+    def joins(self, other: _Row) -> bool:
+        """Whether both can be rows of one batch: equal shapes, and equal contents of what is common."""
+        pairs = zip(self.tensors, other.tensors, self.by_row, strict=True)
+        return self.by_row == other.by_row and all(
+            (a is b is None)
+            or (a is not None and b is not None and a.shape == b.shape and (split or torch.equal(a, b)))
+            for a, b, split in pairs
+        )
+
+
+class Embeddings:
+    """Stands in for `pipe.encode_prompt`.
+
+    Attributes:
+        cacheable: Whether all answers so far could be kept.
+        misses: Prompts that were encoded.
+    """
+
+    def __init__(self, pipe: Any, folder: Path | None) -> None:
+        self._pipe = pipe
+        self._encode: Callable[..., Any] = pipe.encode_prompt
+        self._signature = inspect.signature(self._encode)
+        self._rows: OrderedDict[str, _Row] = OrderedDict()
+        self._first: dict[str, _Row] = {}
+        self._folder = None if folder is None else folder / _fingerprint(pipe)
+        self._released = False
+        self.cacheable = True
+        self.misses = 0
+
+    def __call__(self, *args: object, **named: object) -> Any:
+        """Answer as `encode_prompt` does, from memory where it can.
+
+        Raises:
+            PipelineError: For a prompt that was never embedded, after the text encoders have left.
+        """
+        bound = self._signature.bind(*args, **named)
+        bound.apply_defaults()
+        arguments: Arguments = dict(bound.arguments)
+        rows = self._known(arguments) if self.cacheable else None
+        if rows is None:
+            self._refuse_if_released(arguments.get("prompt"))
+            return self._encode(*args, **named)
+        return _collate(rows, torch.device(arguments.get("device") or self._pipe._execution_device))
+
+    def release(self) -> None:
+        """Take the text encoders out of the pipeline, where every answer was kept."""
+        if not self.cacheable:
+            return
+        self._released = True
+        for name in text_encoders(self._pipe):
+            vars(self._pipe)[name] = None
+
+    def _known(self, arguments: Arguments) -> list[_Row] | None:
+        """Return the row of every prompt, or None where this call cannot be answered by rows."""
+        texts = arguments.get("prompt")
+        if not _is_texts(texts) or any(isinstance(value, Tensor) for value in arguments.values()):
+            return None
+        kind = _digest({name: value for name, value in arguments.items() if not _is_texts(value)})
+        rows = []
+        for one in _one_by_one(arguments, len(texts)):
+            row = self._row(kind, one)
+            if row is None:
+                self.cacheable = False
+                return None
+            rows.append(row)
+        return rows
+
+    def _row(self, kind: str, arguments: Arguments) -> _Row | None:
+        key = _digest(arguments)
+        row = self._rows.get(key) or self._from_disk(key)
+        if row is None:
+            row = self._fresh(kind, arguments)
+            if row is not None:
+                self._to_disk(key, row)
+        if row is None or not row.joins(self._first.setdefault(kind, row)):
+            return None
+        self._rows[key] = row
+        self._rows.move_to_end(key)
+        if self._folder is not None and len(self._rows) > _IN_MEMORY:
+            self._rows.popitem(last=False)
+        return row
+
+    def _fresh(self, kind: str, arguments: Arguments) -> _Row | None:
+        self._refuse_if_released(arguments["prompt"])
+        self.misses += 1
+        once = self._encode(**arguments)
+        if not _is_flat(once):
+            return None
+        if kind in self._first:
+            by_row = self._first[kind].by_row
+        else:
+            twice = self._encode(**{name: v * 2 if _is_texts(v) else v for name, v in arguments.items()})
+            if not _is_flat(twice) or len(twice) != len(once):
+                return None
+            by_row = tuple(_doubles(a, b) for a, b in zip(once, twice, strict=True))
+        return _Row(tuple(None if z is None else z.detach().cpu() for z in once), by_row)
+
+    def _refuse_if_released(self, prompt: object) -> None:
+        if self._released:
+            raise PipelineError(
+                f"no embedding of {prompt!r} under these arguments was kept, and the text encoders have left memory: "
+                "every prompt, with every set of call arguments, has to be given to Policy.prepare"
+            )
+
+    def _from_disk(self, key: str) -> _Row | None:
+        if self._folder is None or not (self._folder / f"{key}.safetensors").is_file():
+            return None
+        tensors = load_file(self._folder / f"{key}.safetensors")
+        by_row = tuple(flag == 1 for flag in tensors.pop("by_row").tolist())
+        return _Row(tuple(tensors.get(str(i)) for i in range(len(by_row))), by_row)
+
+    def _to_disk(self, key: str, row: _Row) -> None:
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        tensors = {str(i): z.contiguous() for i, z in enumerate(row.tensors) if z is not None}
+        tensors["by_row"] = torch.tensor([int(flag) for flag in row.by_row])
+        partial = self._folder / f"{key}.{os.getpid()}.partial"
+        save_file(tensors, partial)
+        partial.replace(self._folder / f"{key}.safetensors")
 
 
 def text_encoders(pipe: Any) -> dict[str, nn.Module]:
@@ -29,115 +173,49 @@ def text_encoders(pipe: Any) -> dict[str, nn.Module]:
     return {k: m for k, m in pipe.components.items() if k.startswith("text_encoder") and isinstance(m, nn.Module)}
 
 
-class Embeddings:
-    """Stands in for `pipe.encode_prompt`."""
-
-    def __init__(self, pipe: Any, folder: Path | None) -> None:
-        self._encode: Callable[..., Any] = pipe.encode_prompt
-        self._signature = inspect.signature(self._encode)
-        self._rows: OrderedDict[str, Row] = OrderedDict()
-        self._by_row: tuple[bool, ...] | None = None
-        self._folder = None if folder is None else folder / _fingerprint(pipe)
-        self.cacheable = True
-        self.misses = 0
-
-    def __call__(self, *args: object, **named: object) -> Any:
-        """Answer as `encode_prompt` does, from memory where it can."""
-        bound = self._signature.bind(*args, **named)
-        bound.apply_defaults()
-        arguments = dict(bound.arguments)
-        texts = _texts(arguments)
-        if texts is None or not self.cacheable or any(isinstance(value, Tensor) for value in arguments.values()):
-            return self._encode(*args, **named)
-        rows = []
-        for one in _one_by_one(arguments, len(texts)):
-            row = self._row(one)
-            if row is None:
-                return self._encode(*args, **named)
-            rows.append(row)
-        return self._collate(rows)
-
-    def _row(self, arguments: dict[str, object]) -> Row | None:
-        key = hashlib.sha256(json.dumps(arguments, sort_keys=True, default=str).encode()).hexdigest()
-        row = self._rows.get(key)
-        if row is None:
-            row = self._from_disk(key)
-        if row is None:
-            row = self._fresh(arguments)
-            if row is None:
-                return None
-            self._to_disk(key, row)
-        self._rows[key] = row
-        self._rows.move_to_end(key)
-        if self._folder is not None and len(self._rows) > _IN_MEMORY:
-            self._rows.popitem(last=False)
-        return row
-
-    def _fresh(self, arguments: dict[str, object]) -> Row | None:
-        self.misses += 1
-        once = self._encode(**arguments)
-        if self._by_row is None:
-            twice = self._encode(**{k: v * 2 if isinstance(v, list) else v for k, v in arguments.items()})
-            if not (_flat(once) and _flat(twice)):
-                self.cacheable = False
-                return None
-            self._by_row = tuple(
-                a is not None and b.shape == (2 * a.shape[0], *a.shape[1:]) for a, b in zip(once, twice, strict=True)
-            )
-        return tuple(once)
-
-    def _collate(self, rows: Sequence[Row]) -> tuple[Tensor | None, ...]:
-        assert self._by_row is not None or all(len(row) == len(rows[0]) for row in rows)
-        by_row = self._by_row or tuple(z is not None and z.ndim > 1 for z in rows[0])
-        columns = zip(*rows, strict=True)
-        return tuple(
-            torch.cat(list(column)) if split else column[0]  # type: ignore[arg-type]  # a split column has no None
-            for split, column in zip(by_row, columns, strict=True)
-        )
-
-    def _from_disk(self, key: str) -> Row | None:
-        if self._folder is None or not (self._folder / f"{key}.safetensors").is_file():
-            return None
-        tensors = load_file(self._folder / f"{key}.safetensors")
-        by_row = tensors.pop("by_row").tolist()
-        self._by_row = tuple(flag == 1 for flag in by_row)
-        return tuple(tensors.get(str(i)) for i in range(len(by_row)))
-
-    def _to_disk(self, key: str, row: Row) -> None:
-        if self._folder is None:
-            return
-        assert self._by_row is not None
-        self._folder.mkdir(parents=True, exist_ok=True)
-        tensors = {str(i): z.contiguous() for i, z in enumerate(row) if z is not None}
-        tensors["by_row"] = torch.tensor([int(flag) for flag in self._by_row])
-        partial = self._folder / f"{key}.partial"
-        save_file(tensors, partial)
-        partial.replace(self._folder / f"{key}.safetensors")
+def _collate(rows: Sequence[_Row], device: torch.device) -> Answer:
+    columns = zip(*(row.tensors for row in rows), strict=True)
+    return tuple(
+        None if column[0] is None else (torch.cat(column) if split else column[0]).to(device)
+        for split, column in zip(rows[0].by_row, columns, strict=True)
+    )
 
 
-def _texts(arguments: dict[str, object]) -> list[str] | None:
-    prompt = arguments.get("prompt")
-    return prompt if isinstance(prompt, list) and all(isinstance(text, str) for text in prompt) else None
+def _one_by_one(arguments: Arguments, count: int) -> Iterator[Arguments]:
+    """Yield the arguments of each row: lists of one text a row are taken apart, the rest is common."""
+    for i in range(count):
+        yield {name: [v[i]] if _is_texts(v) and len(v) == count else v for name, v in arguments.items()}
 
 
-def _one_by_one(arguments: dict[str, object], count: int) -> list[dict[str, object]]:
-    """Return the arguments of each row: lists of one text a row are taken apart, the rest is common."""
-    return [
-        {k: [v[i]] if isinstance(v, list) and len(v) == count else v for k, v in arguments.items()}
-        for i in range(count)
-    ]
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-def _flat(answer: object) -> bool:
+def _is_flat(answer: object) -> bool:
     return isinstance(answer, tuple) and all(z is None or isinstance(z, Tensor) for z in answer)
 
 
+def _doubles(once: Tensor | None, twice: Tensor | None) -> bool:
+    return once is not None and twice is not None and twice.shape == (2 * once.shape[0], *once.shape[1:])
+
+
+def _digest(arguments: Arguments) -> str:
+    """Return a name for these arguments; where they compute does not matter."""
+    told = {name: value for name, value in arguments.items() if name != "device"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def _fingerprint(pipe: Any) -> str:
-    """Return a name for this pipeline's text encoders: configuration and a sample of every weight."""
+    """Return a name for what makes embeddings of prompts: vocabularies, configuration, samples of every weight."""
     digest = hashlib.sha256(type(pipe).__name__.encode())
+    for name, component in sorted(pipe.components.items()):
+        if isinstance(component, PreTrainedTokenizerBase):
+            told = json.dumps([component.get_vocab(), component.model_max_length], sort_keys=True)
+            digest.update(f"{name}{told}".encode())
     for name, encoder in sorted(text_encoders(pipe).items()):
         digest.update(f"{name}{encoder.config}".encode())
         for key, weight in encoder.named_parameters():
-            sample = weight.detach().flatten()[:16].float().cpu()
+            flat = weight.detach().flatten()
+            sample = flat[:: max(len(flat) // _SAMPLED, 1)].float().cpu()
             digest.update(key.encode() + sample.numpy().tobytes() + str(weight.dtype).encode())
     return digest.hexdigest()[:16]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +30,28 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
     """
     from diffusers import DiffusionPipeline
 
+    logging.getLogger("diffusers.models.modeling_utils").addFilter(_is_worth_saying)
     folder = Path(spec.pipeline)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise PipelineError(f"policy.pipeline: {folder} has no model_index.json: it is not a diffusers pipeline folder")
     try:
-        pipe = DiffusionPipeline.from_pretrained(
-            spec.pipeline, revision=spec.revision, dtype=getattr(torch, spec.dtype), local_files_only=folder.is_dir()
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
+        with _no_progress_bars():
+            pipe = DiffusionPipeline.from_pretrained(
+                spec.pipeline,
+                revision=spec.revision,
+                dtype=getattr(torch, spec.dtype),
+                local_files_only=folder.is_dir(),
+            )
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
         raise PipelineError(
             f"policy.pipeline: {spec.pipeline} could not be loaded: {_first_line(error)}. "
             "A pipeline is a folder written by `save_pretrained`, or a hub id"
@@ -44,7 +61,7 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
         if isinstance(module, nn.Module):
             module.requires_grad_(False).eval()
     pipe.to(device)
-    _set_attention(pipe, spec.attention)
+    _set_attention(pipe.components[denoiser_name(pipe)], spec.attention)
     return pipe
 
 
@@ -58,7 +75,8 @@ def denoiser_name(pipe: Any) -> str:
         if isinstance(pipe.components.get(name), nn.Module):
             return name
     raise PipelineError(
-        f"{type(pipe).__name__} has no component called {' or '.join(DENOISERS)}; it has {', '.join(sorted(pipe.components))}"
+        f"{type(pipe).__name__} has no component called {' or '.join(DENOISERS)}; "
+        f"it has {', '.join(sorted(pipe.components))}"
     )
 
 
@@ -89,18 +107,56 @@ def trained_scheduler(scheduler: Any) -> Any:
     )
 
 
-def _set_attention(pipe: Any, backend: str) -> None:
-    denoiser = pipe.components[denoiser_name(pipe)]
+def _set_attention(denoiser: Any, backend: str) -> None:
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    known = sorted(name.value for name in AttentionBackendName)
+    if backend not in known:
+        raise ConfigError(f"policy.attention: no backend is called {backend!r}; known: {', '.join(known)}")
     if backend == "native":
         return
+    # Networks written before diffusers had backends, UNets among them, know one other way to compute attention.
+    choosable = any(hasattr(module.processor, "_attention_backend") for module in _attentions(denoiser))
+    if not choosable and backend != "xformers":
+        raise ConfigError(
+            f"policy.attention: {type(denoiser).__name__} can only use native or xformers, not {backend!r}"
+        )
     try:
-        denoiser.set_attention_backend(backend)
-    except ValueError as error:
-        raise ConfigError(f"policy.attention: {_first_line(error)}") from error
-    except (RuntimeError, ImportError) as error:
+        if choosable:
+            denoiser.set_attention_backend(backend)
+        else:
+            denoiser.enable_xformers_memory_efficient_attention()
+    except (RuntimeError, ImportError, ValueError) as error:
         raise EnvironmentProblem(
-            f"policy.attention: backend {backend!r} cannot be used here: {_first_line(error)}; 'native' always can"
+            f"policy.attention: backend {backend!r} cannot be used here: {_first_line(error)} 'native' always can"
         ) from error
+
+
+def _attentions(denoiser: nn.Module) -> list[Any]:
+    from diffusers.models.attention import AttentionModuleMixin
+    from diffusers.models.attention_processor import Attention
+
+    return [module for module in denoiser.modules() if isinstance(module, Attention | AttentionModuleMixin)]
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Load without the bars of diffusers and transformers, and leave them as they were."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    return "Attention backends are an experimental feature" not in record.getMessage()
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ stand-in: `call` samples, `replay` visits recorded states again, `visit` visits 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from alignment.batches import Batch, Transitions
-from alignment.embeddings import Embeddings, text_encoders
+from alignment.embeddings import Embeddings
 from alignment.errors import ConfigError, PipelineError
 from alignment.loading import denoiser_name, load_pipeline, loop_networks, trained_scheduler
 from alignment.spec import PolicySpec
 from alignment.tuning import add_lora, merged, unfreeze
 from reward_models.base import Media
-from samplers import Conductor, Native, Round, Routes, Skip, Visit, read_path, stand_in
+from samplers import Conductor, Native, ReplayMismatch, Round, Routes, Skip, Visit, read_path, stand_in
 from samplers.path import Path as ForwardPath
 
 Receive = Callable[[int, Tensor], None]
@@ -30,6 +31,18 @@ Receive = Callable[[int, Tensor], None]
 
 ROW_TIME_TOLERANCE = 1e-2
 """Rounding of a bfloat16 network moves outputs of unit size by less; another time moves them by far more."""
+
+_ROUNDS_AT_MOST = 10_000
+"""Rounds a script covers where nobody knows yet how many the pipeline takes."""
+
+_OURS = (
+    "self", "prompt", "generator", "latents", "output_type", "return_dict",
+    "num_images_per_prompt", "num_videos_per_prompt",
+)  # fmt: skip
+"""Arguments of a pipeline's `__call__` that the policy gives."""
+
+_TEXTS = ("prompt_", "negative_prompt")
+"""How the names of further text arguments begin; pipelines want one text a row where `prompt` is a list."""
 
 
 class Policy:
@@ -65,8 +78,7 @@ class Policy:
         self._native = self.pipe.scheduler
         self._stand_in = stand_in(trained_scheduler(self._native))
         self.path: ForwardPath = read_path(self._stand_in)
-        precision = None if spec.autocast is None else torch.bfloat16
-        self._routes = Routes(loop_networks(self.pipe), device, precision)
+        self._routes = self._fresh_routes()
         self.embeddings = Embeddings(self.pipe, None if spec.embedding_cache is None else Path(spec.embedding_cache))
         vars(self.pipe)["encode_prompt"] = self.embeddings
         self.rounds = 0
@@ -74,9 +86,7 @@ class Policy:
 
     # ---- the three doors ---------------------------------------------------------------------------------------
 
-    def call(
-        self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool
-    ) -> Tensor | None:
+    def call(self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool) -> Tensor | None:
         """Run the pipeline once without gradient; see `samplers.Call`."""
         with torch.no_grad(), self._sampling():
             images = self._run(conductor, prompts, seeds, output_type="pt" if pixels else "latent")
@@ -123,8 +133,8 @@ class Policy:
             seeds: `[n]` keys of the initial noise.
             arguments: What differs from the policy's own arguments.
         """
-        given = self._given(prompts, seeds, "pt") | _checked_arguments(self.pipe, arguments)
-        with torch.no_grad(), self._sampling(), self._routes.on(self.pipe, Conductor(), len(prompts)):
+        given = self._given(prompts, seeds, "pt", _checked_arguments(self.pipe, arguments))
+        with torch.no_grad(), self._sampling(), self._fresh_routes().on(self.pipe, Conductor(), len(prompts)):
             return Media(as_clips(self.pipe(**given)[0]).float().cpu())
 
     def probe(self, prompt: str) -> None:
@@ -133,7 +143,7 @@ class Policy:
         Raises:
             PipelineError: If the pipeline does not follow the scheduler contract.
         """
-        conductor = Conductor([Native(), Native(), *([Skip()] * 10_000)])
+        conductor = _two_rounds()
         self.call(conductor, (prompt,), torch.zeros(1, dtype=torch.int64), pixels=False)
         if conductor.round == 0:
             raise PipelineError(f"{type(self.pipe).__name__} never stepped its scheduler: it cannot be conducted")
@@ -203,31 +213,64 @@ class Policy:
         frozen = self.snapshots[name]
         torch._foreach_lerp_(list(frozen.values()), [p.detach() for p in self.trainable.values()], 1 - decay)
 
-    def prepare(self, prompts: Sequence[str]) -> None:
-        """Get ready to train: probe the pipeline, embed all `prompts`, drop the text encoders where all was kept."""
+    def prepare(
+        self, prompts: Sequence[str], held_out: Sequence[str] = (), arguments: dict[str, object] | None = None
+    ) -> None:
+        """Get ready to train: probe the pipeline, embed every prompt, drop the text encoders where all was kept.
+
+        Args:
+            prompts: What will be sampled and trained.
+            held_out: What will be generated only.
+            arguments: What `generate` will be called with, where that differs from the policy's own arguments.
+        """
         self.probe(prompts[0])
-        encoders = text_encoders(self.pipe)
-        for text in dict.fromkeys(prompts):
-            self.call(Conductor([Skip()] * self.rounds), (text,), torch.zeros(1, dtype=torch.int64), pixels=False)
-        if self.embeddings.cacheable:
-            for name in encoders:
-                vars(self.pipe)[name] = None
+        self._embed(prompts, self._routes, {})
+        self._embed(held_out, self._fresh_routes(), _checked_arguments(self.pipe, arguments or {}))
+        self.embeddings.release()
+
+    def _embed(self, prompts: Sequence[str], routes: Routes, arguments: dict[str, object]) -> None:
+        """Run the pipeline on each prompt without its denoiser, so that it asks for the prompt's embeddings."""
+        with torch.no_grad():
+            for text in dict.fromkeys(prompts):
+                given = self._given((text,), torch.zeros(1, dtype=torch.int64), "latent", arguments)
+                conductor = Conductor([Skip()] * _ROUNDS_AT_MOST) if routes.known else _two_rounds()
+                self._conduct(conductor, given, routes)
 
     # ---- the pipeline ------------------------------------------------------------------------------------------
 
-    def _given(self, prompts: Sequence[str], seeds: Tensor, output_type: str) -> dict[str, object]:
+    def _fresh_routes(self) -> Routes:
+        """Return routes that know nothing yet: call arguments decide the shapes of a network's answers."""
+        return Routes(loop_networks(self.pipe), self.device, None if self.spec.autocast is None else torch.bfloat16)
+
+    def _given(
+        self, prompts: Sequence[str], seeds: Tensor, output_type: str, arguments: dict[str, object] | None = None
+    ) -> dict[str, object]:
+        """Return the arguments of one call with a row a prompt; a text such as a negative prompt serves every row."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
         own = {"prompt": list(prompts), "generator": generators, "output_type": output_type, "return_dict": False}
-        return self._arguments | own
+        common = self._arguments | (arguments or {})
+        texts = {
+            name: [value] * len(prompts)
+            for name, value in common.items()
+            if isinstance(value, str) and name.startswith(_TEXTS)
+        }
+        return common | texts | own
 
     def _run(self, conductor: Conductor, prompts: Sequence[str], seeds: Tensor, output_type: str) -> Tensor:
-        given = self._given(prompts, seeds, output_type)
+        return self._conduct(conductor, self._given(prompts, seeds, output_type), self._routes)
+
+    def _conduct(self, conductor: Conductor, given: dict[str, Any], routes: Routes) -> Tensor:
         vars(self.pipe)["scheduler"] = self._stand_in
         self._stand_in.conduct(conductor)
         try:
-            with self._routes.on(self.pipe, conductor, len(prompts)):
+            with routes.on(self.pipe, conductor, len(given["prompt"])):
                 call = type(self.pipe).__call__
                 return (inspect.unwrap(call) if torch.is_grad_enabled() else call)(self.pipe, **given)[0]
+        except ReplayMismatch as error:
+            raise PipelineError(
+                f"{type(self.pipe).__name__} did not come by its recorded states again ({error}): a replay with the "
+                "same seeds has to meet them bit for bit"
+            ) from error
         finally:
             self._stand_in.conduct(None)
             vars(self.pipe)["scheduler"] = self._native
@@ -252,14 +295,19 @@ def _numbered(receive: Receive, k: int) -> Callable[[Tensor], None]:
     return lambda velocity: receive(k, velocity)
 
 
-def _checked_arguments(pipe: Any, arguments: dict[str, object]) -> dict[str, object]:
-    """Return `arguments` if the pipeline's `__call__` takes them all."""
-    import difflib
+def _two_rounds() -> Conductor:
+    """Return the conductor of a call that runs the networks just often enough to learn which are in the loop."""
+    return Conductor([Native(), Native(), *([Skip()] * _ROUNDS_AT_MOST)])
 
+
+def _checked_arguments(pipe: Any, arguments: dict[str, object]) -> dict[str, object]:
+    """Return `arguments` if the pipeline's `__call__` takes them all and the policy does not set them itself."""
     known = list(inspect.signature(type(pipe).__call__).parameters)
     for name in arguments:
-        if name not in known or name in ("self", "prompt", "generator", "output_type", "return_dict"):
+        if name in _OURS:
+            raise ConfigError(f"policy.call.{name} cannot be set: every row is one prompt, with its own random stream")
+        if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            hint = f" Did you mean '{near[0]}'?" if near and near[0] != name else ""
-            raise ConfigError(f"policy.call.{name}: {type(pipe).__name__} takes no such argument from a config.{hint}")
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(f"policy.call.{name}: {type(pipe).__name__} takes no such argument.{hint}")
     return dict(arguments)

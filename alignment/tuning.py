@@ -90,15 +90,18 @@ def merged(denoiser: Any) -> Iterator[None]:
     """Fold the adapters into the weights they adapt, and put the very same weights back afterwards."""
     from peft.tuners.lora import LoraLayer
 
-    originals: list[tuple[nn.Parameter, torch.Tensor]] = []
-    for layer in (module for module in denoiser.modules() if isinstance(module, LoraLayer)):
-        weight = layer.get_base_layer().weight
-        originals.append((weight, weight.data))
+    layers = [module for module in denoiser.modules() if isinstance(module, LoraLayer) and not module.disable_adapters]
+    if not layers:  # switched off already: what samples now is the reference
+        yield
+        return
+    weights = [layer.get_base_layer().weight for layer in layers]
+    originals = [weight.data for weight in weights]
+    for layer, weight in zip(layers, weights, strict=True):
         weight.data = weight.data + layer.get_delta_weight(ADAPTER).detach().to(weight.dtype)
     denoiser.disable_adapters()
     try:
         yield
     finally:
         denoiser.enable_adapters()
-        for weight, original in originals:
+        for weight, original in zip(weights, originals, strict=True):
             weight.data = original

@@ -6,8 +6,20 @@ t = 1 is noise, t = 0 is data, and a step goes from t to s < t. The network's ou
 
 from samplers.grid import Grid, read_grid
 from samplers.path import Path, Prediction, read_path
-from samplers.policy_scheduler import Act, Conductor, Native, Round, Skip, Visit, stand_in
-from samplers.rollout import Call, Recorded, Trajectory, observe_prefix, sample
+from samplers.policy_scheduler import (
+    Act,
+    Conductor,
+    Look,
+    Native,
+    Recorded,
+    ReplayMismatch,
+    Round,
+    Skip,
+    Solve,
+    Visit,
+    stand_in,
+)
+from samplers.rollout import Call, Plan, Trajectory, observe_prefix, sample
 from samplers.routing import Routes
 from samplers.step import Step
 
@@ -16,13 +28,17 @@ __all__ = [
     "Call",
     "Conductor",
     "Grid",
+    "Look",
     "Native",
     "Path",
+    "Plan",
     "Prediction",
     "Recorded",
+    "ReplayMismatch",
     "Round",
     "Routes",
     "Skip",
+    "Solve",
     "Step",
     "Trajectory",
     "Visit",

@@ -73,7 +73,9 @@ def read_grid(scheduler: object, timesteps: Tensor) -> Grid:
     if is_flow(scheduler):
         sigmas = torch.as_tensor(scheduler.sigmas).double()  # type: ignore[attr-defined]
         if len(sigmas) != len(timesteps) + 1:
-            raise ValueError(f"{name} has {len(sigmas)} sigmas for {len(timesteps)} time steps; a first-order grid is needed")
+            raise ValueError(
+                f"{name} has {len(sigmas)} sigmas for {len(timesteps)} time steps; a first-order grid is needed"
+            )
         grid = flow_grid(sigmas)
         return Grid(grid.departures, grid.arrivals, prediction_of(scheduler), flow=True)
     if "alphas_cumprod" in vars(scheduler) and "sigmas" not in vars(scheduler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Protocol
 
@@ -17,14 +18,6 @@ class Solver(Protocol):
     def step(self, grid: Grid, i: int, j: int, x: Tensor, v: Tensor) -> Tensor:
         """Return the state at the arrival of step j - 1, float32, shaped like `x`."""
         ...
-
-
-class FirstOrder:
-    """The ODE, one step at a time."""
-
-    def step(self, grid: Grid, i: int, j: int, x: Tensor, v: Tensor) -> Tensor:
-        """Return the Euler (DDIM) step."""
-        return ODE().step(grid, i, j).to(x.device).mean(x, v)
 
 
 class SecondOrder:
@@ -76,5 +69,4 @@ def strides(first: int, rounds: int, calls: int) -> list[tuple[int, int]]:
     if not 1 <= calls <= left:
         raise ValueError(f"{left} rounds cannot be covered by {calls} denoiser calls")
     edges = [first + round(left * k / calls) for k in range(calls + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
-
+    return list(itertools.pairwise(edges))

@@ -37,20 +37,23 @@ class Act:
     Attributes:
         dynamics: The rule.
         noise: Returns standard normal noise for this round, shaped like the state.
-        to: The step arrives where step `to - 1` of the grid arrives; null takes one step.
     """
 
     dynamics: Dynamics
     noise: Callable[[Tensor], Tensor]
-    to: int | None = None
 
 
 @dataclass(frozen=True)
 class Solve:
-    """Take a deterministic step with a solver that remembers earlier ones; `to` as in `Act`."""
+    """Take a deterministic step with a solver that remembers earlier ones.
+
+    Attributes:
+        solver: The rule and its memory.
+        to: The step arrives where step `to - 1` of the grid arrives.
+    """
 
     solver: Solver
-    to: int | None = None
+    to: int
 
 
 @dataclass(frozen=True)
@@ -151,9 +154,9 @@ class Conductor:
                 receive(x, v, self._known_grid())
                 return native
             case Solve(solver, to):
-                return solver.step(self._known_grid(), index, to or index + 1, x, v).to(native.dtype)
-            case Act(dynamics, noise, to):
-                step = dynamics.step(self._known_grid(), index, to or index + 1).to(x.device)
+                return solver.step(self._known_grid(), index, to, x, v).to(native.dtype)
+            case Act(dynamics, noise):
+                step = dynamics.step(self._known_grid(), index, index + 1).to(x.device)
                 x_next = step.sample(x, v, noise(x)).to(native.dtype)
                 self.records[index] = Recorded(x.float(), v.float(), x_next.float(), step)
                 return x_next

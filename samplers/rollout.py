@@ -23,9 +23,7 @@ Noise = Callable[[int, torch.Size], Tensor]
 class Call(Protocol):
     """Runs the pipeline once."""
 
-    def __call__(
-        self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool
-    ) -> Tensor | None:
+    def __call__(self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool) -> Tensor | None:
         """Denoise one row a prompt, with initial noise keyed by `seeds` `[n]`.
 
         Returns:
@@ -46,7 +44,8 @@ class Plan:
         choice: Which steps are stochastic and trained.
         dynamics: Rule of the stochastic steps.
         noise: Their noise.
-        tail: Denoiser calls for the steps after the window, by a second-order solver; null takes them all, natively.
+        tail: Most denoiser calls for the steps after the window, by a second-order solver; null takes every step,
+            natively.
         share_prefix: Run what a group has in common once a prompt. The result is the same; it exists to be measured.
     """
 
@@ -103,7 +102,8 @@ def sample(call: Call, plan: Plan) -> Trajectory:
         records[first] = parted = _part(call, plan, first)
     conductor = Conductor(_script(plan, first, parted))
     pixels = call(conductor, plan.repeated, seeds, pixels=True)
-    assert pixels is not None and conductor.final is not None
+    assert pixels is not None
+    assert conductor.final is not None
     records |= {k: _with_action_axis(record) for k, record in conductor.records.items()}
     if parted is not None and not plan.choice.branch:
         records[first] = _one_row_a_sample(parted, plan.group_size)
@@ -114,7 +114,9 @@ def sample(call: Call, plan: Plan) -> Trajectory:
     return Trajectory(conductor.final.float(), pixels, trained)
 
 
-def observe_prefix(call: Call, prompts: tuple[str, ...], seeds: Tensor, k: int, rounds: int) -> tuple[Tensor, Tensor, Grid]:
+def observe_prefix(
+    call: Call, prompts: tuple[str, ...], seeds: Tensor, k: int, rounds: int
+) -> tuple[Tensor, Tensor, Grid]:
     """Run the ODE to round `k` and return (state, model output, grid) there; later rounds do not run the denoiser."""
     seen: list[tuple[Tensor, Tensor, Grid]] = []
     look = Look(lambda x, v, grid: seen.append((x, v, grid)))
@@ -147,7 +149,7 @@ def _script(plan: Plan, first: int | None, parted: Recorded | None) -> list[Roun
     if plan.tail is None:
         return [*script, *([Native()] * (plan.rounds - window_end))]
     solver = SecondOrder()
-    for i, j in strides(window_end, plan.rounds, plan.tail):
+    for i, j in strides(window_end, plan.rounds, min(plan.tail, plan.rounds - window_end)):
         script += [Solve(solver, to=j), *([Skip()] * (j - i - 1))]
     return script
 

@@ -58,6 +58,11 @@ class Routes:
         """Return a context in which the networks of `pipe` answer to `conductor`."""
         return _Routed(self, pipe, conductor, rows)
 
+    @property
+    def known(self) -> bool:
+        """Whether a call has run the networks, so that the next one may skip them."""
+        return bool(self.blanks)
+
     def in_loop(self, name: str) -> bool:
         """Whether the network is called round after round."""
         return len(self.rounds_seen[name]) > 1

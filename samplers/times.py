@@ -8,6 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+_EDGE = 1e-6
+"""Distance kept from 0 and 1, where the quantile of the normal is infinite."""
+
 
 @dataclass(frozen=True)
 class Times:
@@ -37,6 +40,9 @@ class Times:
 
     def __call__(self, u: Tensor) -> Tensor:
         """Return times for uniform numbers `u` in [0, 1), of the same shape."""
-        t = u if self.distribution == "uniform" else torch.sigmoid(self.mean + self.std * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)))
+        t = u
+        if self.distribution == "logit_normal":
+            normal = torch.special.ndtri(u.clamp(_EDGE, 1 - _EDGE))
+            t = torch.sigmoid(self.mean + self.std * normal)
         t = self.shift * t / (1 + (self.shift - 1) * t)
         return self.low + (self.high - self.low) * t

@@ -26,7 +26,8 @@ def reverse_sde(grid: Grid, i: int, j: int, g: float) -> Step:
     """
     if not grid.flow or grid.prediction != "flow":
         raise ValueError(
-            "dance_sde and flow_sde are defined on rectified flows; use ddim or coefficient_preserving with this pipeline"
+            "dance_sde and flow_sde are defined on rectified flows; with this pipeline use ddim or "
+            "coefficient_preserving"
         )
     t, s = grid.departures[i][1], grid.arrivals[j - 1][1]
     dt = s - t

@@ -32,6 +32,8 @@ class Branch(Window):
     def choose(self, rounds: int, step: int, chunk: int, generator: torch.Generator) -> Choice:
         """Return the branching step of this call."""
         if max(self.steps) >= rounds - 1:
-            raise ValueError(f"branching at step {max(self.steps)} needs more than {rounds} steps: the last has no noise")
+            raise ValueError(
+                f"branching at step {max(self.steps)} needs more than {rounds} steps: the last has no noise"
+            )
         k = self.steps[(step + chunk) % len(self.steps)]
         return Choice((k,), (k,), branch=True)

@@ -37,7 +37,7 @@ class Sliding(Window):
         steps = trainable_rounds(rounds, self.drop_last)
         if len(steps) < self.size:
             raise ValueError(f"a window of {self.size} steps does not fit into {len(steps)} eligible ones")
-        edges = list(range(0, len(steps) - self.size, self.stride)) + [len(steps) - self.size]
+        edges = [*range(0, len(steps) - self.size, self.stride), len(steps) - self.size]
         left = edges[(step // self.every) % len(edges)]
         chosen = tuple(steps[left : left + self.size])
         return Choice(chosen, chosen)
