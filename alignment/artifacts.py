@@ -39,7 +39,7 @@ class Card:
     Attributes:
         config: The resolved config; names of recipe, rewards and base model are read from it.
         step: Steps trained.
-        evaluation: {metric: {"base" and "final": {"mean", "low", "high", "n"}}}, as in `summary.json`; may be empty.
+        evaluation: {metric: {"base", "final": {"mean", "low", "high", "n"}}}, as in `summary.json`; any may be missing.
         task: The hub's name for what the pipeline does.
     """
 
@@ -98,6 +98,7 @@ def write_card(folder: Path, pipe: Any, component: str, *, layout: Layout, card:
         component=component,
         classes={"pipeline": type(pipe).__name__, "component": type(pipe.components[component]).__name__},
         version=__version__,
+        interval=_interval,
     )
     (folder / CARD).write_text(text, encoding="utf-8")
 
@@ -154,8 +155,11 @@ def _yaml(value: object, *, flow: bool = False) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def _interval(found: Mapping[str, float]) -> str:
-    return f"{found['mean']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
+def _interval(found: Mapping[str, Mapping[str, float]], when: str) -> str:
+    if when not in found:  # a checkpoint from the middle of a run
+        return "not measured"
+    measured = found[when]
+    return f"{measured['mean']:.4f} [{measured['low']:.4f}, {measured['high']:.4f}]"
 
 
 def _template() -> jinja2.Template:
@@ -167,5 +171,5 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    surroundings.filters.update(block=_yaml, inline=lambda value: _yaml(value, flow=True), interval=_interval)
+    surroundings.filters.update(block=_yaml, inline=lambda value: _yaml(value, flow=True))
     return surroundings.from_string(resources.files("alignment").joinpath("card.md.jinja").read_text(encoding="utf-8"))

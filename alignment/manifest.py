@@ -97,7 +97,7 @@ def inspect(folder: Path, *, step: int, sequence: int, world_size: int, config: 
     for name in weights:
         body = _check_weights(names[name])
         if not name.startswith(f"{STATE}/"):
-            numbers.update(body)
+            numbers.update(body.data)
     return Manifest(
         step=step,
         sequence=sequence,

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -37,7 +38,7 @@ class TrainState:
 
     step: int
     trainable: Mapping[str, Tensor]
-    optimizer: Mapping[str, object]
+    optimizer: Mapping[str, Any]
     snapshots: Mapping[str, Mapping[str, Tensor]]
     wall_seconds: float
     config: Mapping[str, object]
@@ -125,13 +126,13 @@ def _differences(key: str, saved: object, current: object) -> Iterator[str]:
         yield f"{key} was {json.dumps(saved)}, now it is {json.dumps(current)}"
 
 
-def _split_optimizer(state: Mapping[str, object]) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
+def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Return the tensors of an AdamW state by "index.name", and its parameter groups."""
     moments = {f"{index}.{name}": value for index, entry in state["state"].items() for name, value in entry.items()}
     return moments, state["param_groups"]
 
 
-def _join_optimizer(moments: Mapping[str, Tensor], groups: list[dict[str, object]]) -> dict[str, object]:
+def _join_optimizer(moments: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in moments.items():
         index, name = key.split(".")
