@@ -1,4 +1,4 @@
-"""Training, from a config file to a run's folder: `visalign train`, `accelerate launch -m alignment.train`, torchrun."""
+"""Training, from a config file to a run's folder; `accelerate launch -m alignment.train` and torchrun start it too."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import yaml
 from alignment import checks, config, report, run_folder
 from alignment.artifacts import Card, write_artifacts
 from alignment.batches import Batch, Experience
-from alignment.checkpoint import Checkpoints
-from alignment.data import Prompts, read_prompts
+from alignment.checkpoint import LOCK, Checkpoints
+from alignment.data import read_prompts
 from alignment.draw import Draw
-from alignment.errors import ConfigError, Stopped
+from alignment.errors import CheckpointError, ConfigError, Stopped
 from alignment.evaluation import Evaluator
 from alignment.loop import Trainer
 from alignment.policy import Policy
@@ -29,6 +29,7 @@ from alignment.state import TrainState, check_same_run, read_state, write_state
 from alignment.stopping import StopSignal
 from alignment.table import before_after
 from alignment.trackers import open_trackers
+from reward_models.base import RewardError
 
 
 def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> int:
@@ -45,15 +46,23 @@ def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> i
     folder = Path(run.output.folder) / run.name
     resolved = config.resolved(run)
     checkpoints = Checkpoints(folder, run.output.keep, yaml.safe_load(resolved), runtime.world.size)
-    if runtime.main:
-        if resume is None:
-            make_room(folder, overwrite=run.output.overwrite)
-        checkpoints.prepare()
-    runtime.wait()
     try:
         with StopSignal() as stop:
-            session = Session(load(run, runtime), checkpoints, resolved, stop)
-            session.train(resume)
+            state = None if resume is None else read_state(checkpoints.find(resume))
+            if state is not None:
+                check_same_run(state.config, yaml.safe_load(resolved))
+            elif runtime.main and not run.output.overwrite:
+                refuse_run(folder)
+            # A run that cannot be loaded leaves no trace on the disk.
+            trainer = load(run, runtime)
+            if runtime.main:
+                if state is None and holds_run(folder):
+                    checkpoints.prepare()  # refuses a folder in which another process works
+                    move_aside(folder)
+                    checkpoints.close()
+                checkpoints.prepare()
+            runtime.wait()
+            Session(trainer, checkpoints, resolved, stop).train(state)
     finally:
         checkpoints.close()
         runtime.close()
@@ -66,7 +75,7 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     held_out = () if run.evaluation.prompts is None else read_prompts(run.evaluation.prompts).texts
     runtime.world.scorer(run.source.reward)
     policy = Policy(run.policy, device=runtime.world.device, seed=Draw(run.seed).key("adapters"))
-    policy.prepare(prompts.texts + held_out)
+    policy.prepare(prompts.texts, held_out, run.evaluation.call)
     for name in copies(run):
         policy.keep(name)
     runtime.attach(policy, run.optimizer)
@@ -79,19 +88,26 @@ def copies(run: Run) -> tuple[str, ...]:
     return tuple(sorted(names | ({"ema"} if run.snapshots.ema > 0 else set())))
 
 
-def make_room(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds a run, or move it aside.
+def holds_run(folder: Path) -> bool:
+    """Return whether something is in the folder beside its lock."""
+    return folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
+
+
+def refuse_run(folder: Path) -> None:
+    """Refuse a folder that holds a run.
 
     Raises:
-        ConfigError: If there is a run and it may not be moved.
+        ConfigError: Saying what can be done with it.
     """
-    if not folder.is_dir() or not any(path.name != ".lock" for path in folder.iterdir()):
-        return
-    if not overwrite:
+    if holds_run(folder):
         raise ConfigError(
             f"{folder} exists: continue it with --resume latest, choose another name with name=NAME, or move it aside "
             "with output.overwrite=true"
         )
+
+
+def move_aside(folder: Path) -> None:
+    """Give a folder another name, `FOLDER.old-N`."""
     number = next(n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}.old-{n}").exists())
     folder.rename(folder.with_name(f"{folder.name}.old-{number}"))
 
@@ -113,59 +129,79 @@ class Session:
     stop: StopSignal
     _start: float = field(default_factory=time.perf_counter)
     _spent: float = 0.0
+    _saving: float = 0.0
+    _done: int = 0
+    _saved: int | None = None
     _table: Mapping[str, Any] = field(default_factory=dict)
     _recorder: Recorder | None = None
     _evaluator: Evaluator | None = None
 
-    def train(self, resume: str | None) -> None:
-        """Train from the start or from a checkpoint, and leave a report.
+    def train(self, state: TrainState | None) -> None:
+        """Train from the start or from the state of a checkpoint, and leave a report.
 
         Raises:
             Stopped: If the process was asked to leave; the run can be resumed.
+            RewardError: If the reward failed; what was learned before is saved, and the run can be resumed.
         """
         run, runtime = self.trainer.run, self.trainer.runtime
-        first = 0 if resume is None else self._restore(resume)
-        folder = self.checkpoints.folder
+        if state is not None:
+            self._restore(state)
+        first, folder = self._done, self.checkpoints.folder
         if runtime.main:
             run_folder.write_atomically(folder / run_folder.CONFIG, self.resolved.encode())
             trackers = open_trackers(run.output.report_to, folder, yaml.safe_load(self.resolved))
             self._recorder = Recorder(folder, total_steps=run.steps, trackers=trackers)
             self._recorder.resume_at(first)
         try:
-            self._evaluate(run_folder.BASE, 0, run.evaluation.images_per_prompt)
+            if state is None:
+                self._evaluate(run_folder.BASE, 0, run.evaluation.images_per_prompt)
+            self._leave_if_asked()
             self.trainer.fit(first, self._after)
             self._evaluate(run_folder.FINAL, run.steps, run.evaluation.images_per_prompt)
             self._finish()
+        except RewardError as error:
+            # Rewards are asked before anything is learned: the weights are those of the last whole step.
+            if self._done == 0:
+                raise
+            self._save_once()
+            raise RewardError(f"{error}. {self._resumable()}") from error
         finally:
             if self._recorder is not None:
                 self._recorder.close()
 
     def _after(self, step: int, experience: Experience[Batch], metrics: dict[str, float]) -> None:
         run, done = self.trainer.run, step + 1
+        self._done = done
         begin = time.perf_counter()
         if run.evaluation.every and done % run.evaluation.every == 0 and done < run.steps:
             self._evaluate(f"step-{done:06d}", done, run.evaluation.curve_images_per_prompt)
             if self._recorder is not None:
                 self._recorder.samples("train", done, experience.media, experience.prompts, experience.rewards)
-        evaluated = time.perf_counter()
-        stopping = self.trainer.runtime.any(self.stop.received is not None)
-        if stopping or (run.output.save_every and done % run.output.save_every == 0):
-            self._save(done)
-        metrics["seconds/evaluation"] = evaluated - begin
-        metrics["seconds/checkpoint"] = time.perf_counter() - evaluated
+        metrics["seconds/evaluation"] = time.perf_counter() - begin
+        metrics["seconds/checkpoint"] = self._saving
+        # Told before it is saved: a process that dies in between resumes further back and tells the step again. The
+        # other way round, a step would be missing.
         if self._recorder is not None:
             self._recorder.step(step, metrics)
-        if stopping:
-            raise self._stopped(done)
+        if done == run.steps or (run.output.save_every and done % run.output.save_every == 0):
+            self._save_once()
+        self._leave_if_asked()
 
-    def _stopped(self, done: int) -> Stopped:
-        stopped = Stopped(
-            f"stopped after {done} of {self.trainer.run.steps} steps; {self.checkpoints.folder / f'checkpoint-{done}'} is "
-            "saved; continue with --resume latest"
-        )
+    def _leave_if_asked(self) -> None:
+        if not self.trainer.runtime.any(self.stop.received is not None):
+            return
+        self._save_once()
+        stopped = Stopped(f"stopped after {self._done} of {self.trainer.run.steps} steps. {self._resumable()}")
         if self.stop.received is not None:
             stopped.exit_code = 128 + self.stop.received
-        return stopped
+        raise stopped
+
+    def _resumable(self) -> str:
+        return f"{self.checkpoints.folder / f'checkpoint-{self._done}'} is saved; continue with --resume latest"
+
+    def _save_once(self) -> None:
+        if self._saved != self._done:
+            self._save(self._done)
 
     def _evaluate(self, name: str, step: int, images_per_prompt: int) -> None:
         run = self.trainer.run
@@ -174,17 +210,16 @@ class Session:
         if self._evaluator is None:
             reward = run.evaluation.reward or run.source.reward
             self._evaluator = Evaluator(run.evaluation, read_prompts(run.evaluation.prompts), reward)
-        known = run_folder.read_evaluations(self.checkpoints.folder)
-        if name == run_folder.BASE and name in known:
-            return
         weights = "ema" if "ema" in self.trainer.policy.snapshots else "live"
         result = self._evaluator(self.trainer.context(step), images_per_prompt, weights)
         if self._recorder is not None:
             self._recorder.evaluation(name, step, result)
 
     def _save(self, done: int) -> None:
+        self._saved = done
         if self._recorder is None:
             return
+        begin = time.perf_counter()
         run, policy = self.trainer.run, self.trainer.policy
         state = TrainState(
             step=done,
@@ -202,12 +237,19 @@ class Session:
                 write_artifacts(folder, policy.pipe, policy.component, lora=run.policy.lora is not None, card=card)
 
         self.checkpoints.save(done, write)
+        self._saving = time.perf_counter() - begin
 
-    def _restore(self, resume: str) -> int:
-        """Load a checkpoint and return the steps it had done."""
-        state = read_state(self.checkpoints.find(resume))
-        check_same_run(state.config, yaml.safe_load(self.resolved))
+    def _restore(self, state: TrainState) -> None:
         policy, runtime = self.trainer.policy, self.trainer.runtime
+        for what, saved, here in (
+            ("weights", state.trainable, policy.trainable),
+            ("frozen copies", state.snapshots, policy.snapshots),
+        ):
+            if differing := sorted(saved.keys() ^ here.keys()):
+                raise CheckpointError(
+                    f"the checkpoint's {what} are not this run's: {', '.join(differing[:5])} "
+                    f"{'is' if len(differing) == 1 else 'are'} on one side only; start a new run"
+                )
         with torch.no_grad():
             for name, parameter in policy.trainable.items():
                 parameter.copy_(state.trainable[name])
@@ -216,7 +258,7 @@ class Session:
                     policy.snapshots[copy][name].copy_(tensor)
         runtime.optimizer.load_state_dict(dict(state.optimizer))
         self._spent = state.wall_seconds
-        return state.step
+        self._done = self._saved = state.step
 
     def _seconds(self) -> float:
         return self._spent + time.perf_counter() - self._start
@@ -235,9 +277,9 @@ class Session:
         self._save(run.steps)
         path = report.write(self.checkpoints.folder)
         self._recorder.close()
-        print(before_after(summary))
-        print(f"checkpoint: {self.checkpoints.folder / f'checkpoint-{run.steps}'}")
-        print(f"report:     {path}")
+        checkpoint = self.checkpoints.folder / f"checkpoint-{run.steps}"
+        lines = [before_after(summary)] if self._table else []
+        sys.stdout.write("\n".join([*lines, f"checkpoint: {checkpoint}", f"report:     {path}"]) + "\n")
 
 
 if __name__ == "__main__":
