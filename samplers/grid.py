@@ -72,9 +72,10 @@ def read_grid(scheduler: object, timesteps: Tensor) -> Grid:
     name = type(scheduler).__name__
     if is_flow(scheduler):
         sigmas = torch.as_tensor(scheduler.sigmas).double()  # type: ignore[attr-defined]
-        if len(sigmas) != len(timesteps) + 1:
+        if len(sigmas) != len(timesteps) + 1 or not bool((sigmas.diff() < 0).all()):
             raise ValueError(
-                f"{name} has {len(sigmas)} sigmas for {len(timesteps)} time steps; a first-order grid is needed"
+                f"{name} has no first-order grid, one sigma a time step and a last one, each below the one before: it "
+                f"has {[round(s, 4) for s in sigmas.tolist()]} for {len(timesteps)} time steps"
             )
         grid = flow_grid(sigmas)
         return Grid(grid.departures, grid.arrivals, prediction_of(scheduler), flow=True)

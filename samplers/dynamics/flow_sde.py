@@ -12,16 +12,16 @@ from samplers.grid import Grid
 from samplers.step import Step
 
 _NEAR_ONE = 1 - 1e-2
-"""Above this t the pole of 1 / (1 - t) is avoided. Wan's grid starts at .999999 and t / 1000 gives .999, so testing for
-t == 1, as the authors' code does, would let a standard deviation of hundreds through."""
+"""A grid that starts above this t starts at the pole of 1 / (1 - t). Wan's grid starts at .999999 and t / 1000 gives
+.999, so testing for t == 1, as the authors' code does, would let a standard deviation of hundreds through."""
 
 
 @dataclass(frozen=True)
 class FlowSDE(Dynamics):
     """Reverse SDE with g(t) = a sqrt(t / (1 - t)).
 
-    At the first step of a grid that starts at t = 1 the denominator takes the next time, 1 - t_1, while the numerator
-    becomes 1: the first standard deviation is then exactly `a`, on every grid.
+    At the first step of a grid that starts at t = 1 the denominator takes the time it goes to, 1 - s, while the
+    numerator becomes 1: the first standard deviation is then exactly `a`, on every grid.
 
     Attributes:
         a: Noise level, >= 0; the authors use 0.7 for SD3.5 and FLUX.
@@ -43,6 +43,6 @@ class FlowSDE(Dynamics):
 
     def step(self, grid: Grid, i: int, j: int) -> Step:
         """Return the Euler-Maruyama step with g(t)."""
-        t = grid.sigma(i)
-        g2 = t / (1 - t) if t < _NEAR_ONE else 1 / (1 - grid.sigma(i + 1))
+        t, s = grid.departures[i][1], grid.arrivals[j - 1][1]
+        g2 = 1 / (1 - s) if i == 0 and t > _NEAR_ONE else t / (1 - t)
         return reverse_sde(grid, i, j, self.a * math.sqrt(g2))
