@@ -140,6 +140,7 @@ def prefix(repeats: int) -> dict[str, float]:
     common = (
         "policy.call.num_inference_steps=10",
         "source.prompts=4",
+        "source.prompts_per_call=null",
         "source.group_size=16",
         "source.window={type: random, size: 2, among: [4, 5], contiguous: true}",
         "batch={updates: 1, microbatch: 64}",
