@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -57,7 +58,6 @@ class Policy:
         snapshots: Named frozen copies of `trainable`.
         path: The forward process.
         rounds: Denoising steps of a call.
-        row_times: Whether the pipeline takes a time for each row; `probe_row_times` finds out.
         device: Where everything runs.
     """
 
@@ -82,7 +82,7 @@ class Policy:
         self.embeddings = Embeddings(self.pipe, None if spec.embedding_cache is None else Path(spec.embedding_cache))
         vars(self.pipe)["encode_prompt"] = self.embeddings
         self.rounds = 0
-        self.row_times = True
+        self._probed: tuple[str, Tensor] | None = None
 
     # ---- the three doors ---------------------------------------------------------------------------------------
 
@@ -115,9 +115,12 @@ class Policy:
     def visit(self, batch: Batch, points: Sequence[tuple[Tensor, Tensor]], receive: Receive, *, grad: bool) -> None:
         """Visit states of one's own making: `points` holds (x `[n, *latent]`, t `[n]` in [0, 1]) pairs.
 
-        The first round is a stub that hands the pipeline the first state. The rest is as in `replay`.
+        The first round is a stub that hands the pipeline the first state. The rest is as in `replay`. Where `row_times`
+        is false, the rows of a point have to share their time.
         """
         times = torch.stack([self.path.network_time(t) for _, t in points]).to(self.device)
+        if bool((times == times[:, :1]).all()):
+            times = times[:, 0]  # as the pipeline knows it from its own scheduler
         script: list[Round] = [Skip(points[0][0])]
         for k, (x, _) in enumerate(points):
             following = points[k + 1][0] if k + 1 < len(points) else None
@@ -147,9 +150,18 @@ class Policy:
         self.call(conductor, (prompt,), torch.zeros(1, dtype=torch.int64), pixels=False)
         if conductor.round == 0:
             raise PipelineError(f"{type(self.pipe).__name__} never stepped its scheduler: it cannot be conducted")
-        self.rounds = conductor.round
+        assert conductor.final is not None
+        self.rounds, self._probed = conductor.round, (prompt, conductor.final)
 
-    def probe_row_times(self, batch: Batch, x: Tensor) -> None:
+    @functools.cached_property
+    def row_times(self) -> bool:
+        """Whether the pipeline takes a time for each row; found out when it is first asked, after `probe`."""
+        assert self._probed is not None
+        prompt, state = self._probed
+        rows = torch.arange(2)
+        return self.probe_row_times(Batch((prompt, prompt), rows, rows, rows), torch.cat([state, state]))
+
+    def probe_row_times(self, batch: Batch, x: Tensor) -> bool:
         """Find out whether rows may be visited at times of their own, by comparing with one time a call.
 
         Args:
@@ -158,14 +170,16 @@ class Policy:
         """
         answers: list[Tensor] = []
         own = torch.tensor([0.25, 0.75], device=self.device)
+        for t in (own[:1].expand(2), own[1:].expand(2)):
+            self.visit(batch, [(x, t)], lambda k, v: answers.append(v.float()), grad=False)
         try:
-            for t in (own, own[:1].expand(2), own[1:].expand(2)):
-                self.visit(batch, [(x, t)], lambda k, v: answers.append(v.float()), grad=False)
+            self.visit(batch, [(x, own)], lambda k, v: answers.append(v.float()), grad=False)
         except (RuntimeError, ValueError, TypeError, IndexError):
             self.row_times = False
-            return
-        apart = torch.stack([answers[1][0], answers[2][1]])
-        self.row_times = torch.allclose(answers[0], apart, rtol=ROW_TIME_TOLERANCE, atol=ROW_TIME_TOLERANCE)
+            return False
+        apart = torch.stack([answers[0][0], answers[1][1]])
+        self.row_times = torch.allclose(answers[2], apart, rtol=ROW_TIME_TOLERANCE, atol=ROW_TIME_TOLERANCE)
+        return self.row_times
 
     # ---- weights -----------------------------------------------------------------------------------------------
 

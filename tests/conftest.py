@@ -88,3 +88,11 @@ def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipelines") / "flux"
     tiny_flux().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sd15_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a saved tiny Stable Diffusion pipeline; read it, and copy it before you change it."""
+    folder = tmp_path_factory.mktemp("pipelines") / "sd15"
+    tiny_sd15().save_pretrained(folder)
+    return folder

@@ -1,5 +1,7 @@
 """What each window does that others do not."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -37,7 +39,7 @@ def test_random_steps_among_some():
 
 def test_random_neighbours():
     found = chosen(Random(size=3, contiguous=True), 8, steps=60)
-    assert all(b - a == 1 for steps in found for a, b in zip(steps, steps[1:], strict=False))
+    assert all(b - a == 1 for steps in found for a, b in pairwise(steps))
     assert {steps[0] for steps in found} == set(range(5))
 
 

@@ -1,0 +1,422 @@
+"""Sampling, replaying and visiting through a pipeline's own `__call__` give what the pipeline gives."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, PNDMScheduler
+
+from alignment.errors import ConfigError, PipelineError
+from alignment.spec import Lora
+from samplers import Conductor, Native, ReplayMismatch, Skip, Step
+from samplers.dynamics.coefficient_preserving import CoefficientPreserving
+from samplers.dynamics.dance_sde import DanceSDE
+from samplers.dynamics.ddim import DDIM
+from samplers.dynamics.flow_sde import FlowSDE
+from samplers.windows.base import Choice
+from tests.policies import ALL, CASES, CPU, GROUP, PROMPTS, build, counted, perturb, plan, replayed, transitions
+from tests.tiny import SD15_CALL, tiny_sd15
+
+RATIO = 1e-6
+"""|rho - 1| of unchanged weights, in float32."""
+ROWS = 1e-5
+"""A matrix product rounds differently with another number of rows; states are of order one."""
+GRADIENT = 1e-5
+"""Relative rounding of gradients summed in another order."""
+
+DYNAMICS = {"flux": (FlowSDE(), DanceSDE(), CoefficientPreserving()), "sd15": (DDIM(), CoefficientPreserving())}
+STOCHASTIC = [(case, dynamics) for case in CASES for dynamics in DYNAMICS[case.split()[0]]]
+
+
+@pytest.fixture
+def folder_of(flux_folder, sd15_folder):
+    return {"flux": flux_folder, "sd15": sd15_folder}
+
+
+@pytest.fixture
+def policy_of(folder_of):
+    return lambda case, **spec: build(folder_of[case.split()[0]], spec.pop("call", CASES[case]), **spec)
+
+
+def plain(folder, prompts, seeds, call, output_type="pt"):
+    """Return what a user gets who never heard of this package."""
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    texts = {name: [v] * len(prompts) if isinstance(v, str) else v for name, v in call.items()}
+    generator = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipe(list(prompts), generator=generator, output_type=output_type, **texts).images
+
+
+def log_ratio(batch, k, velocity):
+    step = Step.from_coefficients(batch.coefficients[:, k])
+    x, x_next = batch.x[:, k, None], batch.x_next[:, k]
+    now, before = (step.log_prob(x, v[:, None], x_next).flatten(2).mean(2) for v in (velocity, batch.velocity[:, k]))
+    return now - before
+
+
+def learn(policy, batch):
+    """Replay with a backward pass in every visit; return the gradients by name."""
+    for parameter in policy.trainable.values():
+        parameter.grad = None
+    policy.replay(batch, lambda k, v: (log_ratio(batch, k, v).exp() * batch.advantage).mean().backward(), grad=True)
+    return {name: p.grad.clone() for name, p in policy.trainable.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_without_noise_the_pipeline_is_itself_bit_for_bit(case, policy_of, folder_of):
+    policy = policy_of(case)
+    pixels = policy.call(Conductor([Native()] * 4), PROMPTS[:1], torch.tensor([5]), pixels=True)
+    assert torch.equal(pixels[:, 0], plain(folder_of[case.split()[0]], PROMPTS[:1], [5], CASES[case]))
+    two = policy.call(Conductor(), PROMPTS, torch.tensor([5, 6]), pixels=True)
+    expected = plain(folder_of[case.split()[0]], PROMPTS, [5, 6], CASES[case])
+    torch.testing.assert_close(two[:, 0], expected, atol=ROWS, rtol=0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_generating_is_what_a_user_would_do(case, policy_of, folder_of):
+    media = policy_of(case).generate(PROMPTS, torch.tensor([5, 6]), {})
+    expected = plain(folder_of[case.split()[0]], PROMPTS, [5, 6], CASES[case])
+    torch.testing.assert_close(media.pixels[:, 0], expected, atol=ROWS, rtol=0)
+
+
+@pytest.mark.parametrize(("case", "dynamics"), STOCHASTIC, ids=lambda value: getattr(value, "a", None) and str(value))
+def test_the_first_ratio_is_one(case, dynamics, policy_of):
+    policy = policy_of(case)
+    perturb(policy)
+    path, batch = transitions(policy, plan(policy, dynamics))
+    assert path.pixels.shape == (6, 1, 3, 16, 16)
+    for rows in (torch.arange(6), torch.tensor([4]), torch.tensor([1, 2, 5])):
+        part = batch[rows]
+        seen = []
+        policy.replay(part, lambda k, v, part=part, seen=seen: seen.append(log_ratio(part, k, v)), grad=True)
+        assert len(seen) == 3
+        for ratio in seen:
+            assert ratio.exp().sub(1).abs().max() <= RATIO
+
+
+@pytest.mark.parametrize("case", ["flux", "sd15 guided"])
+def test_branches_of_a_shared_state_have_ratio_one_too(case, policy_of):
+    policy = policy_of(case)
+    dynamics = DYNAMICS[case.split()[0]][0]
+    for k in range(3):
+        _, batch = transitions(policy, plan(policy, dynamics, Choice((k,), (k,), branch=True)))
+        assert batch.x_next.shape[:3] == (2, 1, GROUP)
+        (velocity,) = replayed(policy, batch)
+        assert log_ratio(batch, 0, velocity).exp().sub(1).abs().max() <= RATIO
+
+
+@pytest.mark.parametrize("case", ["flux", "sd15 guided"])
+def test_gradients_reach_every_adapter_and_nothing_else(case, policy_of):
+    policy = policy_of(case)
+    perturb(policy)
+    _, batch = transitions(policy, plan(policy, DYNAMICS[case.split()[0]][0]))
+    batch = replace(batch, advantage=torch.randn(batch.advantage.shape))
+    gradients = learn(policy, batch)
+    assert len(gradients) > 10
+    assert [name for name, gradient in gradients.items() if not gradient.abs().max() > 0] == []
+    trained = {id(p) for p in policy.trainable.values()}
+    networks = [m for m in policy.pipe.components.values() if isinstance(m, torch.nn.Module)]
+    others = [p for network in networks for p in network.parameters() if id(p) not in trained]
+    assert others
+    assert all(p.grad is None and not p.requires_grad for p in others)
+
+
+@pytest.mark.parametrize("case", ["flux", "sd15 guided"])
+def test_the_denoiser_runs_in_visited_rounds_only(case, policy_of):
+    policy = policy_of(case)
+    guided = 2 if "guided" in case else 1
+    with counted(policy.denoiser) as rows:
+        _, batch = transitions(policy, plan(policy, DYNAMICS[case.split()[0]][0], Choice((0, 1, 2), (0, 2))))
+        rows.clear()
+        replayed(policy, batch)
+        assert rows == [6 * guided] * 2
+        rows.clear()
+        policy.call(Conductor([Skip()] * 4), PROMPTS, torch.tensor([0, 1]), pixels=False)
+        assert rows == []
+
+
+@pytest.mark.parametrize("case", ["flux", "sd15 guided"])
+def test_the_reference_is_the_adapter_switched_off(case, policy_of, folder_of):
+    policy = policy_of(case)
+    _, batch = transitions(policy, plan(policy, DYNAMICS[case.split()[0]][0]))
+    perturb(policy)
+    live = replayed(policy, batch)
+    with policy.using("reference"):
+        reference = replayed(policy, batch)
+    again = replayed(policy, batch)
+    for k in range(3):
+        torch.testing.assert_close(reference[k], batch.velocity[:, k], atol=ROWS, rtol=ROWS)
+        assert (live[k] - reference[k]).abs().max() > 1e-3
+        assert torch.equal(live[k], again[k])
+
+
+def test_another_state_is_never_replayed(policy_of):
+    policy = policy_of("flux")
+    _, batch = transitions(policy, plan(policy, FlowSDE()))
+    x = batch.x.clone()
+    x[2, 0, 0, 0] += 1e-6
+    with pytest.raises(PipelineError, match="round 0 met another state") as caught:
+        replayed(policy, replace(batch, x=x))
+    assert isinstance(caught.value.__cause__, ReplayMismatch)
+    with pytest.raises(PipelineError, match="round 0 met another state"):
+        replayed(policy, replace(batch, seeds=batch.seeds + 1))
+    replayed(policy, batch)
+
+
+class Held:
+    """A tensor that autograd keeps for the backward pass, counted while it lives."""
+
+    live = 0
+    peak = 0
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+        Held.live += tensor.nbytes
+        Held.peak = max(Held.peak, Held.live)
+
+    def __del__(self):
+        Held.live -= self.tensor.nbytes
+
+
+@pytest.mark.parametrize("case", ["flux", "sd15 guided"])
+def test_memory_does_not_grow_with_trained_steps(case, policy_of):
+    policy = policy_of(case)
+    perturb(policy)
+    peaks = []
+    for trained in ((1,), (0, 1, 2)):
+        _, batch = transitions(policy, plan(policy, DYNAMICS[case.split()[0]][0], Choice((0, 1, 2), trained)))
+        Held.live = Held.peak = 0
+        with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+            learn(policy, batch)
+        peaks.append(Held.peak)
+    assert peaks[0] > 0
+    # The pipeline's own step, of which nothing is learned, saves a state or two.
+    assert peaks[1] <= 1.02 * peaks[0]
+
+
+@pytest.mark.parametrize("case", ["flux", "sd15 guided"])
+def test_checkpointing_gives_the_same_gradient(case, policy_of):
+    found = []
+    for checkpointing in (False, True):
+        policy = policy_of(case, gradient_checkpointing=checkpointing)
+        perturb(policy)
+        _, batch = transitions(policy, plan(policy, DYNAMICS[case.split()[0]][0]))
+        found.append(learn(policy, batch))
+    for name, gradient in found[0].items():
+        scale = gradient.abs().max().item()
+        torch.testing.assert_close(found[1][name], gradient, atol=GRADIENT * scale, rtol=GRADIENT)
+
+
+def test_autocast_computes_both_passes_alike(policy_of):
+    policy = policy_of("flux", autocast="bfloat16")
+    perturb(policy)
+    _, batch = transitions(policy, plan(policy, FlowSDE()))
+    assert batch.velocity.dtype == torch.float32
+    assert torch.equal(batch.velocity, batch.velocity.bfloat16().float())
+    # The same rows in the same order: bfloat16 products depend on how many there are.
+    for k, velocity in enumerate(replayed(policy, batch[torch.arange(6)])):
+        if k > 0:  # in round 0 the rollout ran one row a prompt
+            assert log_ratio(batch, k, velocity).exp().sub(1).abs().max() <= RATIO
+
+
+@pytest.mark.parametrize("case", ["flux", "sd15 guided"])
+def test_merged_adapters_sample_alike_and_leave_no_trace(case, policy_of, folder_of):
+    policy = policy_of(case, lora=Lora(2, merge=True))
+    perturb(policy)
+    before = {name: p.detach().clone() for name, p in policy.denoiser.named_parameters()}
+    merged = policy.call(Conductor(), PROMPTS, torch.tensor([1, 2]), pixels=True)
+    policy.spec = replace(policy.spec, lora=Lora(2))
+    apart = policy.call(Conductor(), PROMPTS, torch.tensor([1, 2]), pixels=True)
+    torch.testing.assert_close(merged, apart, atol=1e-4, rtol=0)
+    assert all(torch.equal(p, before[name]) for name, p in policy.denoiser.named_parameters())
+
+
+def test_a_merged_policy_still_samples_its_reference(policy_of, folder_of):
+    policy = policy_of("flux", lora=Lora(2, merge=True))
+    perturb(policy)
+    with policy.using("reference"):
+        media = policy.generate(PROMPTS[:1], torch.tensor([5]), {})
+        again = policy.generate(PROMPTS[:1], torch.tensor([5]), {})
+    assert torch.equal(media.pixels[:, 0], plain(folder_of["flux"], PROMPTS[:1], [5], CASES["flux"]))
+    assert torch.equal(media.pixels, again.pixels)
+    assert not torch.equal(policy.generate(PROMPTS[:1], torch.tensor([5]), {}).pixels, media.pixels)
+
+
+def test_weights_come_back_when_a_merged_call_fails(policy_of):
+    policy = policy_of("flux", lora=Lora(2, merge=True))
+    perturb(policy)
+    before = {name: p.detach().clone() for name, p in policy.denoiser.named_parameters()}
+    with pytest.raises(RuntimeError, match="on purpose"), failing(policy):
+        policy.call(Conductor(), PROMPTS, torch.tensor([1, 2]), pixels=True)
+    assert all(torch.equal(p, before[name]) for name, p in policy.denoiser.named_parameters())
+
+
+class failing:
+    """Make a policy's denoiser raise."""
+
+    def __init__(self, policy):
+        self.policy = policy
+
+    def __enter__(self):
+        def hook(module, args):
+            raise RuntimeError("on purpose")
+
+        self.handle = self.policy.denoiser.register_forward_pre_hook(hook)
+
+    def __exit__(self, *exception):
+        self.handle.remove()
+
+
+def test_the_pipeline_is_whole_after_a_call_that_failed(policy_of, folder_of):
+    policy = policy_of("sd15 guided")
+    own, network = policy.pipe.scheduler, policy.pipe.unet
+    with pytest.raises(RuntimeError, match="on purpose"), failing(policy):
+        policy.call(Conductor(), PROMPTS, torch.tensor([1, 2]), pixels=True)
+    assert policy.pipe.scheduler is own
+    assert policy.pipe.unet is network
+    media = policy.generate(PROMPTS[:1], torch.tensor([5]), {})
+    assert torch.equal(media.pixels[:, 0], plain(folder_of["sd15"], PROMPTS[:1], [5], CASES["sd15 guided"]))
+
+
+@pytest.mark.parametrize("case", ["flux", "sd15", "sd15 guided"])
+def test_a_visit_at_a_time_of_the_grid_is_a_replay(case, policy_of):
+    policy = policy_of(case)
+    perturb(policy)
+    _, batch = transitions(policy, plan(policy, DYNAMICS[case.split()[0]][0]))
+    own = policy._stand_in.timesteps
+    t = own.double() / (1000 if case == "flux" else 999)
+    points = [(batch.x[:, k], t[k].float().expand(6)) for k in range(3)]
+    answers = []
+    policy.visit(batch, points, lambda k, v: answers.append(v), grad=False)
+    for k, expected in enumerate(replayed(policy, batch)):
+        torch.testing.assert_close(answers[k], expected, atol=ROWS, rtol=ROWS)
+
+
+def test_visits_have_gradients(policy_of):
+    policy = policy_of("flux")
+    perturb(policy)
+    _, batch = transitions(policy, plan(policy, FlowSDE()))
+    points = [(torch.randn(6, 16, 16), torch.rand(6)) for _ in range(2)]
+    seen = []
+    policy.visit(batch, points, lambda k, v: (seen.append(k), v.square().mean().backward()), grad=True)
+    assert seen == [0, 1]
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in policy.trainable.values())
+
+
+@pytest.mark.parametrize("case", ["flux", "flux guided", "sd15"])
+def test_pipelines_that_take_a_time_a_row(case, policy_of):
+    policy = policy_of(case)
+    perturb(policy)
+    assert policy.row_times
+    _, batch = transitions(policy, plan(policy, DYNAMICS[case.split()[0]][0]))
+    x, t = torch.randn_like(batch.x[:, 0]), torch.linspace(0.1, 0.9, 6)
+    answers = []
+    policy.visit(batch, [(x, t)], lambda k, v: answers.append(v), grad=False)
+    for row in range(6):
+        one = torch.tensor([row])
+        policy.visit(batch[one], [(x[one], t[one])], lambda k, v: answers.append(v), grad=False)
+    torch.testing.assert_close(answers[0], torch.cat(answers[1:]), atol=ROWS, rtol=ROWS)
+
+
+def test_batched_guidance_of_a_unet_takes_one_time_a_call(policy_of):
+    assert not policy_of("sd15 guided").row_times
+
+
+@pytest.mark.parametrize("how", ["raises", "takes the first"])
+def test_pipelines_that_take_one_time_a_call(how, policy_of):
+    policy = policy_of("flux")
+
+    def hook(module, args, named):
+        t = named["timestep"]
+        if how == "raises":
+            t.unique().item()
+        return args, {**named, "timestep": t[:1].expand_as(t)}
+
+    policy.denoiser.register_forward_pre_hook(hook, with_kwargs=True)
+    assert not policy.row_times
+
+
+def test_what_is_saved_is_the_pipeline_as_it_was(policy_of, folder_of, tmp_path):
+    policy = policy_of("flux", prepare=False)
+    config = dict(policy.pipe.config)
+    policy.probe(PROMPTS[0])
+    _, batch = transitions(policy, plan(policy, FlowSDE()))
+    learn(policy, batch)
+    assert dict(policy.pipe.config) == config
+    policy.pipe.scheduler.save_pretrained(tmp_path / "scheduler")
+    saved, original = (
+        (folder / "scheduler" / "scheduler_config.json").read_text() for folder in (tmp_path, folder_of["flux"])
+    )
+    assert saved == original
+
+
+def test_a_higher_order_scheduler_trains_as_ddim_and_evaluates_as_itself(tmp_path):
+    pipe = tiny_sd15()
+    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
+    pipe.save_pretrained(tmp_path)
+    policy = build(tmp_path, SD15_CALL)
+    assert isinstance(policy._stand_in, DDIMScheduler)
+    assert policy.rounds == 4
+    _, batch = transitions(policy, plan(policy, DDIM()))
+    assert log_ratio(batch, 1, replayed(policy, batch)[1]).exp().sub(1).abs().max() <= RATIO
+    assert type(policy.pipe.scheduler) is PNDMScheduler
+    media = policy.generate(PROMPTS[:1], torch.tensor([5]), {})
+    assert torch.equal(media.pixels[:, 0], plain(tmp_path, PROMPTS[:1], [5], SD15_CALL))
+
+
+def test_whole_denoisers_train_with_a_frozen_copy_as_reference(policy_of):
+    policy = policy_of("flux", lora=None, trainable=("attn",))
+    assert policy.trainable
+    assert all("attn" in name for name in policy.trainable)
+    policy.keep("reference")
+    _, batch = transitions(policy, plan(policy, FlowSDE()))
+    perturb(policy, 0.05)
+    before = {name: p.detach().clone() for name, p in policy.trainable.items()}
+    with policy.using("reference"):
+        reference = replayed(policy, batch)
+    torch.testing.assert_close(reference[1], batch.velocity[:, 1], atol=ROWS, rtol=ROWS)
+    assert all(torch.equal(p, before[name]) for name, p in policy.trainable.items())
+
+
+def test_a_copy_follows_the_live_weights(policy_of):
+    policy = policy_of("flux")
+    policy.keep("ema")
+    start = {name: p.detach().clone() for name, p in policy.trainable.items()}
+    perturb(policy)
+    policy.refresh("ema", 0.75)
+    for name, p in policy.trainable.items():
+        torch.testing.assert_close(policy.snapshots["ema"][name], 0.75 * start[name] + 0.25 * p.detach())
+    policy.keep("ema")
+    assert not torch.equal(next(iter(policy.snapshots["ema"].values())), next(iter(start.values())))
+    with policy.using("live"):
+        assert not policy.denoiser.training
+
+
+def test_rounds_that_do_not_happen_are_an_error(policy_of):
+    policy = policy_of("flux")
+    _, batch = transitions(policy, plan(policy, FlowSDE(), ALL))
+    policy.rounds = 5
+    with pytest.raises(PipelineError, match="ran 4 rounds where 5 were conducted"):
+        replayed(policy, batch)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"heigth": 16}, r"policy\.call\.heigth: FluxPipeline takes no such argument\. Did you mean 'height'\?"),
+        ({"zzz": 1}, r"policy\.call\.zzz: FluxPipeline takes no such argument\.$"),
+        ({"num_images_per_prompt": 2}, r"policy\.call\.num_images_per_prompt cannot be set"),
+        ({"generator": 1}, r"policy\.call\.generator cannot be set"),
+    ],
+)
+def test_call_arguments_are_checked(arguments, message, flux_folder):
+    with pytest.raises(ConfigError, match=message):
+        build(flux_folder, {**CASES["flux"], **arguments}, prepare=False)
+
+
+def test_a_pipeline_without_steps_cannot_be_conducted(flux_folder):
+    policy = build(flux_folder, CASES["flux"], prepare=False)
+    policy.pipe.__class__ = type("Still", (type(policy.pipe),), {"__call__": lambda self, **given: (torch.zeros(1),)})
+    with pytest.raises(PipelineError, match="never stepped its scheduler"):
+        policy.probe("a")
+    assert policy.device == CPU

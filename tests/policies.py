@@ -1,0 +1,112 @@
+"""Policies over saved tiny pipelines, small rollouts of them, and what it takes to look inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from alignment.batches import Transitions
+from alignment.draw import Draw
+from alignment.policy import Policy
+from alignment.spec import Lora, PolicySpec
+from samplers.dynamics.base import Dynamics
+from samplers.rollout import Plan, Trajectory, sample
+from samplers.windows.base import Choice
+from tests.tiny import FLUX_CALL, SD15_CALL
+
+CPU = torch.device("cpu")
+PROMPTS = ("a red circle", "two blue squares")
+GROUP = 3
+ALL = Choice((0, 1, 2), (0, 1, 2))
+"""Of the four steps that tiny pipelines take, all but the last."""
+
+CASES: dict[str, dict[str, object]] = {
+    "flux": FLUX_CALL,
+    "flux guided": {**FLUX_CALL, "true_cfg_scale": 2.5, "negative_prompt": "blurry"},
+    "sd15": {**SD15_CALL, "guidance_scale": 1.0},
+    "sd15 guided": SD15_CALL,
+    "sd15 negative": {**SD15_CALL, "negative_prompt": "blurry"},
+}
+"""Call arguments by case; the first word of a case names its family."""
+
+
+def build(folder: Path, call: dict[str, object], *, prepare: bool = True, **spec: object) -> Policy:
+    """Return a policy with adapters of rank 2, prepared on `PROMPTS`."""
+    described = PolicySpec(str(folder), call=dict(call), **{"lora": Lora(2), **spec})
+    policy = Policy(described, device=CPU, seed=0)
+    if prepare:
+        policy.prepare(PROMPTS)
+    return policy
+
+
+def perturb(policy: Policy, scale: float = 0.2) -> None:
+    """Move the trained weights away from the reference."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.trainable.values():
+            parameter += scale * torch.randn(parameter.shape, generator=generator)
+
+
+def plan(policy: Policy, dynamics: Dynamics, choice: Choice = ALL, **changes: object) -> Plan:
+    """Return a rollout of `PROMPTS`, with all noise keyed by sample."""
+    ids = torch.arange(len(PROMPTS) * GROUP)
+    return Plan(
+        **{
+            "prompts": PROMPTS,
+            "seeds": torch.tensor([10, 11]),
+            "group_size": GROUP,
+            "rounds": policy.rounds,
+            "choice": choice,
+            "dynamics": dynamics,
+            "noise": lambda k, shape: Draw(0).normal("action", ids, k, shape),
+            **changes,
+        }
+    )
+
+
+def transitions(policy: Policy, made: Plan) -> tuple[Trajectory, Transitions]:
+    """Return a rollout and its trained steps as a batch."""
+    path = sample(policy.call, made)
+    steps = [path.records[k] for k in made.choice.trained]
+    n = len(steps[0].x)
+    rows = n // len(made.prompts)
+    batch = Transitions(
+        prompts=tuple(text for text in made.prompts for _ in range(rows)),
+        seeds=made.seeds.repeat_interleave(n // len(made.seeds)),
+        group=torch.arange(len(made.prompts)).repeat_interleave(rows),
+        chunk=torch.zeros(n, dtype=torch.int64),
+        index=torch.tensor(made.choice.trained).expand(n, -1),
+        x=torch.stack([s.x for s in steps], 1),
+        x_next=torch.stack([s.x_next for s in steps], 1),
+        velocity=torch.stack([s.velocity for s in steps], 1),
+        coefficients=torch.stack([s.step.coefficients for s in steps]).expand(n, -1, -1),
+        advantage=torch.ones(n, steps[0].x_next.shape[1]),
+    )
+    return path, batch
+
+
+def replayed(policy: Policy, batch: Transitions) -> list[Tensor]:
+    """Return the model outputs of a replay without gradient."""
+    answers: list[Tensor] = []
+    policy.replay(batch, lambda k, v: answers.append(v.float()), grad=False)
+    return answers
+
+
+@contextmanager
+def counted(network: nn.Module) -> Iterator[list[int]]:
+    """Collect the rows of every call of `network`."""
+    rows: list[int] = []
+
+    def hook(module: nn.Module, args: tuple[object, ...], named: dict[str, object]) -> None:
+        given = [value for value in (*args, *named.values()) if isinstance(value, Tensor) and value.ndim > 1]
+        rows.append(len(given[0]))
+
+    handle = network.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield rows
+    finally:
+        handle.remove()
