@@ -1,4 +1,4 @@
-"""The smallest diffusion there is: a mixture of two points in the plane, an MLP, and a genuine diffusers pipeline around it.
+"""The smallest diffusion there is: a mixture of two spots in the plane, an MLP, a genuine diffusers pipeline around it.
 
 Everything the program does to a pipeline can be done to this one in milliseconds, and what is right is known.
 """
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from alignment.batches import Batch, Experience
 from alignment.loop import Trainer
-from alignment.run import Data, Evaluation, Optimizer, Output, PolicySpec, Run, Snapshots
 from alignment.run import Batch as BatchSettings
+from alignment.run import Data, Evaluation, Optimizer, Output, PolicySpec, Run, Snapshots
 from alignment.runtime import Runtime
 from alignment.train import load
 from reward_models.function import Function

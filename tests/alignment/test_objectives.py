@@ -1,0 +1,271 @@
+"""What is particular to each objective: its formula, its special cases, and where its gradient vanishes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from alignment.batches import Samples, Transitions
+from alignment.errors import ConfigError
+from alignment.objectives._noising import Point
+from alignment.objectives.clipped_surrogate import ClippedSurrogate
+from alignment.objectives.nft import NFT
+from alignment.objectives.weighted_matching import WeightedMatching
+from samplers.path import RectifiedFlow, VariancePreserving
+
+PATH = RectifiedFlow()
+ROWS, ACTIONS, LATENT = 3, 4, (2, 3)
+A, B, STD = 0.9, -0.3, 0.5
+
+FLOAT32 = 1e-5  # relative, of densities computed in float32
+DIFFERENCE = 1e-6  # step of central differences in float64
+AGREE = 1e-6  # relative error of those: DIFFERENCE^2, and rounding 1e-16 / DIFFERENCE
+
+
+def transitions(advantage: Tensor) -> Transitions:
+    """Return one trained step with `ACTIONS` actions drawn from each of `ROWS` states."""
+    x, v = torch.randn(ROWS, 1, *LATENT), torch.randn(ROWS, 1, *LATENT)
+    noise = torch.randn(ROWS, 1, ACTIONS, *LATENT)
+    return Transitions(
+        prompts=("",) * ROWS,
+        seeds=torch.arange(ROWS),
+        group=torch.arange(ROWS),
+        chunk=torch.zeros(ROWS, dtype=torch.int64),
+        index=torch.zeros(ROWS, 1, dtype=torch.int64),
+        x=x,
+        x_next=(A * x + B * v)[:, :, None] + STD * noise,
+        velocity=v,
+        coefficients=torch.tensor([A, B, STD]).expand(ROWS, 1, 3),
+        advantage=advantage,
+    )
+
+
+def samples(advantage: Tensor) -> Samples:
+    n = len(advantage)
+    x0 = torch.randn(n, *LATENT, dtype=torch.float64)
+    return Samples(("",) * n, torch.arange(n), torch.arange(n), torch.zeros(n, dtype=torch.int64), x0, advantage)
+
+
+def point(batch: Samples) -> Point:
+    noise = torch.randn_like(batch.x0)
+    t = torch.linspace(0.2, 0.9, len(batch), dtype=torch.float64)
+    level = t[:, None, None]
+    return Point(t, (1 - level) * batch.x0 + level * noise, noise - batch.x0)
+
+
+def gradient(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    v = at.clone().requires_grad_()
+    (found,) = torch.autograd.grad(loss(v).sum(), v)
+    return found
+
+
+def finite_difference(loss: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """Return the gradient of the summed loss by central differences."""
+    found = torch.zeros_like(at)
+    for i in range(at.numel()):
+        step = torch.zeros_like(at)
+        step.view(-1)[i] = DIFFERENCE
+        found.view(-1)[i] = (loss(at + step).sum() - loss(at - step).sum()) / (2 * DIFFERENCE)
+    return found
+
+
+# ---- clipped surrogate -----------------------------------------------------------------------------------------------
+
+
+def log_prob(batch: Transitions, v: Tensor) -> Tensor:
+    """Return `[n, A]`, the mean log density over the latent, by torch.distributions in float64."""
+    mean = (A * batch.x[:, 0] + B * v).double()[:, None]
+    return Normal(mean, STD).log_prob(batch.x_next[:, 0].double()).flatten(2).mean(dim=2)
+
+
+def test_at_ratio_one_the_loss_is_minus_the_credit_and_its_gradient_the_policy_gradient() -> None:
+    advantage = torch.randn(ROWS, ACTIONS)
+    batch = transitions(advantage)
+    old = batch.velocity[:, 0]
+    objective = ClippedSurrogate(clip=1e-4)
+    torch.testing.assert_close(objective.loss(batch, 0, old, None).per_row, -advantage.mean(dim=1))
+    expected = gradient(lambda v: -(advantage * log_prob(batch, v)).mean(dim=1), old)
+    found = gradient(lambda v: objective.loss(batch, 0, v, None).per_row, old)
+    torch.testing.assert_close(found, expected, rtol=FLOAT32, atol=FLOAT32 * expected.abs().max().item())
+
+
+def test_the_collapsed_gradient_is_one_cotangent() -> None:
+    """dL/dv = -mean_i A_i z_i b / (std D): the group needs one backward pass."""
+    batch = transitions(torch.randn(ROWS, ACTIONS))
+    z = (batch.x_next[:, 0] - (A * batch.x[:, 0] + B * batch.velocity[:, 0])[:, None]) / STD
+    credit = batch.advantage[:, :, None, None]
+    expected = -(credit * z).mean(dim=1) * B / STD / z[0, 0].numel()
+    found = gradient(lambda v: ClippedSurrogate().loss(batch, 0, v, None).per_row, batch.velocity[:, 0])
+    torch.testing.assert_close(found, expected, rtol=FLOAT32, atol=FLOAT32 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["praised", "blamed"])
+@pytest.mark.parametrize("more_likely", [True, False], ids=["more likely", "less likely"])
+def test_the_gradient_is_cut_where_the_ratio_has_gone_far_enough(sign: float, more_likely: bool) -> None:
+    """Praised and already likelier than 1 + clip, or blamed and already less likely than 1 - clip: nothing is left."""
+    batch = transitions(torch.full((ROWS, ACTIONS), sign))
+    batch = batch.__class__(**{**vars(batch), "x_next": batch.x_next[:, :, :1], "advantage": batch.advantage[:, :1]})
+    towards = gradient(lambda v: log_prob(batch, v), batch.velocity[:, 0])
+    v = batch.velocity[:, 0] + (0.2 if more_likely else -0.2) * towards / towards.norm()
+    objective = ClippedSurrogate(clip=1e-4)
+    ratio = objective.loss(batch, 0, v, None).metrics["ratio/mean"]
+    assert bool((ratio > 1 + 1e-4).all()) == more_likely
+    assert bool((ratio < 1 - 1e-4).all()) != more_likely
+    found = gradient(lambda v: objective.loss(batch, 0, v, None).per_row, v)
+    if more_likely == (sign > 0):
+        assert torch.equal(found, torch.zeros_like(found))
+    else:
+        weighed = gradient(lambda v: -sign * (log_prob(batch, v) - log_prob(batch, batch.velocity[:, 0])).exp(), v)
+        torch.testing.assert_close(found, weighed, rtol=1e-4, atol=1e-4 * weighed.abs().max().item())
+
+
+def test_the_divergence_is_that_of_torch_distributions() -> None:
+    batch = transitions(torch.zeros(ROWS, ACTIONS))
+    v, reference = torch.randn(2, ROWS, *LATENT)
+    here, there = (Normal(A * batch.x[:, 0] + B * z, STD) for z in (v, reference))
+    expected = kl_divergence(here, there).flatten(1).mean(dim=1)
+    loss = ClippedSurrogate(kl=2.0).loss(batch, 0, v, reference)
+    torch.testing.assert_close(loss.metrics["kl/reference"], expected, rtol=FLOAT32, atol=0)
+    torch.testing.assert_close(loss.per_row, 2 * expected, rtol=FLOAT32, atol=0)
+
+
+@pytest.mark.parametrize(("weight", "factor"), [("true", 1.0), ("equal", STD / abs(B)), ("sigma", STD)])
+def test_a_step_weight_multiplies_the_surrogate(weight: str, factor: float) -> None:
+    batch = transitions(torch.randn(ROWS, ACTIONS))
+    v = batch.velocity[:, 0]
+    plain, weighed = (ClippedSurrogate(weight=w).loss(batch, 0, v, None).per_row for w in ("true", weight))
+    torch.testing.assert_close(weighed, factor * plain)
+
+
+# ---- DiffusionNFT ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("advantage", "r"), [(0.0, 0.5), (5.0, 1.0), (-5.0, 0.0), (9.0, 1.0), (-9.0, 0.0), (2.5, 0.75)]
+)
+def test_the_credit_becomes_a_probability(advantage: float, r: float) -> None:
+    batch = samples(torch.full((1,), advantage, dtype=torch.float64))
+    where = point(batch)
+    v, old = torch.randn(2, *batch.x0.shape, dtype=torch.float64)
+    loss = NFT(beta=1.0, limit=5.0, self_normalised=False, kl=0).loss(PATH, batch, where, v, old, old)
+    positive, negative = loss.metrics["nft/positive"], loss.metrics["nft/negative"]
+    torch.testing.assert_close(loss.per_row, 5.0 * (r * positive + (1 - r) * negative))
+
+
+def test_full_praise_at_beta_one_is_supervised_fine_tuning() -> None:
+    batch = samples(torch.full((ROWS,), 5.0, dtype=torch.float64))
+    where = point(batch)
+    v, old = torch.randn(2, *batch.x0.shape, dtype=torch.float64)
+    objective = NFT(beta=1.0, limit=5.0, kl=0, self_normalised=False)
+    found = gradient(lambda z: objective.loss(PATH, batch, where, z, old, old).per_row, v)
+    expected = gradient(lambda z: 5.0 * (z - where.target).square().flatten(1).mean(dim=1), v)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_at_the_behaviour_policy_the_gradient_is_that_of_the_paper(beta: float) -> None:
+    """2 beta (2r - 1) (v_old - v*) / D, times limit / beta; so nothing at r = 1/2."""
+    advantage = torch.tensor([-5.0, 0.0, 3.0], dtype=torch.float64)
+    batch = samples(advantage)
+    where, old = point(batch), torch.randn(ROWS, *LATENT, dtype=torch.float64)
+    objective = NFT(beta=beta, limit=5.0, kl=0, self_normalised=False)
+    found = gradient(lambda z: objective.loss(PATH, batch, where, z, old, old).per_row, old)
+    r = (advantage / 10 + 0.5)[:, None, None]
+    torch.testing.assert_close(found, 2 * 5.0 * (2 * r - 1) * (old - where.target) / old[0].numel())
+    assert found[1].abs().max() < 1e-12
+
+
+def test_the_two_implicit_policies_lie_opposite_each_other() -> None:
+    """v+ + v- = 2 v_old: the negative branch at v is the positive one at the mirror image of v."""
+    batch = samples(torch.zeros(ROWS, dtype=torch.float64))
+    where = point(batch)
+    v, old = torch.randn(2, *batch.x0.shape, dtype=torch.float64)
+    objective = NFT(beta=0.3, kl=0)
+    here = objective.loss(PATH, batch, where, v, old, old).metrics
+    mirror = objective.loss(PATH, batch, where, 2 * old - v, old, old).metrics
+    torch.testing.assert_close(here["nft/negative"], mirror["nft/positive"])
+
+
+def test_the_self_normalised_error_is_that_of_the_clean_prediction_over_its_size() -> None:
+    batch = samples(torch.full((ROWS,), 5.0, dtype=torch.float64))
+    where, v = point(batch), torch.randn(ROWS, *LATENT, dtype=torch.float64)
+    error = where.x - where.t[:, None, None] * v - batch.x0
+    expected = error.square().flatten(1).mean(dim=1) / error.abs().flatten(1).mean(dim=1)
+    loss = NFT(beta=1.0, limit=5.0, kl=0).loss(PATH, batch, where, v, v, v)
+    torch.testing.assert_close(loss.per_row, 5.0 * expected, rtol=FLOAT32, atol=0)
+
+
+def test_a_pipeline_that_predicts_noise_is_judged_by_its_clean_prediction_too() -> None:
+    path = VariancePreserving(torch.linspace(0.99, 0.01, 1000, dtype=torch.float64))
+    batch = samples(torch.full((ROWS,), 5.0, dtype=torch.float64))
+    t = torch.linspace(0.2, 0.9, ROWS, dtype=torch.float64)
+    alpha, sigma = (z[:, None, None] for z in path.marginal(t))
+    noise = torch.randn_like(batch.x0)
+    where = Point(t, alpha * batch.x0 + sigma * noise, noise)
+    exact = NFT(kl=0).loss(path, batch, where, noise, noise, noise)
+    assert exact.per_row.abs().max() < 1e-9
+
+
+# ---- AWM -------------------------------------------------------------------------------------------------------------
+
+
+def test_at_the_behaviour_policy_the_ratio_is_one_and_the_gradient_weighted_matching() -> None:
+    advantage = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
+    batch = samples(advantage)
+    where, old = point(batch), torch.randn(ROWS, *LATENT, dtype=torch.float64)
+    for weighting, w in {"one": torch.ones_like(where.t), "t": where.t, "t_squared": where.t**2}.items():
+        objective = WeightedMatching(weighting=weighting)
+        loss = objective.loss(batch, where, old, old, old)
+        assert torch.equal(loss.metrics["ratio/mean"], torch.ones(ROWS, dtype=torch.float64))
+        torch.testing.assert_close(loss.per_row, -advantage)
+        found = gradient(lambda z, o=objective: o.loss(batch, where, z, old, old).per_row, old)
+        expected = gradient(lambda z, w=w: advantage * w * (z - where.target).square().flatten(1).mean(dim=1), old)
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_ratio_beyond_the_clip_has_no_gradient_left() -> None:
+    batch = samples(torch.ones(ROWS, dtype=torch.float64))
+    where, old = point(batch), torch.randn(ROWS, *LATENT, dtype=torch.float64)
+    nearer = 0.5 * old + 0.5 * where.target
+    found = gradient(lambda z: WeightedMatching(clip=1e-3).loss(batch, where, z, old, old).per_row, nearer)
+    assert torch.equal(found, torch.zeros_like(found))
+
+
+# ---- all that are smooth, by finite differences ----------------------------------------------------------------------
+
+SMOOTH = {
+    "nft": lambda b, p, v, old, ref: NFT(beta=0.7, kl=0.3, self_normalised=False).loss(PATH, b, p, v, old, ref),
+    "awm": lambda b, p, v, old, ref: WeightedMatching(clip=50.0, kl=0.3, weighting="t").loss(b, p, v, old, ref),
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_the_gradient_is_that_of_finite_differences(name: str) -> None:
+    batch = samples(torch.tensor([-1.5, 0.0, 2.0], dtype=torch.float64))
+    where = point(batch)
+    v, old, reference = 0.5 * torch.randn(3, ROWS, *LATENT, dtype=torch.float64)
+
+    def loss(z: Tensor) -> Tensor:
+        return SMOOTH[name](batch, where, z, old, reference).per_row
+
+    expected = finite_difference(loss, v)
+    torch.testing.assert_close(gradient(loss, v), expected, rtol=AGREE, atol=AGREE * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: ClippedSurrogate(clip=0),
+        lambda: ClippedSurrogate(kl=-1),
+        lambda: NFT(beta=0),
+        lambda: NFT(points=0),
+        lambda: WeightedMatching(clip=0),
+    ],
+)
+def test_values_without_meaning_are_refused(bad: Callable[[], object]) -> None:
+    with pytest.raises(ConfigError, match="objective needs"):
+        bad()

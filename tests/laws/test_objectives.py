@@ -1,0 +1,171 @@
+"""What every objective keeps, through the whole machinery on the toy pipeline; a new file needs no line here.
+
+Laws that only one objective has are in tests/alignment/test_objectives.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import alignment.objectives
+from alignment.batches import Batch, Samples, Transitions
+from alignment.context import Context
+from alignment.loop import Trainer, microbatches
+from alignment.objectives.base import Loss, Objective
+from alignment.sources.on_policy import OnPolicy
+from alignment.sources.on_policy_steps import OnPolicySteps
+from samplers.dynamics.flow_sde import FlowSDE
+from samplers.windows.all import All
+from tests.toy import REWARD, saved, toy_run, trainer_of
+
+FILES = sorted(Path(alignment.objectives.__file__).parent.glob("[!_]*.py"))
+MODULES = [importlib.import_module(f"alignment.objectives.{file.stem}") for file in FILES if file.stem != "base"]
+KINDS = [
+    kind for module in MODULES for kind in vars(module).values()
+    if isinstance(kind, type) and Objective in kind.__mro__ and kind.__module__ == module.__name__
+]  # fmt: skip
+SOURCES = {  # one for each batch type that an objective may consume
+    Samples: OnPolicy(4, REWARD, group_size=4),
+    Transitions: OnPolicySteps(4, REWARD, FlowSDE(), All(), group_size=4, shared_noise=False),
+}
+
+SAME = 1e-5  # relative: float32 sums in another order
+NOTHING = 1e-5  # of the gradient with credit: what cancels in exact arithmetic leaves this much in float32
+
+
+@dataclass
+class Bench:
+    """An objective with a batch to learn from."""
+
+    trainer: Trainer
+    objective: Objective[Batch]
+    ctx: Context
+    batch: Batch
+
+    def losses(self, batch: Batch, objective: Objective[Batch] | None = None) -> Tensor:
+        """Return each row's loss, summed over its passes, and leave its gradient."""
+        rows: list[Tensor] = []
+
+        def learn(loss: Loss) -> None:
+            assert loss.per_row.dtype == torch.float32
+            assert not any(metric.requires_grad for metric in loss.metrics.values())
+            loss.per_row.sum().backward()
+            rows.append(loss.per_row.detach())
+
+        (objective or self.objective)(self.ctx, batch, learn)
+        return torch.stack(rows).sum(dim=0)
+
+    def gradient(self, batch: Batch, objective: Objective[Batch] | None = None) -> Tensor:
+        """Return the gradient of the summed loss, one vector."""
+        self.losses(batch, objective)
+        return self.take()
+
+    def take(self) -> Tensor:
+        parameters = self.trainer.policy.trainable.values()
+        taken = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+        self.trainer.runtime.optimizer.zero_grad()
+        return taken
+
+    def move(self, size: float = 0.01) -> None:
+        """Put the live weights elsewhere than those that sampled."""
+        with torch.no_grad():
+            for p in self.trainer.policy.trainable.values():
+                p += size * torch.randn(p.shape)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("toy"), updates=100)
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+def bench(request: pytest.FixtureRequest, folder: Path) -> Iterator[Bench]:
+    objective = without_kl(request.param())
+    trainer = trainer_of(toy_run(folder, SOURCES[objective.consumes], objective, 1))
+    for name in ("behaviour", "reference"):
+        trainer.policy.keep(name)
+    ctx = trainer.context(0)
+    yield Bench(trainer, objective, ctx, trainer.experience(ctx).batch)
+    trainer.runtime.close()
+
+
+def without_kl(objective: Objective[Batch], kl: float = 0.0) -> Objective[Batch]:
+    named = {field.name for field in fields(objective)}
+    return replace(objective, **({"kl": kl} if "kl" in named else {}))
+
+
+def credited(batch: Batch, factor: float) -> Batch:
+    return replace(batch, advantage=factor * batch.advantage)
+
+
+def test_every_file_holds_one() -> None:
+    assert len(KINDS) == len(MODULES)
+
+
+def test_zero_credit_gives_zero_gradient(bench: Bench) -> None:
+    assert bench.gradient(bench.batch).norm() > 0
+    scale = bench.gradient(bench.batch).norm()
+    assert bench.gradient(credited(bench.batch, 0.0)).norm() <= NOTHING * scale
+
+
+def test_flipping_the_credit_flips_the_gradient(bench: Bench) -> None:
+    there, back = (bench.gradient(credited(bench.batch, sign)) for sign in (1.0, -1.0))
+    assert (there + back).norm() <= NOTHING * there.norm()
+
+
+def test_the_order_of_rows_does_not_matter(bench: Bench) -> None:
+    bench.move()
+    order = torch.randperm(len(bench.batch))
+    straight = bench.losses(bench.batch)
+    expected = bench.take()
+    shuffled = bench.losses(bench.batch[order])
+    torch.testing.assert_close(shuffled, straight[order], rtol=SAME, atol=SAME * straight.abs().max().item())
+    assert (bench.take() - expected).norm() <= SAME * expected.norm()
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_microbatches_add_up(bench: Bench, size: int) -> None:
+    bench.move()
+    whole = bench.gradient(bench.batch)
+    for rows in microbatches(bench.batch, torch.arange(len(bench.batch)), size):
+        bench.losses(bench.batch[rows])
+    assert (bench.take() - whole).norm() <= SAME * whole.norm()
+
+
+def test_the_distance_to_the_reference_has_a_gradient_of_its_own(bench: Bench) -> None:
+    held = without_kl(bench.objective, kl=1.0)
+    if held == bench.objective:
+        pytest.skip("it has no such term")
+    bench.move()
+    free, held_gradient = bench.gradient(bench.batch), bench.gradient(bench.batch, held)
+    assert (held_gradient - free).norm() > 0
+    # The pull grows with the weight and does not depend on the credit.
+    nothing = credited(bench.batch, 0.0)
+    pull = bench.gradient(nothing, held) - bench.gradient(nothing)
+    torch.testing.assert_close(held_gradient - free, pull, rtol=0, atol=NOTHING * float(free.norm() + pull.norm()))
+
+
+def test_it_reads_only_the_copies_it_names(bench: Bench) -> None:
+    held = without_kl(bench.objective, kl=1.0)
+    for name in {"behaviour", "reference"} - set(held.snapshots):
+        del bench.trainer.policy.snapshots[name]
+    assert bench.losses(bench.batch, held).isfinite().all()
+
+
+def test_learning_leaves_live_weights_and_copies_in_place(bench: Bench) -> None:
+    bench.move()
+    policy = bench.trainer.policy
+    before = {name: p.detach().clone() for name, p in policy.trainable.items()}
+    copies = {copy: {name: z.clone() for name, z in kept.items()} for copy, kept in policy.snapshots.items()}
+    bench.losses(bench.batch, without_kl(bench.objective, kl=1.0))
+    assert all(torch.equal(before[name], p) for name, p in policy.trainable.items())
+    assert all(
+        torch.equal(copies[copy][name], z) for copy, kept in policy.snapshots.items() for name, z in kept.items()
+    )
