@@ -147,8 +147,6 @@ def test_a_step_weight_multiplies_the_surrogate(weight: str, factor: float) -> N
 @pytest.mark.parametrize(
     ("advantage", "r"), [(0.0, 0.5), (5.0, 1.0), (-5.0, 0.0), (9.0, 1.0), (-9.0, 0.0), (2.5, 0.75)]
 )
-    ("advantage", "r"), [(0.0, 0.5), (5.0, 1.0), (-5.0, 0.0), (9.0, 1.0), (-9.0, 0.0), (2.5, 0.75)]
-)
 def test_the_credit_becomes_a_probability(advantage: float, r: float) -> None:
     batch = samples(torch.full((1,), advantage, dtype=torch.float64))
     where = point(batch)
