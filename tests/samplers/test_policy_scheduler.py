@@ -1,0 +1,176 @@
+"""The scheduler stand-in, stepped by hand."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+from samplers import Act, Conductor, Look, Native, ReplayMismatch, Skip, Solve, Visit, stand_in
+from samplers.dynamics.coefficient_preserving import CoefficientPreserving
+from samplers.multistep import SecondOrder
+
+SCHEDULERS = [FlowMatchEulerDiscreteScheduler, DDIMScheduler]
+
+
+@pytest.fixture(params=SCHEDULERS)
+def base(request):
+    return request.param()
+
+
+def run(scheduler, x, steps=4):
+    """Step as a pipeline does, with an answer that depends on state and time; return the states."""
+    scheduler.set_timesteps(steps)
+    states = [x]
+    for t in scheduler.timesteps:
+        states.append(scheduler.step(0.1 * states[-1] + t / 1000, t, states[-1], return_dict=False)[0])
+    return states
+
+
+def conducted(base, conductor, x, steps=4):
+    made = stand_in(base)
+    made.conduct(conductor)
+    return run(made, x, steps)
+
+
+def noise(x):
+    return torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+
+
+def test_it_is_the_scheduler_in_all_but_its_conductor(base):
+    made = stand_in(base)
+    assert isinstance(made, type(base))
+    assert made.config == base.config
+    for name in ("step", "set_timesteps"):
+        assert inspect.signature(getattr(type(made), name)) == inspect.signature(getattr(type(base), name))
+    x = torch.randn(2, 4)
+    for one, other in zip(run(made, x), run(base, x), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_original_does_not_change(base):
+    base.set_timesteps(3)
+    before = base.timesteps.clone()
+    conducted(base, Conductor(), torch.randn(2, 4), steps=5)
+    assert torch.equal(base.timesteps, before)
+    assert type(base) in SCHEDULERS
+
+
+def test_native_rounds_are_bit_identical(base):
+    x = torch.randn(2, 4)
+    states = conducted(base, Conductor([Native()] * 2), x)
+    assert all(torch.equal(one, other) for one, other in zip(states, run(base, x), strict=True))
+
+
+def test_both_forms_of_an_answer_carry_the_state(base):
+    made, state = stand_in(base), torch.full((2, 4), 7.0)
+    made.conduct(Conductor([Skip(state)] * 2))
+    made.set_timesteps(4)
+    first, second = made.timesteps[:2]
+    x = torch.randn(2, 4)
+    out = made.step(x, first, x)
+    assert torch.equal(out.prev_sample, state)
+    assert torch.equal(made.step(model_output=x, timestep=second, sample=x, return_dict=False)[0], state)
+
+
+def test_other_outputs_of_a_step_are_kept():
+    base = DDIMScheduler()
+    made, x = stand_in(base), torch.randn(2, 4)
+    made.conduct(Conductor([Skip()]))
+    for scheduler in (base, made):
+        scheduler.set_timesteps(4)
+    expected = base.step(0.1 * x, base.timesteps[0], x)
+    found = made.step(0.1 * x, made.timesteps[0], x)
+    assert torch.equal(found.pred_original_sample, expected.pred_original_sample)
+    assert torch.equal(found.prev_sample, x)
+
+
+def test_an_act_is_recorded_as_it_was_stored(base):
+    conductor = Conductor([Native(), Act(CoefficientPreserving(0.5), noise)])
+    states = conducted(base, conductor, torch.randn(2, 4).bfloat16())
+    record = conductor.records[1]
+    assert record.x.dtype == record.velocity.dtype == record.x_next.dtype == torch.float32
+    assert torch.equal(record.x, states[1].float())
+    assert torch.equal(record.x_next, states[2].float())
+    again = record.step.sample(record.x, record.velocity, noise(record.x)).to(states[2].dtype)
+    assert torch.equal(again, states[2])
+    assert list(conductor.records) == [1]
+
+
+def test_a_look_changes_nothing(base):
+    seen = []
+    x = torch.randn(2, 4)
+    states = conducted(base, Conductor([Native(), Look(lambda *what: seen.append(what))]), x)
+    ((state, _, grid),) = seen
+    assert torch.equal(state, states[1])
+    assert len(grid) == 4
+    assert all(torch.equal(one, other) for one, other in zip(states, run(base, x), strict=True))
+
+
+def test_a_solver_may_jump(base):
+    conductor = Conductor([Solve(SecondOrder(), to=2), Skip(), Solve(SecondOrder(), to=4), Skip()])
+    states = conducted(base, conductor, torch.randn(2, 4))
+    assert torch.equal(states[1], states[2])
+    assert torch.equal(states[3], states[4])
+    assert not torch.equal(states[2], states[3])
+    assert torch.equal(conductor.final, states[-1])
+
+
+def test_a_visit_hands_over_the_graph_and_the_next_state(base):
+    x, following = torch.randn(2, 2, 4)
+    seen = []
+    made = stand_in(base)
+    made.conduct(Conductor([Visit(x, seen.append, following)]))
+    made.set_timesteps(4)
+    v = torch.randn(2, 4, requires_grad=True)
+    out = made.step(2 * v, made.timesteps[0], x, return_dict=False)[0]
+    assert torch.equal(out, following)
+    seen[0].sum().backward()
+    assert torch.equal(v.grad, torch.full_like(v, 2.0))
+
+
+def test_a_visit_of_another_state_is_refused(base):
+    made, x = stand_in(base), torch.randn(2, 4)
+    made.conduct(Conductor([Visit(x + 1, lambda v: None)]))
+    made.set_timesteps(4)
+    with pytest.raises(ReplayMismatch, match="round 0 met another state"):
+        made.step(x, made.timesteps[0], x)
+
+
+def test_times_of_our_own_are_offered_and_the_native_step_stays_out(base):
+    times = torch.tensor([[900.0, 100.0], [30.0, 40.0]])
+    seen = []
+    x = torch.randn(2, 4)
+    conductor = Conductor([Skip(x + 1), Visit(x + 1, seen.append)], times=times)
+    made = stand_in(base)
+    made.conduct(conductor)
+    made.set_timesteps(4)
+    assert torch.equal(made.timesteps, times)
+    first = made.step(x, made.timesteps[0], x, return_dict=False)[0]
+    assert torch.equal(first, x + 1)
+    assert torch.equal(made.step(x, made.timesteps[1], first).prev_sample, first)
+    assert torch.equal(seen[0], x)
+    made.conduct(None)
+    assert len(made.timesteps) == 4
+    assert made.timesteps.ndim == 1
+
+
+def test_several_streams_are_refused(base):
+    with pytest.raises(NotImplementedError, match=f"copies its {type(base).__name__} to denoise several streams"):
+        copy.deepcopy(stand_in(base))
+
+
+def test_a_time_that_comes_twice_has_no_round():
+    made = stand_in(DDIMScheduler())
+    made.set_timesteps(4)
+    made.timesteps = torch.tensor([750, 750, 250, 0])
+    made.conduct(Conductor())
+    x = torch.randn(2, 4)
+    with pytest.raises(ValueError, match="occurs 2 times"):
+        made.step(x, made.timesteps[0], x)
+
+
+def test_a_step_before_its_times_has_no_grid():
+    with pytest.raises(ValueError, match="before setting its time steps"):
+        Conductor([Act(CoefficientPreserving(), noise)]).advance(0, *torch.zeros(3, 2, 4))
