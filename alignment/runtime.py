@@ -180,12 +180,18 @@ def _join(name: str, summaries: list[tuple[float, int]]) -> float:
 
 
 def _check_world(size: int) -> None:
-    """Refuse a launcher that asked for processes and got fewer, which `accelerate launch --cpu` does without a word."""
-    asked = int(os.environ.get("WORLD_SIZE", os.environ.get("ACCELERATE_NUM_PROCESSES", "1")))
+    """Refuse a launcher that asked for processes and got fewer."""
+    environment = os.environ
+    asked = int(environment.get("WORLD_SIZE", "1"))
     if asked != size:
         raise EnvironmentProblem(
-            f"the launcher asked for {asked} processes but {size} met; on CPUs launch with "
-            f"`torchrun --nproc_per_node {asked} -m alignment.train CONFIG`"
+            f"the launcher asked for {asked} processes but {size} met; is this one of its children?"
+        )
+    # `accelerate launch --cpu --num_processes 2` starts one process without a word; an address to meet at gives it away.
+    if size == 1 and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= environment.keys() and "WORLD_SIZE" not in environment:
+        raise EnvironmentProblem(
+            "accelerate was asked for several processes and started one, as it does on CPUs; launch with "
+            "`torchrun --nproc_per_node N -m alignment.train CONFIG`, or for one process unset MASTER_ADDR"
         )
 
 
