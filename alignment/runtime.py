@@ -184,10 +184,8 @@ def _check_world(size: int) -> None:
     environment = os.environ
     asked = int(environment.get("WORLD_SIZE", "1"))
     if asked != size:
-        raise EnvironmentProblem(
-            f"the launcher asked for {asked} processes but {size} met; is this one of its children?"
-        )
-    # `accelerate launch --cpu --num_processes 2` starts one process without a word; an address to meet at gives it away.
+        raise EnvironmentProblem(f"the launcher asked for {asked} processes but {size} met; unset WORLD_SIZE for one")
+    # `accelerate launch --cpu --num_processes 2` starts one without a word; an address to meet at gives it away.
     if size == 1 and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= environment.keys() and "WORLD_SIZE" not in environment:
         raise EnvironmentProblem(
             "accelerate was asked for several processes and started one, as it does on CPUs; launch with "

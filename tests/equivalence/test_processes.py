@@ -1,0 +1,70 @@
+"""How many processes there are changes an update by rounding only, whatever launched them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.equivalence.two_processes import CASES, outcome, run_of
+from tests.toy import saved, trainer_of
+
+ROOT = Path(__file__).parents[2]
+ROUNDING = 2e-5  # of weights of unit size: float32 sums in another order, six updates of Adam at 1e-3
+RELATIVE = 1e-3  # of numbers for the record; those near 0 are differences of larger ones
+
+
+def launched(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "WORLD_SIZE")}
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("toy"), updates=100)
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return what two processes wrote."""
+    output = tmp_path_factory.mktemp("two")
+    script = Path(__file__).with_name("two_processes.py")
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    done = launched(*torchrun, str(script), str(folder), str(output))
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+@pytest.mark.multi
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_learn_what_one_learns(folder: Path, two: Path, name: str) -> None:
+    weights, told = outcome(trainer_of(run_of(folder, name)))
+    theirs, they_told = load_file(two / f"{name}.safetensors"), json.loads((two / f"{name}.json").read_text())
+    assert theirs.keys() == weights.keys()
+    for key, weight in weights.items():
+        torch.testing.assert_close(theirs[key], weight, rtol=0, atol=ROUNDING)
+    for line, their_line in zip(told["metrics"], they_told["metrics"], strict=True):
+        assert their_line == pytest.approx(line, rel=RELATIVE, abs=RELATIVE)
+    assert they_told["seeds"] == told["seeds"]
+    assert they_told["scores"] == pytest.approx(told["scores"], abs=10 * ROUNDING)
+
+
+@pytest.mark.multi
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_gradient_broken_on_one_process_is_left_out_on_all(two: Path, name: str) -> None:
+    assert json.loads((two / f"{name}.json").read_text())["skipped on all"] == [True, True]

@@ -1,0 +1,97 @@
+"""Train the cases on however many processes a launcher started, and write what came out; test_processes.py runs it.
+
+Usage: torchrun --nproc_per_node 2 two_processes.py TOY_FOLDER OUTPUT_FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from alignment.data import Prompts
+from alignment.evaluation import Evaluator
+from alignment.loop import Trainer
+from alignment.objectives.base import Loss, Objective
+from alignment.objectives.clipped_surrogate import ClippedSurrogate
+from alignment.objectives.nft import NFT
+from alignment.run import Batch as BatchSettings
+from alignment.run import Evaluation, Optimizer, Run, Snapshots
+from alignment.sources.base import Source
+from alignment.sources.on_policy import OnPolicy
+from alignment.sources.on_policy_steps import OnPolicySteps
+from samplers.dynamics.flow_sde import FlowSDE
+from samplers.windows.branch import Branch
+from samplers.windows.fraction import Fraction
+from tests.toy import REWARD, fit, toy_run, trainer_of
+
+STEPS = 3
+# The calls of a step train other steps of the loop, so that the processes know other numbers for the record.
+CASES: dict[str, tuple[Source, Objective]] = {
+    "transitions": (
+        OnPolicySteps(4, REWARD, FlowSDE(), Fraction(0.3), group_size=4, prompts_per_call=1),
+        ClippedSurrogate(clip=1e-2, kl=0.1),
+    ),
+    "branch": (
+        OnPolicySteps(4, REWARD, FlowSDE(), Branch((0, 1, 2, 3)), group_size=4, prompts_per_call=1),
+        ClippedSurrogate(clip=1e-2, weight="equal"),
+    ),
+    "nft": (OnPolicy(4, REWARD, group_size=4, weights="behaviour"), NFT()),
+}
+HELD_OUT = Prompts(("prompt 0", "prompt 1", "prompt 2"))
+IMAGES = 3  # of each: 9 pictures, which two processes cannot share evenly
+
+
+def run_of(folder: Path, name: str) -> Run:
+    source, objective = CASES[name]
+    return toy_run(
+        folder,
+        source,
+        objective,
+        STEPS,
+        batch=BatchSettings(updates=2, microbatch=3),
+        snapshots=Snapshots(ema=0.5),
+        optimizer=Optimizer(learning_rate=1e-3, weight_decay=0.1),
+    )
+
+
+def outcome(trainer: Trainer) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+    """Train; return the weights, and everything that should not depend on the number of processes."""
+    lines = fit(trainer)
+    weights = {name: p.detach().clone() for name, p in trainer.policy.trainable.items()}
+    weights |= {f"ema {name}": z for name, z in trainer.policy.snapshots["ema"].items()}
+    found = Evaluator(Evaluation(batch_size=2), HELD_OUT, REWARD)(trainer.context(STEPS), IMAGES, "ema")
+    timed = ("seconds/", "memory/", "samples_per_second")
+    metrics = [{name: value for name, value in line.items() if not name.startswith(timed)} for line in lines]
+    return weights, {"metrics": metrics, "seeds": found.seeds.tolist(), "scores": found.scores["reward"].tolist()}
+
+
+def broken_on_the_last_process(trainer: Trainer) -> bool:
+    """Give one process a NaN; return whether the weights here stayed as they were."""
+    before = [p.detach().clone() for p in trainer.policy.trainable.values()]
+    factor = float("nan") if trainer.runtime.world.rank == trainer.runtime.world.size - 1 else 1.0
+    total = sum(p.sum() for p in trainer.policy.trainable.values())
+    trainer.runtime.learn(Loss((total * factor)[None], {}), 1)
+    trainer.runtime.update(1e-3)
+    return all(torch.equal(old, p) for old, p in zip(before, trainer.policy.trainable.values(), strict=True))
+
+
+def main() -> None:
+    """Train every case and write CASE.safetensors and CASE.json from the main process."""
+    folder, output = Path(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    for name in CASES:
+        trainer = trainer_of(run_of(folder, name))
+        weights, told = outcome(trainer)
+        told["skipped on all"] = trainer.runtime.world.everyone(broken_on_the_last_process(trainer))
+        if trainer.runtime.main:
+            save_file(weights, output / f"{name}.safetensors")
+            (output / f"{name}.json").write_text(json.dumps(told))
+    trainer.runtime.close()
+
+
+if __name__ == "__main__":
+    main()
