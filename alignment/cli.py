@@ -138,6 +138,9 @@ def _add_doctor(commands: Commands) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    if args.pipeline is not None and args.config is not None and "=" in args.config:
+        # The first word is the config only where one is asked for.
+        args.config, args.overrides = None, [args.config, *args.overrides]
     if (args.config is None) == (args.pipeline is None):
         args.usage_error("give either a CONFIG or --pipeline PATH")
     from alignment import doctor

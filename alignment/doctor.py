@@ -1,0 +1,256 @@
+"""`visalign doctor`: do the laws of training hold on this very run? A line each, the measured number and its bound.
+
+`--snr` and `--shuffle` measure instead (`alignment.snr`, `alignment.shuffle`). Nothing here changes a weight or touches
+the run's folder; pictures of a measurement go to `<output.folder>/<name>.doctor/`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from transformers.utils import logging as transformers_logging
+
+from alignment import checks, config, doctor_checks, doctor_learning, shuffle, snr, train
+from alignment.errors import ConfigError, VisalignError
+from alignment.loop import Trainer
+from alignment.patient import Finding, NotApplicable, Patient, at_most
+from alignment.run import Run
+from alignment.runtime import Runtime
+from reward_models.base import RewardError
+
+LAWS: tuple[Callable[[Patient], Finding], ...] = (
+    doctor_checks.geometry,
+    doctor_checks.disk_space,
+    doctor_checks.prompt_length,
+    doctor_checks.reward_repeats,
+    doctor_checks.reward_of_a_batch,
+    doctor_checks.reward_speaks,
+    doctor_checks.pipeline_repeats,
+    doctor_checks.zero_noise_parity,
+    doctor_checks.step_formula,
+    doctor_checks.adapter_binds,
+    doctor_checks.training_changes_the_output,
+    doctor_checks.reference_is_adapter_off,
+    doctor_learning.noise_at_trained_steps,
+    doctor_learning.reward_spread,
+    doctor_learning.actions_follow_their_density,
+    doctor_learning.log_probability,
+    doctor_learning.first_ratio,
+    doctor_learning.replay_runs_what_it_trains,
+    doctor_learning.times_of_rows,
+    doctor_learning.gradient_reaches_all,
+    doctor_learning.objective_pulls,
+    doctor_learning.zero_credit_zero_gradient,
+    doctor_learning.flipped_credit_flipped_gradient,
+    doctor_learning.a_step_down_lowers_the_loss,
+    doctor_learning.kl_term_pulls,
+    doctor_learning.microbatches_add_up,
+    doctor_checks.checkpoint_reopens,
+)
+"""What is looked at, in this order: what a law needs comes before it."""
+
+ILL = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What a broken pipeline, reward or objective raises; a law that breaks down in such a way does not hold."""
+
+PLAIN = """\
+name: pipeline
+steps: 1
+policy: {{pipeline: {pipeline}, call: {{num_inference_steps: 4}}, lora: {{rank: 4}}}}
+data: {{prompts: {prompts}}}
+source:
+  type: on_policy_steps
+  prompts: 2
+  group_size: 2
+  dynamics: {{type: coefficient_preserving, a: 0.5}}
+  window: {{type: all}}
+  reward: {{type: colour}}
+objective: {{type: clipped_surrogate}}
+output: {{folder: {folder}}}
+"""
+"""A run of any pipeline at all, for `--pipeline`."""
+PROMPTS = "a red circle\na blue square on a table\n"
+MARKS = {
+    "pass": "[green]pass[/]",
+    "warning": "[yellow]warning[/]",
+    "FAIL": "[bold red]FAIL[/]",
+    "skipped": "[dim]skipped[/]",
+}
+
+
+def main(
+    config_path: str | None,
+    overrides: Sequence[str],
+    *,
+    pipeline: str | None = None,
+    snr: bool = False,
+    shuffle: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Examine a run, or a pipeline alone, print what was found, and return 1 if something is wrong, else 0.
+
+    Args:
+        config_path: Config file; None with `pipeline`.
+        overrides: `key=value` words laid over it. In a measurement `steps=N` is how many batches or updates it takes.
+        pipeline: Folder or hub id of a pipeline to examine without a config.
+        snr: Measure the gradient's signal-to-noise ratio at each step, in place of the laws.
+        shuffle: Measure the damage of shuffled advantages, in place of the laws.
+        as_json: Print one JSON object in place of tables.
+
+    Raises:
+        VisalignError: If the run cannot be loaded at all, as training would not.
+    """
+    if pipeline is not None and (snr or shuffle):
+        raise ConfigError("--snr and --shuffle measure a reward's signal, and a pipeline alone has none: give a CONFIG")
+    with tempfile.TemporaryDirectory() as temporary:
+        if pipeline is not None:
+            config_path = str(_plain_config(pipeline, Path(temporary)))
+        assert config_path is not None
+        if snr or shuffle:
+            found, ill = _measure(config_path, overrides, snr, shuffle, quiet=as_json)
+        else:
+            found, ill = _laws(config.load(config_path, overrides), quiet=as_json)
+    if as_json:
+        json.dump(found, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    return int(ill)
+
+
+def examine(trainer: Trainer, resolved: str, report: Callable[[Finding], None]) -> list[Finding]:
+    """Look at every law and return what was found; the policy is left as it was, bit for bit.
+
+    Args:
+        trainer: A loaded run.
+        resolved: Its config as YAML.
+        report: Called with each finding as it comes.
+    """
+    patient = Patient(trainer, resolved)
+    before = _fingerprint(trainer)
+    findings: list[Finding] = []
+    for law in LAWS:
+        start = time.perf_counter()
+        finding = _look(law, patient)
+        seconds = time.perf_counter() - start
+        findings.append(replace(finding, law=law.__name__.replace("_", " "), seconds=seconds))
+        report(findings[-1])
+    changed = sum(before[name] != now for name, now in _fingerprint(trainer).items())
+    says = f"tensors that the examination changed, of {len(before)}"
+    last = at_most(float(changed), 0, says, "a law did not undo its change")
+    findings.append(replace(last, law="left as it was"))
+    report(findings[-1])
+    return findings
+
+
+def _look(law: Callable[[Patient], Finding], patient: Patient) -> Finding:
+    """Return what a law came to; one that breaks down does not hold."""
+    try:
+        return law(patient)
+    except NotApplicable as reason:
+        return Finding("skipped", says=str(reason))
+    except ILL as error:
+        for p in patient.policy.trainable.values():
+            p.grad = None
+        lines = str(error).splitlines() or [""]
+        cause = lines[0] if isinstance(error, VisalignError | RewardError) else f"{type(error).__name__}: {lines[0]}"
+        return Finding("FAIL", cause=cause)
+
+
+def _fingerprint(trainer: Trainer) -> dict[str, int]:
+    """Return the sum of the bytes of every tensor of the denoiser and of the frozen copies."""
+    tensors = dict(trainer.policy.denoiser.state_dict())
+    tensors |= {f"{copy}/{key}": z for copy, kept in trainer.policy.snapshots.items() for key, z in kept.items()}
+    return {
+        name: int(z.detach().contiguous().flatten().view(torch.uint8).sum(dtype=torch.int64))
+        for name, z in tensors.items()
+    }
+
+
+# ---- what main does --------------------------------------------------------------------------------------------------
+
+
+def _laws(run: Run, *, quiet: bool) -> tuple[Mapping[str, Any], bool]:
+    start = time.perf_counter()
+    trainer, close = _load(run)
+    resolved = config.resolved(run)
+    console = Console(highlight=False, quiet=quiet)
+    try:
+        console.print(f"{run.name}: {type(trainer.policy.pipe).__name__}, {trainer.policy.rounds} steps", markup=False)
+        with console.status("looking ..."):
+            findings = examine(trainer, resolved, lambda f: None)
+    finally:
+        close()
+    console.print(_table(findings))
+    failed = [f.law for f in findings if f.outcome == "FAIL"]
+    seconds = time.perf_counter() - start
+    verdict = f"{len(failed)} of {len(findings)} laws do not hold: {', '.join(failed)}" if failed else "all laws hold"
+    console.print(f"{verdict} ({seconds:.0f} s)", markup=False)
+    report = {"name": run.name, "healthy": not failed, "seconds": seconds, "findings": [asdict(f) for f in findings]}
+    return report, bool(failed)
+
+
+def _measure(
+    path: str, overrides: Sequence[str], with_snr: bool, with_shuffle: bool, *, quiet: bool
+) -> tuple[Mapping[str, Any], bool]:
+    counts = [word for word in overrides if word.startswith("steps=")]
+    run = config.load(path, [word for word in overrides if word not in counts])
+    count = config.load(path, counts).steps if counts else None
+    folder = Path(run.output.folder) / f"{run.name}.doctor"
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer, close = _load(run)
+    console, found, ill = Console(highlight=False, quiet=quiet), {}, False
+    try:
+        if with_snr:
+            signal = snr.measure(trainer, count)
+            signal.show(console)
+            found["snr"] = signal.save(folder)
+        if with_shuffle:
+            damage = shuffle.measure(trainer, count)
+            damage.show(console)
+            found["shuffle"], ill = damage.save(folder), damage.too_high
+    finally:
+        close()
+    return {"name": run.name, **found}, ill
+
+
+def _load(run: Run) -> tuple[Trainer, Callable[[], None]]:
+    if checks.processes() > 1:
+        raise ConfigError("the doctor sees one process at a time; start it without a launcher")
+    checks.check(run, 1)
+    # What the libraries say of loading would stand between the lines of the table.
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    runtime = Runtime(run)
+    return train.load(run, runtime), runtime.close
+
+
+def _plain_config(pipeline: str, folder: Path) -> Path:
+    (folder / "prompts.txt").write_text(PROMPTS, encoding="utf-8")
+    values = {"pipeline": pipeline, "prompts": str(folder / "prompts.txt"), "folder": str(folder)}
+    path = folder / "pipeline.yaml"
+    path.write_text(PLAIN.format(**{key: json.dumps(value) for key, value in values.items()}), encoding="utf-8")
+    return path
+
+
+def _table(findings: Sequence[Finding]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("law", "", "measured", "bound", "what"):
+        number = heading in ("measured", "bound")
+        table.add_column(heading, justify="right" if number else "left", no_wrap=heading != "what")
+    for f in findings:
+        what = escape(f.says)
+        if f.outcome in ("FAIL", "warning"):
+            what = f"{what}\n[bold]{escape(f.cause)}[/]".strip()
+        table.add_row(f.law, MARKS[f.outcome], "" if f.value is None else f"{f.value:.3g}", f.bound, what)
+    return table

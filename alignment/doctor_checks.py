@@ -1,0 +1,296 @@
+"""The laws of a run's surroundings: its settings, its reward, its pipeline, its adapter, its checkpoints."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from diffusers.loaders.lora_base import LoraBaseMixin
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from alignment import checks
+from alignment.artifacts import LORA_FILE, Card, write_artifacts
+from alignment.checkpoint import Checkpoints
+from alignment.errors import CheckpointError
+from alignment.loading import trained_scheduler
+from alignment.patient import Finding, NotApplicable, Patient, at_most, more_than, settings
+from alignment.state import TrainState, read_state, write_state
+from alignment.tuning import ADAPTER
+from samplers import Conductor
+from samplers.dynamics.ode import ODE
+from samplers.policy_scheduler import Look
+from samplers.windows.base import Window
+
+Check = Callable[[Patient], Finding]
+REWARD_NOISE = 0.01
+"""A scorer may differ from itself by this share of its spread: half precision does, and credit hardly sees it."""
+ROUNDING = 1e-5
+"""Float32 arithmetic on numbers of unit size, in another order."""
+NO_BYTES = "free space, or choose another output.folder"
+LIMITED = 100_000
+"""transformers writes a huge number where a tokenizer has no limit of its own."""
+MOST_STEPS = 100
+"""Steps whose window is tried."""
+MOST_PROMPTS = 2_000
+"""Prompts whose length is looked at; slow tokenizers read a few thousand a second."""
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+def geometry(patient: Patient) -> Finding:
+    """Prompts, groups, calls, rows and updates fit together for every step of the run's own pipeline."""
+    run, rounds = patient.trainer.run, patient.policy.rounds
+    checks.check(run, patient.trainer.runtime.world.size)
+    says = f"{run.source.prompts} prompts a step, {rounds} denoising steps"
+    for window in (part for part in settings(run.source).values() if isinstance(part, Window)):
+        for step in range(min(run.steps, MOST_STEPS)):
+            window.choose(rounds, step, 0, patient.ctx.draw.generator("doctor", step))
+    if len(patient.trainer.prompts.texts) < run.source.prompts:
+        says += f"; a prompt comes more than once a step: the file has {len(patient.trainer.prompts.texts)}"
+    return Finding("pass", says=says)
+
+
+def disk_space(patient: Patient) -> Finding:
+    """The folder of the run has room for the checkpoints it will keep."""
+    run, policy = patient.trainer.run, patient.policy
+    weights = sum(p.numel() * 4 for p in policy.trainable.values())
+    # The weights users load, those of the state, two moments, the copies; and one checkpoint more while it is written.
+    needed = weights * (4 + len(policy.snapshots)) * (run.output.keep + 1)
+    folder = Path(run.output.folder).absolute()
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free
+    says = f"{free / 2**30:.1f} GiB free, checkpoints need about {needed / 2**30:.2f}"
+    return more_than(free / 2**30, needed / 2**30, says, NO_BYTES)
+
+
+def prompt_length(patient: Patient) -> Finding:
+    """Text encoders read the prompts whole; what they cut off does not steer the picture."""
+    texts = tuple(dict.fromkeys(patient.trainer.prompts.texts))[:MOST_PROMPTS]
+    parts = patient.policy.pipe.components.items()
+    found = {name: part for name, part in parts if name.startswith("tokenizer") and part is not None}
+    if not found:
+        raise NotApplicable("the pipeline has no tokenizer")
+    limits = {name: _token_limit(patient, tokenizer) for name, tokenizer in found.items()}
+    ids = {name: [_tokens(tokenizer, text) for text in texts] for name, tokenizer in found.items()}
+    cut = {name: sum(len(row) > limits[name] for row in ids[name]) for name in limits}
+    seen = [tuple(tuple(ids[name][i][: limits[name] - 1]) for name in limits) for i in range(len(texts))]
+    says = ", ".join(f"{cut[name]} of {len(texts)} over {limits[name]} tokens ({name})" for name in limits)
+    if len(set(seen)) < len(texts):
+        cause = (
+            "prompts become the same tokens once cut off, and the pipeline cannot tell them apart: "
+            "shorten them, or raise policy.call.max_sequence_length"
+        )
+        return Finding("FAIL", float(len(texts) - len(set(seen))), "0", says, cause)
+    # What the widest reads whole is not lost: FLUX has CLIP read 77 tokens and T5 all 512.
+    lost = float(max(cut[name] for name in limits if limits[name] == max(limits.values())))
+    if lost:
+        cause = "the ends of these prompts do not steer: shorten them, or raise policy.call.max_sequence_length"
+        return Finding("warning", lost, "0", says, cause)
+    return Finding("pass", lost, "0", says)
+
+
+def _token_limit(patient: Patient, tokenizer: Any) -> int:
+    """Return how many tokens the pipeline takes from this tokenizer: CLIP's limit is fixed, others' is an argument."""
+    own = min(int(tokenizer.model_max_length), LIMITED)
+    asked = patient.trainer.run.policy.call.get("max_sequence_length")
+    return own if type(tokenizer).__name__.startswith("CLIP") or not isinstance(asked, int) else min(own, asked)
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, truncation=False, verbose=False)["input_ids"]
+
+
+# ---- the reward ------------------------------------------------------------------------------------------------------
+
+
+def reward_repeats(patient: Patient) -> Finding:
+    """The same pictures get the same scores."""
+    first, second = patient.score().value, patient.score().value
+    cause = "the scorer is random (dropout, sampling, a busy server?): put it in eval mode or fix its seed"
+    return _close(first, second, "the same pictures scored twice", cause)
+
+
+def reward_of_a_batch(patient: Patient) -> Finding:
+    """The score of a batch is the scores of its rows."""
+    whole = patient.score().value
+    alone = torch.cat([patient.score(slice(i, i + 1)).value for i in range(len(whole))])
+    cause = "the scorer mixes rows: a whole list of prompts for one picture, padding, or statistics over the batch"
+    return _close(whole, alone, "pictures scored together and one by one", cause)
+
+
+def reward_speaks(patient: Patient) -> Finding:
+    """Every picture has a score, and not all have the same."""
+    value = patient.score().value
+    missing = value.isnan().float().mean().item()
+    if missing:
+        cause = "the scorer gives NaN for pictures of the policy; look at them, and at its input size and language"
+        return Finding("FAIL", missing, "0", f"{missing:.0%} of {len(value)} pictures unscored", cause)
+    says = f"{len(value)} pictures, mean {value.mean().item():.4g}"
+    spread = (value.max() - value.min()).item()
+    if spread > 0:
+        return Finding("pass", spread, "> 0", f"spread of {says}")
+    # Eight pictures of a strict reward may tie; a whole step of them is looked at later.
+    cause = "all have the same score: a reward too hard or too easy, pictures of the wrong range, or a constant"
+    return Finding("warning", spread, "> 0", f"spread of {says}", cause)
+
+
+def _close(a: Tensor, b: Tensor, says: str, cause: str) -> Finding:
+    """Compare scores; the same row unscored in both is the same."""
+    apart = (a - b).abs().nan_to_num(nan=math.inf)
+    apart[a.isnan() & b.isnan()] = 0
+    known = a[~a.isnan()]
+    spread = known.std(correction=0).item() if len(known) else 0.0
+    return at_most(apart.max().item(), max(REWARD_NOISE * spread, ROUNDING), says, cause)
+
+
+# ---- the pipeline ----------------------------------------------------------------------------------------------------
+
+
+def zero_noise_parity(patient: Patient) -> Finding:
+    """Without noise the stand-in scheduler gives what the pipeline gives with its own."""
+    policy, prompts, seeds = patient.policy, patient.trainer.prompts.texts[:2], torch.arange(2)
+    scheduler = policy.pipe.scheduler
+    if trained_scheduler(scheduler) is not scheduler:
+        raise NotApplicable(f"{type(scheduler).__name__} has no density: its first-order sibling is trained on")
+    own = policy.generate(prompts, seeds[: len(prompts)], {}).pixels
+    conducted = policy.call(Conductor(), prompts, seeds[: len(prompts)], pixels=True)
+    assert conducted is not None
+    apart = (own - conducted.float().cpu()).abs().max().item()
+    limit = 0.0 if policy.device.type == "cpu" else ROUNDING
+    says = "largest difference of a pixel, the pipeline's own scheduler against the stand-in"
+    cause = "the pipeline reaches its scheduler by another way than set_timesteps, timesteps and step, or is random"
+    return at_most(apart, limit, says, cause)
+
+
+def step_formula(patient: Patient) -> Finding:
+    """The step that is trained on, its noise left out, is the scheduler's own."""
+    policy, seen = patient.policy, []
+    looks = [Look(lambda x, v, grid: seen.append((x, v, grid))) for _ in range(policy.rounds)]
+    conductor = Conductor(looks)
+    policy.call(conductor, patient.trainer.prompts.texts[:1], torch.zeros(1, dtype=torch.int64), pixels=False)
+    assert conductor.final is not None
+    after = [*(x for x, _, _ in seen[1:]), conductor.final]
+    apart = 0.0
+    for k, ((x, v, grid), native) in enumerate(zip(seen, after, strict=True)):
+        mean = ODE().step(grid, k, k + 1).to(x.device).mean(x, v)
+        apart = max(apart, ((mean - native.float()).abs().max() / native.abs().max()).item())
+    limit = max(ROUNDING, 2 * torch.finfo(conductor.final.dtype).eps)
+    cause = "the scheduler's states are not on the path read from its config (shift, order, clip_sample?)"
+    return at_most(apart, limit, f"a x + b v against the scheduler's step, {len(seen)} steps", cause)
+
+
+def pipeline_repeats(patient: Patient) -> Finding:
+    """The denoiser answers the same question twice alike: dropout or a forgotten train mode makes every ratio wrong."""
+    apart = (patient.latents() - patient.latents()).abs().max().item()
+    limit = 0.0 if patient.policy.device.type == "cpu" else ROUNDING
+    return at_most(apart, limit, "the same prompt and seed twice", _randomness(patient))
+
+
+def _randomness(patient: Patient) -> str:
+    modules = patient.policy.denoiser.named_modules()
+    dropping = [name for name, m in modules if m.training and isinstance(m, DROPOUTS) and m.p > 0]
+    if dropping:
+        return f"the denoiser is in train mode and {dropping[0]} drops out: call eval() on it"
+    return "the denoiser or the pipeline draws random numbers of its own"
+
+
+# ---- the adapter -----------------------------------------------------------------------------------------------------
+
+
+def adapter_binds(patient: Patient) -> Finding:
+    """There is something to train, and it is not frozen."""
+    policy = patient.policy
+    weights = list(policy.trainable.values())
+    if policy.spec.lora is None:
+        bound, says = float(len(weights)), f"tensors trained, {sum(p.numel() for p in weights):,} numbers"
+    else:
+        layers = [m for m in policy.denoiser.modules() if isinstance(m, LoraLayer)]
+        bound, says = float(len(layers)), f"modules adapted, {sum(p.numel() for p in weights):,} numbers trained"
+    frozen = sum(not p.requires_grad for p in weights)
+    if frozen or not weights:
+        cause = f"{frozen} of {len(weights)} trained tensors are frozen (requires_grad is false): they cannot learn"
+        return Finding("FAIL", bound, "> 0", says, cause)
+    return more_than(bound, 0, says, "the adapter's targets match no module: set policy.lora.targets")
+
+
+def training_changes_the_output(patient: Patient) -> Finding:
+    """Moving the trained weights moves the output."""
+    before = patient.latents()
+    with patient.moved():
+        moved = (patient.latents() - before).abs().max().item()
+    cause = (
+        "the weights trained are not those the pipeline uses: a copy, a disabled adapter, or targets outside the path"
+    )
+    return more_than(moved, ROUNDING, "latents after moving the trained weights a little", cause)
+
+
+def reference_is_adapter_off(patient: Patient) -> Finding:
+    """The reference is the policy as it was before training, whatever became of the trained weights."""
+    policy = patient.policy
+    if policy.spec.lora is None and "reference" not in policy.snapshots:
+        raise NotApplicable("no objective of this run asks for the reference")
+    before = patient.latents()
+    with patient.moved(), policy.using("reference"):
+        apart = (patient.latents() - before).abs().max().item()
+    cause = "switching the adapter off leaves some of it in place, so a KL to the reference holds to something else"
+    return at_most(apart, ROUNDING, "the start against the reference of moved weights", cause)
+
+
+# ---- what is saved ---------------------------------------------------------------------------------------------------
+
+
+def checkpoint_reopens(patient: Patient) -> Finding:
+    """A checkpoint can be written, verified, resumed from, and opened in plain diffusers."""
+    policy, run = patient.policy, patient.trainer.run
+    config = yaml.safe_load(patient.resolved)
+    with tempfile.TemporaryDirectory() as temporary, patient.moved():
+        checkpoints = Checkpoints(Path(temporary), 1, config)
+
+        def write(folder: Path) -> None:
+            live = {name: p.detach() for name, p in policy.trainable.items()}
+            optimizer = patient.trainer.runtime.optimizer.state_dict()
+            write_state(folder, TrainState(1, live, optimizer, policy.snapshots, 0.0, config))
+            card = Card(config, 1, {})
+            write_artifacts(folder, policy.pipe, policy.component, lora=run.policy.lora is not None, card=card)
+
+        try:
+            saved = checkpoints.find(checkpoints.save(1, write))
+        except CheckpointError as error:
+            return Finding("FAIL", cause=str(error))
+        size = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
+        state = read_state(saved).trainable
+        lost = sum(not torch.equal(state[name], p.detach().cpu()) for name, p in policy.trainable.items())
+        lost += _lost_in_diffusers(patient, saved)
+    says = f"tensors that came back otherwise, of {len(policy.trainable)}; {size / 2**20:.1f} MiB"
+    return at_most(float(lost), 0, says, "weights change on their way through the disk: name, dtype or scale")
+
+
+def _lost_in_diffusers(patient: Patient, folder: Path) -> int:
+    """Return how many trained tensors plain diffusers reads otherwise than they are, scales of adapters included."""
+    from diffusers import DiffusionPipeline
+
+    policy = patient.policy
+    if policy.spec.lora is None:
+        fresh = type(policy.denoiser).from_pretrained(folder, subfolder=policy.component)
+        read = dict(fresh.named_parameters())
+        return sum(not torch.equal(read[key], p.detach().cpu().to(read[key])) for key, p in policy.trainable.items())
+    plain = DiffusionPipeline.from_pretrained(policy.spec.pipeline, revision=policy.spec.revision)
+    denoiser = plain.components[policy.component]
+    if isinstance(plain, LoraBaseMixin):
+        plain.load_lora_weights(str(folder), adapter_name=ADAPTER)
+    else:
+        denoiser.load_lora_adapter(str(folder), prefix=policy.component, weight_name=LORA_FILE, adapter_name=ADAPTER)
+    mine, theirs = (get_peft_model_state_dict(model, adapter_name=ADAPTER) for model in (policy.denoiser, denoiser))
+    lost = len(mine.keys() ^ theirs.keys())
+    lost += sum(not torch.equal(mine[key].cpu(), theirs[key].to(mine[key].dtype)) for key in {*mine} & {*theirs})
+    return lost + sum(a != b for a, b in zip(_scales(policy.denoiser), _scales(denoiser), strict=True))
+
+
+def _scales(denoiser: nn.Module) -> list[list[float]]:
+    return [list(m.scaling.values()) for m in denoiser.modules() if isinstance(m, LoraLayer)]

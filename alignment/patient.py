@@ -1,0 +1,282 @@
+"""What the doctor examines: a loaded run, and how its gradient is taken without leaving a trace."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from alignment.batches import Batch, Experience, Samples, Transitions
+from alignment.context import Context
+from alignment.loop import Trainer, microbatches
+from alignment.objectives.base import Loss
+from alignment.policy import Policy
+from reward_models.base import Media, Rewards
+from samplers import Conductor
+from samplers.dynamics.base import Dynamics
+from samplers.windows.base import Window
+
+ROWS = 4
+"""Rows that the laws of gradients look at; a law that holds for four holds for four hundred."""
+PICTURES = 8
+"""Pictures that the laws of rewards look at."""
+SHIFT = 0.05
+"""Size of a perturbation, in root mean squares of the weight (or absolute, where the weight is zero)."""
+
+Outcome = Literal["pass", "warning", "FAIL", "skipped"]
+
+
+class NotApplicable(Exception):
+    """A law that says nothing about this run, or cannot be looked at; the message says why."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one law came to.
+
+    Attributes:
+        outcome: Whether it holds. A warning does not fail the run; a skipped law was not looked at.
+        value: The measured number; None where there is none.
+        bound: What the number should be, in words.
+        says: What was measured.
+        cause: The likely cause and what to do, where the law does not hold.
+        law: The law, in a few words: the name of the function that looked.
+        seconds: How long it took.
+    """
+
+    outcome: Outcome
+    value: float | None = None
+    bound: str = ""
+    says: str = ""
+    cause: str = ""
+    law: str = ""
+    seconds: float = 0.0
+
+
+def at_most(value: float, limit: float, says: str, cause: str) -> Finding:
+    """Return the finding of a number that may not be above `limit`; NaN is above everything."""
+    outcome = "pass" if value <= limit else "FAIL"
+    return Finding(outcome, value, "0" if limit == 0 else f"<= {limit:.2g}", says, cause if outcome == "FAIL" else "")
+
+
+def more_than(value: float, limit: float, says: str, cause: str) -> Finding:
+    """Return the finding of a number that must be above `limit`; NaN is not."""
+    outcome = "pass" if value > limit else "FAIL"
+    return Finding(outcome, value, f"> {limit:.2g}", says, cause if outcome == "FAIL" else "")
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A loaded run, and what several laws look at, made when first asked for.
+
+    Attributes:
+        trainer: The run as training holds it.
+        resolved: Its config as YAML.
+    """
+
+    trainer: Trainer
+    resolved: str
+
+    @property
+    def policy(self) -> Policy:
+        """What is trained."""
+        return self.trainer.policy
+
+    @property
+    def ctx(self) -> Context:
+        """The surroundings of the first step."""
+        return self.trainer.context(0)
+
+    @property
+    def window(self) -> Window:
+        """The source's window.
+
+        Raises:
+            NotApplicable: If it has none.
+        """
+        for part in settings(self.trainer.run.source).values():
+            if isinstance(part, Window):
+                return part
+        raise NotApplicable("no step is chosen: this source samples by the pipeline's own scheduler")
+
+    @property
+    def dynamics(self) -> Dynamics:
+        """The source's rule of stochastic steps.
+
+        Raises:
+            NotApplicable: If it has none.
+        """
+        for part in settings(self.trainer.run.source).values():
+            if isinstance(part, Dynamics):
+                return part
+        raise NotApplicable("no step is stochastic: this source samples by the pipeline's own scheduler")
+
+    @property
+    def exact(self) -> bool:
+        """Whether rollout and the pass with gradient compute the same sums in float32 on the same weights."""
+        spec = self.trainer.run.policy
+        return spec.autocast is None and spec.dtype == "float32" and not (spec.lora is not None and spec.lora.merge)
+
+    @functools.cached_property
+    def _stepped(self) -> list[Experience[Batch]]:
+        return []
+
+    def look_at_a_step(self) -> Experience[Batch]:
+        """Make the first step's experience; the laws about its rows wait for this."""
+        if not self._stepped:
+            self._stepped.append(self.trainer.experience(self.ctx))
+        return self._stepped[0]
+
+    @property
+    def experience(self) -> Experience[Batch]:
+        """The first step's experience.
+
+        Raises:
+            NotApplicable: If it could not be made, which a finding of its own says.
+        """
+        if not self._stepped:
+            raise NotApplicable("there is no experience to look at")
+        return self._stepped[0]
+
+    def moved(self) -> AbstractContextManager[None]:
+        """Return the context in which every trained weight is moved, each time to the same place.
+
+        A fresh adapter adds nothing, so what is wrong with adapters shows only there.
+        """
+        return perturbed(self.policy, self.ctx.draw.generator("doctor shift"))
+
+    @property
+    def rows(self) -> Batch:
+        """The first rows of the first pipeline call."""
+        batch = self.experience.batch
+        return batch[(batch.chunk == batch.chunk[0]).nonzero().flatten()[:ROWS]].to(self.policy.device)
+
+    @property
+    def credited(self) -> Samples | Transitions:
+        """Those rows with credit drawn at random: laws of gradients do not depend on what the reward says.
+
+        Raises:
+            NotApplicable: If the rows carry no credit.
+        """
+        rows = self.rows
+        if not isinstance(rows, Samples | Transitions):
+            raise NotApplicable(f"{type(rows).__name__} carries no credit")
+        generator = self.ctx.draw.generator("doctor credit")
+        credit = torch.randn(rows.advantage.shape, generator=generator).to(rows.advantage)
+        return replace(rows, advantage=credit)
+
+    @property
+    def transitions(self) -> Transitions:
+        """Those rows, where they are transitions.
+
+        Raises:
+            NotApplicable: If they are not.
+        """
+        rows = self.rows
+        if not isinstance(rows, Transitions):
+            raise NotApplicable("no transitions: this objective learns from clean samples")
+        return rows
+
+    @functools.cached_property
+    def start(self) -> Tensor:
+        """The gradient of `credited` at the start, flat."""
+        return gradient(self.trainer, self.credited)
+
+    @functools.cached_property
+    def pictures(self) -> tuple[Media, tuple[str, ...]]:
+        """A few pictures of the policy as it is, and their prompts."""
+        texts = self.trainer.prompts.texts
+        prompts = tuple(texts[i % len(texts)] for i in range(PICTURES))
+        return self.policy.generate(prompts, torch.arange(PICTURES), {}), prompts
+
+    def score(self, rows: slice = slice(None)) -> Rewards:
+        """Return the reward's answer on some of `pictures`."""
+        media, prompts = self.pictures
+        return self.ctx.world.scorer(self.trainer.run.source.reward)(media=media[rows], prompts=prompts[rows])
+
+    def latents(self) -> Tensor:
+        """Return the final latents of one picture, as rollouts compute them."""
+        conductor = Conductor()
+        self.policy.call(conductor, self.trainer.prompts.texts[:1], torch.zeros(1, dtype=torch.int64), pixels=False)
+        assert conductor.final is not None
+        return conductor.final.float()
+
+
+def settings(kind: object) -> dict[str, object]:
+    """Return a kind's fields by name: it declares what it is made of, and no protocol says which of them it has."""
+    return {field.name: vars(kind)[field.name] for field in fields(kind)}  # type: ignore[arg-type]  # a dataclass
+
+
+@contextmanager
+def preserved(policy: Policy) -> Iterator[None]:
+    """Let the trained weights and their copies be changed, and put the very same ones back afterwards."""
+    live = {name: p.data for name, p in policy.trainable.items()}
+    copies = policy.snapshots
+    for p in policy.trainable.values():
+        p.data = p.data.clone()
+    policy.snapshots = {name: {key: z.clone() for key, z in copy.items()} for name, copy in copies.items()}
+    try:
+        yield
+    finally:
+        for name, p in policy.trainable.items():
+            p.data, p.grad = live[name], None
+        policy.snapshots = copies
+
+
+@contextmanager
+def perturbed(policy: Policy, generator: torch.Generator) -> Iterator[None]:
+    """Move every trained weight at random by about a twentieth of its size, for a while."""
+    with preserved(policy):
+        for p in policy.trainable.values():
+            size = p.detach().square().mean().sqrt().item() or 1.0
+            p.data.add_(torch.randn(p.shape, generator=generator).to(p.device), alpha=SHIFT * size)
+        yield
+
+
+def gradient(trainer: Trainer, batch: Batch, microbatch: int | None = None) -> Tensor:
+    """Return the gradient of the objective's mean over the rows of `batch`, flat, float32, on the CPU.
+
+    A weight that gets none counts as zero. The policy is left without gradients.
+
+    Args:
+        trainer: The run.
+        batch: Rows, of any number of pipeline calls.
+        microbatch: Rows in one backward pass; null takes the run's own.
+    """
+    parameters = list(trainer.policy.trainable.values())
+    _each_loss(trainer, batch, microbatch, lambda loss: (loss.per_row.sum() / len(batch)).backward())
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    return torch.cat([g.flatten().float().cpu() for g in found])
+
+
+def mean_loss(trainer: Trainer, batch: Batch) -> float:
+    """Return the objective's mean over the rows of `batch`."""
+    pieces: list[Tensor] = []
+    _each_loss(trainer, batch, None, lambda loss: pieces.append(loss.per_row.detach().double().sum()))
+    return torch.stack(pieces).sum().item() / len(batch)
+
+
+def _each_loss(trainer: Trainer, batch: Batch, microbatch: int | None, learn: Callable[[Loss], None]) -> None:
+    ctx, size = trainer.context(0), microbatch or trainer.run.batch.microbatch
+    for rows in microbatches(batch, torch.arange(len(batch)), size):
+        trainer.run.objective(ctx, batch[rows].to(trainer.policy.device), learn)
+
+
+def group_std(experience: Experience[Batch]) -> Tensor:
+    """Return the standard deviation of the reward within each group, float64, over its scored samples; 0 below two."""
+    value, batch = experience.rewards.value.double(), experience.batch
+    groups = batch.group.repeat_interleave(len(value) // len(batch))
+    found = torch.zeros(len(groups.unique()), dtype=torch.float64)
+    for i, group in enumerate(groups.unique().tolist()):
+        scores = value[(groups == group) & ~value.isnan()]
+        # Equal scores have a spread of exactly zero, which their mean's rounding would hide.
+        if len(scores) > 1 and scores.max() > scores.min():
+            found[i] = scores.std()
+    return found
