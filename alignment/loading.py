@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
 from alignment.spec import PolicySpec
@@ -19,6 +21,9 @@ DENOISERS = ("transformer", "unet")
 """Component names under which diffusers pipelines keep the network that denoises."""
 
 _OUTSIDE_THE_LOOP = ("text_encoder", "image_encoder", "vae", "safety_checker", "tokenizer")
+
+_UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+"""What diffusers and transformers raise for folders that are not what they expect."""
 
 
 def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
@@ -32,8 +37,8 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
 
     logging.getLogger("diffusers.models.modeling_utils").addFilter(_is_worth_saying)
     folder = Path(spec.pipeline)
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
-        raise PipelineError(f"policy.pipeline: {folder} has no model_index.json: it is not a diffusers pipeline folder")
+    if folder.is_dir():
+        _check_folder(folder)
     try:
         with _no_progress_bars():
             pipe = DiffusionPipeline.from_pretrained(
@@ -42,20 +47,12 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
                 dtype=getattr(torch, spec.dtype),
                 local_files_only=folder.is_dir(),
             )
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ImportError,
-        SafetensorError,
-    ) as error:
+    except _UNLOADABLE as error:
         raise PipelineError(
             f"policy.pipeline: {spec.pipeline} could not be loaded: {_first_line(error)}. "
             "A pipeline is a folder written by `save_pretrained`, or a hub id"
         ) from error
+    _check_tokenizers(pipe)
     pipe.set_progress_bar_config(disable=True)
     for module in pipe.components.values():
         if isinstance(module, nn.Module):
@@ -63,6 +60,36 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
     pipe.to(device)
     _set_attention(pipe.components[denoiser_name(pipe)], spec.attention)
     return pipe
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that lacks what its index lists."""
+    if not (folder / "model_index.json").is_file():
+        raise PipelineError(f"policy.pipeline: {folder} has no model_index.json: it is not a diffusers pipeline folder")
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PipelineError(f"policy.pipeline: {folder / 'model_index.json'} is not JSON: {error}") from error
+    listed = [name for name, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
+    lacking = [name for name in listed if not (folder / name).is_dir() or not any((folder / name).iterdir())]
+    if lacking:
+        raise PipelineError(
+            f"policy.pipeline: {folder} lacks the folder {' and '.join(lacking)} that its model_index.json lists; "
+            "copy or save the pipeline again"
+        )
+
+
+def _check_tokenizers(pipe: Any) -> None:
+    """Refuse a tokenizer that knows no words: where its files are missing, transformers makes one up in silence."""
+    for name, tokenizer in pipe.components.items():
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            continue
+        words = len(tokenizer.get_vocab()) - len(tokenizer.all_special_ids)
+        if words <= 1:  # a space, which T5 has from birth
+            raise PipelineError(
+                f"policy.pipeline: the {name} of {pipe.config._name_or_path} has no vocabulary: its files "
+                "(tokenizer.json, or vocab and merges) are missing; copy or save the pipeline again"
+            )
 
 
 def denoiser_name(pipe: Any) -> str:

@@ -7,13 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from alignment.batches import Transitions
 from alignment.draw import Draw
 from alignment.policy import Policy
 from alignment.spec import Lora, PolicySpec
+from samplers import Step
 from samplers.dynamics.base import Dynamics
+from samplers.dynamics.coefficient_preserving import CoefficientPreserving
+from samplers.dynamics.dance_sde import DanceSDE
+from samplers.dynamics.ddim import DDIM
+from samplers.dynamics.flow_sde import FlowSDE
 from samplers.rollout import Plan, Trajectory, sample
 from samplers.windows.base import Choice
 from tests.tiny import FLUX_CALL, SD15_CALL
@@ -23,6 +29,13 @@ PROMPTS = ("a red circle", "two blue squares")
 GROUP = 3
 ALL = Choice((0, 1, 2), (0, 1, 2))
 """Of the four steps that tiny pipelines take, all but the last."""
+
+ROWS = 1e-5
+"""A matrix product rounds differently with another number of rows; states are of order one."""
+DYNAMICS: dict[str, tuple[Dynamics, ...]] = {
+    "flux": (FlowSDE(), DanceSDE(), CoefficientPreserving()),
+    "sd15": (DDIM(), CoefficientPreserving()),
+}
 
 CASES: dict[str, dict[str, object]] = {
     "flux": FLUX_CALL,
@@ -110,3 +123,44 @@ def counted(network: nn.Module) -> Iterator[list[int]]:
         yield rows
     finally:
         handle.remove()
+
+
+def plain(folder: Path, prompts: tuple[str, ...], seeds: list[int], call: dict[str, object]) -> Tensor:
+    """Return what a user gets who never heard of this package."""
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    texts = {name: [v] * len(prompts) if isinstance(v, str) else v for name, v in call.items()}
+    generator = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipe(list(prompts), generator=generator, output_type="pt", **texts).images
+
+
+def log_ratio(batch: Transitions, k: int, velocity: Tensor) -> Tensor:
+    """Return the log ratio of each action, `[n, A]`, averaged over elements."""
+    step = Step.from_coefficients(batch.coefficients[:, k])
+    x, x_next = batch.x[:, k, None], batch.x_next[:, k]
+    now, before = (step.log_prob(x, v[:, None], x_next).flatten(2).mean(2) for v in (velocity, batch.velocity[:, k]))
+    return now - before
+
+
+def learn(policy: Policy, batch: Transitions) -> dict[str, Tensor]:
+    """Replay with a backward pass in every visit; return the gradients by name."""
+    for parameter in policy.trainable.values():
+        parameter.grad = None
+    policy.replay(batch, lambda k, v: (log_ratio(batch, k, v).exp() * batch.advantage).mean().backward(), grad=True)
+    return {name: p.grad.clone() for name, p in policy.trainable.items()}
+
+
+class Failing:
+    """Make a policy's denoiser raise."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def __enter__(self) -> None:
+        def hook(module: nn.Module, args: tuple[object, ...]) -> None:
+            raise RuntimeError("on purpose")
+
+        self.handle = self.policy.denoiser.register_forward_pre_hook(hook)
+
+    def __exit__(self, *exception: object) -> None:
+        self.handle.remove()

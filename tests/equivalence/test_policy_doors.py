@@ -4,62 +4,40 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, PNDMScheduler
+from diffusers import DDIMScheduler, PNDMScheduler
 
 from alignment.errors import ConfigError, PipelineError
-from alignment.spec import Lora
-from samplers import Conductor, Native, ReplayMismatch, Skip, Step
-from samplers.dynamics.coefficient_preserving import CoefficientPreserving
-from samplers.dynamics.dance_sde import DanceSDE
+from samplers import Conductor, Native, ReplayMismatch, Skip
 from samplers.dynamics.ddim import DDIM
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.base import Choice
-from tests.policies import ALL, CASES, CPU, GROUP, PROMPTS, build, counted, perturb, plan, replayed, transitions
+from tests.policies import (
+    ALL,
+    CASES,
+    CPU,
+    DYNAMICS,
+    GROUP,
+    PROMPTS,
+    ROWS,
+    Failing,
+    build,
+    counted,
+    learn,
+    log_ratio,
+    perturb,
+    plain,
+    plan,
+    replayed,
+    transitions,
+)
 from tests.tiny import SD15_CALL, tiny_sd15
 
 RATIO = 1e-6
 """|rho - 1| of unchanged weights, in float32."""
-ROWS = 1e-5
-"""A matrix product rounds differently with another number of rows; states are of order one."""
 GRADIENT = 1e-5
 """Relative rounding of gradients summed in another order."""
 
-DYNAMICS = {"flux": (FlowSDE(), DanceSDE(), CoefficientPreserving()), "sd15": (DDIM(), CoefficientPreserving())}
 STOCHASTIC = [(case, dynamics) for case in CASES for dynamics in DYNAMICS[case.split()[0]]]
-
-
-@pytest.fixture
-def folder_of(flux_folder, sd15_folder):
-    return {"flux": flux_folder, "sd15": sd15_folder}
-
-
-@pytest.fixture
-def policy_of(folder_of):
-    return lambda case, **spec: build(folder_of[case.split()[0]], spec.pop("call", CASES[case]), **spec)
-
-
-def plain(folder, prompts, seeds, call, output_type="pt"):
-    """Return what a user gets who never heard of this package."""
-    pipe = DiffusionPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    texts = {name: [v] * len(prompts) if isinstance(v, str) else v for name, v in call.items()}
-    generator = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return pipe(list(prompts), generator=generator, output_type=output_type, **texts).images
-
-
-def log_ratio(batch, k, velocity):
-    step = Step.from_coefficients(batch.coefficients[:, k])
-    x, x_next = batch.x[:, k, None], batch.x_next[:, k]
-    now, before = (step.log_prob(x, v[:, None], x_next).flatten(2).mean(2) for v in (velocity, batch.velocity[:, k]))
-    return now - before
-
-
-def learn(policy, batch):
-    """Replay with a backward pass in every visit; return the gradients by name."""
-    for parameter in policy.trainable.values():
-        parameter.grad = None
-    policy.replay(batch, lambda k, v: (log_ratio(batch, k, v).exp() * batch.advantage).mean().backward(), grad=True)
-    return {name: p.grad.clone() for name, p in policy.trainable.items()}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -135,21 +113,6 @@ def test_the_denoiser_runs_in_visited_rounds_only(case, policy_of):
         assert rows == []
 
 
-@pytest.mark.parametrize("case", ["flux", "sd15 guided"])
-def test_the_reference_is_the_adapter_switched_off(case, policy_of, folder_of):
-    policy = policy_of(case)
-    _, batch = transitions(policy, plan(policy, DYNAMICS[case.split()[0]][0]))
-    perturb(policy)
-    live = replayed(policy, batch)
-    with policy.using("reference"):
-        reference = replayed(policy, batch)
-    again = replayed(policy, batch)
-    for k in range(3):
-        torch.testing.assert_close(reference[k], batch.velocity[:, k], atol=ROWS, rtol=ROWS)
-        assert (live[k] - reference[k]).abs().max() > 1e-3
-        assert torch.equal(live[k], again[k])
-
-
 def test_another_state_is_never_replayed(policy_of):
     policy = policy_of("flux")
     _, batch = transitions(policy, plan(policy, FlowSDE()))
@@ -219,58 +182,10 @@ def test_autocast_computes_both_passes_alike(policy_of):
             assert log_ratio(batch, k, velocity).exp().sub(1).abs().max() <= RATIO
 
 
-@pytest.mark.parametrize("case", ["flux", "sd15 guided"])
-def test_merged_adapters_sample_alike_and_leave_no_trace(case, policy_of, folder_of):
-    policy = policy_of(case, lora=Lora(2, merge=True))
-    perturb(policy)
-    before = {name: p.detach().clone() for name, p in policy.denoiser.named_parameters()}
-    merged = policy.call(Conductor(), PROMPTS, torch.tensor([1, 2]), pixels=True)
-    policy.spec = replace(policy.spec, lora=Lora(2))
-    apart = policy.call(Conductor(), PROMPTS, torch.tensor([1, 2]), pixels=True)
-    torch.testing.assert_close(merged, apart, atol=1e-4, rtol=0)
-    assert all(torch.equal(p, before[name]) for name, p in policy.denoiser.named_parameters())
-
-
-def test_a_merged_policy_still_samples_its_reference(policy_of, folder_of):
-    policy = policy_of("flux", lora=Lora(2, merge=True))
-    perturb(policy)
-    with policy.using("reference"):
-        media = policy.generate(PROMPTS[:1], torch.tensor([5]), {})
-        again = policy.generate(PROMPTS[:1], torch.tensor([5]), {})
-    assert torch.equal(media.pixels[:, 0], plain(folder_of["flux"], PROMPTS[:1], [5], CASES["flux"]))
-    assert torch.equal(media.pixels, again.pixels)
-    assert not torch.equal(policy.generate(PROMPTS[:1], torch.tensor([5]), {}).pixels, media.pixels)
-
-
-def test_weights_come_back_when_a_merged_call_fails(policy_of):
-    policy = policy_of("flux", lora=Lora(2, merge=True))
-    perturb(policy)
-    before = {name: p.detach().clone() for name, p in policy.denoiser.named_parameters()}
-    with pytest.raises(RuntimeError, match="on purpose"), failing(policy):
-        policy.call(Conductor(), PROMPTS, torch.tensor([1, 2]), pixels=True)
-    assert all(torch.equal(p, before[name]) for name, p in policy.denoiser.named_parameters())
-
-
-class failing:
-    """Make a policy's denoiser raise."""
-
-    def __init__(self, policy):
-        self.policy = policy
-
-    def __enter__(self):
-        def hook(module, args):
-            raise RuntimeError("on purpose")
-
-        self.handle = self.policy.denoiser.register_forward_pre_hook(hook)
-
-    def __exit__(self, *exception):
-        self.handle.remove()
-
-
 def test_the_pipeline_is_whole_after_a_call_that_failed(policy_of, folder_of):
     policy = policy_of("sd15 guided")
     own, network = policy.pipe.scheduler, policy.pipe.unet
-    with pytest.raises(RuntimeError, match="on purpose"), failing(policy):
+    with pytest.raises(RuntimeError, match="on purpose"), Failing(policy):
         policy.call(Conductor(), PROMPTS, torch.tensor([1, 2]), pixels=True)
     assert policy.pipe.scheduler is own
     assert policy.pipe.unet is network
@@ -336,20 +251,6 @@ def test_pipelines_that_take_one_time_a_call(how, policy_of):
     assert not policy.row_times
 
 
-def test_what_is_saved_is_the_pipeline_as_it_was(policy_of, folder_of, tmp_path):
-    policy = policy_of("flux", prepare=False)
-    config = dict(policy.pipe.config)
-    policy.probe(PROMPTS[0])
-    _, batch = transitions(policy, plan(policy, FlowSDE()))
-    learn(policy, batch)
-    assert dict(policy.pipe.config) == config
-    policy.pipe.scheduler.save_pretrained(tmp_path / "scheduler")
-    saved, original = (
-        (folder / "scheduler" / "scheduler_config.json").read_text() for folder in (tmp_path, folder_of["flux"])
-    )
-    assert saved == original
-
-
 def test_a_higher_order_scheduler_trains_as_ddim_and_evaluates_as_itself(tmp_path):
     pipe = tiny_sd15()
     pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
@@ -362,34 +263,6 @@ def test_a_higher_order_scheduler_trains_as_ddim_and_evaluates_as_itself(tmp_pat
     assert type(policy.pipe.scheduler) is PNDMScheduler
     media = policy.generate(PROMPTS[:1], torch.tensor([5]), {})
     assert torch.equal(media.pixels[:, 0], plain(tmp_path, PROMPTS[:1], [5], SD15_CALL))
-
-
-def test_whole_denoisers_train_with_a_frozen_copy_as_reference(policy_of):
-    policy = policy_of("flux", lora=None, trainable=("attn",))
-    assert policy.trainable
-    assert all("attn" in name for name in policy.trainable)
-    policy.keep("reference")
-    _, batch = transitions(policy, plan(policy, FlowSDE()))
-    perturb(policy, 0.05)
-    before = {name: p.detach().clone() for name, p in policy.trainable.items()}
-    with policy.using("reference"):
-        reference = replayed(policy, batch)
-    torch.testing.assert_close(reference[1], batch.velocity[:, 1], atol=ROWS, rtol=ROWS)
-    assert all(torch.equal(p, before[name]) for name, p in policy.trainable.items())
-
-
-def test_a_copy_follows_the_live_weights(policy_of):
-    policy = policy_of("flux")
-    policy.keep("ema")
-    start = {name: p.detach().clone() for name, p in policy.trainable.items()}
-    perturb(policy)
-    policy.refresh("ema", 0.75)
-    for name, p in policy.trainable.items():
-        torch.testing.assert_close(policy.snapshots["ema"][name], 0.75 * start[name] + 0.25 * p.detach())
-    policy.keep("ema")
-    assert not torch.equal(next(iter(policy.snapshots["ema"].values())), next(iter(start.values())))
-    with policy.using("live"):
-        assert not policy.denoiser.training
 
 
 def test_rounds_that_do_not_happen_are_an_error(policy_of):

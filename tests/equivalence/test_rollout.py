@@ -8,16 +8,14 @@ import torch
 from alignment.draw import Draw
 from samplers import sample
 from samplers.dynamics.coefficient_preserving import CoefficientPreserving
-from samplers.dynamics.ddim import DDIM
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.dynamics.ode import ODE
 from samplers.rollout import observe_prefix
 from samplers.windows.base import Choice
-from tests.policies import ALL, CASES, GROUP, PROMPTS, build, counted, perturb, plan
+from tests.policies import ALL, CASES, DYNAMICS, GROUP, PROMPTS, ROWS, build, counted, perturb, plan
 
-ROWS = 2e-5
-"""A matrix product rounds differently with another number of rows, over up to six steps."""
-DYNAMICS = {"flux": FlowSDE(), "sd15": DDIM()}
+PATH = 2 * ROWS
+"""Rounding of a step is carried through up to six."""
 
 
 @pytest.fixture(params=["flux", "sd15 guided"])
@@ -27,24 +25,23 @@ def case(request):
 
 @pytest.fixture
 def dynamics(case):
-    return DYNAMICS[case.split()[0]]
+    return DYNAMICS[case.split()[0]][0]
 
 
 @pytest.fixture
-def policy(case, flux_folder, sd15_folder):
-    folder = {"flux": flux_folder, "sd15": sd15_folder}[case.split()[0]]
-    made = build(folder, {**CASES[case], "num_inference_steps": 6})
+def policy(case, folder_of):
+    made = build(folder_of[case.split()[0]], {**CASES[case], "num_inference_steps": 6})
     perturb(made)
     return made
 
 
 def same(one, other):
-    torch.testing.assert_close(one.x0, other.x0, atol=ROWS, rtol=ROWS)
-    torch.testing.assert_close(one.pixels, other.pixels, atol=ROWS, rtol=ROWS)
+    torch.testing.assert_close(one.x0, other.x0, atol=PATH, rtol=PATH)
+    torch.testing.assert_close(one.pixels, other.pixels, atol=PATH, rtol=PATH)
     assert one.records.keys() == other.records.keys()
     for k, record in one.records.items():
         for name in ("x", "velocity", "x_next"):
-            torch.testing.assert_close(getattr(record, name), getattr(other.records[k], name), atol=ROWS, rtol=ROWS)
+            torch.testing.assert_close(getattr(record, name), getattr(other.records[k], name), atol=PATH, rtol=PATH)
 
 
 @pytest.mark.parametrize("choice", [ALL, Choice((2, 3), (2, 3)), Choice((1, 2, 4), (2,)), Choice((4,), (4,))])
@@ -66,12 +63,12 @@ def test_samples_of_a_group_share_what_comes_before_they_part(policy, dynamics):
 def test_branches_are_samples_that_share_a_state(policy, dynamics):
     branched = sample(policy.call, plan(policy, dynamics, Choice((2,), (2,), branch=True)))
     apart = sample(policy.call, plan(policy, dynamics, Choice((2,), (2,)), share_prefix=False))
-    torch.testing.assert_close(branched.x0, apart.x0, atol=ROWS, rtol=ROWS)
+    torch.testing.assert_close(branched.x0, apart.x0, atol=PATH, rtol=PATH)
     one, other = branched.records[2], apart.records[2]
     assert one.x_next.shape[:2] == (len(PROMPTS), GROUP)
     assert other.x_next.shape[:2] == (len(PROMPTS) * GROUP, 1)
-    torch.testing.assert_close(one.x.repeat_interleave(GROUP, 0), other.x, atol=ROWS, rtol=ROWS)
-    torch.testing.assert_close(one.x_next.flatten(0, 1), other.x_next[:, 0], atol=ROWS, rtol=ROWS)
+    torch.testing.assert_close(one.x.repeat_interleave(GROUP, 0), other.x, atol=PATH, rtol=PATH)
+    torch.testing.assert_close(one.x_next.flatten(0, 1), other.x_next[:, 0], atol=PATH, rtol=PATH)
 
 
 def test_prompts_together_or_one_at_a_time(policy, dynamics):
@@ -85,7 +82,7 @@ def test_prompts_together_or_one_at_a_time(policy, dynamics):
             seeds=whole.seeds[i : i + 1],
             noise=lambda k, shape, ids=ids: Draw(0).normal("action", ids, k, shape),
         )
-        torch.testing.assert_close(sample(policy.call, part).x0, together.x0[ids], atol=ROWS, rtol=ROWS)
+        torch.testing.assert_close(sample(policy.call, part).x0, together.x0[ids], atol=PATH, rtol=PATH)
 
 
 def test_samples_with_noise_of_their_own_start_apart(policy, dynamics):
@@ -155,4 +152,4 @@ def test_a_rollout_without_a_window_is_the_pipeline(policy):
     quiet = sample(policy.call, plan(policy, ODE(), Choice((), ())))
     assert quiet.records == {}
     media = policy.generate(PROMPTS, torch.tensor([10, 11]), {})
-    torch.testing.assert_close(quiet.pixels[::GROUP], media.pixels, atol=ROWS, rtol=ROWS)
+    torch.testing.assert_close(quiet.pixels[::GROUP], media.pixels, atol=PATH, rtol=PATH)
