@@ -155,11 +155,14 @@ def _yaml(value: object, *, flow: bool = False) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def _interval(found: Mapping[str, Mapping[str, float]], when: str) -> str:
+def _interval(found: Mapping[str, Mapping[str, float | None]], when: str) -> str:
     if when not in found:  # a checkpoint from the middle of a run
         return "not measured"
-    measured = found[when]
-    return f"{measured['mean']:.4f} [{measured['low']:.4f}, {measured['high']:.4f}]"
+    mean, low, high = (found[when][name] for name in ("mean", "low", "high"))
+    if mean is None:
+        return "no picture could be scored"
+    # One prompt alone has no interval.
+    return f"{mean:.4f}" if low is None or high is None else f"{mean:.4f} [{low:.4f}, {high:.4f}]"
 
 
 def _template() -> jinja2.Template:

@@ -17,7 +17,8 @@ def before_after(summary: Mapping[str, Any]) -> str:
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for metric, ends in summary["evaluation"].items():
         base, final = ends.get("base"), ends.get("final")
-        change = "" if not (base and final) else f"{final['mean'] - base['mean']:+.3f}"
+        means = [end["mean"] for end in (base, final) if end is not None and end["mean"] is not None]
+        change = f"{means[1] - means[0]:+.3f}" if len(means) == 2 else ""
         table.add_row(metric, _cell(base), _cell(final), change, str((final or base)["n"]))
     text = StringIO()
     Console(file=text, width=100).print(table)
@@ -25,4 +26,7 @@ def before_after(summary: Mapping[str, Any]) -> str:
 
 
 def _cell(end: Mapping[str, Any] | None) -> str:
-    return "" if end is None else f"{end['mean']:.3f} [{end['low']:.3f}, {end['high']:.3f}]"
+    if end is None or end["mean"] is None:
+        return ""
+    # One prompt alone has no interval.
+    return f"{end['mean']:.3f}" if end["low"] is None else f"{end['mean']:.3f} [{end['low']:.3f}, {end['high']:.3f}]"
