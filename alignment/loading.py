@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
     """
     from diffusers import DiffusionPipeline
 
-    logging.getLogger("diffusers.models.modeling_utils").addFilter(_is_worth_saying)
+    _hush(spec)
     folder = Path(spec.pipeline)
     if folder.is_dir():
         _check_folder(folder)
@@ -180,6 +181,13 @@ def _no_progress_bars() -> Iterator[None]:
     finally:
         for log in shown:
             log.enable_progress_bar()
+
+
+def _hush(spec: PolicySpec) -> None:
+    """Silence two remarks of libraries that nobody can act on, and nothing else."""
+    logging.getLogger("diffusers.models.modeling_utils").addFilter(_is_worth_saying)
+    if spec.autocast is not None:  # norms keep float32 weights under autocast; torch would rather fuse them
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
 
 
 def _is_worth_saying(record: logging.LogRecord) -> bool:

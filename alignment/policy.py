@@ -225,7 +225,8 @@ class Policy:
     def refresh(self, name: str, decay: float) -> None:
         """Move the copy: copy <- decay copy + (1 - decay) live."""
         frozen = self.snapshots[name]
-        torch._foreach_lerp_(list(frozen.values()), [p.detach() for p in self.trainable.values()], 1 - decay)
+        for key, parameter in self.trainable.items():
+            frozen[key].lerp_(parameter.detach(), 1 - decay)
 
     def prepare(
         self, prompts: Sequence[str], held_out: Sequence[str] = (), arguments: dict[str, object] | None = None

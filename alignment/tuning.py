@@ -90,7 +90,9 @@ def merged(denoiser: Any) -> Iterator[None]:
     """Fold the adapters into the weights they adapt, and put the very same weights back afterwards."""
     from peft.tuners.lora import LoraLayer
 
-    layers = [module for module in denoiser.modules() if isinstance(module, LoraLayer) and not module.disable_adapters]
+    layers: list[Any] = [
+        module for module in denoiser.modules() if isinstance(module, LoraLayer) and not module.disable_adapters
+    ]
     if not layers:  # switched off already: what samples now is the reference
         yield
         return

@@ -241,7 +241,7 @@ def stand_in(base: object) -> Any:
     native_step = cls.step  # type: ignore[attr-defined]
 
     def step(self: _StandIn, *args: object, **named: object) -> object:
-        return self._conducted_step(*args, **named)
+        return self._conducted_step(*args, **named)  # pyright: ignore[reportPrivateUsage]
 
     signature = inspect.signature(native_step)
     step.__signature__ = signature  # type: ignore[attr-defined]  # pipelines look for `generator`, `eta` here

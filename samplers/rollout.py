@@ -105,7 +105,7 @@ def sample(call: Call, plan: Plan) -> Trajectory:
     assert pixels is not None
     assert conductor.final is not None
     records |= {k: _with_action_axis(record) for k, record in conductor.records.items()}
-    if parted is not None and not plan.choice.branch:
+    if first is not None and parted is not None and not plan.choice.branch:
         records[first] = _one_row_a_sample(parted, plan.group_size)
     trained = {k: records[k] for k in plan.choice.trained}
     for k, record in trained.items():

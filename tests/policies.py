@@ -147,7 +147,7 @@ def learn(policy: Policy, batch: Transitions) -> dict[str, Tensor]:
     for parameter in policy.trainable.values():
         parameter.grad = None
     policy.replay(batch, lambda k, v: (log_ratio(batch, k, v).exp() * batch.advantage).mean().backward(), grad=True)
-    return {name: p.grad.clone() for name, p in policy.trainable.items()}
+    return {name: p.grad.clone() for name, p in policy.trainable.items() if p.grad is not None}
 
 
 class Failing:

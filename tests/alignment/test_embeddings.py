@@ -1,5 +1,7 @@
 """Prompts are encoded once, and the pictures do not show it."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -197,8 +199,10 @@ def test_prompts_of_other_shapes_are_never_mixed():
     assert pipe.text_encoder is not None
 
 
-class Listed(Ragged):
+class Listed:
     """A pipeline that answers with a list."""
+
+    components: ClassVar = {}
 
     def encode_prompt(self, prompt):
         return [torch.zeros(2) for _ in prompt]

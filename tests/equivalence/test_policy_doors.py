@@ -90,7 +90,7 @@ def test_gradients_reach_every_adapter_and_nothing_else(case, policy_of):
     _, batch = transitions(policy, plan(policy, DYNAMICS[case.split()[0]][0]))
     batch = replace(batch, advantage=torch.randn(batch.advantage.shape))
     gradients = learn(policy, batch)
-    assert len(gradients) > 10
+    assert gradients.keys() == policy.trainable.keys()
     assert [name for name, gradient in gradients.items() if not gradient.abs().max() > 0] == []
     trained = {id(p) for p in policy.trainable.values()}
     networks = [m for m in policy.pipe.components.values() if isinstance(m, torch.nn.Module)]

@@ -125,7 +125,7 @@ def test_coefficients_are_preserved(a):
         assert of_clean.item() == pytest.approx(1 - s, abs=PRINTED)
         assert of_noise.item() ** 2 + step.std.item() ** 2 == pytest.approx(s * s, abs=PRINTED)
         assert step.std.item() <= s + PRINTED
-    assert step.std == 0
+    assert CoefficientPreserving(a).step(grid, 9, 10).std == 0
 
 
 @pytest.mark.parametrize("a", [0.0, 0.7, 1.0])
