@@ -283,7 +283,7 @@ def _lost_in_diffusers(patient: Patient, folder: Path) -> int:
     plain = DiffusionPipeline.from_pretrained(policy.spec.pipeline, revision=policy.spec.revision)
     denoiser = plain.components[policy.component]
     if isinstance(plain, LoraBaseMixin):
-        plain.load_lora_weights(str(folder), adapter_name=ADAPTER)
+        plain.load_lora_weights(str(folder), adapter_name=ADAPTER)  # type: ignore[call-arg]  # every subclass takes it
     else:
         denoiser.load_lora_adapter(str(folder), prefix=policy.component, weight_name=LORA_FILE, adapter_name=ADAPTER)
     mine, theirs = (get_peft_model_state_dict(model, adapter_name=ADAPTER) for model in (policy.denoiser, denoiser))

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from alignment.figures import STYLE, smooth
 from alignment.statistics import Interval
@@ -17,7 +18,7 @@ from alignment.statistics import Interval
 PAPER, INK, FAINT, LINE = "#ffffff", "#1c1d21", "#686b75", "#e3e3df"
 BLUE, ORANGE, GREY = "#2f6fde", "#d2691e", "#b9bbc2"
 """The report's colours by day."""
-DRESS = STYLE | {
+DRESS: dict[Any, Any] = STYLE | {
     "figure.facecolor": PAPER,
     "axes.facecolor": PAPER,
     "axes.edgecolor": LINE,
@@ -33,8 +34,8 @@ DRESS = STYLE | {
     "xtick.labelcolor": FAINT,
     "ytick.labelcolor": FAINT,
 }
-BAR = {"ecolor": INK, "capsize": 3, "error_kw": {"elinewidth": 1.2, "capthick": 1.2}}
-LEGEND = {"frameon": False, "labelcolor": FAINT, "fontsize": 8.5}
+BAR: dict[str, Any] = {"ecolor": INK, "capsize": 3, "error_kw": {"elinewidth": 1.2, "capthick": 1.2}}
+LEGEND: dict[str, Any] = {"frameon": False, "labelcolor": FAINT, "fontsize": 8.5}
 DPI = 180
 
 
@@ -56,7 +57,7 @@ def signal(path: Path, title: str, ratios: Mapping[str, tuple[float, float]], fo
         axes.axhline(0, color=FAINT, linewidth=0.8)
         axes.set_xticks(at, [*ratios])
         axes.set_ylabel("signal / noise of a batch's gradient")
-        handles = [matplotlib.patches.Patch(color=BLUE), matplotlib.patches.Patch(color=GREY)]
+        handles = [Patch(color=BLUE), Patch(color=GREY)]
         axes.legend(handles, ["above 2 standard errors", "no signal found"], loc="upper right", **LEGEND)
         axes.margins(y=0.12)
         figure.savefig(path, dpi=DPI, metadata={"Software": None})

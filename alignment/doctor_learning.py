@@ -93,10 +93,12 @@ def log_probability(patient: Patient) -> Finding:
 
 def actions_follow_their_density(patient: Patient) -> Finding:
     """Stored actions are spread as the stored standard deviation says: the density is that of the sampler that ran."""
-    batch, worst, square, count = patient.transitions, 0.0, 0.0, 0
+    _ = patient.transitions
+    batch, worst, count = patient.experience.batch, 0.0, 0
+    assert isinstance(batch, Transitions)
     for k in range(batch.index.shape[1]):
         step, x, v, x_next = _stored(batch, k)
-        z = (x_next - step.mean(x, v)) / step.std.reshape(-1, *[1] * (x.ndim - 1))
+        z = (x_next - step.mean(x, v)) / step.std.to(x).reshape(-1, *[1] * (x.ndim - 1))
         square, count = z.double().square().mean().item(), z.numel()
         worst = max(worst, abs(square - 1) / math.sqrt(2 / count))
     cause = "the step that was stored is not the step that was taken, or states were rounded after it"
@@ -281,8 +283,8 @@ def times_of_rows(patient: Patient) -> Finding:
     if len(batch) < 2:
         raise NotApplicable("one row has one time")
     policy, assumed, rows = patient.policy, patient.policy.row_times, batch[torch.arange(2)]
-    policy.probe_row_times(rows, rows.x0)
-    found, policy.row_times = policy.row_times, assumed
+    found = policy.probe_row_times(rows, rows.x0)
+    policy.row_times = assumed
     says = "the pipeline takes a time for each row" if found else "the pipeline takes one time a call"
     if assumed and not found:
         return Finding("FAIL", 0.0, "", says, "training assumes a time for each row")

@@ -22,14 +22,14 @@ from alignment.advantages.base import Advantage
 from alignment.batches import Batch, Experience
 from alignment.data import Prompts, read_prompts
 from alignment.draw import Draw
-from alignment.errors import ConfigError
+from alignment.errors import ConfigError, NumericsError
 from alignment.evaluation import Evaluator
 from alignment.loop import Trainer
 from alignment.patient import preserved, settings
 from alignment.run_folder import Evaluated
 from alignment.runtime import learning_rate
 from alignment.statistics import Interval, difference, interval
-from reward_models.base import Rewards
+from reward_models.base import RewardError, Rewards
 
 STEPS = 20
 """Steps of each training by default."""
@@ -202,11 +202,19 @@ def _train(trainer: Trainer, evaluator: Evaluator) -> Arm:
     def note(step: int, experience: Experience[Batch], metrics: Mapping[str, float]) -> None:
         curve.append(experience.rewards.value.nanmean().item())
 
-    with preserved(trainer.policy):
-        trainer.runtime.attach(trainer.policy, trainer.run.optimizer)
-        trainer.fit(0, note)
-        after = evaluator(trainer.context(0), trainer.run.evaluation.curve_images_per_prompt, "live")
-    trainer.runtime.attach(trainer.policy, trainer.run.optimizer)
+    policy, run = trainer.policy, trainer.run
+    try:
+        with preserved(policy):
+            trainer.runtime.attach(policy, run.optimizer)
+            trainer.fit(0, note)
+            after = evaluator(trainer.context(0), run.evaluation.curve_images_per_prompt, "live")
+    except (NumericsError, RewardError) as error:
+        rate = run.optimizer.learning_rate
+        raise NumericsError(
+            f"--shuffle: at optimizer.learning_rate {rate:g} the policy broke down after {len(curve)} steps ({error}); "
+            "lower the rate"
+        ) from error
+    trainer.runtime.attach(policy, run.optimizer)
     return Arm(tuple(curve), after)
 
 

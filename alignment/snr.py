@@ -6,9 +6,10 @@ noise is the rest of the mean of ||g_i||^2. Their ratio is the power signal-to-n
 
     SNR = U / (mean ||g_i||^2 - U),   U = sum_{i != j} g_i . g_j / (M (M - 1))
 
-with its standard error by the jackknife over batches. The squared cosine between one batch's gradient and the true one
-is about SNR / (1 + SNR). A step whose ratio is not above two standard errors adds noise to every update and, as far as
-this measurement sees, nothing else.
+The share of a gradient's power that is signal, U / mean ||g_i||^2 = SNR / (1 + SNR), is about the squared cosine
+between it and the true gradient. Its standard error is the jackknife's over batches (which gives twice the variance
+where there is no signal, and so errs towards doubt); that of the SNR follows from it. A step whose share is not above
+two standard errors adds noise to every update and, as far as this measurement sees, nothing else.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ from samplers.windows.branch import Branch
 BATCHES, LEAST = 8, 3
 """Batches a step by default, and the fewest that have a jackknife."""
 ERRORS = 2.0
-"""Standard errors a ratio must be above to be called a signal."""
+"""Standard errors a share must be above to be called a signal."""
+PURE = 1 - 1e-9
+"""The largest share: gradients that are all the same."""
 BANDS = 4
 """Bands of time that a forward-process objective is looked at in."""
 BY_STEP = ("index", "x", "x_next", "velocity", "coefficients")
@@ -57,8 +60,8 @@ class StepSignal:
         std: Standard deviation of its noise; NaN for "all".
         group_std: Mean standard deviation of the reward within a group.
         tied: Share of groups whose samples all have the same reward.
-        snr: Signal-to-noise ratio of one batch's gradient.
-        error: Its standard error.
+        share: Share of one batch's gradient power that is signal; an estimate, so it may be below 0.
+        share_error: Its standard error.
         batches: Batches it was measured on.
     """
 
@@ -67,9 +70,19 @@ class StepSignal:
     std: float
     group_std: float
     tied: float
-    snr: float
-    error: float
+    share: float
+    share_error: float
     batches: int
+
+    @property
+    def snr(self) -> float:
+        """Signal-to-noise ratio of one batch's gradient."""
+        return self.share / (1 - self.share)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the ratio."""
+        return self.share_error / (1 - self.share) ** 2
 
     @property
     def label(self) -> str:
@@ -79,8 +92,11 @@ class StepSignal:
 
     @property
     def found(self) -> bool:
-        """Whether there is a signal beyond doubt."""
-        return self.snr > ERRORS * self.error
+        """Whether there is a signal beyond doubt.
+
+        Asked of the share, whose error is the same on both sides; for a small ratio it is the same question.
+        """
+        return self.share > ERRORS * self.share_error
 
 
 @dataclass(frozen=True)
@@ -108,7 +124,7 @@ class Signal:
         good = [s.name for s in single if s.found]
         if not good:
             return (
-                f"no step's ratio is above {ERRORS:g} standard errors, so nothing can be recommended: measure more "
+                f"no step's signal is above {ERRORS:g} standard errors, so nothing can be recommended: measure more "
                 "batches (steps=N), or make them larger"
             )
         written = f" (source.window.steps=[{', '.join(good)}])" if self.branched else ""
@@ -137,7 +153,11 @@ class Signal:
         title = f"Where the signal is: {self.steps[0].batches} batches of {self.samples} samples"
         ratios = {s.label: (s.snr, s.error) for s in self.steps}
         doctor_figures.signal(path, title, ratios, [s.found for s in self.steps])
-        steps = [{k: None if v != v else v for k, v in asdict(s).items()} | {"found": s.found} for s in self.steps]
+        steps = [
+            {key: None if value != value else value for key, value in asdict(s).items()}  # JSON has no NaN
+            | {"snr": s.snr, "snr_error": s.error, "found": s.found}
+            for s in self.steps
+        ]
         return {"samples": self.samples, "steps": steps, "advice": self.advice, "picture": str(path)}
 
 
@@ -170,24 +190,23 @@ def measure(trainer: Trainer, batches: int | None) -> Signal:
     return Signal(trainer.run.name, len(made[0].media), (*steps, whole), branched)
 
 
-def signal_to_noise(gram: Tensor) -> tuple[float, float]:
-    """Return the signal-to-noise ratio of one gradient and its standard error.
+def signal_share(gram: Tensor) -> tuple[float, float]:
+    """Return the share of one gradient's power that is signal, and its standard error.
 
     Args:
         gram: `[M, M]` float64, the inner products of M independent gradients, M >= 3.
     """
     m = len(gram)
     rows = torch.arange(m)
-    left_out = torch.stack([_ratio(gram[rows != i][:, rows != i]) for i in range(m)])
+    left_out = torch.stack([_share(gram[rows != i][:, rows != i]) for i in range(m)])
     spread = (left_out - left_out.mean()).square().sum() * (m - 1) / m
-    return _ratio(gram).item(), spread.sqrt().item()
+    return _share(gram).item(), spread.sqrt().item()
 
 
-def _ratio(gram: Tensor) -> Tensor:
+def _share(gram: Tensor) -> Tensor:
     m, power = len(gram), gram.diagonal().sum()
     signal = (gram.sum() - power) / (m * (m - 1))
-    noise = power / m - signal
-    return signal / noise if noise > 0 else torch.zeros_like(noise)
+    return (signal / (power / m)).clamp(max=PURE) if power > 0 else torch.zeros_like(power)
 
 
 def inner_products(gradients: Sequence[Tensor]) -> Tensor:
@@ -257,6 +276,6 @@ def _signal(
     level: tuple[float, float] = (math.nan, math.nan),
 ) -> StepSignal:
     spread = torch.cat([group_std(experience) for experience in made])
-    snr, error = signal_to_noise(inner_products(gradients))
+    share, error = signal_share(inner_products(gradients))
     tied = (spread == 0).double().mean().item()
-    return StepSignal(name, *level, spread.mean().item(), tied, snr, error, len(gradients))
+    return StepSignal(name, *level, spread.mean().item(), tied, share, error, len(gradients))
