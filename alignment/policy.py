@@ -11,6 +11,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class Policy:
         snapshots: Named frozen copies of `trainable`.
         path: The forward process.
         rounds: Denoising steps of a call.
+        share_states: Whether `replay` runs a state that several rows share once; false exists to be measured against.
         device: Where everything runs.
     """
 
@@ -82,6 +84,7 @@ class Policy:
         self.embeddings = Embeddings(self.pipe, None if spec.embedding_cache is None else Path(spec.embedding_cache))
         vars(self.pipe)["encode_prompt"] = self.embeddings
         self.rounds = 0
+        self.share_states = True
         self._probed: tuple[str, Tensor] | None = None
 
     # ---- the three doors ---------------------------------------------------------------------------------------
@@ -95,6 +98,9 @@ class Policy:
     def replay(self, batch: Transitions, receive: Receive, *, grad: bool) -> None:
         """Visit the recorded states of `batch` again, in order; the denoiser runs in those rounds only.
 
+        Rows that leave their first trained step from one state, as samples of a group do that part there, go through
+        the denoiser as one row, forward and backward.
+
         Args:
             batch: Rows of one chunk.
             receive: Called inside the pipeline's step, so that a backward pass in it frees its graph at once.
@@ -103,9 +109,20 @@ class Policy:
         Raises:
             PipelineError: If the pipeline does not come by the recorded states again.
         """
+        leaders, follows = _one_of_each_state(batch)
+        if len(leaders) == len(batch) or not self.share_states:
+            self._replay(batch, 0, receive, grad)
+            return
+        alone = batch[leaders]
+        self._replay(replace(alone, index=alone.index[:, :1]), 0, lambda k, v: receive(k, v[follows]), grad)
+        if batch.index.shape[1] > 1:
+            self._replay(batch, 1, receive, grad)
+
+    def _replay(self, batch: Transitions, first: int, receive: Receive, grad: bool) -> None:
+        """Visit the trained steps of `batch` from column `first` on."""
         rounds = batch.index[0].tolist()
         script: list[Round] = [Skip()] * self.rounds
-        for k, index in enumerate(rounds):
+        for k, index in enumerate(rounds[first:], start=first):
             if index > 0 and not isinstance(script[index - 1], Visit):
                 script[index - 1] = Skip(batch.x[:, k])
             following = batch.x[:, k + 1] if k + 1 < len(rounds) and rounds[k + 1] == index + 1 else None
@@ -299,6 +316,14 @@ class Policy:
                 f"{type(self.pipe).__name__} ran {conductor.round} rounds where {len(conductor.script)} were conducted "
                 f"({expected} of them to be learned from)"
             )
+
+
+def _one_of_each_state(batch: Transitions) -> tuple[Tensor, Tensor]:
+    """Return (one row of each first state, which of them each row follows); neighbours are compared."""
+    x = batch.x[:, 0].flatten(1)
+    new = torch.ones(len(batch), dtype=torch.bool, device=x.device)
+    new[1:] = (batch.seeds[1:] != batch.seeds[:-1]) | (x[1:] != x[:-1]).any(dim=1)
+    return new.nonzero().flatten(), new.cumsum(0) - 1
 
 
 def as_clips(images: Tensor) -> Tensor:

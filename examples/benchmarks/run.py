@@ -114,9 +114,9 @@ def overhead(repeats: int) -> dict[str, float]:
     latents: list[Tensor] = []
     decode = made.policy.pipe.vae.decode
 
-    def listening(z: Tensor, *given: object, **named: object) -> object:
+    def listening(z: Tensor, return_dict: bool = True) -> object:
         latents.append(z)
-        return decode(z, *given, **named)
+        return decode(z, return_dict=return_dict)
 
     made.policy.pipe.vae.decode = listening
     ctx = made.context(0)
@@ -147,6 +147,7 @@ def prefix(repeats: int) -> dict[str, float]:
     )
     shared = trainer(*common, "source.tail=2")
     apart = trainer(*common, "source.share_prefix=false")
+    apart.policy.share_states = False
     found = medians({"shared": lambda: step(shared), "apart": lambda: step(apart)}, repeats)
     return {**found, "ratio": found["shared"] / found["apart"]}
 
@@ -186,9 +187,9 @@ def collapse(repeats: int) -> dict[str, float]:
         grads = [p.grad.flatten() for p in made.policy.trainable.values() if p.grad is not None]
         return torch.cat(grads).clone()
 
-    difference = (gradient(one) - gradient(many)).norm() / gradient(many).norm()
+    made.policy.share_states = False  # or the policy would find that the samples of a group share their state
     found = medians({"collapsed": lambda: gradient(one), "per_sample": lambda: gradient(many)}, repeats)
-    made.runtime.metrics()
+    difference = (gradient(one) - gradient(many)).norm() / gradient(many).norm()
     return {**found, "ratio": found["collapsed"] / found["per_sample"], "gradient_difference": difference.item()}
 
 

@@ -25,6 +25,7 @@ from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.all import All
 from samplers.windows.branch import Branch
+from samplers.windows.random import Random
 from tests.tiny import FLUX_CALL
 from tests.toy import toy_run, trainer_of
 
@@ -103,6 +104,27 @@ def test_a_group_at_once_is_its_samples_one_by_one(folder: Path) -> None:
     expanded = sample_by_sample(batch)
     assert (batch.actions, expanded.actions) == (ACTIONS, 1)
     assert len(expanded) == ACTIONS * len(batch)
-    together, apart = gradient(trainer, batch, 64), gradient(trainer, expanded, 64)
+    together = gradient(trainer, batch, 64)
+    trainer.policy.share_states = False  # or the policy would find that these rows share their state
+    apart = gradient(trainer, expanded, 64)
     assert together.norm() > 0
     assert (together - apart).norm() <= ROUNDING * together.norm()
+
+
+def test_samples_that_part_in_a_window_share_their_first_state(folder: Path) -> None:
+    window = OnPolicySteps(2, Jpeg(), FlowSDE(), Random(size=2, among=(1, 2)), group_size=ACTIONS)
+    trainer = moved(trainer_of(run_of(folder, window, ClippedSurrogate(weight="equal"))))
+    batch = trainer.experience(trainer.context(0)).batch
+    assert isinstance(batch, Transitions)
+    rows: list[int] = []
+    handle = trainer.policy.denoiser.register_forward_pre_hook(
+        lambda _, args, named: rows.append(named["hidden_states"].shape[0]), with_kwargs=True
+    )
+    together = gradient(trainer, batch, 64)
+    shared, rows[:] = list(rows), []
+    trainer.policy.share_states = False
+    apart = gradient(trainer, batch, 64)
+    handle.remove()
+    assert shared == [len(batch) // ACTIONS, len(batch)]
+    assert rows == [len(batch), len(batch)]
+    assert (together - apart).norm() <= ROUNDING * apart.norm()
