@@ -1,0 +1,151 @@
+"""A run that was interrupted and resumed is the run that was not: every weight, every number, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignment.manifest import NAME, inspect
+from tests.faults import runs
+from tests.faults.runs import STEPS, left_by, prepared, train
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(flux_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("resume"), flux_folder)
+
+
+@pytest.fixture(scope="module")
+def straight(folder: Path) -> dict[str, object]:
+    assert train(folder, "grpo", "name=straight", "output.keep=9") == 0
+    return left_by(folder / "runs" / "straight")
+
+
+def interrupt(call: int, number: signal.Signals) -> None:
+    """Send this process a signal while it asks the reward for the nth time from now on."""
+    runs.calls, runs.at_call = 0, {call: lambda: os.kill(os.getpid(), number)}
+
+
+@pytest.mark.multi
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["grpo", "nft"])
+def test_a_killed_run_resumes_to_what_it_would_have_been(flux_folder: Path, tmp_path: Path, kind: str) -> None:
+    prepared(tmp_path / "runs", flux_folder)
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("kill_runs.py"), tmp_path / "runs", kind],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert len(told["straight"]["metrics"]) == STEPS
+    assert [line["step"] for line in told["straight"]["metrics"]] == list(range(STEPS))
+    for point, found in told["killed"].items():
+        assert found["ended"] == -signal.SIGKILL, f"{point}: the kill never came"
+        assert found["resumed"] == 0, found["left"]
+        assert found["left"] == told["straight"], point
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_and_the_run_goes_on(
+    folder: Path, straight: dict[str, object], number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = f"name={number.name}"
+    interrupt(4, number)
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    assert train(folder, "grpo", name) == 128 + number
+    assert not runs.at_call
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
+    said = capfd.readouterr().err
+    assert f"{number.name}: saving after this step; once more stops at once" in said
+    assert "continue with --resume latest" in said
+    assert "Traceback" not in said
+    left = sorted(path.name for path in (folder / "runs" / number.name).glob("checkpoint-*"))
+    assert left == ["checkpoint-2", "checkpoint-3"]
+    assert train(folder, "grpo", name, "--resume", "latest") == 0
+    assert left_by(folder / "runs" / number.name) == straight
+
+
+def test_a_signal_before_the_first_step_is_answered_before_it(folder: Path, straight: dict[str, object]) -> None:
+    interrupt(1, signal.SIGTERM)
+    assert train(folder, "grpo", "name=early") == 128 + signal.SIGTERM
+    assert [path.name for path in (folder / "runs" / "early").glob("checkpoint-*")] == ["checkpoint-0"]
+    assert train(folder, "grpo", "name=early", "--resume", "latest") == 0
+    assert left_by(folder / "runs" / "early") == straight
+
+
+def test_a_finished_run_can_be_resumed_and_changes_nothing(folder: Path, straight: dict[str, object]) -> None:
+    assert train(folder, "grpo", "name=straight", "output.keep=9", "--resume", "latest") == 0
+    assert left_by(folder / "runs" / "straight") == straight
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("optimizer.learning_rate=0.5", "optimizer.learning_rate was 0.0001, now it is 0.5"),
+        ("seed=7", "seed was 0, now it is 7"),
+        ("source.group_size=4", "source.group_size was 3, now it is 4"),
+        ("policy.lora.rank=4", "policy.lora.rank was 2, now it is 4"),
+    ],
+)
+def test_another_config_is_refused_naming_both_values(
+    folder: Path, straight: dict[str, object], override: str, says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train(folder, "grpo", "name=straight", override, "--resume", "latest") == 2
+    said = capfd.readouterr().err
+    assert says in said
+    assert "Traceback" not in said
+    assert left_by(folder / "runs" / "straight") == straight
+
+
+@pytest.mark.parametrize(
+    ("which", "says"), [("latest", "has no checkpoint"), ("checkpoint-77", "no checkpoint checkpoint-77")]
+)
+def test_nothing_to_resume_from_is_said_and_leaves_no_folder(
+    folder: Path, which: str, says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train(folder, "grpo", "name=nowhere", "--resume", which) == 2
+    assert says in capfd.readouterr().err
+    assert not (folder / "runs" / "nowhere").exists()
+
+
+def without(folder: Path, name: str, file: str) -> Path:
+    """Return a copy of the straight run that ends at step 4, whose sealed checkpoint lacks a part of its state."""
+    run = folder / "runs" / name
+    shutil.copytree(folder / "runs" / "straight", run)
+    for later in (5, STEPS):
+        shutil.rmtree(run / f"checkpoint-{later}", ignore_errors=True)
+    checkpoint = run / "checkpoint-4"
+    before = json.loads((checkpoint / NAME).read_text())
+    (checkpoint / NAME).unlink()
+    (checkpoint / "state" / file).unlink()
+    config = json.loads((checkpoint / "state" / "config.json").read_text())
+    sealed = inspect(checkpoint, step=4, sequence=before["sequence"], world_size=1, config=config)
+    (checkpoint / NAME).write_text(sealed.dumps())
+    return run
+
+
+def test_a_run_that_lost_its_moments_would_be_noticed(folder: Path, straight: dict[str, object]) -> None:
+    """Were the optimiser not restored, the tests above would see it."""
+    run = without(folder, "no-moments", "optimizer.safetensors")
+    assert train(folder, "grpo", "name=no-moments", "--resume", "latest") == 0
+    assert left_by(run)["tensors"] != straight["tensors"]
+
+
+def test_a_state_without_its_averaged_weights_is_refused(
+    folder: Path, straight: dict[str, object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    without(folder, "no-ema", "snapshot-ema.safetensors")
+    assert train(folder, "grpo", "name=no-ema", "--resume", "latest") == 2
+    assert "frozen copies are not this run's: ema is on one side only" in capfd.readouterr().err
