@@ -13,7 +13,7 @@ from alignment.advantages._credit import group_rows, group_spread, group_varianc
 from alignment.advantages.base import Advantage
 from alignment.batches import Groups
 from alignment.context import Context
-from alignment.errors import ConfigError
+from alignment.errors import ConfigError, NumericsError
 from reward_models.base import Media, RewardError, RewardModel, Rewards
 
 MAX_UNSCORED = 0.2
@@ -38,8 +38,16 @@ def score(ctx: Context, reward: RewardModel, media: Media, prompts: tuple[str, .
     """Return the scores of this process's samples, on the CPU.
 
     Raises:
+        NumericsError: If there are pixels that are not finite, which no scorer should be asked about.
         RewardError: If the scorer answers with another number of scores.
     """
+    broken = int((~media.pixels.flatten(1).isfinite().all(dim=1)).sum())
+    if broken:
+        raise NumericsError(
+            f"{broken} of {len(media)} samples of step {ctx.step} have pixels that are not finite: the weights have "
+            "diverged, or a network overflows in its dtype; lower optimizer.learning_rate, or compute in float32 "
+            "(policy.dtype: float32, policy.autocast: null)"
+        )
     rewards = ctx.world.scorer(reward)(media=media, prompts=prompts)
     if len(rewards.value) != len(media):
         raise RewardError(

@@ -52,7 +52,8 @@ class OnPolicy(Source[Samples]):
             conductor = Conductor()
             with watch.time("rollout"), ctx.policy.using(self.weights):
                 clips = ctx.policy.call(conductor, texts[i : i + size], seeds[i : i + size], pixels=True)
-            assert clips is not None and conductor.final is not None
+            assert clips is not None
+            assert conductor.final is not None
             ends.append(conductor.final.float())
             pixels.append(clips.float().cpu())
             with watch.time("reward"):
