@@ -131,8 +131,12 @@ def _add_doctor(commands: Commands) -> None:
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file")
     _add_overrides(parser)
     parser.add_argument("--pipeline", metavar="PATH", help="check a pipeline (folder or hub id) without a config")
-    parser.add_argument("--snr", action="store_true", help="measure the gradient's signal-to-noise at each step")
-    parser.add_argument("--shuffle", action="store_true", help="measure the damage done by shuffled advantages")
+    parser.add_argument(
+        "--snr", action="store_true", help="measure the gradient's signal-to-noise at each step, on steps=N batches"
+    )
+    parser.add_argument(
+        "--shuffle", action="store_true", help="measure the damage done by shuffled advantages in steps=N steps"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
     parser.set_defaults(command=_doctor, usage_error=parser.error)
 

@@ -36,6 +36,7 @@ DRESS: dict[Any, Any] = STYLE | {
 }
 BAR: dict[str, Any] = {"ecolor": INK, "capsize": 3, "error_kw": {"elinewidth": 1.2, "capthick": 1.2}}
 LEGEND: dict[str, Any] = {"frameon": False, "labelcolor": FAINT, "fontsize": 8.5}
+SAID: dict[str, Any] = {"va": "center", "fontsize": 8.5, "bbox": {"facecolor": PAPER, "edgecolor": "none", "pad": 1}}
 DPI = 180
 
 
@@ -91,7 +92,7 @@ def damage(path: Path, curves: Mapping[str, Sequence[float]], changes: Mapping[s
             bar = np.nan_to_num([[change.mean - change.low], [change.high - change.mean]]).clip(0)
             right.errorbar(at, change.mean, yerr=bar, **style)
             said = f"{change.mean:+.3f}\n[{change.low:+.3f}, {change.high:+.3f}]"
-            right.annotate(said, (at, change.mean), (11, 0), textcoords="offset points", va="center", fontsize=8.5)
+            right.annotate(said, (at, change.mean), (11, 0), textcoords="offset points", **SAID)
         right.set_xticks(range(len(changes)), [*changes])
         right.set_xlim(-0.4, len(changes) - 0.1)
         right.set_xlabel(f"advantages; {after}, 95 % intervals")

@@ -35,9 +35,10 @@ SAME_GRADIENT, SAME_GRADIENT_HALF = 1e-4, 5e-2
 """Two gradients are the same up to rounding: in float32, and through a network that computes in half precision."""
 DENSITY = 1e-5
 """Rounding of a log density that is averaged over elements, float32 against float64."""
-DESCENT, DESCENT_HOLDS = 1e-3, 0.25
-"""Change of the loss that a step down the gradient is to make, and the share of it that it must make: one half is left
-where the surrogate's clip has cut one side off."""
+DESCENT, DESCENT_HALF, DESCENT_HOLDS = 1e-3, 3e-2, 0.1
+"""Change of the loss that a step down the gradient is to make, in mean advantages (larger in half precision, to stand out
+from rounding), and the share of it that it must make. Half is left where a clip cuts one side off, or where a loss is divided by its own
+size without graph (DiffusionNFT)."""
 MOSTLY_TIED = 0.5
 """Share of groups without any spread above which most of the work is for nothing."""
 SMALL = {"prompts": 2, "group_size": 4, "prompts_per_call": 2}
@@ -232,7 +233,7 @@ def flipped_credit_flipped_gradient(patient: Patient) -> Finding:
 def a_step_down_lowers_the_loss(patient: Patient) -> Finding:
     """A small step down the gradient lowers the loss by about what the gradient promises."""
     batch, size, start = patient.credited, _size(patient), patient.start
-    reach = DESCENT * batch.advantage.abs().mean().item() / size**2 / 2
+    reach = (DESCENT if patient.single else DESCENT_HALF) * batch.advantage.abs().mean().item() / size**2 / 2
     ends: list[float] = []
     for sign in (1, -1):
         with preserved(patient.policy):
@@ -313,5 +314,4 @@ def objective_pulls(patient: Patient) -> Finding:
 
 
 def _rounding(patient: Patient) -> float:
-    spec = patient.trainer.run.policy
-    return SAME_GRADIENT if spec.autocast is None and spec.dtype == "float32" else SAME_GRADIENT_HALF
+    return SAME_GRADIENT if patient.single else SAME_GRADIENT_HALF

@@ -30,6 +30,8 @@ _IN_MEMORY = 4096
 _SAMPLED = 64
 """Numbers of each weight that tell encoders apart: reading all of T5-XXL would take longer than a hundred prompts."""
 
+_CPU_EXACT, _CUDA_EXACT = (torch.autocast(device, enabled=False) for device in ("cpu", "cuda"))
+
 Arguments = dict[str, Any]
 Answer = tuple[Tensor | None, ...]
 
@@ -66,8 +68,9 @@ class Embeddings:
 
     def __init__(self, pipe: Any, folder: Path | None) -> None:
         self._pipe = pipe
-        self._encode: Callable[..., Any] = pipe.encode_prompt
-        self._signature = inspect.signature(self._encode)
+        # What is computed once and kept deserves the precision of its weights.
+        self._encode: Callable[..., Any] = _CPU_EXACT(_CUDA_EXACT(pipe.encode_prompt))
+        self._signature = inspect.signature(pipe.encode_prompt)
         self._rows: OrderedDict[str, _Row] = OrderedDict()
         self._first: dict[str, _Row] = {}
         self._folder = None if folder is None else folder / _fingerprint(pipe)

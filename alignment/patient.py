@@ -117,10 +117,16 @@ class Patient:
         raise NotApplicable("no step is stochastic: this source samples by the pipeline's own scheduler")
 
     @property
+    def single(self) -> bool:
+        """Whether the denoiser computes in float32."""
+        spec = self.trainer.run.policy
+        return spec.autocast is None and spec.dtype == "float32"
+
+    @property
     def exact(self) -> bool:
         """Whether rollout and the pass with gradient compute the same sums in float32 on the same weights."""
-        spec = self.trainer.run.policy
-        return spec.autocast is None and spec.dtype == "float32" and not (spec.lora is not None and spec.lora.merge)
+        lora = self.trainer.run.policy.lora
+        return self.single and not (lora is not None and lora.merge)
 
     @functools.cached_property
     def _stepped(self) -> list[Experience[Batch]]:

@@ -36,8 +36,8 @@ class PolicySpec:
         lora: Adapters to train; null trains the denoiser's own weights.
         trainable: With full fine-tuning: patterns (regular expressions) of parameter names to train; null means all.
         dtype: Storage of the frozen weights. Trained weights are always float32.
-        autocast: Compute precision of the denoiser, the same in rollout and in the pass with gradient (otherwise the
-            first ratio is not 1); null computes in `dtype`.
+        autocast: Compute precision of denoiser and decoder, the same in rollout and in the pass with gradient
+            (otherwise the first ratio is not 1); null computes in `dtype`.
         attention: Attention backend, a name of diffusers' `set_attention_backend`.
         gradient_checkpointing: Recompute activations in the backward pass.
         compile: Compile the denoiser.

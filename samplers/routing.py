@@ -1,4 +1,4 @@
-"""Standing between a pipeline and its networks: skip a denoiser call, or run it under autocast.
+"""Standing between a pipeline and its networks: skip a denoiser call, or run the pipeline under autocast.
 
 A network is replaced in the pipeline by a twin: an object of a new subclass of its class that shares its `__dict__`, so
 that attributes, parameters and isinstance checks are the network's, and only the call goes another way. Compilation,
@@ -42,7 +42,8 @@ class Routes:
     Attributes:
         networks: Names of the pipeline's modules whose calls are routed: denoisers and what steers them.
         device: Where they run.
-        autocast: Compute precision of those calls; null leaves it to the weights.
+        autocast: Compute precision of the pipeline's networks, decoder included; null leaves it to the weights. States
+            keep the pipeline's own dtype.
         blanks: For each (network, nth call of a round): the shape of its answer. Filled by calls that run.
         rounds_seen: For each network, the rounds in which it was called; a network called in one round only (a text
             encoder, a VAE) is not part of the loop and is never skipped.
@@ -79,10 +80,9 @@ class Routes:
         return out
 
     def _run(self, run: Callable[[], Any]) -> Any:
+        out = run()
         if self.autocast is None:
-            return run()
-        with torch.autocast(self.device.type, self.autocast):
-            out = run()
+            return out
         return tree_map_only(Tensor, lambda z: z.float() if z.dtype == self.autocast else z, out)
 
 
@@ -93,8 +93,10 @@ class _Routed:
         self._routes, self._pipe, self._conductor, self._rows = routes, pipe, conductor, rows
         self._originals: dict[str, nn.Module] = {}
         self._calls: dict[tuple[str, int], int] = defaultdict(int)
+        self._precision = torch.autocast(routes.device.type, routes.autocast, enabled=routes.autocast is not None)
 
     def __enter__(self) -> _Routed:
+        self._precision.__enter__()
         for name in self._present(self._routes.networks):
             network = vars(self._pipe)[name]
             self._originals[name] = network
@@ -105,6 +107,7 @@ class _Routed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         vars(self._pipe).update(self._originals)
+        self._precision.__exit__(kind, error, trace)
 
     def _present(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if isinstance(vars(self._pipe).get(name), nn.Module)]

@@ -13,11 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.equivalence.two_processes import CASES, outcome, run_of
+from tests.faults.runs import left_by, prepared, train
 from tests.toy import saved, trainer_of
 
 ROOT = Path(__file__).parents[2]
 ROUNDING = 2e-5  # of weights of unit size: float32 sums in another order, six updates of Adam at 1e-3
 RELATIVE = 1e-3  # of numbers for the record; those near 0 are differences of larger ones
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+ACCELERATE = ("accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes")
 
 
 def launched(*command: str) -> subprocess.CompletedProcess[str]:
@@ -42,8 +45,7 @@ def two(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return what two processes wrote."""
     output = tmp_path_factory.mktemp("two")
     script = Path(__file__).with_name("two_processes.py")
-    torchrun = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    done = launched(*torchrun, str(script), str(folder), str(output))
+    done = launched(*TORCHRUN, str(script), str(folder), str(output))
     assert done.returncode == 0, done.stderr
     return output
 
@@ -68,3 +70,40 @@ def test_two_processes_learn_what_one_learns(folder: Path, two: Path, name: str)
 @pytest.mark.parametrize("name", CASES)
 def test_a_gradient_broken_on_one_process_is_left_out_on_all(two: Path, name: str) -> None:
     assert json.loads((two / f"{name}.json").read_text())["skipped on all"] == [True, True]
+
+
+@pytest.fixture(scope="module")
+def work(flux_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("launched"), flux_folder)
+
+
+@pytest.mark.multi
+@pytest.mark.slow
+def test_accelerate_launches_the_module(work: Path) -> None:
+    command = ("-m", "alignment.train", str(work / "nft.yaml"))
+    done = launched(*ACCELERATE, "1", *command, "name=accelerated")
+    assert done.returncode == 0, done.stderr
+    assert train(work, "nft") == 0
+    assert left_by(work / "runs" / "accelerated") == left_by(work / "runs" / "run")
+    done = launched(*ACCELERATE, "2", *command, "name=two")
+    assert done.returncode != 0
+    assert "torchrun --nproc_per_node N" in done.stderr
+    assert "alignment/" not in done.stderr  # no traceback of ours
+    assert not (work / "runs" / "two").exists()
+
+
+@pytest.mark.multi
+@pytest.mark.slow
+def test_torchrun_launches_the_module_on_two_processes(work: Path) -> None:
+    config, one_a_call = str(work / "grpo.yaml"), "source.prompts_per_call=1"
+    done = launched(*TORCHRUN, "-m", "alignment.train", config, one_a_call, "name=two")
+    assert done.returncode == 0, done.stderr
+    assert train(work, "grpo", one_a_call, "name=one") == 0
+    two, one = (left_by(work / "runs" / name) for name in ("two", "one"))
+    assert two["tensors"].keys() == one["tensors"].keys()
+    for theirs, ours in zip(two["metrics"], one["metrics"], strict=True):
+        assert theirs == pytest.approx(ours, rel=RELATIVE, abs=RELATIVE)
+    for name, scores in one["evaluations"].items():
+        assert two["evaluations"][name] == {"reward": pytest.approx(scores["reward"], abs=10 * ROUNDING)}
+    # The number of processes is part of a run: which prompts meet in a call may depend on it.
+    assert train(work, "grpo", one_a_call, "name=two", "--resume", "latest") == 2
