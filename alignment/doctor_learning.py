@@ -36,9 +36,9 @@ SAME_GRADIENT, SAME_GRADIENT_HALF = 1e-4, 5e-2
 DENSITY = 1e-5
 """Rounding of a log density that is averaged over elements, float32 against float64."""
 DESCENT, DESCENT_HALF, DESCENT_HOLDS = 1e-3, 3e-2, 0.1
-"""Change of the loss that a step down the gradient is to make, in mean advantages (larger in half precision, to stand out
-from rounding), and the share of it that it must make. Half is left where a clip cuts one side off, or where a loss is divided by its own
-size without graph (DiffusionNFT)."""
+"""Change of the loss that a step down the gradient is to make, in mean advantages (larger in half precision, to stand
+out from rounding), and the share of it that it must make. Half is left where a clip cuts one side off, or where a loss
+is divided by its own size without graph (DiffusionNFT)."""
 MOSTLY_TIED = 0.5
 """Share of groups without any spread above which most of the work is for nothing."""
 SMALL = {"prompts": 2, "group_size": 4, "prompts_per_call": 2}
