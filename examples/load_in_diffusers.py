@@ -1,6 +1,6 @@
 """Use what a run made, with plain diffusers: this file needs nothing of visalign.
 
-    python examples/load_in_diffusers.py assets/tiny_flux runs/quickstart/checkpoint-160 "two red circles"
+python examples/load_in_diffusers.py assets/tiny_flux runs/quickstart/checkpoint-160 "two red circles"
 """
 
 from __future__ import annotations

@@ -61,7 +61,9 @@ class Rewards:
                     f"a reward is a float32 vector, one number a sample: {name} is {score.dtype} {tuple(score.shape)}"
                 )
             if torch.isinf(score).any():
-                raise RewardError(f"{name} has infinite scores at rows {torch.isinf(score).nonzero().flatten().tolist()}")
+                raise RewardError(
+                    f"{name} has infinite scores at rows {torch.isinf(score).nonzero().flatten().tolist()}"
+                )
 
 
 @runtime_checkable
