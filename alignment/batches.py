@@ -1,6 +1,6 @@
 """The batch types: the joint between a source, which produces one kind, and an objective, which consumes one.
 
-A row is one call of the denoiser's conditioning: a prompt with its own random stream. Everything is indexed by row first.
+A row is what one row of a pipeline call needs: a prompt and its own random stream. Everything is indexed by row first.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from reward_models.base import Media, Rewards
+
 
 @dataclass(frozen=True)
 class Groups:

@@ -16,7 +16,7 @@ def group_mean(value: Tensor, index: Tensor, groups: int) -> Tensor:
     """Return each group's mean over its scored rows, `[groups]` float64; 0 for a group with none."""
     scored = ~value.isnan()
     total = torch.zeros(groups, dtype=torch.float64).index_add(0, index[scored], value[scored].double())
-    count = torch.zeros(groups, dtype=torch.float64).index_add(0, index[scored], torch.ones_like(value[scored]).double())
+    count = torch.zeros(groups, dtype=torch.float64).index_add(0, index, scored.double())
     return total / count.clamp(min=1)
 
 

@@ -37,7 +37,8 @@ def draw_points(ctx: Context, batch: Samples, times: Times, count: int) -> list[
         t = times(ctx.draw.uniform("time", batch.seeds, k)).to(batch.x0.device)
         t = t if ctx.policy.row_times else t[:1].expand_as(t)
         noise = ctx.draw.normal("noise", batch.seeds, k, batch.x0.shape[1:]).to(batch.x0.device)
-        points.append(Point(t, noised(ctx.policy.path, batch.x0, noise, t), target(ctx.policy.path, batch.x0, noise, t)))
+        path, x0 = ctx.policy.path, batch.x0
+        points.append(Point(t, noised(path, x0, noise, t), target(path, x0, noise, t)))
     return points
 
 
