@@ -273,7 +273,9 @@ class Session:
             wall_seconds=self._seconds(),
             peak_memory_bytes=peak_memory(self.trainer.policy.device),
         )
-        self._table = summary["evaluation"]
+        table = summary["evaluation"]
+        assert isinstance(table, dict)
+        self._table = table
         self._save(run.steps)
         path = report.write(self.checkpoints.folder)
         self._recorder.close()

@@ -40,7 +40,11 @@ class World:
 
     def gather(self, values: Tensor) -> Tensor:
         """Return the rows of all processes, in rank order; every process has the same number of rows."""
-        return values if self.size == 1 else gather(values.to(self.device)).to(values.device)
+        if self.size == 1:
+            return values
+        rows = gather(values.to(self.device))
+        assert isinstance(rows, Tensor)
+        return rows.to(values.device)
 
     def everyone(self, value: T) -> list[T]:
         """Return the `value` of every process, in rank order; they need not have the same shape or keys."""

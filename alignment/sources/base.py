@@ -20,12 +20,14 @@ class Source(Protocol[B_co]):
         produces: The batch type.
         prompts: Prompts a step, over all processes.
         reward: What the samples are scored with.
+        weights: Which weights sample: "live", or the name of a frozen copy, which is then kept.
     """
 
     home: ClassVar[str] = "alignment.sources"
     produces: ClassVar[type[Batch]]
     prompts: int
     reward: RewardModel
+    weights: str = "live"
 
     def __call__(self, ctx: Context, groups: Groups) -> Experience[B_co]:
         """Sample, score and credit this process's share of the step: `groups`."""

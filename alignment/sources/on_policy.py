@@ -34,7 +34,7 @@ class OnPolicy(Source[Samples]):
     reward: RewardModel
     group_size: int = 8
     advantage: Advantage = GroupNorm()
-    weights: Literal["live", "behaviour"] = "live"
+    weights: Literal["live", "behaviour"] = "live"  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
     prompts_per_call: int | None = None
     produces: ClassVar[type[Samples]] = Samples
 

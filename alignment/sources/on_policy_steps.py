@@ -50,7 +50,6 @@ class OnPolicySteps(Source[Transitions]):
     tail: int | None = None
     share_prefix: bool = True
     produces: ClassVar[type[Transitions]] = Transitions
-    weights: ClassVar[str] = "live"
 
     def __post_init__(self) -> None:
         check_geometry(self.prompts, self.group_size, self.prompts_per_call)
@@ -133,4 +132,3 @@ class OnPolicySteps(Source[Transitions]):
             coefficients=torch.stack([s.step.coefficients for s in steps]).expand(n, -1, -1),
             advantage=credit.reshape(n, -1),
         )
-

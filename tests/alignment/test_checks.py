@@ -77,8 +77,8 @@ VALUES = {
     "a name with a slash": ("name=a/b", "command line: name: got 'a/b'; it names a folder"),
     "a name that climbs": ("name=..", "command line: name: got '..'; it names a folder"),
     "two ways to train": ("policy.trainable=[x]", "command line: policy.trainable: it chooses among"),
-    "a group of one": ("source.group_size=1", ": source: source.group_size must be >= 2, got 1"),
-    "no noise": ("source.dynamics.type=ode", ": source: source.dynamics: ODE is deterministic here"),
+    "a group of one": ("source.group_size=1", ": source: group_size must be >= 2, got 1"),
+    "no noise": ("source.dynamics.type=ode", ": source: dynamics: ODE is deterministic here"),
     "no step to train": ("source.window={type: fraction, fraction: 0.1}", ": source.window: with policy.call"),
     "a window too wide": (
         "source.window.size=6",

@@ -72,7 +72,7 @@ def gradient(trainer: Trainer, batch: Batch, size: int) -> Tensor:
     ctx, parameters = trainer.context(0), trainer.policy.trainable.values()
     for rows in microbatches(batch, torch.arange(len(batch)), size):
         trainer.run.objective(ctx, batch[rows], lambda loss: trainer.runtime.learn(loss, len(batch)))
-    taken = torch.cat([p.grad.flatten() for p in parameters])
+    taken = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
     trainer.runtime.optimizer.zero_grad()
     return taken
 

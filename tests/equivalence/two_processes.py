@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
 
 from alignment.data import Prompts
@@ -90,7 +91,7 @@ def main() -> None:
         if trainer.runtime.main:
             save_file(weights, output / f"{name}.safetensors")
             (output / f"{name}.json").write_text(json.dumps(told))
-    trainer.runtime.close()
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":
