@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from scipy import ndimage
@@ -169,7 +169,7 @@ def read(pictures: np.ndarray) -> list[list[Sight]]:
         The objects of each picture, in the order of a scan from the top left.
     """
     light = pictures.astype(np.float32) - np.array(BACKGROUND, np.float32)
-    labels, found = ndimage.label(np.abs(light).max(-1) > _FOREGROUND, _CONNECT)
+    labels, found = cast(tuple[np.ndarray, int], ndimage.label(np.abs(light).max(-1) > _FOREGROUND, _CONNECT))
     where = labels.nonzero()
     owner = labels[where]
     area = np.bincount(owner, minlength=found + 1)
@@ -267,5 +267,6 @@ def related(relation: str, first: Sequence[Sight], second: Sequence[Sight], *, g
         return False
     if relation in ("right of", "below"):
         first, second = second, first
-    axis = Sight._fields.index("x" if relation in ("left of", "right of") else "y")
-    return max(s[axis] for s in first) + gap < min(s[axis] for s in second)
+    across = relation in ("left of", "right of")
+    ends, begins = ([s.x if across else s.y for s in sights] for sights in (first, second))
+    return max(ends) + gap < min(begins)

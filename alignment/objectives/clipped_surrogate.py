@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from alignment.batches import Transitions
+from alignment.batches import Batch, Transitions
 from alignment.context import Context
 from alignment.errors import ConfigError
 from alignment.objectives.base import Learn, Loss, Objective
@@ -37,7 +37,7 @@ class ClippedSurrogate(Objective[Transitions]):
     clip: float = 1e-4
     kl: float = 0.0
     weight: Literal["true", "equal", "sigma"] = "true"
-    consumes: ClassVar[type[Transitions]] = Transitions
+    consumes: ClassVar[type[Batch]] = Transitions
 
     def __post_init__(self) -> None:
         if self.clip <= 0 or self.kl < 0:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from alignment.batches import Samples
+from alignment.batches import Batch, Samples
 from alignment.context import Context
 from alignment.errors import ConfigError
 from alignment.objectives._noising import Point, draw_points, frozen_answers, mean_square
@@ -44,7 +44,7 @@ class NFT(Objective[Samples]):
     times: Times = Times()
     points: int = 1
     self_normalised: bool = True
-    consumes: ClassVar[type[Samples]] = Samples
+    consumes: ClassVar[type[Batch]] = Samples
 
     def __post_init__(self) -> None:
         if self.beta <= 0 or self.limit <= 0 or self.kl < 0 or self.points < 1:

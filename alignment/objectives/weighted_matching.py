@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from alignment.batches import Samples
+from alignment.batches import Batch, Samples
 from alignment.context import Context
 from alignment.errors import ConfigError
 from alignment.objectives._noising import Point, draw_points, frozen_answers, mean_square
@@ -41,7 +41,7 @@ class WeightedMatching(Objective[Samples]):
     weighting: Literal["one", "t", "t_squared"] = "one"
     times: Times = Times()
     points: int = 1
-    consumes: ClassVar[type[Samples]] = Samples
+    consumes: ClassVar[type[Batch]] = Samples
 
     def __post_init__(self) -> None:
         if self.clip <= 0 or self.kl < 0 or self.points < 1:

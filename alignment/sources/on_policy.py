@@ -9,7 +9,7 @@ import torch
 
 from alignment.advantages.base import Advantage
 from alignment.advantages.group_norm import GroupNorm
-from alignment.batches import Experience, Groups, Samples
+from alignment.batches import Batch, Experience, Groups, Samples
 from alignment.context import Context
 from alignment.sources._collect import Stopwatch, assign, check_geometry, join, repeat, sample_ids, score
 from alignment.sources.base import Source
@@ -36,7 +36,7 @@ class OnPolicy(Source[Samples]):
     advantage: Advantage = GroupNorm()
     weights: Literal["live", "behaviour"] = "live"  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
     prompts_per_call: int | None = None
-    produces: ClassVar[type[Samples]] = Samples
+    produces: ClassVar[type[Batch]] = Samples
 
     def __post_init__(self) -> None:
         check_geometry(self.prompts, self.group_size, self.prompts_per_call)

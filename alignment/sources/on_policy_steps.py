@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignment.advantages.base import Advantage
 from alignment.advantages.group_norm import GroupNorm
-from alignment.batches import Experience, Groups, Transitions, concatenate
+from alignment.batches import Batch, Experience, Groups, Transitions, concatenate
 from alignment.context import Context
 from alignment.errors import ConfigError
 from alignment.sources._collect import Stopwatch, assign, check_geometry, join, repeat, sample_ids, score
@@ -49,7 +49,7 @@ class OnPolicySteps(Source[Transitions]):
     prompts_per_call: int | None = None
     tail: int | None = None
     share_prefix: bool = True
-    produces: ClassVar[type[Transitions]] = Transitions
+    produces: ClassVar[type[Batch]] = Transitions
 
     def __post_init__(self) -> None:
         check_geometry(self.prompts, self.group_size, self.prompts_per_call)
