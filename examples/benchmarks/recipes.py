@@ -1,9 +1,10 @@
-"""Run recipes at one wall-clock budget on several seeds, and set them side by side.
+"""Run recipes for the same training time on several seeds, and set them side by side.
 
-    python examples/benchmarks/recipes.py --minutes 4 --seeds 0 1 2 configs/quickstart*.yaml
+    python examples/benchmarks/recipes.py configs/quickstart.yaml configs/quickstart_dancegrpo.yaml ...
 
-Each recipe first runs a few steps to learn what a step costs on this machine; its `steps` are then what fits into the
-budget of training time, evaluation not counted. Every run is an ordinary run in `runs/`; the table is written as JSON.
+Each recipe first runs a few steps to learn what a step costs here. The first recipe then takes the steps of its config;
+every other one takes as many as fit into the time of those, evaluation not counted. Every run is an ordinary run in
+`runs/`; the table is written as JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from alignment import run_folder
+from alignment import config, run_folder
 from alignment.statistics import over_runs
 
 CALIBRATION_STEPS = 6
@@ -86,7 +87,6 @@ def main() -> None:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+")
-    parser.add_argument("--minutes", type=float, help="training time; without it, the steps of each recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of each run")
@@ -94,23 +94,25 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs"))
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, list[dict[str, Any]]] = {}
-    for recipe in given.recipes:
-        stem = Path(recipe).stem
-        steps = []
-        if given.minutes is not None:
-            steps = [f"steps={math.floor(given.minutes * 60 / seconds_a_step(recipe, given.folder, given.threads))}"]
+    first = config.load(given.recipes[0])
+    with ThreadPoolExecutor(given.parallel) as pool:
+        costs = list(pool.map(lambda recipe: seconds_a_step(recipe, given.folder, given.threads), given.recipes))
+        budget = first.steps * costs[0]
+        steps = dict(zip(given.recipes, (math.floor(budget / cost) for cost in costs), strict=True))
+        jobs = [(recipe, seed) for recipe in given.recipes for seed in given.seeds]
 
-        def one(seed: int, recipe: str = recipe, stem: str = stem, steps: list[str] = steps) -> dict[str, Any]:
-            name = f"{stem}-seed{seed}"
-            overrides = [f"name={name}", f"output.folder={given.folder}", f"seed={seed}", *steps]
+        def one(job: tuple[str, int]) -> dict[str, Any]:
+            recipe, seed = job
+            name = f"{Path(recipe).stem}-seed{seed}"
+            overrides = [f"name={name}", f"output.folder={given.folder}", f"seed={seed}", f"steps={steps[recipe]}"]
             train(recipe, *overrides, log=given.folder / f"{name}.log", threads=given.threads)
             return outcome(given.folder / name)
 
-        with ThreadPoolExecutor(given.parallel) as pool:
-            found[stem] = list(pool.map(one, given.seeds))
-        Console().print(table({stem: found[stem]}, given.metrics))
-    Console().print(table(found, given.metrics))
+        outcomes = list(pool.map(one, jobs))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for (recipe, _), result in zip(jobs, outcomes, strict=True):
+        found.setdefault(Path(recipe).stem, []).append(result)
+    Console(width=160).print(table(found, given.metrics))
     (given.folder / "recipes.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
 
 
