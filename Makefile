@@ -13,7 +13,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-gpu check format coverage bench clean distclean
+.PHONY: help install quickstart test test-gpu check format coverage golden bench bench-recipes clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,8 +56,15 @@ format: $(STAMP) ## Format the code and mend what the linter can mend by itself
 coverage: $(STAMP) ## Run the test-suite and report the lines it does not reach
 	$(PYTEST) -n 2 --cov --cov-report=term-missing
 
-bench: $(STAMP) ## Measure the numbers that the README states
+golden: $(STAMP) ## Write the golden curves anew; look at the difference before you commit it
+	REWRITE_GOLDEN=1 $(PYTEST) tests/golden
+
+bench: $(STAMP) ## Measure what the machinery costs (minutes)
 	$(BIN)/python examples/benchmarks/run.py
+
+bench-recipes: $(STAMP) ## Run the quickstart's task by four methods on three seeds (half an hour)
+	$(BIN)/python examples/benchmarks/recipes.py configs/quickstart.yaml configs/quickstart_dancegrpo.yaml \
+		configs/quickstart_nft.yaml configs/quickstart_awm.yaml --parallel 2 --threads 1
 
 clean: ## Remove caches and build products; runs and .venv stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist build

@@ -1,0 +1,52 @@
+"""Draw a run's held-out pictures before and after, from the same noise: `before_after.py RUN OUTPUT.png`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from alignment import run_folder
+from alignment.pictures import frames
+from alignment.run_folder import Evaluated
+
+SIDE, GAP, TEXT = 72, 6, 22
+GOOD, BAD = "#1f9d72", "#c93d3d"
+
+
+def column(sheet: Image.Image, before: Evaluated, after: Evaluated, row: int, at: tuple[int, int]) -> None:
+    """Paste one picture before (above) and after (below), framed by whether it shows its caption."""
+    for step, result in enumerate((before, after)):
+        right = bool(result.scores["strict"][row] > 0.5)
+        picture = frames(result.media.pixels[row])[0].resize((SIDE, SIDE), Image.Resampling.NEAREST)
+        x, y = at[0], at[1] + step * (SIDE + GAP)
+        sheet.paste(picture, (x, y))
+        ImageDraw.Draw(sheet).rectangle((x - 2, y - 2, x + SIDE + 1, y + SIDE + 1), outline=GOOD if right else BAD, width=2)
+
+
+def main(run: str, output: str) -> None:
+    """Write one block a caption: its first pictures side by side, above before and below after."""
+    found = run_folder.read_evaluations(Path(run))
+    before, after = found[run_folder.BASE][1], found[run_folder.FINAL][1]
+    shown = range(len(before.media))
+    captions = list(dict.fromkeys(before.prompts[row] for row in shown))
+    rows = {caption: [row for row in shown if before.prompts[row] == caption] for caption in captions}
+    widest = max(len(each) for each in rows.values())
+    block_width, block_height = widest * (SIDE + GAP) + 3 * GAP, 2 * (SIDE + GAP) + TEXT + 2 * GAP
+    across = 3 if len(captions) > 4 else 1
+    down = -(-len(captions) // across)
+    sheet = Image.new("RGB", (across * block_width + GAP, down * block_height + GAP), "white")
+    font = ImageFont.load_default(size=14)
+    for number, caption in enumerate(captions):
+        x, y = GAP + number % across * block_width, GAP + number // across * block_height
+        ImageDraw.Draw(sheet).text((x, y), caption, fill="#222222", font=font)
+        for place, row in enumerate(rows[caption]):
+            column(sheet, before, after, row, (x + 2 + place * (SIDE + GAP), y + TEXT))
+    sheet.save(output, optimize=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
