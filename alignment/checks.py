@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import textwrap
@@ -13,9 +14,14 @@ import torch
 
 from alignment.errors import ConfigError
 from alignment.run import Run
+from alignment.spec import PolicySpec
+from reward_models.base import RewardError
 from samplers.windows.base import Window
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+LONGEST_NAME = 200
+"""Characters; file systems take 255 bytes, and a run that is moved aside gets a longer name."""
+
 Problem = tuple[str, str]
 """(key path, message)"""
 
@@ -31,7 +37,7 @@ def check(run: Run, world_size: int) -> None:
     Raises:
         ConfigError: The first problem found.
     """
-    for key, message in (*values(run), *_geometry(run, world_size), *_files(run)):
+    for key, message in (*values(run), *_geometry(run, world_size), *_files(run), *_rewards(run)):
         raise ConfigError(f"{key}: {message}")
 
 
@@ -39,13 +45,49 @@ def values(run: Run) -> Iterator[Problem]:
     """Yield what is wrong with the run whatever the machine; `config.load` adds file and line."""
     if not re.fullmatch(r"[\w.-]+", run.name) or run.name in (".", ".."):
         yield "name", f"got {run.name!r}; it names a folder: letters, digits, '-', '_' and '.' only"
+    elif len(run.name) > LONGEST_NAME:
+        yield "name", f"got {len(run.name)} characters; it names a folder: use at most {LONGEST_NAME}"
     yield from _numbers(run)
-    if run.policy.lora is not None and run.policy.trainable is not None:
+    if math.isinf(run.optimizer.learning_rate):
+        yield "optimizer.learning_rate", f"got {run.optimizer.learning_rate}, expected a finite number"
+    yield from _policy(run.policy)
+    yield from _call(run)
+    yield from _rows(run)
+
+
+def _policy(policy: PolicySpec) -> Iterator[Problem]:
+    """Look at which weights are trained, and in which precision."""
+    if policy.lora is not None and policy.trainable is not None:
         yield (
             "policy.trainable",
             "it chooses among the denoiser's own weights, but policy.lora trains adapters; drop one",
         )
-    yield from _rows(run)
+    if policy.lora is not None and policy.lora.alpha is not None and policy.lora.alpha <= 0:
+        yield "policy.lora.alpha", f"got {policy.lora.alpha}, expected more than 0, or null for the rank"
+    for i, pattern in enumerate(policy.trainable or ()):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"policy.trainable.{i}", f"{pattern!r} is not a regular expression: {error}"
+    if policy.dtype == "float16" and policy.autocast is not None:
+        yield (
+            "policy.dtype",
+            f"float16 weights do not go with policy.autocast {policy.autocast}: the two half precisions would meet in "
+            "one product; store bfloat16 or float32, or set policy.autocast=null",
+        )
+    elif policy.dtype != "float32" and policy.lora is None and policy.autocast is None:
+        yield (
+            "policy.dtype",
+            f"without policy.lora the trained weights are float32, and would meet inputs of {policy.dtype}; "
+            "set policy.autocast=bfloat16, or store float32",
+        )
+
+
+def _call(run: Run) -> Iterator[Problem]:
+    for key, call in {"policy.call": run.policy.call, "evaluation.call": run.evaluation.call}.items():
+        rounds = call.get("num_inference_steps", 1)
+        if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
+            yield f"{key}.num_inference_steps", f"got {rounds!r}, expected a whole number of at least 1"
 
 
 def _numbers(run: Run) -> Iterator[Problem]:
@@ -72,6 +114,10 @@ def _numbers(run: Run) -> Iterator[Problem]:
     for key, (got, least) in at_least.items():
         if got < least:
             yield key, f"got {got}, expected at least {least}"
+    at_most = {"steps": 10**9, "threads": 4096, "policy.lora.rank": 4096, "batch.microbatch": 10**9}
+    for key, most in at_most.items():
+        if at_least[key][0] > most:
+            yield key, f"got {at_least[key][0]}, expected at most {most}"
     above_zero = {
         "learning_rate": optimizer.learning_rate,
         "epsilon": optimizer.epsilon,
@@ -92,7 +138,7 @@ def _rows(run: Run) -> Iterator[Problem]:
     group = parts.get("group_size")
     rows = run.source.prompts * (group if isinstance(group, int) else 1)
     for name, window in parts.items():
-        if isinstance(window, Window) and isinstance(rounds, int):
+        if isinstance(window, Window) and isinstance(rounds, int) and rounds > 0:
             try:
                 choice = window.choose(rounds, 0, 0, torch.Generator())
             except ValueError as error:
@@ -141,6 +187,15 @@ def _files(run: Run) -> Iterator[Problem]:
         yield "output.folder", f"{exists} is a file, so the run cannot have the folder {folder / run.name}"
     elif not os.access(exists, os.W_OK | os.X_OK):
         yield "output.folder", f"{exists} cannot be written to; choose another folder or mend its permissions"
+
+
+def _rewards(run: Run) -> Iterator[Problem]:
+    for key, reward in {"source.reward": run.source.reward, "evaluation.reward": run.evaluation.reward}.items():
+        if reward is not None:
+            try:
+                reward.check(())
+            except RewardError as error:
+                yield key, str(error)
 
 
 def _pipeline(name: str) -> Iterator[Problem]:

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from alignment.errors import PipelineError
+from alignment.errors import EnvironmentProblem, PipelineError
 
 _IN_MEMORY = 4096
 """Prompts kept in memory where a folder holds them all; a T5-XXL embedding of 512 tokens takes 4 MB."""
@@ -156,19 +157,28 @@ class Embeddings:
     def _from_disk(self, key: str) -> _Row | None:
         if self._folder is None or not (self._folder / f"{key}.safetensors").is_file():
             return None
-        tensors = load_file(self._folder / f"{key}.safetensors")
-        by_row = tuple(flag == 1 for flag in tensors.pop("by_row").tolist())
+        try:
+            tensors = load_file(self._folder / f"{key}.safetensors")
+            by_row = tuple(flag == 1 for flag in tensors.pop("by_row").tolist())
+        except (SafetensorError, OSError, KeyError):  # damaged: encoded and written again
+            return None
         return _Row(tuple(tensors.get(str(i)) for i in range(len(by_row))), by_row)
 
     def _to_disk(self, key: str, row: _Row) -> None:
         if self._folder is None:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         tensors = {str(i): z.contiguous() for i, z in enumerate(row.tensors) if z is not None}
         tensors["by_row"] = torch.tensor([int(flag) for flag in row.by_row])
         partial = self._folder / f"{key}.{os.getpid()}.partial"
-        save_file(tensors, partial)
-        partial.replace(self._folder / f"{key}.safetensors")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, partial)
+            partial.replace(self._folder / f"{key}.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise EnvironmentProblem(
+                f"policy.embedding_cache: {self._folder.parent} cannot be written to ({error}); choose another folder, "
+                "or null to keep embeddings in memory"
+            ) from error
 
 
 def text_encoders(pipe: Any) -> dict[str, nn.Module]:

@@ -41,16 +41,19 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
     if folder.is_dir():
         _check_folder(folder)
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             pipe = DiffusionPipeline.from_pretrained(
                 spec.pipeline,
                 revision=spec.revision,
                 dtype=getattr(torch, spec.dtype),
                 local_files_only=folder.is_dir(),
             )
+        pipe.to(device)
+    except torch.OutOfMemoryError:  # the device is too small; nothing is wrong with the folder
+        raise
     except _UNLOADABLE as error:
         raise PipelineError(
-            f"policy.pipeline: {spec.pipeline} could not be loaded: {_first_line(error)}. "
+            f"policy.pipeline: {spec.pipeline} could not be loaded: {_reason(error)}. "
             "A pipeline is a folder written by `save_pretrained`, or a hub id"
         ) from error
     _check_tokenizers(pipe)
@@ -58,7 +61,6 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
     for module in pipe.components.values():
         if isinstance(module, nn.Module):
             module.requires_grad_(False).eval()
-    pipe.to(device)
     _set_attention(pipe.components[denoiser_name(pipe)], spec.attention)
     return pipe
 
@@ -71,6 +73,8 @@ def _check_folder(folder: Path) -> None:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise PipelineError(f"policy.pipeline: {folder / 'model_index.json'} is not JSON: {error}") from error
+    if not isinstance(index, dict):
+        raise PipelineError(f"policy.pipeline: {folder / 'model_index.json'} is not a JSON object")
     listed = [name for name, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
     lacking = [name for name in listed if not (folder / name).is_dir() or not any((folder / name).iterdir())]
     if lacking:
@@ -156,7 +160,7 @@ def _set_attention(denoiser: Any, backend: str) -> None:
             denoiser.enable_xformers_memory_efficient_attention()
     except (RuntimeError, ImportError, ValueError) as error:
         raise EnvironmentProblem(
-            f"policy.attention: backend {backend!r} cannot be used here: {_first_line(error)} 'native' always can"
+            f"policy.attention: backend {backend!r} cannot be used here: {_reason(error)}. 'native' always can"
         ) from error
 
 
@@ -168,7 +172,7 @@ def _attentions(denoiser: nn.Module) -> list[Any]:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Load without the bars of diffusers and transformers, and leave them as they were."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
@@ -194,5 +198,8 @@ def _is_worth_saying(record: logging.LogRecord) -> bool:
     return "Attention backends are an experimental feature" not in record.getMessage()
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _reason(error: BaseException) -> str:
+    """Return what went wrong in one line, without a full stop."""
+    if "stacktrace above" in str(error) and error.__cause__ is not None:  # diffusers' words for an unreachable hub id
+        return f"it is not on this machine, and the hub did not give it: {_reason(error.__cause__)}"
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from alignment.batches import Batch, Transitions
 from alignment.embeddings import Embeddings
-from alignment.errors import ConfigError, PipelineError
+from alignment.errors import ConfigError, PipelineError, VisalignError
 from alignment.loading import denoiser_name, load_pipeline, loop_networks, trained_scheduler
 from alignment.spec import PolicySpec
 from alignment.tuning import add_lora, merged, unfreeze
@@ -68,7 +68,7 @@ class Policy:
         self.pipe: Any = load_pipeline(spec, device)
         self.component = denoiser_name(self.pipe)
         self.denoiser: Any = self.pipe.components[self.component]
-        self._arguments = _checked_arguments(self.pipe, spec.call)
+        self._arguments = _checked_arguments(self.pipe, spec.call, "policy.call")
         self.trainable: dict[str, nn.Parameter] = (
             add_lora(self.denoiser, spec.lora, seed) if spec.lora else unfreeze(self.denoiser, spec.trainable)
         )
@@ -153,7 +153,7 @@ class Policy:
             seeds: `[n]` keys of the initial noise.
             arguments: What differs from the policy's own arguments.
         """
-        given = self._given(prompts, seeds, "pt", _checked_arguments(self.pipe, arguments))
+        given = self._given(prompts, seeds, "pt", _checked_arguments(self.pipe, arguments, "evaluation.call"))
         with torch.no_grad(), self._sampling(), self._fresh_routes().on(self.pipe, Conductor(), len(prompts)):
             return Media(as_clips(self.pipe(**given)[0]).float().cpu())
 
@@ -161,10 +161,11 @@ class Policy:
         """Run the pipeline once on one prompt, to learn its loop: how many rounds, which networks, which shapes.
 
         Raises:
-            PipelineError: If the pipeline does not follow the scheduler contract.
+            PipelineError: If the pipeline does not take the call arguments, or does not follow the scheduler contract.
         """
         conductor = _two_rounds()
-        self.call(conductor, (prompt,), torch.zeros(1, dtype=torch.int64), pixels=False)
+        with _blaming("policy.call", self.pipe):
+            self.call(conductor, (prompt,), torch.zeros(1, dtype=torch.int64), pixels=False)
         if conductor.round == 0:
             raise PipelineError(f"{type(self.pipe).__name__} never stepped its scheduler: it cannot be conducted")
         assert conductor.final is not None
@@ -256,8 +257,11 @@ class Policy:
             arguments: What `generate` will be called with, where that differs from the policy's own arguments.
         """
         self.probe(prompts[0])
-        self._embed(prompts, self._routes, {})
-        self._embed(held_out, self._fresh_routes(), _checked_arguments(self.pipe, arguments or {}))
+        other = _checked_arguments(self.pipe, arguments or {}, "evaluation.call")
+        with _blaming("policy.call", self.pipe):
+            self._embed(prompts, self._routes, {})
+        with _blaming("evaluation.call", self.pipe):
+            self._embed(held_out, self._fresh_routes(), other)
         self.embeddings.release()
 
     def _embed(self, prompts: Sequence[str], routes: Routes, arguments: dict[str, object]) -> None:
@@ -340,14 +344,26 @@ def _two_rounds() -> Conductor:
     return Conductor([Native(), Native(), *([Skip()] * _ROUNDS_AT_MOST)])
 
 
-def _checked_arguments(pipe: Any, arguments: dict[str, object]) -> dict[str, object]:
+@contextlib.contextmanager
+def _blaming(key: str, pipe: Any) -> Iterator[None]:
+    """Name the call arguments in what a pipeline raises on its first call with them; memory is not their fault."""
+    try:
+        yield
+    except (VisalignError, torch.OutOfMemoryError):
+        raise
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PipelineError(f"{key}: {type(pipe).__name__} cannot be called with these arguments: {cause}") from error
+
+
+def _checked_arguments(pipe: Any, arguments: dict[str, object], key: str) -> dict[str, object]:
     """Return `arguments` if the pipeline's `__call__` takes them all and the policy does not set them itself."""
     known = list(inspect.signature(type(pipe).__call__).parameters)
     for name in arguments:
         if name in _OURS:
-            raise ConfigError(f"policy.call.{name} cannot be set: every row is one prompt, with its own random stream")
+            raise ConfigError(f"{key}.{name} cannot be set: every row is one prompt, with its own random stream")
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"policy.call.{name}: {type(pipe).__name__} takes no such argument.{hint}")
+            raise ConfigError(f"{key}.{name}: {type(pipe).__name__} takes no such argument.{hint}")
     return dict(arguments)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import yaml
 
-from alignment import checks, config, report, run_folder
+from alignment import checks, cli, config, report, run_folder
 from alignment.artifacts import Card, write_artifacts
 from alignment.batches import Batch, Experience
-from alignment.checkpoint import LOCK, Checkpoints
+from alignment.checkpoint import FINISHED, LOCK, UNFINISHED, Checkpoints
 from alignment.data import read_prompts
 from alignment.draw import Draw
-from alignment.errors import CheckpointError, ConfigError, Stopped
+from alignment.errors import CheckpointError, ConfigError, DataError, Stopped
 from alignment.evaluation import Evaluator
 from alignment.loop import Trainer
 from alignment.policy import Policy
@@ -29,7 +29,19 @@ from alignment.state import TrainState, check_same_run, read_state, write_state
 from alignment.stopping import StopSignal
 from alignment.table import before_after
 from alignment.trackers import open_trackers
-from reward_models.base import RewardError
+from reward_models.base import RewardError, RewardModel
+
+
+BEFORE_ANY_STEP = {
+    LOCK,
+    run_folder.CONFIG,
+    run_folder.ENVIRONMENT,
+    run_folder.EVALUATIONS,
+    "tracker-id",
+    "tensorboard",
+    "wandb",
+}
+"""What a run writes before its first step."""
 
 
 def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> int:
@@ -56,7 +68,7 @@ def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> i
             # A run that cannot be loaded leaves no trace on the disk.
             trainer = load(run, runtime)
             if runtime.main:
-                if state is None and holds_run(folder):
+                if state is None and holds_something(folder):
                     checkpoints.prepare()  # refuses a folder in which another process works
                     move_aside(folder)
                     checkpoints.close()
@@ -73,6 +85,9 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     """Return the trainer of a run: prompts read, pipeline loaded and probed, prompts embedded, copies kept."""
     prompts = read_prompts(run.data.prompts, run.data.dedupe)
     held_out = () if run.evaluation.prompts is None else read_prompts(run.evaluation.prompts).texts
+    check_prompts(run.source.reward, run.data.prompts, prompts.texts)
+    if run.evaluation.prompts is not None:
+        check_prompts(run.evaluation.reward or run.source.reward, run.evaluation.prompts, held_out)
     runtime.world.scorer(run.source.reward)
     policy = Policy(run.policy, device=runtime.world.device, seed=Draw(run.seed).key("adapters"))
     policy.prepare(prompts.texts, held_out, run.evaluation.call)
@@ -82,15 +97,37 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     return Trainer(run, policy, runtime, prompts)
 
 
+def check_prompts(reward: RewardModel, file: str, prompts: Sequence[str]) -> None:
+    """Refuse prompts that the reward knows it cannot judge.
+
+    Raises:
+        DataError: Naming the file.
+    """
+    try:
+        reward.check(prompts)
+    except RewardError as error:
+        raise DataError(f"{file}: {error}") from error
+
+
 def copies(run: Run) -> tuple[str, ...]:
     """Return the frozen copies of the trained weights that a run keeps."""
     names = set(run.objective.snapshots) | {run.source.weights} - {"live"}
     return tuple(sorted(names | ({"ema"} if run.snapshots.ema > 0 else set())))
 
 
-def holds_run(folder: Path) -> bool:
+def holds_something(folder: Path) -> bool:
     """Return whether something is in the folder beside its lock."""
     return folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
+
+
+def holds_run(folder: Path) -> bool:
+    """Return whether the folder holds more than a run that died before its first step was told leaves behind."""
+    if not folder.is_dir():
+        return False
+    metrics = folder / run_folder.METRICS
+    told = metrics.is_file() and b"\n" in metrics.read_bytes()
+    left = BEFORE_ANY_STEP if told else BEFORE_ANY_STEP | {run_folder.METRICS}
+    return any(path.name not in left and not UNFINISHED.fullmatch(path.name) for path in folder.iterdir())
 
 
 def refuse_run(folder: Path) -> None:
@@ -100,9 +137,10 @@ def refuse_run(folder: Path) -> None:
         ConfigError: Saying what can be done with it.
     """
     if holds_run(folder):
+        saved = any(FINISHED.fullmatch(path.name) for path in folder.iterdir())
+        state = "exists: continue it with --resume latest," if saved else "exists and has no checkpoint:"
         raise ConfigError(
-            f"{folder} exists: continue it with --resume latest, choose another name with name=NAME, or move it aside "
-            "with output.overwrite=true"
+            f"{folder} {state} choose another name with name=NAME, or move it aside with output.overwrite=true"
         )
 
 
@@ -281,10 +319,8 @@ class Session:
         self._recorder.close()
         checkpoint = self.checkpoints.folder / f"checkpoint-{run.steps}"
         lines = [before_after(summary)] if self._table else []
-        sys.stdout.write("\n".join([*lines, f"checkpoint: {checkpoint}", f"report:     {path}"]) + "\n")
+        cli.show("\n".join([*lines, f"checkpoint: {checkpoint}", f"report:     {path}"]))
 
 
 if __name__ == "__main__":
-    from alignment import cli
-
     sys.exit(cli.run(["train", *sys.argv[1:]]))

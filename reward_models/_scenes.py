@@ -89,6 +89,9 @@ class Sight(NamedTuple):
     y: float
 
 
+_QUOTED = 80  # characters of a caption that a message quotes
+
+
 def parse(caption: str) -> Scene:
     """Return the scene a caption asks for.
 
@@ -100,7 +103,9 @@ def parse(caption: str) -> Scene:
         if f" {joint} " in text:
             first, second = (_parse_group(part, caption) for part in text.split(f" {joint} ", 1))
             if (first.colour, first.shape) == (second.colour, second.shape):
-                raise ValueError(f"both groups of {caption!r} are {first.colour} {first.shape}s: make them differ")
+                raise ValueError(
+                    f"both groups of {_quoted(caption)} are {first.colour} {first.shape}s: make them differ"
+                )
             return Scene((first, second), None if joint == "and" else joint)
     return Scene((_parse_group(text, caption),))
 
@@ -113,10 +118,14 @@ def _parse_group(text: str, caption: str) -> Group:
             if words[2] == (shape + "s" if count > 1 else shape):
                 return Group(count, words[1], shape)
     raise ValueError(
-        f"{text!r} in the caption {caption!r} is not COUNT COLOUR SHAPE, as in 'two red circles': COUNT is one of "
+        f"{_quoted(text)} in the caption {_quoted(caption)} is not COUNT COLOUR SHAPE, as in 'two red circles': COUNT is one of "
         f"{', '.join(COUNTS)}; COLOUR one of {', '.join(COLOURS)}; SHAPE one of {', '.join(SHAPES)}, with an s after "
         f"two and three. Two groups are joined by 'and', {', '.join(repr(r) for r in RELATIONS)}."
     )
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= _QUOTED else text[: _QUOTED - 3] + "...")
 
 
 def split_of(scene: Scene) -> str:

@@ -88,3 +88,17 @@ class RewardModel(Protocol):
     def load(self, *, device: torch.device) -> Scorer:
         """Return the scorer on `device`."""
         ...
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse what can be seen not to work before anything is loaded; nothing, unless a model knows better.
+
+        Args:
+            prompts: Texts that will be scored; none where only the description itself is looked at.
+
+        Raises:
+            RewardError: Saying what cannot be scored.
+        """
+
+    def __str__(self) -> str:
+        """Return the name under which messages speak of it."""
+        return type(self).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 
 from reward_models.base import Media, RewardError, RewardModel, Rewards
+
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -32,24 +33,35 @@ class Function(RewardModel):
 
     differentiable: ClassVar[bool] = False
 
+    def __str__(self) -> str:
+        """Return the name of the user's own function."""
+        return f"function {self.call}"
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse a function that cannot be imported."""
+        self._found()
+
     def load(self, *, device: torch.device) -> _FunctionScorer:
         """Import the function.
 
         Raises:
             RewardError: If `call` names nothing that can be imported and called.
         """
+        return _FunctionScorer(self.call, self._found())
+
+    def _found(self) -> Callable[[Tensor, Sequence[str]], object]:
         module, colon, name = self.call.partition(":")
         if not (module and colon and name):
             raise RewardError(f"function: call is 'package.module:function', got {self.call!r}")
         try:
             found = vars(importlib.import_module(module))[name]
-        except ImportError as error:
+        except (ImportError, SyntaxError) as error:
             raise RewardError(f"function {self.call}: {error}") from error
         except KeyError as error:
             raise RewardError(f"function {self.call}: the module {module} has no {name}") from error
         if not callable(found):
             raise RewardError(f"function {self.call}: this is a {type(found).__name__}, not a function")
-        return _FunctionScorer(self.call, found)
+        return found
 
 
 @dataclass(frozen=True)
@@ -67,19 +79,27 @@ class _FunctionScorer:
             with torch.no_grad():
                 answer = self.function(media.pixels, prompts)
         # Whatever a stranger's function raises, the user has to see whose it was; the cause stays attached.
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RewardError(f"function {self.name} raised {type(error).__name__}: {error}") from error
         numbers = self._numbers(answer, len(media))
         return Rewards(torch.tensor(numbers, dtype=torch.float32, device=media.pixels.device))
 
     def _numbers(self, answer: object, count: int) -> list[float]:
-        items = answer.tolist() if isinstance(answer, Tensor | np.ndarray) else answer
+        try:
+            items = answer.tolist() if isinstance(answer, Tensor | np.ndarray) else answer
+        except RuntimeError as error:
+            raise RewardError(f"function {self.name} returned a tensor without numbers: {error}") from error
         if not isinstance(items, Sequence) or isinstance(items, str | bytes):
             raise RewardError(f"function {self.name} returned a {type(answer).__name__}, expected {count} numbers")
         if len(items) != count:
             raise RewardError(f"function {self.name} returned {len(items)} numbers for {count} samples")
-        numbers = [item.item() if isinstance(item, Tensor) and item.ndim == 0 else item for item in items]
+        numbers = [_number(item) for item in items]
         for row, number in enumerate(numbers):
-            if not isinstance(number, Real) or math.isinf(number):
+            if not isinstance(number, Real) or abs(number) > _LARGEST:
                 raise RewardError(f"function {self.name} returned {number!r} for sample {row}, not a finite number")
         return [float(number) for number in numbers]
+
+
+def _number(item: object) -> object:
+    """Return the number in a tensor that holds one; anything else as it is."""
+    return item.item() if isinstance(item, Tensor) and item.ndim == 0 and not item.is_meta else item

@@ -39,6 +39,11 @@ class Shapes(RewardModel):
         if not 0 <= self.strict <= 1:
             raise RewardError(f"shapes: strict is a weight in [0, 1], got {self.strict}")
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that are not in the language."""
+        for prompt in prompts:
+            _parse(prompt)
+
     def load(self, *, device: torch.device) -> _ShapesScorer:
         """Return the scorer; it works on the CPU whatever the device is."""
         return _ShapesScorer(self)

@@ -45,6 +45,11 @@ class Weighted(RewardModel):
         """Whether gradients reach the pixels through every part that has a weight."""
         return all(part.reward.differentiable for part in self.parts.values() if part.weight)
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse what a part refuses."""
+        for part in self.parts.values():
+            part.reward.check(prompts)
+
     def load(self, *, device: torch.device) -> _WeightedScorer:
         """Load every part on `device`."""
         weights = {name: part.weight for name, part in self.parts.items()}

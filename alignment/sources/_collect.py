@@ -42,6 +42,12 @@ def score(ctx: Context, reward: RewardModel, media: Media, prompts: tuple[str, .
         RewardError: If the scorer answers with another number of scores.
     """
     broken = int((~media.pixels.flatten(1).isfinite().all(dim=1)).sum())
+    if broken and ctx.step == 0:
+        raise NumericsError(
+            f"{broken} of {len(media)} samples have pixels that are not finite before anything was trained: the "
+            "pipeline's own output is not finite. Its weights hold NaN, or a network overflows in its dtype; check "
+            "policy.pipeline, or compute in float32 (policy.dtype: float32, policy.autocast: null)"
+        )
     if broken:
         raise NumericsError(
             f"{broken} of {len(media)} samples of step {ctx.step} have pixels that are not finite: the weights have "
@@ -50,9 +56,7 @@ def score(ctx: Context, reward: RewardModel, media: Media, prompts: tuple[str, .
         )
     rewards = ctx.world.scorer(reward)(media=media, prompts=prompts)
     if len(rewards.value) != len(media):
-        raise RewardError(
-            f"{type(reward).__name__} gave {len(rewards.value)} scores for {len(media)} samples; one a sample is needed"
-        )
+        raise RewardError(f"{reward} gave {len(rewards.value)} scores for {len(media)} samples; one a sample is needed")
     return Rewards(rewards.value.cpu(), {name: part.cpu() for name, part in rewards.parts.items()})
 
 
@@ -95,13 +99,13 @@ def _refuse(ctx: Context, value: Tensor, what: RewardModel) -> None:
     unscored = value.isnan().float().mean().item()
     if unscored > MAX_UNSCORED:
         raise RewardError(
-            f"{type(what).__name__} left {unscored:.0%} of the samples of step {ctx.step} without a score (NaN); up to "
+            f"{what} left {unscored:.0%} of the samples of step {ctx.step} without a score (NaN); up to "
             f"{MAX_UNSCORED:.0%} are left out of the update, more stop the run"
         )
     scored = value[~value.isnan()]
     if ctx.step == 0 and len(scored) > 1 and bool((scored == scored[0]).all()):
         raise RewardError(
-            f"{type(what).__name__} gave all {len(scored)} samples of the first step the same score "
+            f"{what} gave all {len(scored)} samples of the first step the same score "
             f"{scored[0].item():g}: nothing can be learned from a constant reward"
         )
 
