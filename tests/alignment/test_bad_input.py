@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignment import cli
@@ -121,10 +123,32 @@ def test_repeated_prompts_can_be_dropped_or_kept(folder: Path) -> None:
         ("source.reward={type: beauty}", "beauty"),
         ("policy.call.hight=16", "Did you mean 'height'?"),
         ("policy.lora.targets=[nothing]", "bind no module"),
+        ("policy.call.height=-32", "policy.call: FluxPipeline cannot be called"),
+        ("policy.call.height='32'", "policy.call: FluxPipeline cannot be called"),
+        ("policy.call.max_sequence_length=9999", "policy.call: FluxPipeline cannot be called"),
     ],
 )
 def test_values_and_geometry(folder: Path, capfd: pytest.CaptureFixture[str], override: str, says: str) -> None:
     assert says in refused(folder, capfd, override)
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [("max_sequence_length: 9999", "evaluation.call: FluxP"), ("hight: 16", "evaluation.call.hight")],
+)
+def test_arguments_of_the_evaluation(folder: Path, capfd: pytest.CaptureFixture[str], argument: str, says: str) -> None:
+    held_out = f"evaluation={{prompts: {folder}/held_out.txt, call: {{{argument}}}}}"
+    assert says in refused(folder, capfd, held_out)
+
+
+@pytest.mark.parametrize("key", ["data.prompts", "evaluation.prompts"])
+def test_a_prompt_that_the_reward_cannot_judge(folder: Path, capfd: pytest.CaptureFixture[str], key: str) -> None:
+    (folder / "good.txt").write_text("a red circle\n")
+    (folder / "mine.txt").write_text("a red circle\n" + "a cat " * 500 + "\n")
+    shapes = "source.reward={type: weighted, parts: {fit: {reward: {type: shapes}}}}"
+    told = refused(folder, capfd, shapes, f"data.prompts={folder}/good.txt", f"{key}={folder}/mine.txt")
+    assert f"{folder}/mine.txt: shapes can only judge" in told
+    assert len(told) < 1000
 
 
 def test_a_number_in_scientific_notation_is_a_number(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -161,6 +185,17 @@ def truncate_the_weights(pipeline: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
 
 
+def list_the_index(pipeline: Path) -> None:
+    (pipeline / "model_index.json").write_text("[]")
+
+
+def drop_a_tensor(pipeline: Path) -> None:
+    file = pipeline / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors.pop(min(tensors))
+    save_file(tensors, file)
+
+
 def spoil_the_index(pipeline: Path) -> None:
     (pipeline / "model_index.json").write_text("{not json")
 
@@ -176,7 +211,15 @@ def name_a_class_that_does_not_exist(pipeline: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [drop_a_component, truncate_the_weights, spoil_the_index, drop_the_weights, name_a_class_that_does_not_exist],
+    [
+        drop_a_component,
+        drop_a_tensor,
+        truncate_the_weights,
+        spoil_the_index,
+        list_the_index,
+        drop_the_weights,
+        name_a_class_that_does_not_exist,
+    ],
 )
 def test_a_damaged_pipeline(folder: Path, capfd: pytest.CaptureFixture[str], damage: Callable[[Path], None]) -> None:
     pipeline = copied(folder)
@@ -184,6 +227,15 @@ def test_a_damaged_pipeline(folder: Path, capfd: pytest.CaptureFixture[str], dam
     told = refused(folder, capfd, f"policy.pipeline={pipeline}")
     assert "policy.pipeline" in told
     assert str(pipeline) in told
+
+
+def test_weights_that_are_not_numbers(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pipeline = copied(folder)
+    file = pipeline / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(file).items()}, file)
+    told = refused(folder, capfd, f"policy.pipeline={pipeline}", code=5, clean=False)
+    assert "the pipeline's own output is not finite" in told
+    assert "learning_rate" not in told
 
 
 # ---- the reward ------------------------------------------------------------------------------------------------------
@@ -223,6 +275,18 @@ def constant(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
     return torch.full((len(prompts),), 0.5)
 
 
+def without_numbers(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+    return torch.zeros(len(prompts), device="meta")
+
+
+def without_numbers_in_a_list(pixels: Tensor, prompts: Sequence[str]) -> list[Tensor]:
+    return list(without_numbers(pixels, prompts))
+
+
+def leaves(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+    raise SystemExit(7)
+
+
 def judged_by(function: Callable[..., object]) -> str:
     return f"source.reward={{type: function, call: '{__name__}:{function.__name__}'}}"
 
@@ -231,10 +295,13 @@ def judged_by(function: Callable[..., object]) -> str:
     ("function", "says"),
     [
         (raises, "raised ZeroDivisionError: the judge is out"),
-        (unscored, "left 100% of the samples of step 0 without a score"),
+        (unscored, ":unscored left 100% of the samples of step 0 without a score"),
         (infinite, "returned inf for sample 0"),
         (too_few, "returned 5 numbers for 6 samples"),
-        (constant, "gave all 6 samples of the first step the same score 0.5"),
+        (without_numbers, ":without_numbers returned a tensor without numbers"),
+        (without_numbers_in_a_list, ":without_numbers_in_a_list returned tensor("),
+        (leaves, "raised SystemExit: 7"),
+        (constant, ":constant gave all 6 samples of the first step the same score 0.5"),
     ],
 )
 def test_rewards_that_cannot_be_learned_from(
@@ -247,6 +314,11 @@ def test_rewards_that_cannot_be_learned_from(
 
 def test_a_reward_that_cannot_be_imported(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "no_such_module" in refused(folder, capfd, "source.reward={type: function, call: 'no_such_module:f'}")
+
+
+def test_a_dry_run_imports_the_reward(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    told = refused(folder, capfd, "source.reward={type: function, call: 'no_such_module:f'}", "--dry-run")
+    assert "source.reward: function no_such_module:f" in told
 
 
 def test_a_reward_that_fails_later_loses_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -285,6 +357,39 @@ def test_a_folder_that_holds_a_run_is_refused_or_moved_aside(folder: Path, capfd
     assert [path.name for path in (folder / "runs").iterdir()] == ["run"]
     assert train(folder, "grpo", *SMALL, "output.overwrite=true") == 0
     assert (folder / "runs" / "run.old-1" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_died_before_its_first_step_holds_no_name(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    call = ["train", str(folder / "grpo.yaml"), "steps=2"]
+    assert cli.run([*call, judged_by(raises), "evaluation.reward={type: jpeg}"]) == 2
+    assert not list((folder / "runs" / "run").glob("checkpoint-*"))
+    capfd.readouterr()
+    assert cli.run([*call, "--resume", "latest"]) == 2
+    assert "start afresh" in capfd.readouterr().err
+    assert cli.run(call) == 0  # with its reward mended
+
+
+def test_a_run_without_checkpoints_does_not_send_in_circles(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert train(folder, "grpo", *SMALL) == 0
+    for checkpoint in (folder / "runs" / "run").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    told = refused(folder, capfd, clean=False)
+    assert "--resume" not in told
+    assert "output.overwrite=true" in told
+    assert "output.overwrite=true" in refused(folder, capfd, "--resume", "latest", clean=False)
+
+
+def test_a_reader_that_leaves_early_does_not_end_the_run(folder: Path) -> None:
+    command = [sys.executable, "-m", "alignment", "train", str(folder / "nft.yaml"), *SMALL]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writing)
+    assert done.returncode == 0, done.stderr
+    assert "BrokenPipe" not in done.stderr
+    assert (folder / "runs" / "run" / "checkpoint-2").is_dir()
 
 
 def test_a_file_in_the_place_of_the_folder(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

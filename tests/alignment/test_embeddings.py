@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from alignment.embeddings import Embeddings, text_encoders
-from alignment.errors import PipelineError
+from alignment.errors import EnvironmentProblem, PipelineError
 from samplers import Conductor
 from tests.policies import CASES, PROMPTS, build, counted
 from tests.tiny import SD15_CALL, call_of, tiny_flux, tiny_sd15
@@ -224,3 +224,20 @@ def test_a_text_alone_is_passed_on():
     memory.release()
     with pytest.raises(PipelineError, match="no embedding of 'a'"):
         memory("a", None)
+
+
+def test_a_damaged_file_is_encoded_and_written_again(tmp_path):
+    remembered(tiny_flux(), tmp_path)(["a"], None)
+    (file,) = tmp_path.rglob("*.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:40])
+    memory = remembered(tiny_flux(), tmp_path)
+    memory(["a"], None)
+    assert memory.misses == 1
+    assert file.read_bytes() == whole
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(EnvironmentProblem, match=r"policy\.embedding_cache: .*taken cannot be written"):
+        remembered(tiny_flux(), tmp_path / "taken")(["a"], None)
