@@ -174,5 +174,5 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    surroundings.filters.update(block=_yaml, inline=lambda value: _yaml(value, flow=True))
+    surroundings.filters.update(block=_yaml, inline=lambda value: _yaml(value, flow=True), literal=repr)
     return surroundings.from_string(resources.files("alignment").joinpath("card.md.jinja").read_text(encoding="utf-8"))

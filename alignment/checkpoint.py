@@ -129,7 +129,11 @@ class Checkpoints:
             self._prune(target)
         except (OSError, SafetensorError) as error:
             kept = f"{previous} is intact" if past else "there is none before it"
-            raise EnvironmentProblem(f"the checkpoint of step {step} could not be saved: {error}; {kept}") from error
+            again = "continue with --resume latest" if past else "start afresh with output.overwrite=true"
+            raise EnvironmentProblem(
+                f"the checkpoint of step {step} could not be saved: {error}; {kept}: "
+                f"free some space or mend the disk, and {again}"
+            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)  # not there any more once it is committed
         if past and past.step != step and past.weights == manifest.weights:
@@ -159,7 +163,10 @@ class Checkpoints:
         intact, damage = self._newest_intact()
         if intact is None:
             found = "no checkpoint" if not damage else "no intact checkpoint: " + "; ".join(damage)
-            raise CheckpointError(f"{self.folder} has {found}; start afresh, without `--resume`")
+            raise CheckpointError(
+                f"{self.folder} has {found}; start afresh, without `--resume`: "
+                "output.overwrite=true moves aside what the folder holds"
+            )
         if damage:
             warnings.warn(f"{'; '.join(damage)}. Falling back to {intact}", stacklevel=3)
         return intact

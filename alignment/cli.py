@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +32,18 @@ def run(argv: Sequence[str]) -> int:
         SystemExit: argparse has answered: --help, --version, or arguments that cannot be read (code 2).
     """
     args = _parse(argv)
-    return _answer(lambda: args.command(args))
+    format_before, warnings.formatwarning = warnings.formatwarning, _format_warning
+    try:
+        return _answer(lambda: args.command(args))
+    finally:
+        warnings.formatwarning = format_before
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return a warning as its reader needs it: what it says, without the place in the source that says it."""
+    return f"warning: {message}\n"
 
 
 def _answer(command: Callable[[], int]) -> int:
@@ -114,11 +126,11 @@ def _dry_run(args: argparse.Namespace) -> int:
 
     run = config.load(args.config, args.overrides)
     checks.check(run, checks.processes())
-    _show(f"{config.resolved(run)}\n{checks.describe(run, checks.processes())}")
+    show(f"{config.resolved(run)}\n{checks.describe(run, checks.processes())}")
     return 0
 
 
-def _show(text: str) -> None:
+def show(text: str) -> None:
     """Print; whoever reads may stop early (`| head`)."""
     try:
         print(text, flush=True)
@@ -191,5 +203,5 @@ def _config(args: argparse.Namespace) -> int:
     from alignment._listing import listing
     from alignment.run import Run
 
-    _show(listing(Run, args.kind))
+    show(listing(Run, args.kind))
     return 0

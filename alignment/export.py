@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from alignment.artifacts import CARD, CARD_DATA, LORA_FILE, Card, read_card, write_card
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem
-from alignment.loading import DENOISERS, load_pipeline
+from alignment.loading import DENOISERS, load_pipeline, no_progress_bars
 from alignment.manifest import verify
 from alignment.spec import PolicySpec
 
@@ -59,7 +59,8 @@ def export(checkpoint: Path, to: Path, form: Form, pipeline: str | None = None) 
             for name in (LORA_FILE, CARD, CARD_DATA):
                 shutil.copyfile(checkpoint / name, temporary / name)
         else:
-            _write_pipeline(checkpoint, temporary, card, pipeline)
+            with no_progress_bars():
+                _write_pipeline(checkpoint, temporary, card, pipeline)
         os.rename(temporary, to)
     except (OSError, SafetensorError) as error:
         raise EnvironmentProblem(f"{to} could not be written: {error}") from error

@@ -86,7 +86,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def cannot_write(path: Path, error: OSError) -> str:
     """Return what to tell the user of a write that the disk refused."""
-    return f"cannot write {path}: {error.strerror}; free space or fix the permission, then resume the run"
+    return (
+        f"cannot write {path}: {error.strerror}; free space or fix the permission, then continue with --resume latest, "
+        "or, if no checkpoint was saved yet, start afresh with output.overwrite=true"
+    )
 
 
 def write_json(path: Path, value: object) -> None:

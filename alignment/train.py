@@ -31,7 +31,6 @@ from alignment.table import before_after
 from alignment.trackers import open_trackers
 from reward_models.base import RewardError, RewardModel
 
-
 BEFORE_ANY_STEP = {
     LOCK,
     run_folder.CONFIG,

@@ -1,6 +1,6 @@
 """Use what a run made, with plain diffusers: this file needs nothing of visalign.
 
-python examples/load_in_diffusers.py assets/tiny_flux runs/quickstart/checkpoint-160 "two red circles"
+python examples/load_in_diffusers.py assets/tiny_flux runs/quickstart/checkpoint-100 "two red circles"
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image
 def main(pipeline: str, checkpoint: str, prompt: str) -> None:
     """Make eight pictures before and eight after, from the same noise, and write them as two rows."""
     pipe = DiffusionPipeline.from_pretrained(pipeline, dtype=torch.float32)
-    call = {"height": 32, "width": 32, "num_inference_steps": 6, "max_sequence_length": 12}
+    call = {"height": 32, "width": 32, "num_inference_steps": 4, "max_sequence_length": 12}
     rows = []
     for load in (False, True):
         if load:

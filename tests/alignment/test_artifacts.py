@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -191,3 +193,23 @@ def test_no_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_folder_without_a_card_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="checkpoint-N folder"):
         read_card(tmp_path)
+
+
+HALF_A_LEVEL = 0.5 / 255 + SAME  # pictures are rounded to 256 levels
+
+
+@pytest.mark.parametrize("layout", ["lora", "adapter", "component", "merged", "full"])
+def test_the_code_of_a_card_runs_and_makes_the_picture(layout: str, runs: dict[str, Trained], tmp_path: Path) -> None:
+    run = runs["flux full" if layout in ("component", "full") else "flux lora"]
+    folder = run.checkpoint
+    if layout in ("merged", "full"):
+        folder = tmp_path / layout
+        export(run.checkpoint, folder, layout)
+    elif layout == "adapter":  # what pipelines without `load_lora_weights` get
+        folder = shutil.copytree(run.checkpoint, tmp_path / layout)
+        write_card(folder, run.pipe, run.component, layout="adapter", card=read_card(folder))
+    code = (folder / CARD).read_text().split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code.replace("THIS_FOLDER", str(folder)).replace("a prompt", "a red circle"), names)
+    made = torch.from_numpy(np.array(names["result"].images[0])) / 255
+    torch.testing.assert_close(made, run.after.float(), atol=HALF_A_LEVEL, rtol=0)

@@ -166,7 +166,7 @@ def test_config_refuses_an_unknown_kind(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_reader_may_stop_early() -> None:
-    show = "import sys; from alignment import cli; sys.stdin.readline(); cli._show('x' * 100_000)"
+    show = "import sys; from alignment import cli; sys.stdin.readline(); cli.show('x' * 100_000)"
     process = subprocess.Popen(
         [sys.executable, "-c", show], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -178,3 +178,14 @@ def test_a_reader_may_stop_early() -> None:
     process.stdin.close()
     assert (process.stderr.read(), process.wait()) == (b"", 0)
     process.stderr.close()
+
+
+def test_a_warning_is_one_line_without_its_place_in_the_source() -> None:
+    warn = (
+        "import warnings; from types import SimpleNamespace; from alignment import cli\n"
+        "warn = lambda args: warnings.warn('checkpoint-2 is damaged') or 0\n"
+        "cli._parse = lambda argv: SimpleNamespace(command=warn)\n"
+        "cli.run([])"
+    )
+    done = subprocess.run([sys.executable, "-c", warn], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == "warning: checkpoint-2 is damaged\n"

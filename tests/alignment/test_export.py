@@ -35,15 +35,18 @@ def test_lora_alone(adapters: Trained, tmp_path: Path, capsys: pytest.CaptureFix
     assert str(to / CARD) in capsys.readouterr().out
 
 
-def test_merged_is_a_pipeline_without_adapters(adapters: Trained, tmp_path: Path) -> None:
+def test_merged_is_a_pipeline_without_adapters(
+    adapters: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     to = tmp_path / "out"
     to.mkdir()  # an empty folder may be there
     export(adapters.checkpoint, to, "merged")
+    assert "shards" not in capfd.readouterr().err
     assert not list(to.rglob(LORA_FILE))
     pipe = quiet(DiffusionPipeline.from_pretrained(to))
     assert not any("lora" in name for name, _ in pipe.transformer.named_parameters())
     torch.testing.assert_close(picture(pipe), adapters.after, atol=SAME, rtol=0)
-    assert 'FluxPipeline.from_pretrained("THIS_FOLDER")' in (to / CARD).read_text()
+    assert 'FluxPipeline.from_pretrained("THIS_FOLDER", dtype=torch.float32)' in (to / CARD).read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

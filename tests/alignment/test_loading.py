@@ -183,3 +183,11 @@ def test_first_order_samplers_train_as_themselves(cls):
 def test_samplers_without_a_known_sibling_are_refused(base):
     with pytest.raises(PipelineError, match=f"{type(base).__name__} has no first-order sibling"):
         trained_scheduler(base)
+
+
+def test_a_hub_id_out_of_reach_is_told_without_the_words_of_a_trace(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = refused("nobody/no-such-pipeline")
+    assert "the hub did not give it" in message
+    assert "stack" not in message
+    assert ".." not in message

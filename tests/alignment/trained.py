@@ -15,7 +15,7 @@ from alignment.artifacts import Card, write_artifacts
 from alignment.checkpoint import Checkpoints
 from alignment.spec import Lora
 from alignment.tuning import add_lora, unfreeze
-from tests.tiny import picture, tiny_flux, tiny_sd15
+from tests.tiny import FLUX_CALL, picture, tiny_flux, tiny_sd15
 
 RANK, ALPHA = 4, 6  # unequal, so that a lost alpha shows
 # The same weights in memory of another alignment: the order of sums in a matrix product may differ, and four denoising
@@ -44,6 +44,7 @@ def config_of(base: Path | str, *, lora: bool) -> dict[str, Any]:
             "pipeline": str(base),
             "revision": None,
             "dtype": "float32",
+            "call": dict(FLUX_CALL),
             "lora": {"rank": RANK, "alpha": ALPHA} if lora else None,
         },
         "source": {
