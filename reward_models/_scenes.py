@@ -119,8 +119,8 @@ def _parse_group(text: str, caption: str) -> Group:
                 return Group(count, words[1], shape)
     raise ValueError(
         f"{_quoted(text)} in the caption {_quoted(caption)} is not COUNT COLOUR SHAPE, as in 'two red circles': "
-        f"COUNT is one of {', '.join(COUNTS)}; COLOUR one of {', '.join(COLOURS)}; SHAPE one of {', '.join(SHAPES)}, with an s after "
-        f"two and three. Two groups are joined by 'and', {', '.join(repr(r) for r in RELATIONS)}."
+        f"COUNT is one of {', '.join(COUNTS)}; COLOUR one of {', '.join(COLOURS)}; SHAPE one of {', '.join(SHAPES)}, "
+        f"with an s after two and three. Two groups are joined by 'and', {', '.join(repr(r) for r in RELATIONS)}."
     )
 
 
