@@ -8,12 +8,13 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from alignment import cli
 from alignment.data import read_prompts
@@ -41,6 +42,14 @@ def refused(
     if clean:
         assert not (folder / "runs").exists()
     return told[0]
+
+
+def raises(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+    raise ZeroDivisionError("the judge is out")
+
+
+def judged_by(function: Callable[..., object]) -> str:
+    return f"source.reward={{type: function, call: '{function.__module__}:{function.__name__}'}}"
 
 
 # ---- prompts ---------------------------------------------------------------------------------------------------------

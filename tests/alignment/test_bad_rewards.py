@@ -1,4 +1,4 @@
-"""Rewards that fail or cannot be learned from: one message that names the user's function, and nothing learned is lost."""
+"""Rewards that fail or cannot be learned from: one message names the user's function, and no step is lost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.alignment.test_bad_input import SMALL, refused
+from tests.alignment.test_bad_input import SMALL, judged_by, raises, refused
 from tests.faults.runs import left_by, prepared, train
 
 
@@ -20,10 +20,6 @@ def folder(flux_folder: Path, tmp_path: Path) -> Path:
 
 
 asked = 0
-
-
-def raises(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
-    raise ZeroDivisionError("the judge is out")
 
 
 def fails_later(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -64,10 +60,6 @@ def without_numbers_in_a_list(pixels: Tensor, prompts: Sequence[str]) -> list[Te
 
 def leaves(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
     raise SystemExit(7)
-
-
-def judged_by(function: Callable[..., object]) -> str:
-    return f"source.reward={{type: function, call: '{__name__}:{function.__name__}'}}"
 
 
 @pytest.mark.parametrize(
