@@ -46,13 +46,10 @@ def frozen_answers(ctx: Context, batch: Samples, points: list[Point], name: str)
     """Return the model output at each point under the frozen weights `name`, float32."""
     answers: dict[int, Tensor] = {}
     with ctx.policy.using(name):
-        ctx.policy.visit(
-            batch, [(p.x, p.t) for p in points], lambda k, v: answers.update({k: v.float()}), grad=False
-        )
+        ctx.policy.visit(batch, [(p.x, p.t) for p in points], lambda k, v: answers.update({k: v.float()}), grad=False)
     return answers
 
 
 def mean_square(difference: Tensor) -> Tensor:
     """Return the mean square of each row, `[n]`."""
     return difference.square().flatten(1).mean(dim=1)
-

@@ -67,9 +67,7 @@ class NFT(Objective[Samples]):
 
         ctx.policy.visit(batch, [(p.x, p.t) for p in points], receive, grad=True)
 
-    def loss(
-        self, path: Path, batch: Samples, point: Point, velocity: Tensor, old: Tensor, reference: Tensor
-    ) -> Loss:
+    def loss(self, path: Path, batch: Samples, point: Point, velocity: Tensor, old: Tensor, reference: Tensor) -> Loss:
         """Return the loss of one noised copy, each row's share; `velocity` has the graph."""
         r = (batch.advantage / (2 * self.limit) + 0.5).clamp(0, 1)
         positive = self._distance(path, batch, point, self.beta * velocity + (1 - self.beta) * old)

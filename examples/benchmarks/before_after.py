@@ -22,7 +22,8 @@ def column(sheet: Image.Image, before: Evaluated, after: Evaluated, row: int, at
         picture = frames(result.media.pixels[row])[0].resize((SIDE, SIDE), Image.Resampling.NEAREST)
         x, y = at[0], at[1] + step * (SIDE + GAP)
         sheet.paste(picture, (x, y))
-        ImageDraw.Draw(sheet).rectangle((x - 2, y - 2, x + SIDE + 1, y + SIDE + 1), outline=GOOD if right else BAD, width=2)
+        frame = (x - 2, y - 2, x + SIDE + 1, y + SIDE + 1)
+        ImageDraw.Draw(sheet).rectangle(frame, outline=GOOD if right else BAD, width=2)
 
 
 def main(run: str, output: str) -> None:
