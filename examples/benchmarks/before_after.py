@@ -18,7 +18,8 @@ GOOD, BAD = "#1f9d72", "#c93d3d"
 def column(sheet: Image.Image, before: Evaluated, after: Evaluated, row: int, at: tuple[int, int]) -> None:
     """Paste one picture before (above) and after (below), framed by whether it shows its caption."""
     for step, result in enumerate((before, after)):
-        right = bool(result.scores["strict"][row] > 0.5)
+        strict = next(scores for name, scores in result.scores.items() if name.endswith("strict"))
+        right = bool(strict[row] > 0.5)
         picture = frames(result.media.pixels[row])[0].resize((SIDE, SIDE), Image.Resampling.NEAREST)
         x, y = at[0], at[1] + step * (SIDE + GAP)
         sheet.paste(picture, (x, y))
