@@ -198,7 +198,9 @@ def memory() -> dict[str, float]:
     found = {}
     for trained in (1, 5):
         made = trainer(
-            "batch={updates: 1, microbatch: 48}", f"source.window={{type: random, size: {trained}, drop_last: true}}"
+            "policy.call.num_inference_steps=6",
+            "batch={updates: 1, microbatch: 48}",
+            f"source.window={{type: random, size: {trained}, drop_last: true}}",
         )
         ctx = made.context(0)
         batch = made.experience(ctx).batch
