@@ -35,6 +35,7 @@ from alignment.tuning import merged
 from reward_models.base import Media
 
 RECIPE = "configs/quickstart_dancegrpo.yaml"
+QUICKSTART = "configs/quickstart.yaml"
 
 
 def medians(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -49,9 +50,9 @@ def medians(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, fl
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def trainer(*overrides: str) -> Trainer:
+def trainer(*overrides: str, recipe: str = RECIPE) -> Trainer:
     """Return a loaded run of the benchmark's recipe."""
-    run = config.load(RECIPE, overrides)
+    run = config.load(recipe, overrides)
     return load(run, Runtime(run))
 
 
@@ -108,9 +109,9 @@ def bare(made: Trainer, calls: list[BareCall], latents: list[Tensor], media: Med
     made.runtime.optimizer.zero_grad(set_to_none=True)
 
 
-def overhead(repeats: int) -> dict[str, float]:
+def overhead(repeats: int, recipe: str) -> dict[str, float]:
     """Return seconds of a step and of its bare calls, and their ratio."""
-    made = trainer()
+    made = trainer(recipe=recipe)
     latents: list[Tensor] = []
     decode = made.policy.pipe.vae.decode
 
@@ -202,6 +203,7 @@ def memory() -> dict[str, float]:
             "batch={updates: 1, microbatch: 48}",
             f"source.window={{type: random, size: {trained}, drop_last: true}}",
         )
+        made.policy.share_states = False  # or one step alone would hold a row a group
         ctx = made.context(0)
         batch = made.experience(ctx).batch
         found[f"{trained} trained"] = float(_held(lambda made=made, ctx=ctx, batch=batch: made.learn(ctx, batch)))
@@ -239,7 +241,8 @@ def main() -> None:
     parser.add_argument("--output", default="runs/benchmark.json")
     given = parser.parse_args()
     results = {
-        "overhead": overhead(given.repeats),
+        "overhead, quickstart": overhead(given.repeats, QUICKSTART),
+        "overhead, DanceGRPO": overhead(given.repeats, RECIPE),
         "prefix": prefix(given.repeats),
         "collapse": collapse(given.repeats),
         "memory": memory(),
