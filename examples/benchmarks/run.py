@@ -100,7 +100,8 @@ def bare(made: Trainer, calls: list[BareCall], latents: list[Tensor], media: Med
             with half:
                 call.network(*call.arguments, **call.named)
         for z in latents:
-            policy.pipe.vae.decode(z)
+            with half:
+                policy.pipe.vae.decode(z)
     made.runtime.world.scorer(made.run.source.reward)(media=media, prompts=texts)
     for call in (call for call in calls if call.grad):
         with half:
