@@ -68,27 +68,26 @@ class OnPolicySteps(Source[Transitions]):
         size = self.prompts_per_call or len(groups)
         calls = [groups[i : i + size] for i in range(0, len(groups), size)]
         offset = ctx.world.rank * len(calls)
-        paths, choices, scores = [], [], []
-        for number, part in enumerate(calls, start=offset):
-            choices.append(self._choose(ctx, number))
+        plans = [self._plan(ctx, part, self._choose(ctx, number)) for number, part in enumerate(calls, start=offset)]
+        paths, pixels, scores = [], [], []
+        for plan in plans:
             with watch.time("rollout"):
-                paths.append(sample(ctx.policy.call, self._plan(ctx, part, choices[-1])))
+                paths.append(sample(ctx.policy.call, plan))
             with watch.time("reward"):
-                media = Media(paths[-1].pixels.float().cpu())
-                scores.append(score(ctx, self.reward, media, repeat(part.prompts, self.group_size)))
+                pixels.append(paths[-1].pixels.float().cpu())
+                scores.append(score(ctx, self.reward, Media(pixels[-1]), plan.repeated))
         rewards = join(scores)
         credits, metrics = assign(
             ctx, self.advantage, rewards, groups.ids.repeat_interleave(self.group_size), self.reward
         )
         batches = [
-            self._batch(ctx, part, choice, path, credit, number)
-            for number, (part, choice, path, credit) in enumerate(
-                zip(calls, choices, paths, credits.split(size * self.group_size), strict=True), start=offset
+            self._batch(part, plan, path, credit, number)
+            for number, (part, plan, path, credit) in enumerate(
+                zip(calls, plans, paths, credits.split(size * self.group_size), strict=True), start=offset
             )
         ]
-        media = Media(torch.cat([path.pixels.float().cpu() for path in paths]))
         texts = repeat(groups.prompts, self.group_size)
-        return Experience(concatenate(batches), metrics, media, texts, rewards, watch.seconds)
+        return Experience(concatenate(batches), metrics, Media(torch.cat(pixels)), texts, rewards, watch.seconds)
 
     def _choose(self, ctx: Context, number: int) -> Choice:
         generator = ctx.draw.generator("window", ctx.step, number)
@@ -112,12 +111,9 @@ class OnPolicySteps(Source[Transitions]):
             self.share_prefix,
         )
 
-    def _batch(
-        self, ctx: Context, part: Groups, choice: Choice, path: Trajectory, credit: Tensor, number: int
-    ) -> Transitions:
+    def _batch(self, part: Groups, plan: Plan, path: Trajectory, credit: Tensor, number: int) -> Transitions:
+        choice, seeds = plan.choice, plan.seeds
         rows = 1 if choice.branch else self.group_size
-        ids = part.ids if self.shared_noise else sample_ids(part, self.group_size)
-        seeds = ctx.draw.keys("initial noise", ids)
         steps = [path.records[k] for k in choice.trained]
         n = len(part) * rows
         return Transitions(
