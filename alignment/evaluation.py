@@ -42,7 +42,7 @@ class Evaluator:
         order = torch.cat([torch.arange(len(pairs)), torch.zeros(short, dtype=torch.int64)])
         mine = order[ctx.world.share(len(order))].split(self.settings.batch_size)
         shown, rewards = [], []
-        with ctx.policy.using(weights):
+        with ctx.policy.using(weights), ctx.policy.sampling():
             for rows in mine:
                 prompts = tuple(texts[row] for row in rows.tolist())
                 media = ctx.policy.generate(prompts, seeds[rows], self.settings.call)

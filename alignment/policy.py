@@ -23,7 +23,7 @@ from alignment.embeddings import Embeddings
 from alignment.errors import ConfigError, PipelineError, VisalignError
 from alignment.loading import denoiser_name, load_pipeline, loop_networks, trained_scheduler
 from alignment.spec import PolicySpec
-from alignment.tuning import add_lora, merged, unfreeze
+from alignment.tuning import adapter_layers, add_lora, merged, unfreeze, without
 from reward_models.base import Media
 from samplers import Conductor, Native, ReplayMismatch, Round, Routes, Skip, Visit, read_path, stand_in
 from samplers.path import Path as ForwardPath
@@ -76,6 +76,8 @@ class Policy:
             self.denoiser.enable_gradient_checkpointing()
         if spec.compile:
             self.denoiser.compile()
+        self._adapters = adapter_layers(self.denoiser)
+        self._folded = False
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         self._native = self.pipe.scheduler
         self._stand_in = stand_in(trained_scheduler(self._native))
@@ -91,7 +93,7 @@ class Policy:
 
     def call(self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool) -> Tensor | None:
         """Run the pipeline once without gradient; see `samplers.Call`."""
-        with torch.no_grad(), self._sampling():
+        with torch.no_grad(), self.sampling():
             images = self._run(conductor, prompts, seeds, output_type="pt" if pixels else "latent")
         return as_clips(images) if pixels else None
 
@@ -154,7 +156,7 @@ class Policy:
             arguments: What differs from the policy's own arguments.
         """
         given = self._given(prompts, seeds, "pt", _checked_arguments(self.pipe, arguments, "evaluation.call"))
-        with torch.no_grad(), self._sampling(), self._fresh_routes().on(self.pipe, Conductor(), len(prompts)):
+        with torch.no_grad(), self.sampling(), self._fresh_routes().on(self.pipe, Conductor(), len(prompts)):
             return Media(as_clips(self.pipe(**given)[0]).float().cpu())
 
     def probe(self, prompt: str) -> None:
@@ -209,12 +211,12 @@ class Policy:
         """
         if name == "live":
             yield
-        elif name == "reference" and self.spec.lora:
-            self.denoiser.disable_adapters()
-            try:
+            return
+        if self._folded:
+            raise RuntimeError(f"the live adapters are folded in: choose the weights ({name}) before sampling()")
+        if name == "reference" and self.spec.lora:
+            with without(self._adapters):
                 yield
-            finally:
-                self.denoiser.enable_adapters()
         else:
             self._exchange(name)
             try:
@@ -222,11 +224,21 @@ class Policy:
             finally:
                 self._exchange(name)
 
-    def _sampling(self) -> contextlib.AbstractContextManager[None]:
-        """Return the context in which weights sample: adapters folded in, where that was asked for."""
-        if self.spec.lora is None or not self.spec.lora.merge:
-            return contextlib.nullcontext()
-        return merged(self.denoiser)
+    @contextlib.contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Keep the weights as they sample: adapters folded in, where that was asked for.
+
+        Every call that samples enters it by itself; around several calls it folds once. Weights are chosen outside.
+        """
+        if self._folded or self.spec.lora is None or not self.spec.lora.merge:
+            yield
+            return
+        self._folded = True
+        try:
+            with merged(self._adapters):
+                yield
+        finally:
+            self._folded = False
 
     def _exchange(self, name: str) -> None:
         """Swap the live weights with a copy; twice restores both, bit for bit."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,25 +85,36 @@ def unfreeze(denoiser: nn.Module, patterns: tuple[str, ...] | None) -> dict[str,
     return chosen
 
 
-@contextmanager
-def merged(denoiser: Any) -> Iterator[None]:
-    """Fold the adapters into the weights they adapt, and put the very same weights back afterwards."""
+def adapter_layers(denoiser: nn.Module) -> list[Any]:
+    """Return the layers of the denoiser that carry an adapter."""
     from peft.tuners.lora import LoraLayer
 
-    layers: list[Any] = [
-        module for module in denoiser.modules() if isinstance(module, LoraLayer) and not module.disable_adapters
-    ]
-    if not layers:  # switched off already: what samples now is the reference
-        yield
-        return
-    weights = [layer.get_base_layer().weight for layer in layers]
-    originals = [weight.data for weight in weights]
-    for layer, weight in zip(layers, weights, strict=True):
-        weight.data = weight.data + layer.get_delta_weight(ADAPTER).detach().to(weight.dtype)
-    denoiser.disable_adapters()
+    return [module for module in denoiser.modules() if isinstance(module, LoraLayer)]
+
+
+@contextmanager
+def without(layers: Sequence[Any]) -> Iterator[None]:
+    """Switch the adapters of `layers` off; inside, the denoiser is the reference."""
+    for layer in layers:
+        layer.enable_adapters(enabled=False)
     try:
         yield
     finally:
-        denoiser.enable_adapters()
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
+
+
+@contextmanager
+def merged(layers: Sequence[Any]) -> Iterator[None]:
+    """Fold the adapters of `layers` into the weights they adapt, and put the very same weights back afterwards."""
+    folded = [layer for layer in layers if not layer.disable_adapters]  # none where what samples is the reference
+    weights = [layer.get_base_layer().weight for layer in folded]
+    originals = [weight.data for weight in weights]
+    for layer, weight in zip(folded, weights, strict=True):
+        weight.data = weight.data + layer.get_delta_weight(ADAPTER).detach().to(weight.dtype)
+    try:
+        with without(folded):
+            yield
+    finally:
         for weight, original in zip(weights, originals, strict=True):
             weight.data = original

@@ -48,16 +48,17 @@ class OnPolicy(Source[Samples]):
         seeds = ctx.draw.keys("initial noise", ids)
         size = (self.prompts_per_call or len(groups)) * self.group_size
         ends, pixels, scores = [], [], []
-        for i in range(0, len(texts), size):
-            conductor = Conductor()
-            with watch.time("rollout"), ctx.policy.using(self.weights):
-                clips = ctx.policy.call(conductor, texts[i : i + size], seeds[i : i + size], pixels=True)
-            assert clips is not None
-            assert conductor.final is not None
-            ends.append(conductor.final.float())
-            pixels.append(clips.float().cpu())
-            with watch.time("reward"):
-                scores.append(score(ctx, self.reward, Media(pixels[-1]), texts[i : i + size]))
+        with ctx.policy.using(self.weights), ctx.policy.sampling():
+            for i in range(0, len(texts), size):
+                conductor = Conductor()
+                with watch.time("rollout"):
+                    clips = ctx.policy.call(conductor, texts[i : i + size], seeds[i : i + size], pixels=True)
+                assert clips is not None
+                assert conductor.final is not None
+                ends.append(conductor.final.float())
+                pixels.append(clips.float().cpu())
+                with watch.time("reward"):
+                    scores.append(score(ctx, self.reward, Media(pixels[-1]), texts[i : i + size]))
         rewards, group = join(scores), groups.ids.repeat_interleave(self.group_size)
         credit, metrics = assign(ctx, self.advantage, rewards, group, self.reward)
         batch = Samples(texts, seeds, group, torch.zeros_like(group), torch.cat(ends), credit)

@@ -70,12 +70,13 @@ class OnPolicySteps(Source[Transitions]):
         offset = ctx.world.rank * len(calls)
         plans = [self._plan(ctx, part, self._choose(ctx, number)) for number, part in enumerate(calls, start=offset)]
         paths, pixels, scores = [], [], []
-        for plan in plans:
-            with watch.time("rollout"):
-                paths.append(sample(ctx.policy.call, plan))
-            with watch.time("reward"):
-                pixels.append(paths[-1].pixels.float().cpu())
-                scores.append(score(ctx, self.reward, Media(pixels[-1]), plan.repeated))
+        with ctx.policy.sampling():
+            for plan in plans:
+                with watch.time("rollout"):
+                    paths.append(sample(ctx.policy.call, plan))
+                with watch.time("reward"):
+                    pixels.append(paths[-1].pixels.float().cpu())
+                    scores.append(score(ctx, self.reward, Media(pixels[-1]), plan.repeated))
         rewards = join(scores)
         credits, metrics = assign(
             ctx, self.advantage, rewards, groups.ids.repeat_interleave(self.group_size), self.reward

@@ -31,7 +31,7 @@ from alignment.batches import Transitions
 from alignment.loop import Trainer
 from alignment.runtime import Runtime
 from alignment.train import load
-from alignment.tuning import merged
+from alignment.tuning import adapter_layers, merged
 from reward_models.base import Media
 
 RECIPE = "configs/quickstart_dancegrpo.yaml"
@@ -94,7 +94,7 @@ def bare(made: Trainer, calls: list[BareCall], latents: list[Tensor], media: Med
     policy = made.policy
     spec = policy.spec
     half = torch.autocast(policy.device.type, torch.bfloat16) if spec.autocast else nullcontext()
-    folded = merged(policy.denoiser) if spec.lora is not None and spec.lora.merge else nullcontext()
+    folded = merged(adapter_layers(policy.denoiser)) if spec.lora is not None and spec.lora.merge else nullcontext()
     with torch.no_grad(), folded:
         for call in (call for call in calls if not call.grad):
             with half:

@@ -5,7 +5,7 @@ import torch
 
 from alignment.errors import ConfigError
 from alignment.spec import Lora
-from alignment.tuning import add_lora, lora_targets, merged, unfreeze
+from alignment.tuning import adapter_layers, add_lora, lora_targets, merged, unfreeze
 from tests.tiny import tiny_flux, tiny_sd15
 
 
@@ -67,7 +67,7 @@ def test_weights_come_back_bit_for_bit_after_a_merge_that_failed():
     changed = []
 
     def fail_inside():
-        with merged(denoiser):
+        with merged(adapter_layers(denoiser)):
             changed.extend(name for name, p in denoiser.named_parameters() if not torch.equal(p, before[name]))
             raise KeyError("on purpose")
 
