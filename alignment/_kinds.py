@@ -106,7 +106,10 @@ def _fits(kind: Kind, found: type, name: str) -> None:
     members = {*inspect.get_annotations(kind), *named} - {"home"}
     own = {*dir(found), *(field.name for field in dataclasses.fields(found))}
     if lacking := sorted(members - own):
-        raise ConfigError(f"'{name}': {found.__name__} is not {_article(title(kind))}: it lacks {', '.join(lacking)}")
+        raise ConfigError(
+            f"'{name}': {found.__name__} is not {_article(title(kind))}: it lacks {', '.join(lacking)}; inherit from "
+            f"{kind.__module__}.{kind.__name__}, and write what that leaves open"
+        )
 
 
 def _article(words: str) -> str:

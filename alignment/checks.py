@@ -15,7 +15,7 @@ import torch
 from alignment.errors import ConfigError
 from alignment.run import Run
 from alignment.spec import PolicySpec
-from reward_models.base import RewardError
+from reward_models.base import RewardError, require_reward_model
 from samplers.windows.base import Window
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -193,9 +193,18 @@ def _rewards(run: Run) -> Iterator[Problem]:
     for key, reward in {"source.reward": run.source.reward, "evaluation.reward": run.evaluation.reward}.items():
         if reward is not None:
             try:
+                require_reward_model(reward)
                 reward.check(())
             except RewardError as error:
                 yield key, str(error)
+                return
+    judge = run.evaluation.reward or run.source.reward
+    if run.evaluation.prompts is not None and judge.scope == "group":
+        yield (
+            "evaluation.reward",
+            f"{judge} compares the samples of a group with each other, which says nothing of before and after; give a "
+            "reward that scores a sample by itself, or set evaluation.prompts=null",
+        )
 
 
 def _pipeline(name: str) -> Iterator[Problem]:

@@ -34,6 +34,7 @@ LAWS: tuple[Callable[[Patient], Finding], ...] = (
     doctor_checks.geometry,
     doctor_checks.disk_space,
     doctor_checks.prompt_length,
+    doctor_checks.reward_knows_its_answers,
     doctor_checks.reward_repeats,
     doctor_checks.reward_of_a_batch,
     doctor_checks.reward_speaks,

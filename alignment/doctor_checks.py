@@ -21,7 +21,7 @@ from alignment.artifacts import LORA_FILE, Card, write_artifacts
 from alignment.checkpoint import Checkpoints
 from alignment.errors import CheckpointError
 from alignment.loading import trained_scheduler
-from alignment.patient import Finding, NotApplicable, Patient, at_most, more_than, settings
+from alignment.patient import PAIR, Finding, NotApplicable, Patient, at_most, more_than, settings
 from alignment.state import TrainState, read_state, write_state
 from alignment.tuning import ADAPTER
 from samplers import Conductor
@@ -117,11 +117,21 @@ def reward_repeats(patient: Patient) -> Finding:
 
 
 def reward_of_a_batch(patient: Patient) -> Finding:
-    """The score of a batch is the scores of its rows."""
-    whole = patient.score().value
-    alone = torch.cat([patient.score(slice(i, i + 1)).value for i in range(len(whole))])
+    """The score of a batch is the scores of its rows, or of its groups where the reward compares within them."""
+    whole, grouped = patient.score().value, patient.trainer.run.source.reward.scope == "group"
+    size = PAIR if grouped else 1
+    alone = torch.cat([patient.score(slice(i, i + size)).value for i in range(0, len(whole), size)])
     cause = "the scorer mixes rows: a whole list of prompts for one picture, padding, or statistics over the batch"
-    return _close(whole, alone, "pictures scored together and one by one", cause)
+    return _close(whole, alone, f"pictures scored together and {'group by group' if grouped else 'one by one'}", cause)
+
+
+def reward_knows_its_answers(patient: Patient) -> Finding:
+    """Samples whose scores are known get those scores."""
+    scorer = patient.ctx.world.scorer(patient.trainer.run.source.reward)
+    answers = scorer.examine()
+    if not answers:
+        raise NotApplicable(f"{scorer.model} has no known answers")
+    return Finding("pass", float(len(answers)), says="known answers given: " + "; ".join(a.says for a in answers))
 
 
 def reward_speaks(patient: Patient) -> Finding:

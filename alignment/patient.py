@@ -25,6 +25,8 @@ ROWS = 4
 """Rows that the laws of gradients look at; a law that holds for four holds for four hundred."""
 PICTURES = 8
 """Pictures that the laws of rewards look at."""
+PAIR = 2
+"""Pictures of one prompt among them: a group, to a reward that compares."""
 SHIFT = 0.05
 """Size of a perturbation, in root mean squares of the weight (or absolute, where the weight is zero)."""
 
@@ -195,15 +197,16 @@ class Patient:
 
     @functools.cached_property
     def pictures(self) -> tuple[Media, tuple[str, ...]]:
-        """A few pictures of the policy as it is, and their prompts."""
+        """A few pictures of the policy as it is, `PAIR` a prompt, and their prompts."""
         texts = self.trainer.prompts.texts
-        prompts = tuple(texts[i % len(texts)] for i in range(PICTURES))
+        prompts = tuple(texts[i // PAIR % len(texts)] for i in range(PICTURES))
         return self.policy.generate(prompts, torch.arange(PICTURES), {}), prompts
 
     def score(self, rows: slice = slice(None)) -> Rewards:
         """Return the reward's answer on some of `pictures`."""
         media, prompts = self.pictures
-        return self.ctx.world.scorer(self.trainer.run.source.reward)(media=media[rows], prompts=prompts[rows])
+        scorer, group = self.ctx.world.scorer(self.trainer.run.source.reward), torch.arange(PICTURES) // PAIR
+        return scorer(media=media[rows], prompts=prompts[rows], group=group[rows])
 
     def latents(self) -> Tensor:
         """Return the final latents of one picture, as rollouts compute them."""

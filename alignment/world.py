@@ -10,7 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import gather, gather_object
 from torch import Tensor
 
-from reward_models.base import RewardModel, Scorer
+from reward_models.base import Loaded, RewardModel, load_reward
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class World:
 
     state: PartialState
     device: torch.device
-    _scorers: dict[str, Scorer] = field(default_factory=dict)
+    _scorers: dict[str, Loaded] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -55,9 +55,9 @@ class World:
         each = count // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
-    def scorer(self, reward: RewardModel) -> Scorer:
+    def scorer(self, reward: RewardModel) -> Loaded:
         """Return the loaded scorer of a description; equal descriptions share one."""
         description = repr(reward)
         if description not in self._scorers:
-            self._scorers[description] = reward.load(device=self.device)
+            self._scorers[description] = load_reward(reward, device=self.device)
         return self._scorers[description]

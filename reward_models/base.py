@@ -1,17 +1,20 @@
 """What a reward is: the types every scorer shares.
 
 Conventions, said once: pixels are float in [0, 1]; a picture is a clip of one frame; larger is better; scores are
-float32; the score of a batch is the scores of its rows.
+float32; the score of a batch is the scores of its rows, or of its groups where a model compares within groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
+
+Scope = Literal["sample", "group"]
+"""What a score depends on: the sample alone, or the samples it is compared with."""
 
 
 class RewardError(RuntimeError):
@@ -25,20 +28,26 @@ class Media:
     Attributes:
         pixels: `[B, F, 3, H, W]` in [0, 1]; F = 1 for pictures.
         fps: Frames a second of a clip; None for pictures.
+        source: What each row was made from, B rows of any size: the picture that was edited, the first frame of a
+            clip. None where there was only text.
     """
 
     pixels: Tensor
     fps: float | None = None
+    source: Media | None = None
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 5 or self.pixels.shape[2] != 3:
             raise RewardError(f"media need pixels [B, F, 3, H, W], got {tuple(self.pixels.shape)}")
+        if self.source is not None and len(self.source) != len(self):
+            raise RewardError(f"{len(self)} samples were made from {len(self.source)} sources; one a sample is needed")
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
 
     def __getitem__(self, rows: slice | Tensor) -> Media:
-        return replace(self, pixels=self.pixels[rows])
+        source = None if self.source is None else self.source[rows]
+        return replace(self, pixels=self.pixels[rows], source=source)
 
 
 @dataclass(frozen=True)
@@ -65,10 +74,13 @@ class Rewards:
                     f"{name} has infinite scores at rows {torch.isinf(score).nonzero().flatten().tolist()}"
                 )
 
+    def __getitem__(self, rows: slice | Tensor) -> Rewards:
+        return Rewards(self.value[rows], {name: part[rows] for name, part in self.parts.items()})
+
 
 @runtime_checkable
 class Scorer(Protocol):
-    """A loaded reward model."""
+    """A loaded reward model that scores each sample by itself."""
 
     def __call__(self, *, media: Media, prompts: Sequence[str]) -> Rewards:
         """Score `media`; `prompts` has one text a row."""
@@ -76,17 +88,82 @@ class Scorer(Protocol):
 
 
 @runtime_checkable
+class GroupScorer(Protocol):
+    """A loaded reward model that compares the samples of a group with each other."""
+
+    def __call__(self, *, media: Media, prompts: Sequence[str], group: Tensor) -> Rewards:
+        """Score `media` within its groups.
+
+        The scores of a group depend on nothing but its own samples: not on other groups of the batch, nor on the
+        order of the rows.
+
+        Args:
+            media: Whole groups, in any order.
+            prompts: One text a row, the same within a group.
+            group: `[B]` int64; rows with the same id are compared.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class KnownAnswer:
+    """Samples whose scores are known well enough to tell that a reward model works.
+
+    Attributes:
+        says: What should be found, in words: "a red picture is redder than a blue one".
+        media: A few samples; to a model that compares, they are one group.
+        prompts: One text a sample.
+        bands: (lowest, highest) score of each sample; empty where only the order is known.
+        best_first: Whether each sample's score has to be above the next one's.
+    """
+
+    says: str
+    media: Media
+    prompts: tuple[str, ...]
+    bands: tuple[tuple[float, float], ...] = ()
+    best_first: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.prompts) != len(self.media) or len(self.bands) not in (0, len(self.media)):
+            raise RewardError(
+                f"known answer '{self.says}': {len(self.media)} samples, {len(self.prompts)} prompts and "
+                f"{len(self.bands)} bands do not fit"
+            )
+
+    def check(self, value: Tensor) -> None:
+        """Refuse scores `[B]` that are not the known ones.
+
+        Raises:
+            RewardError: Saying which sample, what it got and what was expected.
+        """
+        got = value.tolist()
+        for row, (low, high) in enumerate(self.bands):
+            if not low <= got[row] <= high:
+                raise RewardError(
+                    f"known answer '{self.says}': sample {row} scores {got[row]:g}, expected {low:g} to {high:g}"
+                )
+        for row in range(len(got) - 1 if self.best_first else 0):
+            if not got[row] > got[row + 1]:
+                raise RewardError(
+                    f"known answer '{self.says}': sample {row} scores {got[row]:g}, which should be above the "
+                    f"{got[row + 1]:g} of sample {row + 1}"
+                )
+
+
+@runtime_checkable
 class RewardModel(Protocol):
     """A light, frozen description of a reward model; `load` makes the heavy object.
 
-    The file `reward_models/NAME.py` holds the class that a config calls `type: NAME`.
+    The file `reward_models/NAME.py` holds the class that a config calls `type: NAME`. Inherit from this class: what a
+    model has nothing to say about it then leaves out.
     """
 
     home: ClassVar[str] = "reward_models"
     differentiable: ClassVar[bool]
+    scope: ClassVar[Scope] = "sample"
 
-    def load(self, *, device: torch.device) -> Scorer:
-        """Return the scorer on `device`."""
+    def load(self, *, device: torch.device) -> Scorer | GroupScorer:
+        """Return the scorer on `device`: a `GroupScorer` if and only if `scope` is "group"."""
         ...
 
     def check(self, prompts: Sequence[str]) -> None:
@@ -99,6 +176,135 @@ class RewardModel(Protocol):
             RewardError: Saying what cannot be scored.
         """
 
+    def known_answers(self) -> Sequence[KnownAnswer]:
+        """Return samples with known scores, for a check before training; none, unless a model has some."""
+        return ()
+
     def __str__(self) -> str:
         """Return the name under which messages speak of it."""
         return type(self).__name__
+
+
+@runtime_checkable
+class PairwiseJudge(Protocol):
+    """A light, frozen description of what says which of two samples is better; `load` makes the heavy object.
+
+    The file `reward_models/judges/NAME.py` holds the class that a config calls `type: NAME`; `type: win_rate` makes a
+    reward of it.
+    """
+
+    home: ClassVar[str] = "reward_models.judges"
+
+    def load(self, *, device: torch.device) -> Comparer:
+        """Return the loaded judge on `device`."""
+        ...
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse what can be seen not to work before anything is loaded, as `RewardModel.check` does."""
+
+    def __str__(self) -> str:
+        """Return the name under which messages speak of it."""
+        return type(self).__name__
+
+
+@runtime_checkable
+class Comparer(Protocol):
+    """A loaded pairwise judge."""
+
+    def __call__(self, *, first: Media, second: Media, prompts: Sequence[str]) -> Tensor:
+        """Return the probability that `first` is better, `[B]` float32 in [0, 1], row by row.
+
+        0.5 is a tie; NaN says that the two could not be compared. A judge that favours what it is shown first is asked
+        both ways round by whoever calls it.
+        """
+        ...
+
+
+@runtime_checkable
+class Composite(Protocol):
+    """A loaded reward model that is made of others."""
+
+    @property
+    def inner(self) -> Sequence[Loaded]:
+        """The models it asks."""
+        ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A loaded reward model that is asked for what it wants and whose answers are looked at.
+
+    Whoever scores goes through it: it hands groups to the models that compare, and to no other.
+    """
+
+    model: RewardModel
+    scorer: Scorer | GroupScorer
+
+    def __call__(self, *, media: Media, prompts: Sequence[str], group: Tensor | None = None) -> Rewards:
+        """Score `media`.
+
+        Args:
+            media: The samples.
+            prompts: One text a sample.
+            group: `[B]` int64, whole groups; needed where the model compares within groups.
+
+        Raises:
+            RewardError: If prompts or groups are missing, or the answer is not one score a sample.
+        """
+        if len(prompts) != len(media):
+            raise RewardError(f"{self.model} was asked about {len(media)} samples with {len(prompts)} prompts")
+        if self.model.scope == "sample":
+            rewards = cast(Scorer, self.scorer)(media=media, prompts=prompts)
+        elif group is None or len(group) != len(media):
+            raise RewardError(f"{self.model} compares samples of a group, so it needs the group of each: group=[B]")
+        else:
+            rewards = cast(GroupScorer, self.scorer)(media=media, prompts=prompts, group=group)
+        if not isinstance(rewards, Rewards):
+            raise RewardError(f"{self.model} answered with a {type(rewards).__name__}, expected Rewards")
+        if len(rewards.value) != len(media):
+            raise RewardError(
+                f"{self.model} gave {len(rewards.value)} scores for {len(media)} samples; one a sample is needed"
+            )
+        return rewards
+
+    def examine(self) -> list[KnownAnswer]:
+        """Ask this model, and those it is made of, for their known answers, and return those.
+
+        Raises:
+            RewardError: If another answer is given.
+        """
+        asked = list(self.model.known_answers())
+        for answer in asked:
+            group = torch.zeros(len(answer.media), dtype=torch.int64)
+            value = self(media=answer.media, prompts=answer.prompts, group=group).value
+            try:
+                answer.check(value)
+            except RewardError as error:
+                raise RewardError(f"{self.model} does not give its known answers: {error}") from error
+        if isinstance(self.scorer, Composite):
+            asked += [answer for loaded in self.scorer.inner for answer in loaded.examine()]
+        return asked
+
+
+def load_reward(model: RewardModel, *, device: torch.device) -> Loaded:
+    """Return a reward model, loaded, as every caller should use it.
+
+    Raises:
+        RewardError: If this is no reward model.
+    """
+    require_reward_model(model)
+    return Loaded(model, model.load(device=device))
+
+
+def require_reward_model(model: object) -> None:
+    """Refuse what is no reward model.
+
+    Raises:
+        RewardError: Naming what it lacks.
+    """
+    needed = ("load", "differentiable", "scope", "check", "known_answers")
+    if lacking := [name for name in needed if not hasattr(model, name)]:
+        raise RewardError(
+            f"{type(model).__name__} is not a reward model: it lacks {', '.join(lacking)}; inherit from "
+            "reward_models.base.RewardModel, which has all but load and differentiable"
+        )

@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from reward_models.base import Media, RewardError, RewardModel, Rewards
+from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
 
 _CHANNELS = ("red", "green", "blue")
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,13 @@ class Colour(RewardModel):
     def __post_init__(self) -> None:
         if self.channel not in _CHANNELS:
             raise RewardError(f"colour: channel is one of {', '.join(_CHANNELS)}, got {self.channel!r}")
+
+    def known_answers(self) -> tuple[KnownAnswer]:
+        """Return pictures of one colour each, whose scores are exact, and grey."""
+        pixels = torch.cat([torch.eye(3), torch.full((1, 3), 0.5)])[:, None, :, None, None].expand(-1, 1, -1, 8, 8)
+        scores = [*(1.0 if name == self.channel else -0.5 for name in _CHANNELS), 0.0]
+        bands = tuple((score - _ROUNDING, score + _ROUNDING) for score in scores)
+        return (KnownAnswer(f"{self.channel} in red, green, blue and grey", Media(pixels), ("",) * 4, bands),)
 
     def load(self, *, device: torch.device) -> _ColourScorer:
         """Return the scorer; it works where the pixels are."""

@@ -6,8 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from reward_models.base import Media, RewardError, RewardModel, Rewards, Scorer
+from reward_models.base import (
+    Loaded,
+    Media,
+    RewardError,
+    RewardModel,
+    Rewards,
+    Scope,
+    load_reward,
+    require_reward_model,
+)
 
 
 @dataclass(frozen=True)
@@ -37,13 +47,20 @@ class Weighted(RewardModel):
     parts: Mapping[str, WeightedPart]
 
     def __post_init__(self) -> None:
+        for part in self.parts.values():
+            require_reward_model(part.reward)
         if not any(part.weight for part in self.parts.values()):
             raise RewardError(f"weighted: no part has a weight: {', '.join(self.parts) or 'there are no parts'}")
 
     @property
-    def differentiable(self) -> bool:
+    def differentiable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
         """Whether gradients reach the pixels through every part that has a weight."""
         return all(part.reward.differentiable for part in self.parts.values() if part.weight)
+
+    @property
+    def scope(self) -> Scope:  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
+        """Whether some part compares the samples of a group."""
+        return "group" if any(part.reward.scope == "group" for part in self.parts.values()) else "sample"
 
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse what a part refuses."""
@@ -53,20 +70,27 @@ class Weighted(RewardModel):
     def load(self, *, device: torch.device) -> _WeightedScorer:
         """Load every part on `device`."""
         weights = {name: part.weight for name, part in self.parts.items()}
-        return _WeightedScorer(weights, {name: part.reward.load(device=device) for name, part in self.parts.items()})
+        return _WeightedScorer(
+            weights, {name: load_reward(part.reward, device=device) for name, part in self.parts.items()}
+        )
 
 
 @dataclass(frozen=True)
 class _WeightedScorer:
     weights: Mapping[str, float]
-    scorers: Mapping[str, Scorer]
+    scorers: Mapping[str, Loaded]
 
-    def __call__(self, *, media: Media, prompts: Sequence[str]) -> Rewards:
+    @property
+    def inner(self) -> tuple[Loaded, ...]:
+        """The parts."""
+        return tuple(self.scorers.values())
+
+    def __call__(self, *, media: Media, prompts: Sequence[str], group: Tensor | None = None) -> Rewards:
         """Score with every part and add up."""
         value = torch.zeros(len(media), dtype=torch.float32, device=media.pixels.device)
         parts = {}
         for name, scorer in self.scorers.items():
-            rewards = scorer(media=media, prompts=prompts)
+            rewards = scorer(media=media, prompts=prompts, group=group)
             # Left out rather than multiplied: 0 times a missing score would still be missing.
             if self.weights[name]:
                 value = value + self.weights[name] * rewards.value.to(value.device)

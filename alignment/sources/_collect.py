@@ -34,12 +34,21 @@ class Stopwatch:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def score(ctx: Context, reward: RewardModel, media: Media, prompts: tuple[str, ...]) -> Rewards:
+def score(
+    ctx: Context, reward: RewardModel, media: Media, prompts: tuple[str, ...], group: Tensor | None = None
+) -> Rewards:
     """Return the scores of this process's samples, on the CPU.
+
+    Args:
+        ctx: Surroundings of the step.
+        reward: What to score with.
+        media: The samples.
+        prompts: One text a sample.
+        group: `[B]`, whole groups; None where samples have none, as in evaluation.
 
     Raises:
         NumericsError: If there are pixels that are not finite, which no scorer should be asked about.
-        RewardError: If the scorer answers with another number of scores.
+        RewardError: If the scorer fails, or answers with another number of scores.
     """
     broken = int((~media.pixels.flatten(1).isfinite().all(dim=1)).sum())
     if broken and ctx.step == 0:
@@ -54,9 +63,7 @@ def score(ctx: Context, reward: RewardModel, media: Media, prompts: tuple[str, .
             "diverged, or a network overflows in its dtype; lower optimizer.learning_rate, or compute in float32 "
             "(policy.dtype: float32, policy.autocast: null)"
         )
-    rewards = ctx.world.scorer(reward)(media=media, prompts=prompts)
-    if len(rewards.value) != len(media):
-        raise RewardError(f"{reward} gave {len(rewards.value)} scores for {len(media)} samples; one a sample is needed")
+    rewards = ctx.world.scorer(reward)(media=media, prompts=prompts, group=group)
     return Rewards(rewards.value.cpu(), {name: part.cpu() for name, part in rewards.parts.items()})
 
 

@@ -45,6 +45,7 @@ class OnPolicy(Source[Samples]):
         """Sample, score and credit."""
         watch = Stopwatch()
         texts, ids = repeat(groups.prompts, self.group_size), sample_ids(groups, self.group_size)
+        group = groups.ids.repeat_interleave(self.group_size)
         seeds = ctx.draw.keys("initial noise", ids)
         size = (self.prompts_per_call or len(groups)) * self.group_size
         ends, pixels, scores = [], [], []
@@ -58,8 +59,8 @@ class OnPolicy(Source[Samples]):
                 ends.append(conductor.final.float())
                 pixels.append(clips.float().cpu())
                 with watch.time("reward"):
-                    scores.append(score(ctx, self.reward, Media(pixels[-1]), texts[i : i + size]))
-        rewards, group = join(scores), groups.ids.repeat_interleave(self.group_size)
+                    scores.append(score(ctx, self.reward, Media(pixels[-1]), texts[i : i + size], group[i : i + size]))
+        rewards = join(scores)
         credit, metrics = assign(ctx, self.advantage, rewards, group, self.reward)
         batch = Samples(texts, seeds, group, torch.zeros_like(group), torch.cat(ends), credit)
         return Experience(batch, metrics, Media(torch.cat(pixels)), texts, rewards, watch.seconds)

@@ -15,7 +15,7 @@ from alignment.context import Context
 from alignment.errors import ConfigError
 from alignment.sources._collect import Stopwatch, assign, check_geometry, join, repeat, sample_ids, score
 from alignment.sources.base import Source
-from reward_models.base import Media, RewardModel
+from reward_models.base import Media, RewardModel, Rewards
 from samplers.dynamics.base import Dynamics
 from samplers.rollout import Plan, Trajectory, sample
 from samplers.windows.base import Choice, Window
@@ -71,12 +71,12 @@ class OnPolicySteps(Source[Transitions]):
         plans = [self._plan(ctx, part, self._choose(ctx, number)) for number, part in enumerate(calls, start=offset)]
         paths, pixels, scores = [], [], []
         with ctx.policy.sampling():
-            for plan in plans:
+            for part, plan in zip(calls, plans, strict=True):
                 with watch.time("rollout"):
                     paths.append(sample(ctx.policy.call, plan))
                 with watch.time("reward"):
                     pixels.append(paths[-1].pixels.float().cpu())
-                    scores.append(score(ctx, self.reward, Media(pixels[-1]), plan.repeated))
+                    scores.append(self._score(ctx, part, Media(pixels[-1])))
         rewards = join(scores)
         credits, metrics = assign(
             ctx, self.advantage, rewards, groups.ids.repeat_interleave(self.group_size), self.reward
@@ -89,6 +89,10 @@ class OnPolicySteps(Source[Transitions]):
         ]
         texts = repeat(groups.prompts, self.group_size)
         return Experience(concatenate(batches), metrics, Media(torch.cat(pixels)), texts, rewards, watch.seconds)
+
+    def _score(self, ctx: Context, part: Groups, media: Media) -> Rewards:
+        group = part.ids.repeat_interleave(self.group_size)
+        return score(ctx, self.reward, media, repeat(part.prompts, self.group_size), group)
 
     def _choose(self, ctx: Context, number: int) -> Choice:
         generator = ctx.draw.generator("window", ctx.step, number)

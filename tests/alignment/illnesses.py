@@ -18,6 +18,8 @@ from alignment.objectives.nft import NFT
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
+from reward_models.base import Scorer
+from reward_models.colour import Colour
 from reward_models.function import Function
 from samplers import Grid, Step
 from samplers.dynamics.flow_sde import FlowSDE
@@ -45,6 +47,14 @@ def constant_reward(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
 
 def silent_reward(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
     return torch.full((len(pixels),), torch.nan)
+
+
+@dataclass(frozen=True)
+class Swapped(Colour):
+    """Says that it likes red and likes blue, as a checkpoint with its channels the wrong way round does."""
+
+    def load(self, *, device: torch.device) -> Scorer:
+        return Colour("blue").load(device=device)
 
 
 def rewarded(name: str) -> OnPolicySteps:
@@ -189,6 +199,7 @@ def overflow(trainer: Trainer) -> None:
 
 NFT_RUN = (OnPolicy(4, REWARD, group_size=4), NFT())
 BROKEN: dict[str, tuple[str, Source, Objective, Spoil | None]] = {
+    "reward with swapped channels": ("reward knows its answers", replace(STEPS, reward=Swapped()), SURROGATE, None),
     "random reward": ("reward repeats", rewarded("random_reward"), SURROGATE, None),
     "reward that mixes rows": ("reward of a batch", rewarded("mixing_reward"), SURROGATE, None),
     "reward without a score": ("reward speaks", rewarded("silent_reward"), SURROGATE, None),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import reward_models
-from reward_models.base import Media, RewardModel, Rewards
+from reward_models.base import Media, RewardModel, Rewards, load_reward
 from reward_models.colour import Colour
 from reward_models.weighted import WeightedPart
 
@@ -28,7 +28,8 @@ ARGUMENTS = {
     "function": {"call": f"{__name__}:brightness"},
     "weighted": {"parts": {"red": WeightedPart(Colour(), 0.5), "blue": WeightedPart(Colour("blue"))}},
 }
-PROMPTS = ["two red circles", "a blue square left of a white triangle", "a green triangle", "three white squares"]
+PROMPTS = ["two red circles", "a green triangle", "two red circles", "a green triangle"]
+GROUP = torch.tensor([7, 3, 7, 3])
 
 
 def build(name):
@@ -57,35 +58,50 @@ def test_it_is_a_frozen_reward_model(model):
 
 
 def test_scores_are_one_float32_a_row(model, media):
-    rewards = model.load(device=CPU)(media=media, prompts=PROMPTS)
+    rewards = load_reward(model, device=CPU)(media=media, prompts=PROMPTS, group=GROUP)
     assert isinstance(rewards, Rewards)
     assert rewards.value.shape == (4,)
     assert rewards.value.dtype == torch.float32
 
 
-def test_the_score_of_a_batch_is_the_scores_of_its_rows(model, media):
-    scorer = model.load(device=CPU)
-    whole = scorer(media=media, prompts=PROMPTS)
-    rows = [scorer(media=media[i : i + 1], prompts=PROMPTS[i : i + 1]) for i in range(len(media))]
-    torch.testing.assert_close(whole.value, torch.cat([r.value for r in rows]), equal_nan=True)
-    for name, part in whole.parts.items():
-        torch.testing.assert_close(part, torch.cat([r.parts[name] for r in rows]), equal_nan=True)
+def test_the_score_of_a_batch_is_the_scores_of_its_rows_or_groups(model, media):
+    scorer = load_reward(model, device=CPU)
+    whole = scorer(media=media, prompts=PROMPTS, group=GROUP)
+    parts = [torch.tensor([i]) for i in range(4)] if model.scope == "sample" else [GROUP == 7, GROUP == 3]
+    for rows in parts:
+        prompts = [PROMPTS[i] for i in torch.arange(4)[rows].tolist()]
+        alone = scorer(media=media[rows], prompts=prompts, group=GROUP[rows])
+        torch.testing.assert_close(alone.value, whole.value[rows], equal_nan=True)
+        for name, part in whole.parts.items():
+            torch.testing.assert_close(alone.parts[name], part[rows], equal_nan=True)
+
+
+def test_the_order_of_the_rows_does_not_matter(model, media):
+    scorer, order = load_reward(model, device=CPU), torch.tensor([2, 0, 3, 1])
+    whole = scorer(media=media, prompts=PROMPTS, group=GROUP)
+    mixed = scorer(media=media[order], prompts=[PROMPTS[i] for i in order.tolist()], group=GROUP[order])
+    torch.testing.assert_close(mixed.value, whole.value[order], equal_nan=True)
+
+
+def test_known_answers_are_given(model):
+    answers = load_reward(model, device=CPU).examine()
+    assert len(answers) >= len(model.known_answers())
 
 
 def test_it_is_deterministic(model, media):
-    first, second = (model.load(device=CPU)(media=media, prompts=PROMPTS).value for _ in range(2))
+    first, second = (load_reward(model, device=CPU)(media=media, prompts=PROMPTS, group=GROUP).value for _ in range(2))
     assert torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
 def test_it_leaves_the_pixels_alone(model, media):
     before = media.pixels.clone()
-    model.load(device=CPU)(media=media, prompts=PROMPTS)
+    load_reward(model, device=CPU)(media=media, prompts=PROMPTS, group=GROUP)
     assert torch.equal(media.pixels, before)
 
 
 def test_gradients_reach_the_pixels_if_and_only_if_declared(model, media):
     pixels = media.pixels.requires_grad_()
-    value = model.load(device=CPU)(media=Media(pixels), prompts=PROMPTS).value
+    value = load_reward(model, device=CPU)(media=Media(pixels), prompts=PROMPTS, group=GROUP).value
     assert value.requires_grad == model.differentiable
     if model.differentiable:
         value.sum().backward()

@@ -4,7 +4,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from reward_models.base import Media, RewardError, Rewards
+from reward_models.base import Media, RewardError, RewardModel, Rewards
 from reward_models.colour import Colour
 from reward_models.jpeg import Jpeg
 from reward_models.weighted import Weighted, WeightedPart
@@ -14,7 +14,7 @@ MEDIA = Media(torch.rand(3, 1, 3, 8, 8, generator=torch.Generator().manual_seed(
 
 
 @dataclass(frozen=True)
-class Sometimes:
+class Sometimes(RewardModel):
     """Cannot score row 1."""
 
     differentiable: ClassVar[bool] = False
