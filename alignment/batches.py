@@ -1,18 +1,70 @@
 """The batch types: the joint between a source, which produces one kind, and an objective, which consumes one.
 
 A row is what one row of a pipeline call needs: a prompt and its own random stream. Everything is indexed by row first.
+A prompt is a text; one that comes with a picture is a `Prompt`, which is still a text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from alignment.media import Picture
 from reward_models.base import Media, Rewards
+
+Input = str | Picture
+"""What a prompt may bring with it: another text, or a picture."""
+
+
+class Prompt(str):
+    """A prompt that brings more than its text: the picture to edit, the first frame, a negative prompt of its own.
+
+    It is a text wherever a text is wanted (tokenizers, rewards, captions, JSON). Prompts are equal if their texts are
+    and they bring the same.
+
+    Attributes:
+        inputs: What the pipeline's `__call__` is given for this row alone, by the name of its argument.
+    """
+
+    __slots__ = ("inputs",)
+    inputs: Mapping[str, Input]
+
+    def __new__(cls, text: str, inputs: Mapping[str, Input]) -> Prompt:
+        """Return a prompt; one that brings nothing is a plain text, so `inputs` may not be empty."""
+        assert inputs
+        prompt = super().__new__(cls, text)
+        prompt.inputs = dict(sorted(inputs.items()))
+        return prompt
+
+    def __getnewargs__(self) -> tuple[str, dict[str, Input]]:  # type: ignore[override]  # of str, to copy and pickle
+        return str(self), dict(self.inputs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Prompt) and str(self) == str(other) and self.inputs == other.inputs
+
+    def __ne__(self, other: object) -> bool:  # str has one of its own
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((str(self), *self.inputs.items()))
+
+
+def inputs_of(prompt: str) -> Mapping[str, Input]:
+    """Return what a prompt brings beside its text."""
+    return prompt.inputs if isinstance(prompt, Prompt) else {}
+
+
+def together(prompts: Sequence[str]) -> dict[str, object]:
+    """Return the arguments of a pipeline call that the prompts of its rows bring: one picture or text a row."""
+    columns = {name: [inputs_of(prompt)[name] for prompt in prompts] for name in inputs_of(prompts[0])}
+    return {
+        name: [value.open() if isinstance(value, Picture) else value for value in column]
+        for name, column in columns.items()
+    }
 
 
 @dataclass(frozen=True)

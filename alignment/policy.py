@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignment.batches import Batch, Transitions
+from alignment.batches import Batch, Transitions, together
 from alignment.embeddings import Embeddings
 from alignment.errors import ConfigError, PipelineError, VisalignError
 from alignment.loading import denoiser_name, load_pipeline, loop_networks, trained_scheduler
@@ -295,14 +295,19 @@ class Policy:
     ) -> dict[str, object]:
         """Return the arguments of one call with a row a prompt; a text such as a negative prompt serves every row."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
-        own = {"prompt": list(prompts), "generator": generators, "output_type": output_type, "return_dict": False}
+        own = {
+            "prompt": [str(prompt) for prompt in prompts],
+            "generator": generators,
+            "output_type": output_type,
+            "return_dict": False,
+        }
         common = self._arguments | (arguments or {})
         texts = {
             name: [value] * len(prompts)
             for name, value in common.items()
             if isinstance(value, str) and name.startswith(_TEXTS)
         }
-        return common | texts | own
+        return common | texts | together(prompts) | own
 
     def _run(self, conductor: Conductor, prompts: Sequence[str], seeds: Tensor, output_type: str) -> Tensor:
         return self._conduct(conductor, self._given(prompts, seeds, output_type), self._routes)

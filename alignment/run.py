@@ -19,12 +19,15 @@ class Data:
     """Where prompts come from.
 
     Attributes:
-        prompts: A `.txt` file (a prompt a line) or `.jsonl` (an object with "prompt" a line).
+        prompts: A `.txt` file (a prompt a line) or `.jsonl` (an object with "prompt", and maybe "image", a line).
         dedupe: What to do with a prompt that occurs twice: refuse, drop the later ones, or keep.
+        columns: Which column holds what, by the name of the pipeline's argument: `{image: first_frame}`. Columns that
+            have the argument's own name need no mention. Held-out prompts are read in the same way.
     """
 
     prompts: str
     dedupe: Literal["error", "drop", "keep"] = "error"
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

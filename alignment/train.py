@@ -16,7 +16,7 @@ from alignment import checks, cli, config, report, run_folder
 from alignment.artifacts import Card, write_artifacts
 from alignment.batches import Batch, Experience
 from alignment.checkpoint import FINISHED, LOCK, UNFINISHED, Checkpoints
-from alignment.data import read_prompts
+from alignment.data import Prompts, read_prompts
 from alignment.draw import Draw
 from alignment.errors import CheckpointError, ConfigError, DataError, Stopped
 from alignment.evaluation import Evaluator
@@ -82,8 +82,8 @@ def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> i
 
 def load(run: Run, runtime: Runtime) -> Trainer:
     """Return the trainer of a run: prompts read, pipeline loaded and probed, prompts embedded, copies kept."""
-    prompts = read_prompts(run.data.prompts, run.data.dedupe)
-    held_out = () if run.evaluation.prompts is None else read_prompts(run.evaluation.prompts).texts
+    prompts = read_prompts(run.data.prompts, run.data.dedupe, run.data.columns)
+    held_out = () if run.evaluation.prompts is None else read_held_out(run).texts
     check_prompts(run.source.reward, run.data.prompts, prompts.texts)
     if run.evaluation.prompts is not None:
         check_prompts(run.evaluation.reward or run.source.reward, run.evaluation.prompts, held_out)
@@ -94,6 +94,12 @@ def load(run: Run, runtime: Runtime) -> Trainer:
         policy.keep(name)
     runtime.attach(policy, run.optimizer)
     return Trainer(run, policy, runtime, prompts)
+
+
+def read_held_out(run: Run) -> Prompts:
+    """Return the prompts of the run's evaluation."""
+    assert run.evaluation.prompts is not None
+    return read_prompts(run.evaluation.prompts, columns=run.data.columns)
 
 
 def check_prompts(reward: RewardModel, file: str, prompts: Sequence[str]) -> None:
@@ -246,7 +252,7 @@ class Session:
             return
         if self._evaluator is None:
             reward = run.evaluation.reward or run.source.reward
-            self._evaluator = Evaluator(run.evaluation, read_prompts(run.evaluation.prompts), reward)
+            self._evaluator = Evaluator(run.evaluation, read_held_out(run), reward)
         weights = "ema" if "ema" in self.trainer.policy.snapshots else "live"
         result = self._evaluator(self.trainer.context(step), images_per_prompt, weights)
         if self._recorder is not None:

@@ -1,0 +1,148 @@
+"""Pictures and clips that come with a prompt: found inside the data folder, decoded whole, and only then believed.
+
+A file's header may lie, so nothing counts as readable until every pixel has been decoded once. What a camera or an
+editor leaves in a file (orientation, alpha, palette, CMYK, 16 bits) is brought to 8-bit RGB here, so that a pipeline
+meets one kind of picture.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+import xxhash
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from alignment.errors import DataError
+
+PIXELS_AT_MOST = 50_000_000
+"""Of one picture or frame: 150 MB as RGB. A file of 50 kB can claim eight times as many."""
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+"""Decoders that are tried; every other one stays out of reach of a file's content."""
+
+_BROKEN = (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, EOFError, OverflowError)
+"""What Pillow's decoders raise for files that are not what their first bytes promise."""
+
+_IN_MEMORY = 64
+"""Decoded pictures kept: a group's rows, and the microbatches made of them, ask for the same ones again."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file that was decoded once.
+
+    Attributes:
+        path: Where it is.
+        digest: Of the file's content, for the keys of caches; two files with one digest are the same picture.
+        size: (width, height) after turning it upright.
+    """
+
+    path: Path
+    digest: str
+    size: tuple[int, int]
+
+    def open(self) -> Image.Image:
+        """Return it as upright 8-bit RGB.
+
+        Raises:
+            DataError: If the file is gone or changed its content since it was checked.
+        """
+        return _decoded(self)
+
+
+def find(folder: Path, name: object) -> Path:
+    """Return the file that a record of a data file in `folder` calls `name`.
+
+    Raises:
+        DataError: If that is no relative path, leads out of the folder, or is no file.
+    """
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise DataError(f"{name!r:.80} is not the name of a file")
+    if "://" in name or name.startswith("~") or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive:
+        raise DataError(
+            f"{name:.80} is not a path relative to the data file; nothing is fetched, copy it beside the file"
+        )
+    try:
+        path = (folder / name).resolve(strict=True)
+    except (OSError, RuntimeError, ValueError) as error:  # missing, a circle of links, a name too long
+        raise DataError(f"there is no file {folder / name}") from error
+    if not path.is_relative_to(folder.resolve()):
+        raise DataError(f"{name:.80} leads out of {folder}; media have to be inside the data file's folder")
+    if not path.is_file():
+        raise DataError(f"{folder / name} is not a file")
+    return path
+
+
+def check_picture(path: Path) -> Picture:
+    """Decode a picture whole and return its description.
+
+    Raises:
+        DataError: If it is damaged, animated, too large, or of no known kind.
+    """
+    content = _read(path)
+    return Picture(path, xxhash.xxh3_128_hexdigest(content), _decode(path, content).size)
+
+
+@functools.lru_cache(_IN_MEMORY)
+def _decoded(picture: Picture) -> Image.Image:
+    content = _read(picture.path)
+    if xxhash.xxh3_128_hexdigest(content) != picture.digest:
+        raise DataError(f"{picture.path} changed since the run began; media must stay as they were")
+    return _decode(picture.path, content)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _decode(path: Path, content: bytes) -> Image.Image:
+    if not content:
+        raise DataError(f"{path} is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+                _check_header(path, image)
+                image.load()
+                return _as_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path} is not a picture (expected {', '.join(_FORMATS)})") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{path} has more than {PIXELS_AT_MOST:,} pixels; make it smaller") from error
+    except DataError:
+        raise
+    except _BROKEN as error:
+        raise DataError(f"{path} is damaged or truncated: {str(error) or error!r}") from error
+
+
+def _check_header(path: Path, image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > PIXELS_AT_MOST:
+        raise DataError(
+            f"{path} has {width} x {height} = {width * height:,} pixels, more than {PIXELS_AT_MOST:,}; make it smaller"
+        )
+    # A phone's MPO file holds the picture first, then what its other lenses saw.
+    if image.format != "MPO" and hasattr(image, "is_animated") and image.is_animated:
+        raise DataError(f"{path} is animated; one picture is wanted: save the frame that is meant")
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Return 8-bit RGB: 16 bits scaled down (Pillow would clip them), what is transparent laid on white."""
+    if image.mode.startswith("I"):
+        sixteen = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray((sixteen // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise DataError("pictures of floating-point numbers have no known range; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")

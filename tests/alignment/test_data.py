@@ -1,0 +1,105 @@
+"""Prompt files whose records bring more than a text."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from alignment.batches import Prompt, inputs_of
+from alignment.data import read_prompts
+from alignment.errors import DataError
+from alignment.media import check_picture
+
+
+def picture(path: Path, colour: str = "red", size: tuple[int, int] = (8, 6)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def jsonl(path: Path, *records: object) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def prompt(path: Path, text: str = "paint it") -> Prompt:
+    return Prompt(text, {"image": check_picture(path)})
+
+
+def test_a_prompt_is_a_text_and_what_it_brings(tmp_path: Path) -> None:
+    red, blue = (prompt(picture(tmp_path / f"{colour}.png", colour)) for colour in ("red", "blue"))
+    again = prompt(tmp_path / "red.png")
+    assert red == again
+    assert hash(red) == hash(again)
+    assert red != blue
+    assert red != "paint it"
+    assert "paint it" != red
+    assert len({red, blue, again, "paint it"}) == 3
+    assert json.dumps([red]) == '["paint it"]'
+    assert type(str(red)) is str
+
+
+def test_copies_of_a_prompt_bring_the_same(tmp_path: Path) -> None:
+    made = prompt(picture(tmp_path / "red.png"))
+    for twin in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert isinstance(twin, Prompt)
+        assert twin == made
+
+
+def test_records_bring_pictures_and_texts(tmp_path: Path) -> None:
+    picture(tmp_path / "frames" / "a.png", size=(8, 6))
+    file = jsonl(tmp_path / "p.jsonl", {"prompt": " go left ", "image": "frames/a.png", "negative_prompt": "blur"})
+    (made,) = read_prompts(file).texts
+    assert made.startswith("go left")
+    brought = inputs_of(made)
+    assert brought["negative_prompt"] == "blur"
+    assert brought["image"].size == (8, 6)
+    assert brought["image"].open().getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_columns_may_have_other_names(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    file = jsonl(tmp_path / "p.jsonl", {"caption": "go left", "first": "a.png", "image": "not looked at"})
+    (made,) = read_prompts(file, columns={"prompt": "caption", "image": "first"}).texts
+    assert set(inputs_of(made)) == {"image"}
+
+
+def test_one_instruction_over_several_pictures_is_no_repeat(tmp_path: Path) -> None:
+    for colour in ("red", "blue"):
+        picture(tmp_path / f"{colour}.png", colour)
+    records = [{"prompt": "make it green", "image": f"{colour}.png"} for colour in ("red", "blue", "red")]
+    assert len(read_prompts(jsonl(tmp_path / "p.jsonl", *records[:2])).texts) == 2
+    with pytest.raises(DataError, match="line 3: repeats line 1"):
+        read_prompts(jsonl(tmp_path / "p.jsonl", *records))
+
+
+def test_every_bad_record_is_told_at_once(tmp_path: Path) -> None:
+    picture(tmp_path / "data" / "a.png")
+    picture(tmp_path / "outside.png")
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "outside.png")
+    names = ["a.png", "../outside.png", "link.png", str(tmp_path / "data" / "a.png"), "missing.png"]
+    file = jsonl(tmp_path / "data" / "p.jsonl", *({"prompt": f"p{i}", "image": n} for i, n in enumerate(names)))
+    with pytest.raises(DataError) as caught:
+        read_prompts(file)
+    message = str(caught.value)
+    assert "line 1:" not in message
+    for line, problem in {
+        2: "leads out",
+        3: "leads out",
+        4: "relative to the data file",
+        5: "there is no file",
+    }.items():
+        assert f"line {line}: image: " in message
+        assert problem in message
+
+
+def test_records_are_alike(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    file = jsonl(tmp_path / "p.jsonl", {"prompt": "one", "image": "a.png"}, {"prompt": "two"})
+    with pytest.raises(DataError, match="line 2: line 1 and this one do not both have image"):
+        read_prompts(file)
