@@ -87,6 +87,7 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     check_prompts(run.source.reward, run.data.prompts, prompts.texts)
     if run.evaluation.prompts is not None:
         check_prompts(run.evaluation.reward or run.source.reward, run.evaluation.prompts, held_out)
+        runtime.world.scorer(run.evaluation.reward or run.source.reward)
     runtime.world.scorer(run.source.reward)
     policy = Policy(run.policy, device=runtime.world.device, seed=Draw(run.seed).key("adapters"))
     policy.prepare(prompts.texts, held_out, run.evaluation.call)
