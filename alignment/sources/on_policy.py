@@ -11,7 +11,8 @@ from alignment.advantages.base import Advantage
 from alignment.advantages.group_norm import GroupNorm
 from alignment.batches import Batch, Experience, Groups, Samples
 from alignment.context import Context
-from alignment.sources._collect import Stopwatch, assign, check_geometry, join, repeat, sample_ids, score
+from alignment.sources._collect import Stopwatch, assign, check_geometry, repeat, sample_ids
+from alignment.sources._scoring import Scoring
 from alignment.sources.base import Source
 from reward_models.base import Media, RewardModel
 from samplers import Conductor
@@ -28,6 +29,8 @@ class OnPolicy(Source[Samples]):
         advantage: How scores become credit.
         weights: Which weights sample: the live ones, or the slow copy DiffusionNFT calls "old".
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
+        overlap: Score the samples of one pipeline call while the next one makes its own; false scores them in between.
+            The result is the same.
     """
 
     prompts: int
@@ -36,6 +39,7 @@ class OnPolicy(Source[Samples]):
     advantage: Advantage = GroupNorm()
     weights: Literal["live", "behaviour"] = "live"  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
     prompts_per_call: int | None = None
+    overlap: bool = True
     produces: ClassVar[type[Batch]] = Samples
 
     def __post_init__(self) -> None:
@@ -48,19 +52,19 @@ class OnPolicy(Source[Samples]):
         group = groups.ids.repeat_interleave(self.group_size)
         seeds = ctx.draw.keys("initial noise", ids)
         size = (self.prompts_per_call or len(groups)) * self.group_size
-        ends, pixels, scores = [], [], []
-        with ctx.policy.using(self.weights), ctx.policy.sampling():
-            for i in range(0, len(texts), size):
-                conductor = Conductor()
-                with watch.time("rollout"):
-                    clips = ctx.policy.call(conductor, texts[i : i + size], seeds[i : i + size], pixels=True)
-                assert clips is not None
-                assert conductor.final is not None
-                ends.append(conductor.final.float())
-                pixels.append(clips.float().cpu())
-                with watch.time("reward"):
-                    scores.append(score(ctx, self.reward, Media(pixels[-1]), texts[i : i + size], group[i : i + size]))
-        rewards = join(scores)
+        ends, pixels = [], []
+        with Scoring(ctx, self.reward, watch, overlap=self.overlap) as scoring:
+            with ctx.policy.using(self.weights), ctx.policy.sampling():
+                for i in range(0, len(texts), size):
+                    conductor = Conductor()
+                    with watch.time("rollout"):
+                        clips = ctx.policy.call(conductor, texts[i : i + size], seeds[i : i + size], pixels=True)
+                        assert clips is not None
+                        assert conductor.final is not None
+                        ends.append(conductor.final.float())
+                        pixels.append(clips.float().cpu())
+                    scoring.add(Media(pixels[-1]), texts[i : i + size], group[i : i + size])
+            rewards = scoring.rewards()
         credit, metrics = assign(ctx, self.advantage, rewards, group, self.reward)
         batch = Samples(texts, seeds, group, torch.zeros_like(group), torch.cat(ends), credit)
         return Experience(batch, metrics, Media(torch.cat(pixels)), texts, rewards, watch.seconds)

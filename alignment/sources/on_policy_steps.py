@@ -13,9 +13,10 @@ from alignment.advantages.group_norm import GroupNorm
 from alignment.batches import Batch, Experience, Groups, Transitions, concatenate
 from alignment.context import Context
 from alignment.errors import ConfigError
-from alignment.sources._collect import Stopwatch, assign, check_geometry, join, repeat, sample_ids, score
+from alignment.sources._collect import Stopwatch, assign, check_geometry, repeat, sample_ids
+from alignment.sources._scoring import Scoring
 from alignment.sources.base import Source
-from reward_models.base import Media, RewardModel, Rewards
+from reward_models.base import Media, RewardModel
 from samplers.dynamics.base import Dynamics
 from samplers.rollout import Plan, Trajectory, sample
 from samplers.windows.base import Choice, Window
@@ -35,6 +36,8 @@ class OnPolicySteps(Source[Transitions]):
         shared_noise: Whether a group starts from one initial noise, so that only the sampler's noise tells its samples
             apart.
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
+        overlap: Score the samples of one pipeline call while the next one makes its own; false scores them in between.
+            The result is the same.
         tail: Denoiser calls for the steps after the window, by a second-order solver; null takes every step.
         share_prefix: Run what a group has in common once a prompt; false exists to be measured against.
     """
@@ -47,6 +50,7 @@ class OnPolicySteps(Source[Transitions]):
     advantage: Advantage = GroupNorm()
     shared_noise: bool = True
     prompts_per_call: int | None = None
+    overlap: bool = True
     tail: int | None = None
     share_prefix: bool = True
     produces: ClassVar[type[Batch]] = Transitions
@@ -69,15 +73,16 @@ class OnPolicySteps(Source[Transitions]):
         calls = [groups[i : i + size] for i in range(0, len(groups), size)]
         offset = ctx.world.rank * len(calls)
         plans = [self._plan(ctx, part, self._choose(ctx, number)) for number, part in enumerate(calls, start=offset)]
-        paths, pixels, scores = [], [], []
-        with ctx.policy.sampling():
-            for part, plan in zip(calls, plans, strict=True):
-                with watch.time("rollout"):
-                    paths.append(sample(ctx.policy.call, plan))
-                with watch.time("reward"):
-                    pixels.append(paths[-1].pixels.float().cpu())
-                    scores.append(self._score(ctx, part, Media(pixels[-1])))
-        rewards = join(scores)
+        paths, pixels = [], []
+        with Scoring(ctx, self.reward, watch, overlap=self.overlap) as scoring:
+            with ctx.policy.sampling():
+                for part, plan in zip(calls, plans, strict=True):
+                    with watch.time("rollout"):
+                        paths.append(sample(ctx.policy.call, plan))
+                        pixels.append(paths[-1].pixels.float().cpu())
+                    group = part.ids.repeat_interleave(self.group_size)
+                    scoring.add(Media(pixels[-1]), plan.repeated, group)
+            rewards = scoring.rewards()
         credits, metrics = assign(
             ctx, self.advantage, rewards, groups.ids.repeat_interleave(self.group_size), self.reward
         )
@@ -89,10 +94,6 @@ class OnPolicySteps(Source[Transitions]):
         ]
         texts = repeat(groups.prompts, self.group_size)
         return Experience(concatenate(batches), metrics, Media(torch.cat(pixels)), texts, rewards, watch.seconds)
-
-    def _score(self, ctx: Context, part: Groups, media: Media) -> Rewards:
-        group = part.ids.repeat_interleave(self.group_size)
-        return score(ctx, self.reward, media, repeat(part.prompts, self.group_size), group)
 
     def _choose(self, ctx: Context, number: int) -> Choice:
         generator = ctx.draw.generator("window", ctx.step, number)
