@@ -17,6 +17,22 @@ Scope = Literal["sample", "group"]
 """What a score depends on: the sample alone, or the samples it is compared with."""
 
 
+BROKEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a scorer, its libraries or its device raise when they break down."""
+
+
 class RewardError(RuntimeError):
     """A scorer failed, or answered something that is not a score."""
 
@@ -249,16 +265,19 @@ class Loaded:
             group: `[B]` int64, whole groups; needed where the model compares within groups.
 
         Raises:
-            RewardError: If prompts or groups are missing, or the answer is not one score a sample.
+            RewardError: If prompts or groups are missing, the scorer breaks down, or its answer is not one score a
+                sample.
         """
         if len(prompts) != len(media):
             raise RewardError(f"{self.model} was asked about {len(media)} samples with {len(prompts)} prompts")
-        if self.model.scope == "sample":
-            rewards = cast(Scorer, self.scorer)(media=media, prompts=prompts)
-        elif group is None or len(group) != len(media):
+        if self.model.scope == "group" and (group is None or len(group) != len(media)):
             raise RewardError(f"{self.model} compares samples of a group, so it needs the group of each: group=[B]")
-        else:
-            rewards = cast(GroupScorer, self.scorer)(media=media, prompts=prompts, group=group)
+        try:
+            rewards = self._ask(media, prompts, group)
+        except RewardError:
+            raise
+        except BROKEN as error:
+            raise RewardError(f"{self.model} raised {type(error).__name__}: {error}") from error
         if not isinstance(rewards, Rewards):
             raise RewardError(f"{self.model} answered with a {type(rewards).__name__}, expected Rewards")
         if len(rewards.value) != len(media):
@@ -266,6 +285,12 @@ class Loaded:
                 f"{self.model} gave {len(rewards.value)} scores for {len(media)} samples; one a sample is needed"
             )
         return rewards
+
+    def _ask(self, media: Media, prompts: Sequence[str], group: Tensor | None) -> Rewards:
+        if self.model.scope == "sample":
+            return cast(Scorer, self.scorer)(media=media, prompts=prompts)
+        assert group is not None
+        return cast(GroupScorer, self.scorer)(media=media, prompts=prompts, group=group)
 
     def examine(self) -> list[KnownAnswer]:
         """Ask this model, and those it is made of, for their known answers, and return those.

@@ -1,4 +1,4 @@
-"""A weighted sum of rewards."""
+"""A weighted sum of rewards, with gates."""
 
 from __future__ import annotations
 
@@ -22,35 +22,57 @@ from reward_models.base import (
 
 @dataclass(frozen=True)
 class WeightedPart:
-    """One term of the sum.
+    """One term of the sum: weight * (score - centre) / spread.
 
     Attributes:
         reward: What to score with.
-        weight: What its score is multiplied with. Negative makes it a penalty; 0 records it and does no more.
+        weight: What the normalised score is multiplied with. Negative makes it a penalty; 0 records it, or gates by
+            it, and does no more.
+        centre: The score that counts as 0, in the part's own units.
+        spread: The difference of scores that counts as 1, more than 0.
+        at_least: A gate: samples with a lower score get the sum's `gated` value. Null lets all through.
     """
 
     reward: RewardModel
     weight: float = 1.0
+    centre: float = 0.0
+    spread: float = 1.0
+    at_least: float | None = None
 
 
 @dataclass(frozen=True)
 class Weighted(RewardModel):
-    """Score the sum of weight times score over the parts.
+    """Score the sum of weight * (score - centre) / spread over the parts; what fails a gate scores `gated`.
 
-    A sample that a part with a weight could not score (NaN) has no score. The parts of the result are each part's own
-    score, unweighted, under its name, and that part's own parts as "name/part".
+    A sample that a part with a weight or a gate could not score (NaN) has no score. The parts of the result are each
+    part's own score, as it gave it, under its name, and that part's own parts as "name/part"; with gates there is one
+    more, "passed", 1 or 0.
+
+    Centre and spread are constants. To normalise by the statistics of a step is the advantage's business: it sees the
+    samples of all processes, and `parts`.
 
     Attributes:
         parts: The terms, by a name of your own.
+        gated: Score of a sample that fails a gate; needed with gates. Choose it below what samples that pass score.
     """
 
     parts: Mapping[str, WeightedPart]
+    gated: float | None = None
 
     def __post_init__(self) -> None:
-        for part in self.parts.values():
+        for name, part in self.parts.items():
             require_reward_model(part.reward)
+            if not part.spread > 0:
+                raise RewardError(f"weighted: the spread of {name} has to be more than 0, got {part.spread}")
         if not any(part.weight for part in self.parts.values()):
             raise RewardError(f"weighted: no part has a weight: {', '.join(self.parts) or 'there are no parts'}")
+        gates = [name for name, part in self.parts.items() if part.at_least is not None]
+        if gates and self.gated is None:
+            raise RewardError(f"weighted: {', '.join(gates)} is a gate (at_least); say what fails it scores: gated")
+        if not gates and self.gated is not None:
+            raise RewardError("weighted: gated is the score of what fails a gate, but no part has at_least")
+        if gates and "passed" in self.parts:
+            raise RewardError("weighted: with gates the name 'passed' is taken; give that part another one")
 
     @property
     def differentiable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
@@ -69,15 +91,14 @@ class Weighted(RewardModel):
 
     def load(self, *, device: torch.device) -> _WeightedScorer:
         """Load every part on `device`."""
-        weights = {name: part.weight for name, part in self.parts.items()}
         return _WeightedScorer(
-            weights, {name: load_reward(part.reward, device=device) for name, part in self.parts.items()}
+            self, {name: load_reward(part.reward, device=device) for name, part in self.parts.items()}
         )
 
 
 @dataclass(frozen=True)
 class _WeightedScorer:
-    weights: Mapping[str, float]
+    model: Weighted
     scorers: Mapping[str, Loaded]
 
     @property
@@ -87,13 +108,23 @@ class _WeightedScorer:
 
     def __call__(self, *, media: Media, prompts: Sequence[str], group: Tensor | None = None) -> Rewards:
         """Score with every part and add up."""
-        value = torch.zeros(len(media), dtype=torch.float32, device=media.pixels.device)
+        device = media.pixels.device
+        value = torch.zeros(len(media), dtype=torch.float32, device=device)
+        passed = torch.ones(len(media), dtype=torch.float32, device=device)
         parts = {}
-        for name, scorer in self.scorers.items():
-            rewards = scorer(media=media, prompts=prompts, group=group)
+        for name, term in self.model.parts.items():
+            rewards = self.scorers[name](media=media, prompts=prompts, group=group)
+            score = rewards.value.to(device)
             # Left out rather than multiplied: 0 times a missing score would still be missing.
-            if self.weights[name]:
-                value = value + self.weights[name] * rewards.value.to(value.device)
+            if term.weight:
+                value = value + term.weight * (score - term.centre) / term.spread
+            if term.at_least is not None:
+                kept = (score >= term.at_least).float().masked_fill(score.isnan(), torch.nan)
+                passed = passed * kept
             parts[name] = rewards.value
             parts.update({f"{name}/{sub}": score for sub, score in rewards.parts.items()})
+        if self.model.gated is not None:
+            missing = value.isnan() | passed.isnan()
+            value = torch.where(passed == 1, value, self.model.gated).masked_fill(missing, torch.nan)
+            parts["passed"] = passed
         return Rewards(value, parts)

@@ -13,6 +13,7 @@ import torch
 import reward_models
 from reward_models.base import Media, RewardModel, Rewards, load_reward
 from reward_models.colour import Colour
+from reward_models.judges.bradley_terry import BradleyTerry
 from reward_models.weighted import WeightedPart
 
 CPU = torch.device("cpu")
@@ -26,6 +27,9 @@ def brightness(pixels, prompts):
 
 ARGUMENTS = {
     "function": {"call": f"{__name__}:brightness"},
+    "cached": {"reward": Colour()},
+    "guarded": {"reward": Colour(), "deadline": 60.0},
+    "win_rate": {"judge": BradleyTerry(Colour())},
     "weighted": {"parts": {"red": WeightedPart(Colour(), 0.5), "blue": WeightedPart(Colour("blue"))}},
 }
 PROMPTS = ["two red circles", "a green triangle", "two red circles", "a green triangle"]

@@ -62,3 +62,38 @@ def test_sums_nest():
 def test_a_sum_of_nothing_is_refused(parts):
     with pytest.raises(RewardError, match="weight"):
         Weighted(parts)
+
+
+def test_a_part_is_measured_from_its_centre_in_its_spread():
+    rewards = score(red=WeightedPart(Colour(), 2.0, centre=0.5, spread=4.0))
+    torch.testing.assert_close(rewards.value, 2 * (rewards.parts["red"] - 0.5) / 4)
+
+
+def test_what_fails_a_gate_scores_the_gated_value():
+    red = score(red=WeightedPart(Colour())).value
+    limit = red.median().item()
+    parts = {"size": WeightedPart(Jpeg(), 1.0), "red": WeightedPart(Colour(), 0.0, at_least=limit)}
+    rewards = Weighted(parts, gated=-9.0).load(device=CPU)(media=MEDIA, prompts=[""] * 3)
+    assert rewards.parts["passed"].tolist() == (red >= limit).float().tolist()
+    torch.testing.assert_close(rewards.value, torch.where(red >= limit, rewards.parts["size"], -9.0))
+
+
+def test_a_gate_that_could_not_look_leaves_the_sample_unscored():
+    parts = {"red": WeightedPart(Colour()), "some": WeightedPart(Sometimes(), 0.0, at_least=2.0)}
+    rewards = Weighted(parts, gated=0.0).load(device=CPU)(media=MEDIA, prompts=[""] * 3)
+    assert rewards.value[0] == 0
+    assert rewards.value.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("parts", "gated", "says"),
+    [
+        ({"red": WeightedPart(Colour(), at_least=0.0)}, None, "red is a gate"),
+        ({"red": WeightedPart(Colour())}, 0.0, "no part has at_least"),
+        ({"red": WeightedPart(Colour(), spread=0.0)}, None, "spread of red has to be more than 0"),
+        ({"passed": WeightedPart(Colour(), at_least=0.0)}, 0.0, "'passed' is taken"),
+    ],
+)
+def test_gates_and_spreads_that_make_no_sense_are_refused(parts, gated, says):
+    with pytest.raises(RewardError, match=says):
+        Weighted(parts, gated)
