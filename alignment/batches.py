@@ -145,6 +145,27 @@ class Samples(Batch):
 
 
 @dataclass(frozen=True)
+class Pairs(Batch):
+    """Two clean samples of each prompt, one of them preferred.
+
+    Attributes:
+        chosen: `[n, *latent]` float32.
+        rejected: `[n, *latent]` float32.
+        advantage: `[n]` float32, how much `chosen` is preferred: 1 for a plain preference, 0 for none, negative where
+            `rejected` is.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    advantage: Tensor
+
+    @property
+    def x0(self) -> Tensor:
+        """A clean sample of each row, for those who ask for any."""
+        return self.chosen
+
+
+@dataclass(frozen=True)
 class Transitions(Batch):
     """Denoising transitions with credit, for reverse-process objectives.
 

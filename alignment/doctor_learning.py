@@ -196,7 +196,9 @@ def gradient_reaches_all(patient: Patient) -> Finding:
         if isinstance(batch, Transitions):
             policy.replay(batch, pull, grad=True)
         else:
-            policy.visit(batch, [(p.x, p.t) for p in draw_points(patient.ctx, batch, Times(), 1)], pull, grad=True)
+            policy.visit(
+                batch, [(p.x, p.t) for p in draw_points(patient.ctx, batch, batch.x0, Times(), 1)], pull, grad=True
+            )
         grads = {name: p.grad for name, p in policy.trainable.items()}
     ill = [name for name, g in grads.items() if g is not None and not bool(g.isfinite().all())]
     none = [name for name, g in grads.items() if g is None or not bool(g.any())]

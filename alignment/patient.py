@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from alignment.batches import Batch, Experience, Samples, Transitions
+from alignment.batches import Batch, Experience, Pairs, Samples, Transitions
 from alignment.context import Context
 from alignment.loop import Trainer, microbatches
 from alignment.objectives.base import Loss
@@ -165,14 +165,14 @@ class Patient:
         return batch[(batch.chunk == batch.chunk[0]).nonzero().flatten()[:ROWS]].to(self.policy.device)
 
     @property
-    def credited(self) -> Samples | Transitions:
+    def credited(self) -> Samples | Pairs | Transitions:
         """Those rows with credit drawn at random: laws of gradients do not depend on what the reward says.
 
         Raises:
             NotApplicable: If the rows carry no credit.
         """
         rows = self.rows
-        if not isinstance(rows, Samples | Transitions):
+        if not isinstance(rows, Samples | Pairs | Transitions):
             raise NotApplicable(f"{type(rows).__name__} carries no credit")
         generator = self.ctx.draw.generator("doctor credit")
         credit = torch.randn(rows.advantage.shape, generator=generator).to(rows.advantage)

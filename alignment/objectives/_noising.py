@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from alignment.batches import Samples
+from alignment.batches import Batch
 from alignment.context import Context
 from samplers.path import noised, target
 from samplers.times import Times
@@ -27,22 +27,23 @@ class Point:
     target: Tensor
 
 
-def draw_points(ctx: Context, batch: Samples, times: Times, count: int) -> list[Point]:
-    """Return `count` noised copies of the batch; times and noise are keyed by sample, so no batch split shows.
+def draw_points(ctx: Context, batch: Batch, x0: Tensor, times: Times, count: int) -> list[Point]:
+    """Return `count` noised copies of `x0`, a clean sample a row of the batch.
 
-    Where the pipeline takes one time a call (`policy.row_times` is false), all rows share the first row's.
+    Times and noise are keyed by row, so no batch split shows, and both sides of a pair get the same. Where the pipeline
+    takes one time a call (`policy.row_times` is false), all rows share the first row's.
     """
     points = []
     for k in range(count):
-        t = times(ctx.draw.uniform("time", batch.seeds, k)).to(batch.x0.device)
+        t = times(ctx.draw.uniform("time", batch.seeds, k)).to(x0.device)
         t = t if ctx.policy.row_times else t[:1].expand_as(t)
-        noise = ctx.draw.normal("noise", batch.seeds, k, batch.x0.shape[1:]).to(batch.x0.device)
-        path, x0 = ctx.policy.path, batch.x0
+        noise = ctx.draw.normal("noise", batch.seeds, k, x0.shape[1:]).to(x0.device)
+        path = ctx.policy.path
         points.append(Point(t, noised(path, x0, noise, t), target(path, x0, noise, t)))
     return points
 
 
-def frozen_answers(ctx: Context, batch: Samples, points: list[Point], name: str) -> dict[int, Tensor]:
+def frozen_answers(ctx: Context, batch: Batch, points: list[Point], name: str) -> dict[int, Tensor]:
     """Return the model output at each point under the frozen weights `name`, float32."""
     answers: dict[int, Tensor] = {}
     with ctx.policy.using(name):

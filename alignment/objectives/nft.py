@@ -57,7 +57,7 @@ class NFT(Objective[Samples]):
 
     def __call__(self, ctx: Context, batch: Samples, learn: Learn) -> None:
         """Noise the samples, ask the frozen copies, then learn point by point."""
-        points = draw_points(ctx, batch, self.times, self.points)
+        points = draw_points(ctx, batch, batch.x0, self.times, self.points)
         old = frozen_answers(ctx, batch, points, "behaviour")
         reference = frozen_answers(ctx, batch, points, "reference") if self.kl > 0 else old
         path = ctx.policy.path

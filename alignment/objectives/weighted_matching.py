@@ -54,7 +54,7 @@ class WeightedMatching(Objective[Samples]):
 
     def __call__(self, ctx: Context, batch: Samples, learn: Learn) -> None:
         """Noise the samples, ask the frozen copies, then learn point by point."""
-        points = draw_points(ctx, batch, self.times, self.points)
+        points = draw_points(ctx, batch, batch.x0, self.times, self.points)
         old = frozen_answers(ctx, batch, points, "behaviour")
         anchor = frozen_answers(ctx, batch, points, self.anchor) if self.snapshots[-1] == "reference" else old
 

@@ -81,13 +81,16 @@ def assign(
     Raises:
         RewardError: If too many samples have no score, or the first step's scores are all the same.
     """
-    gathered = Rewards(
-        ctx.world.gather(rewards.value), {name: ctx.world.gather(part) for name, part in rewards.parts.items()}
-    )
-    groups = ctx.world.gather(group)
-    _refuse(ctx, gathered.value, what)
-    credits = advantage(gathered, groups)
-    return credits[ctx.world.share(len(credits))], reward_metrics(gathered, groups)
+    everywhere, groups = gathered(ctx, rewards), ctx.world.gather(group)
+    refuse(ctx, everywhere.value, what)
+    credits = advantage(everywhere, groups)
+    return credits[ctx.world.share(len(credits))], reward_metrics(everywhere, groups)
+
+
+def gathered(ctx: Context, rewards: Rewards) -> Rewards:
+    """Return the scores of all processes."""
+    parts = {name: ctx.world.gather(part) for name, part in rewards.parts.items()}
+    return Rewards(ctx.world.gather(rewards.value), parts)
 
 
 def reward_metrics(rewards: Rewards, group: Tensor) -> dict[str, float]:
@@ -102,7 +105,12 @@ def reward_metrics(rewards: Rewards, group: Tensor) -> dict[str, float]:
     return metrics | {f"reward/{name}": part.nanmean().item() for name, part in rewards.parts.items()}
 
 
-def _refuse(ctx: Context, value: Tensor, what: RewardModel) -> None:
+def refuse(ctx: Context, value: Tensor, what: RewardModel) -> None:
+    """Refuse a step's scores that nothing can be learned from.
+
+    Raises:
+        RewardError: If too many samples have no score, or the first step's scores are all the same.
+    """
     unscored = value.isnan().float().mean().item()
     if unscored > MAX_UNSCORED:
         raise RewardError(

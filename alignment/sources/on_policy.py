@@ -11,11 +11,10 @@ from alignment.advantages.base import Advantage
 from alignment.advantages.group_norm import GroupNorm
 from alignment.batches import Batch, Experience, Groups, Samples
 from alignment.context import Context
-from alignment.sources._collect import Stopwatch, assign, check_geometry, repeat, sample_ids
-from alignment.sources._scoring import Scoring
+from alignment.sources._clean import clean_samples
+from alignment.sources._collect import assign, check_geometry
 from alignment.sources.base import Source
-from reward_models.base import Media, RewardModel
-from samplers import Conductor
+from reward_models.base import RewardModel
 
 
 @dataclass(frozen=True)
@@ -47,24 +46,7 @@ class OnPolicy(Source[Samples]):
 
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Samples]:
         """Sample, score and credit."""
-        watch = Stopwatch()
-        texts, ids = repeat(groups.prompts, self.group_size), sample_ids(groups, self.group_size)
-        group = groups.ids.repeat_interleave(self.group_size)
-        seeds = ctx.draw.keys("initial noise", ids)
-        size = (self.prompts_per_call or len(groups)) * self.group_size
-        ends, pixels = [], []
-        with Scoring(ctx, self.reward, watch, overlap=self.overlap) as scoring:
-            with ctx.policy.using(self.weights), ctx.policy.sampling():
-                for i in range(0, len(texts), size):
-                    conductor = Conductor()
-                    with watch.time("rollout"):
-                        clips = ctx.policy.call(conductor, texts[i : i + size], seeds[i : i + size], pixels=True)
-                        assert clips is not None
-                        assert conductor.final is not None
-                        ends.append(conductor.final.float())
-                        pixels.append(clips.float().cpu())
-                    scoring.add(Media(pixels[-1]), texts[i : i + size], group[i : i + size])
-            rewards = scoring.rewards()
-        credit, metrics = assign(ctx, self.advantage, rewards, group, self.reward)
-        batch = Samples(texts, seeds, group, torch.zeros_like(group), torch.cat(ends), credit)
-        return Experience(batch, metrics, Media(torch.cat(pixels)), texts, rewards, watch.seconds)
+        made = clean_samples(ctx, groups, self)
+        credit, metrics = assign(ctx, self.advantage, made.rewards, made.group, self.reward)
+        batch = Samples(made.texts, made.seeds, made.group, torch.zeros_like(made.group), made.x0, credit)
+        return Experience(batch, metrics, made.media, made.texts, made.rewards, made.seconds)

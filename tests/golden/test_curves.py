@@ -14,11 +14,13 @@ import pytest
 from alignment.advantages.batch_norm import BatchNorm
 from alignment.objectives.base import Objective
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
+from alignment.objectives.dpo import DPO
 from alignment.objectives.nft import NFT
 from alignment.objectives.weighted_matching import WeightedMatching
 from alignment.run import Batch, Optimizer, PolicySpec, Snapshots
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
+from alignment.sources.on_policy_pairs import OnPolicyPairs
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.spec import Lora
 from reward_models.colour import Colour
@@ -43,6 +45,7 @@ METHODS: dict[str, tuple[Source, Objective]] = {
     ),
     "dance": (OnPolicySteps(2, Colour(), DanceSDE(), Fraction(), group_size=4), ClippedSurrogate(clip=1e-4, kl=0.01)),
     "nft": (OnPolicy(2, Colour(), group_size=4, weights="behaviour"), NFT()),
+    "dpo": (OnPolicyPairs(2, Colour(), group_size=4), DPO()),
     "awm": (OnPolicy(2, Colour(), group_size=4, weights="behaviour"), WeightedMatching(kl=0.1)),
 }
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 import alignment.objectives
-from alignment.batches import Batch, Samples, Transitions
+from alignment.batches import Batch, Pairs, Samples, Transitions
 from alignment.context import Context
 from alignment.loop import Trainer, microbatches
 from alignment.objectives.base import Loss, Objective
 from alignment.sources.on_policy import OnPolicy
+from alignment.sources.on_policy_pairs import OnPolicyPairs
 from alignment.sources.on_policy_steps import OnPolicySteps
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.all import All
@@ -33,6 +34,7 @@ KINDS = [
 ]  # fmt: skip
 SOURCES = {  # one for each batch type that an objective may consume
     Samples: OnPolicy(4, REWARD, group_size=4),
+    Pairs: OnPolicyPairs(4, REWARD, group_size=4),
     Transitions: OnPolicySteps(4, REWARD, FlowSDE(), All(), group_size=4, shared_noise=False),
 }
 

@@ -1,0 +1,82 @@
+"""Whole samples by the pipeline's own sampler, scored: what every source of clean samples starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from alignment.batches import Groups
+from alignment.context import Context
+from alignment.sources._collect import Stopwatch, repeat, sample_ids
+from alignment.sources._scoring import Scoring
+from reward_models.base import Media, RewardModel, Rewards
+from samplers import Conductor
+
+
+class Sampling(Protocol):
+    """How a source samples; its own fields."""
+
+    @property
+    def group_size(self) -> int: ...
+
+    @property
+    def reward(self) -> RewardModel: ...
+
+    @property
+    def weights(self) -> str: ...
+
+    @property
+    def prompts_per_call(self) -> int | None: ...
+
+    @property
+    def overlap(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class CleanSamples:
+    """This process's samples of a step, group by group.
+
+    Attributes:
+        texts: One a sample.
+        seeds: `[B]`, keys of their initial noise.
+        group: `[B]`, ids of their groups.
+        x0: `[B, *latent]` float32.
+        media: Their pixels, on the CPU.
+        rewards: Their scores.
+        seconds: Time spent, by name.
+    """
+
+    texts: tuple[str, ...]
+    seeds: Tensor
+    group: Tensor
+    x0: Tensor
+    media: Media
+    rewards: Rewards
+    seconds: Mapping[str, float]
+
+
+def clean_samples(ctx: Context, groups: Groups, how: Sampling) -> CleanSamples:
+    """Sample each prompt of `groups` `how.group_size` times, each from its own noise, and score."""
+    watch = Stopwatch()
+    texts = repeat(groups.prompts, how.group_size)
+    group = groups.ids.repeat_interleave(how.group_size)
+    seeds = ctx.draw.keys("initial noise", sample_ids(groups, how.group_size))
+    size = (how.prompts_per_call or len(groups)) * how.group_size
+    ends, pixels = [], []
+    with Scoring(ctx, how.reward, watch, overlap=how.overlap) as scoring:
+        with ctx.policy.using(how.weights), ctx.policy.sampling():
+            for i in range(0, len(texts), size):
+                conductor = Conductor()
+                with watch.time("rollout"):
+                    clips = ctx.policy.call(conductor, texts[i : i + size], seeds[i : i + size], pixels=True)
+                    assert clips is not None
+                    assert conductor.final is not None
+                    ends.append(conductor.final.float())
+                    pixels.append(clips.float().cpu())
+                scoring.add(Media(pixels[-1]), texts[i : i + size], group[i : i + size])
+        rewards = scoring.rewards()
+    return CleanSamples(texts, seeds, group, torch.cat(ends), Media(torch.cat(pixels)), rewards, watch.seconds)

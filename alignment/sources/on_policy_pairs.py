@@ -1,0 +1,81 @@
+"""The best and the worst of a group, as a preference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from alignment.batches import Batch, Experience, Groups, Pairs
+from alignment.context import Context
+from alignment.errors import ConfigError
+from alignment.sources._clean import clean_samples
+from alignment.sources._collect import check_geometry, gathered, refuse, reward_metrics
+from alignment.sources.base import Source
+from reward_models.base import RewardModel
+
+
+@dataclass(frozen=True)
+class OnPolicyPairs(Source[Pairs]):
+    """Sample each prompt `group_size` times and prefer its best sample to its worst: online DPO.
+
+    A group whose scores lie closer together than `margin` prefers neither: its pair is there, and pulls nowhere.
+
+    Attributes:
+        prompts: Prompts a step, over all processes.
+        group_size: Samples a prompt, >= 2.
+        reward: What scores the samples.
+        margin: Least difference of two scores that is a preference, >= 0; a tie never is one.
+        weights: Which weights sample.
+        prompts_per_call: Prompts in one pipeline call; null means all of this process.
+        overlap: Score the samples of one pipeline call while the next one makes its own. The result is the same.
+
+    Source: online DPO as in Flow-Factory and flow_grpo (type "dpo"); they pair tied groups too, we do not.
+    """
+
+    prompts: int
+    reward: RewardModel
+    group_size: int = 8
+    margin: float = 0.0
+    weights: Literal["live", "behaviour"] = "live"  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
+    prompts_per_call: int | None = None
+    overlap: bool = True
+    produces: ClassVar[type[Batch]] = Pairs
+
+    def __post_init__(self) -> None:
+        check_geometry(self.prompts, self.group_size, self.prompts_per_call)
+        if self.margin < 0:
+            raise ConfigError(f"source.margin must be >= 0, got {self.margin}")
+
+    def __call__(self, ctx: Context, groups: Groups) -> Experience[Pairs]:
+        """Sample, score and pair."""
+        made = clean_samples(ctx, groups, self)
+        everywhere, ids = gathered(ctx, made.rewards), ctx.world.gather(made.group)
+        refuse(ctx, everywhere.value, self.reward)
+        best, worst, preferred = self._extremes(made.rewards.value.reshape(len(groups), self.group_size))
+        batch = Pairs(
+            prompts=groups.prompts,
+            seeds=ctx.draw.keys("pair", groups.ids),
+            group=groups.ids,
+            chunk=torch.zeros_like(groups.ids),
+            chosen=made.x0[best],
+            rejected=made.x0[worst],
+            advantage=preferred,
+        )
+        paired = ctx.world.gather(preferred).mean().item()
+        metrics = {**reward_metrics(everywhere, ids), "pairs/fraction": paired}
+        return Experience(batch, metrics, made.media, made.texts, made.rewards, made.seconds)
+
+    def _extremes(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (row of the best, row of the worst, 1 where that is a preference) of each group, `[P]` each.
+
+        Args:
+            scores: `[P, G]`, NaN where a sample has none: it is neither.
+        """
+        unscored = scores.isnan()
+        high, best = scores.masked_fill(unscored, -torch.inf).max(dim=1)
+        low, worst = scores.masked_fill(unscored, torch.inf).min(dim=1)
+        first = torch.arange(len(scores)) * self.group_size
+        return first + best, first + worst, ((high > low) & (high - low >= self.margin)).float()
