@@ -31,7 +31,14 @@ TRAINING = {f"alignment.{part}" for part in ("loop", "train", "runtime", "object
 PARTS = ("sources", "advantages", "objectives")
 PARTS_MAY = {*PARTS, "batches", "context", "draw", "errors", "kernels", "policy", "world"}
 # In these folders a file may import `base` and files with a leading underscore, never a sibling.
-INDEPENDENT = (*(f"alignment/{part}" for part in PARTS), "samplers/dynamics", "samplers/windows", "reward_models")
+INDEPENDENT = (
+    *(f"alignment/{part}" for part in PARTS),
+    "samplers/dynamics",
+    "samplers/windows",
+    "reward_models",
+    "reward_models/judges",
+    "reward_models/vlms",
+)
 DISTRIBUTED = {f"alignment/{part}.py" for part in ("runtime", "world", "checkpoint", "train")}
 EXTRAS = {"xformers", "hpsv2", "ImageReward", "open_clip", "wandb", "trackio", "tensorboard", "torch.utils.tensorboard"}
 

@@ -15,6 +15,7 @@ from reward_models.base import Media, RewardModel, Rewards, load_reward
 from reward_models.colour import Colour
 from reward_models.judges.bradley_terry import BradleyTerry
 from reward_models.weighted import WeightedPart
+from tests.reward_models.bright_vlm import BrightVlm
 
 CPU = torch.device("cpu")
 FOLDER = Path(reward_models.__file__).parent
@@ -29,6 +30,9 @@ ARGUMENTS = {
     "function": {"call": f"{__name__}:brightness"},
     "cached": {"reward": Colour()},
     "guarded": {"reward": Colour(), "deadline": 60.0},
+    "paco": {"vlm": BrightVlm()},
+    "reward_dance": {"vlm": BrightVlm(), "reference": "group"},
+    "unified_reward": {"vlm": BrightVlm(written="Alignment Score: 2\nCoherence Score: 3\nStyle Score: 4")},
     "win_rate": {"judge": BradleyTerry(Colour())},
     "weighted": {"parts": {"red": WeightedPart(Colour(), 0.5), "blue": WeightedPart(Colour("blue"))}},
 }

@@ -1,0 +1,141 @@
+"""What a judge is asked: instruction, criteria, and the questions made of them.
+
+The wording is ours. A model that was trained on other words judges best when asked in those: `instruction` replaces the
+task, and `criteria` what is judged by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reward_models.base import Media, RewardError
+from reward_models.vlms.base import CUE, NO, YES, Question, plain
+
+LONGEST_PROMPT = 4000
+"""Characters; beyond this a judge reads more prompt than picture."""
+
+_PLAIN_ANSWER = f"Answer {YES} or {NO}."
+_REASONED_ANSWER = f"Think it through first, then end with one line: '{CUE} {YES}' or '{CUE} {NO}'."
+
+Clip = Tensor
+"""`[F, 3, H, W]` in [0, 1]; F = 1 is a picture."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a judge is shown.
+
+    Attributes:
+        clips: A sample a row; rows may differ in size.
+        prompts: One text a row.
+        sources: What each row was made from; None where there was only text.
+        fps: Frames a second of the clips; None where nobody said.
+    """
+
+    clips: Sequence[Clip]
+    prompts: Sequence[str]
+    sources: Sequence[Clip] | None = None
+    fps: float | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """How a yes-or-no question is put to a model that sees.
+
+    Attributes:
+        instruction: What the model is told to do, before everything else.
+        criteria: What it judges by, a line each; none leaves it to the model.
+        alone: The question about one picture or clip.
+        against: The question about the first of two.
+        reasoning: Tokens it may write before the verdict; 0 asks for the verdict at once.
+        frames: Frames of a clip that are shown, evenly spread; its first and last are among them.
+        fps: Frames a second that are assumed of clips that do not say.
+    """
+
+    instruction: str = "You judge what a generator made from a text."
+    criteria: tuple[str, ...] = ("It shows what the text says.", "It is well made and has no artefacts.")
+    alone: str = "Is it a good result for the text?"
+    against: str = "Is number 1 better than number 2?"
+    reasoning: int = 0
+    frames: int = 8
+    fps: float = 16.0
+
+    def __post_init__(self) -> None:
+        if self.reasoning < 0 or self.frames < 1 or self.fps <= 0:
+            raise RewardError(
+                f"task: reasoning is >= 0, frames >= 1, fps > 0; got {self.reasoning}, {self.frames}, {self.fps}"
+            )
+
+    def about(self, asked: Asked) -> list[Question]:
+        """Ask about each sample by itself."""
+        return [
+            self._question([*self._opening(asked, row), "\nThe result:\n", clip], self.alone, asked.fps)
+            for row, clip in enumerate(asked.clips)
+        ]
+
+    def between(self, asked: Asked, others: Sequence[Clip]) -> list[Question]:
+        """Ask whether each sample is better than the other clip of its row."""
+        return self._pairs(asked, zip(asked.clips, others, strict=True))
+
+    def between_reversed(self, asked: Asked, others: Sequence[Clip]) -> list[Question]:
+        """Ask whether the other clip of each row is better than the sample."""
+        return self._pairs(asked, zip(others, asked.clips, strict=True))
+
+    def _pairs(self, asked: Asked, pairs: Iterable[tuple[Clip, Clip]]) -> list[Question]:
+        return [
+            self._question(
+                [*self._opening(asked, row), "\nNumber 1:\n", first, "\nNumber 2:\n", second], self.against, asked.fps
+            )
+            for row, (first, second) in enumerate(pairs)
+        ]
+
+    def _opening(self, asked: Asked, row: int) -> list[str | Clip]:
+        check_prompt(asked.prompts[row])
+        source = None if asked.sources is None else asked.sources[row]
+        given = [] if source is None else ["\nIt was given this to start from:\n", source]
+        return [f"{self.instruction}\nThe text: {plain(asked.prompts[row])}", *given]
+
+    def _question(self, pieces: Sequence[str | Clip], question: str, told: float | None) -> Question:
+        by = "".join(f"\n- {criterion}" for criterion in self.criteria)
+        answer = _REASONED_ANSWER if self.reasoning else _PLAIN_ANSWER
+        closing = f"\n{f'Judge by:{by}{chr(10)}' if by else ''}{question} {answer}"
+        shown = [piece if isinstance(piece, str) else spread(piece, self.frames) for piece in pieces]
+        whole, seen = (max(len(one) for one in some if isinstance(one, Tensor)) for some in (pieces, shown))
+        fps = told or self.fps
+        return Question((*shown, closing), fps * (seen - 1) / (whole - 1) if 1 < seen < whole else fps)
+
+
+def clips_of(media: Media) -> list[Clip]:
+    """Return the rows."""
+    return list(media.pixels)
+
+
+def asked_of(media: Media, prompts: Sequence[str]) -> Asked:
+    """Return samples as a judge is shown them."""
+    return Asked(clips_of(media), prompts, None if media.source is None else clips_of(media.source), media.fps)
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuse a prompt that no judge can compare a picture with.
+
+    Raises:
+        RewardError: If it is empty or too long.
+    """
+    if not prompt.strip():
+        raise RewardError("a judge was given an empty prompt: there is nothing to compare the picture with")
+    if len(prompt) > LONGEST_PROMPT:
+        raise RewardError(
+            f"a judge was given a prompt of {len(prompt):,} characters ({prompt[:40]!r}...); at most "
+            f"{LONGEST_PROMPT:,} are read: shorten it"
+        )
+
+
+def spread(clip: Clip, frames: int) -> Clip:
+    """Return at most `frames` frames of a clip, evenly spread over it."""
+    if len(clip) <= frames:
+        return clip
+    return clip[torch.linspace(0, len(clip) - 1, frames).round().long()]

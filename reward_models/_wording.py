@@ -1,0 +1,26 @@
+"""Questions in somebody else's words, read from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reward_models.base import RewardError
+
+PLACE = "{prompt}"
+
+
+def read_wording(file: str | None, default: str) -> str:
+    """Return the text of a file, byte for byte but for its last line break; `default` where no file is named.
+
+    Raises:
+        RewardError: If it cannot be read, or has no place for the prompt.
+    """
+    if file is None:
+        return default
+    try:
+        text = Path(file).read_bytes().decode("utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RewardError(f"template: {file} cannot be read: {error}") from error
+    if PLACE not in text:
+        raise RewardError(f"template: {file} has no {PLACE} in it, where the prompt would stand")
+    return text
