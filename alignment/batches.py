@@ -58,13 +58,21 @@ def inputs_of(prompt: str) -> Mapping[str, Input]:
     return prompt.inputs if isinstance(prompt, Prompt) else {}
 
 
-def together(prompts: Sequence[str]) -> dict[str, object]:
-    """Return the arguments of a pipeline call that the prompts of its rows bring: one picture or text a row."""
-    columns = {name: [inputs_of(prompt)[name] for prompt in prompts] for name in inputs_of(prompts[0])}
-    return {
-        name: [value.open() if isinstance(value, Picture) else value for value in column]
-        for name, column in columns.items()
-    }
+def made_from(prompts: Sequence[str], pixels: Tensor) -> Media:
+    """Return samples with what each was made from: its prompt's `image`, or else its only picture, at their size.
+
+    Args:
+        prompts: One a sample.
+        pixels: `[n, F, 3, H, W]` in [0, 1].
+    """
+    height, width = pixels.shape[-2:]
+    sources: list[Tensor] = []
+    for prompt in prompts:
+        pictures = {name: value for name, value in inputs_of(prompt).items() if isinstance(value, Picture)}
+        source = pictures.get("image", next(iter(pictures.values())) if len(pictures) == 1 else None)
+        if source is not None:
+            sources.append(source.pixels(width, height))
+    return Media(pixels, source=Media(torch.stack(sources)[:, None]) if sources else None)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
+from PIL.Image import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -106,6 +107,9 @@ class Embeddings:
         """Return the row of every prompt, or None where this call cannot be answered by rows."""
         texts = arguments.get("prompt")
         if not _is_texts(texts) or any(isinstance(value, Tensor) for value in arguments.values()):
+            return None
+        if any(_shows_pictures(value) for value in arguments.values()):
+            self.cacheable = False
             return None
         kind = _digest({name: value for name, value in arguments.items() if not _is_texts(value)})
         rows = []
@@ -202,6 +206,10 @@ def _one_by_one(arguments: Arguments, count: int) -> Iterator[Arguments]:
 
 def _is_texts(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _shows_pictures(value: object) -> bool:
+    return isinstance(value, Image) or (isinstance(value, list) and any(isinstance(item, Image) for item in value))
 
 
 def _is_flat(answer: object) -> bool:

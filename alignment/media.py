@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
+import torch
 import xxhash
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from alignment.errors import DataError
 
@@ -53,6 +55,15 @@ class Picture:
             DataError: If the file is gone or changed its content since it was checked.
         """
         return _decoded(self)
+
+    def pixels(self, width: int, height: int) -> Tensor:
+        """Return it scaled to a size, `[3, height, width]` in [0, 1].
+
+        Raises:
+            DataError: As `open` does.
+        """
+        scaled = np.array(self.open().resize((width, height), Image.Resampling.LANCZOS))
+        return torch.from_numpy(scaled).permute(2, 0, 1).float() / 255
 
 
 def find(folder: Path, name: object) -> Path:

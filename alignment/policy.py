@@ -18,14 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignment.batches import Batch, Transitions, together
+from alignment.batches import Batch, Transitions, made_from
 from alignment.embeddings import Embeddings
 from alignment.errors import ConfigError, PipelineError, VisalignError
+from alignment.forms import Form, arrange, brings_pictures, find_form
 from alignment.loading import denoiser_name, load_pipeline, loop_networks, trained_scheduler
 from alignment.spec import PolicySpec
 from alignment.tuning import adapter_layers, add_lora, merged, unfreeze, without
 from reward_models.base import Media
-from samplers import Conductor, Native, ReplayMismatch, Round, Routes, Skip, Visit, read_path, stand_in
+from samplers import Conductor, Grid, Look, Native, ReplayMismatch, Round, Routes, Skip, Visit, read_path, stand_in
 from samplers.path import Path as ForwardPath
 
 Receive = Callable[[int, Tensor], None]
@@ -43,9 +44,6 @@ _OURS = (
 )  # fmt: skip
 """Arguments of a pipeline's `__call__` that the policy gives."""
 
-_TEXTS = ("prompt_", "negative_prompt")
-"""How the names of further text arguments begin; pipelines want one text a row where `prompt` is a list."""
-
 
 class Policy:
     """A pipeline, the weights of it that are trained, and named frozen copies of those.
@@ -59,6 +57,7 @@ class Policy:
         snapshots: Named frozen copies of `trainable`.
         path: The forward process.
         rounds: Denoising steps of a call.
+        form: How rows that bring pictures are told to the pipeline; found out by `prepare`.
         share_states: Whether `replay` runs a state that several rows share once; false exists to be measured against.
         device: Where everything runs.
     """
@@ -86,6 +85,7 @@ class Policy:
         self.embeddings = Embeddings(self.pipe, None if spec.embedding_cache is None else Path(spec.embedding_cache))
         vars(self.pipe)["encode_prompt"] = self.embeddings
         self.rounds = 0
+        self.form = Form.SHARED
         self.share_states = True
         self._probed: tuple[str, Tensor] | None = None
 
@@ -155,9 +155,14 @@ class Policy:
             seeds: `[n]` keys of the initial noise.
             arguments: What differs from the policy's own arguments.
         """
-        given = self._given(prompts, seeds, "pt", _checked_arguments(self.pipe, arguments, "evaluation.call"))
-        with torch.no_grad(), self.sampling(), self._fresh_routes().on(self.pipe, Conductor(), len(prompts)):
-            return Media(as_clips(self.pipe(**given)[0]).float().cpu())
+        other = _checked_arguments(self.pipe, arguments, "evaluation.call")
+        made: list[Tensor | None] = [None] * len(prompts)
+        for rows in self.form.calls(prompts):
+            given = self._given([prompts[row] for row in rows], seeds[rows], "pt", other)
+            with torch.no_grad(), self.sampling(), self._fresh_routes().on(self.pipe, Conductor(), len(rows)):
+                for row, clip in zip(rows, as_clips(self.pipe(**given)[0]).float().cpu(), strict=True):
+                    made[row] = clip
+        return made_from(prompts, torch.stack([clip for clip in made if clip is not None]))
 
     def probe(self, prompt: str) -> None:
         """Run the pipeline once on one prompt, to learn its loop: how many rounds, which networks, which shapes.
@@ -269,12 +274,28 @@ class Policy:
             arguments: What `generate` will be called with, where that differs from the policy's own arguments.
         """
         self.probe(prompts[0])
+        pictured = brings_pictures(prompts, self._arguments)
+        with _blaming("policy.call", self.pipe):
+            self.form = find_form(self.pipe, [*prompts, *held_out], self._observe, pictured=pictured)
         other = _checked_arguments(self.pipe, arguments or {}, "evaluation.call")
         with _blaming("policy.call", self.pipe):
             self._embed(prompts, self._routes, {})
         with _blaming("evaluation.call", self.pipe):
             self._embed(held_out, self._fresh_routes(), other)
         self.embeddings.release()
+
+    def _observe(self, form: Form, prompts: Sequence[str], seeds: Tensor) -> Tensor:
+        """Return what the first round makes of these rows in that form: states and model outputs, `[n, d]`."""
+
+        def receive(x: Tensor, v: Tensor, _: Grid) -> None:
+            raise _Seen(torch.cat([x.flatten(1), v.flatten(1)], 1).float())
+
+        self.form = form
+        try:
+            self.call(Conductor([Look(receive)] * self.rounds), tuple(prompts), seeds, pixels=False)
+        except _Seen as seen:
+            return seen.args[0]
+        raise PipelineError(f"{type(self.pipe).__name__} never stepped its scheduler: it cannot be conducted")
 
     def _embed(self, prompts: Sequence[str], routes: Routes, arguments: dict[str, object]) -> None:
         """Run the pipeline on each prompt without its denoiser, so that it asks for the prompt's embeddings."""
@@ -293,21 +314,10 @@ class Policy:
     def _given(
         self, prompts: Sequence[str], seeds: Tensor, output_type: str, arguments: dict[str, object] | None = None
     ) -> dict[str, object]:
-        """Return the arguments of one call with a row a prompt; a text such as a negative prompt serves every row."""
+        """Return the arguments of one call with a row a prompt."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
-        own = {
-            "prompt": [str(prompt) for prompt in prompts],
-            "generator": generators,
-            "output_type": output_type,
-            "return_dict": False,
-        }
-        common = self._arguments | (arguments or {})
-        texts = {
-            name: [value] * len(prompts)
-            for name, value in common.items()
-            if isinstance(value, str) and name.startswith(_TEXTS)
-        }
-        return common | texts | together(prompts) | own
+        own = {"generator": generators, "output_type": output_type, "return_dict": False}
+        return arrange(self.form, self.pipe, prompts, self._arguments | (arguments or {})) | own
 
     def _run(self, conductor: Conductor, prompts: Sequence[str], seeds: Tensor, output_type: str) -> Tensor:
         return self._conduct(conductor, self._given(prompts, seeds, output_type), self._routes)
@@ -316,7 +326,7 @@ class Policy:
         vars(self.pipe)["scheduler"] = self._stand_in
         self._stand_in.conduct(conductor)
         try:
-            with routes.on(self.pipe, conductor, len(given["prompt"])):
+            with routes.on(self.pipe, conductor, len(given["generator"])):
                 call = type(self.pipe).__call__
                 return (inspect.unwrap(call) if torch.is_grad_enabled() else call)(self.pipe, **given)[0]
         except ReplayMismatch as error:
@@ -350,6 +360,10 @@ def _one_of_each_state(batch: Transitions) -> tuple[Tensor, Tensor]:
 def as_clips(images: Tensor) -> Tensor:
     """Return pictures `[n, 3, H, W]` or clips `[n, F, 3, H, W]` as clips."""
     return images[:, None] if images.ndim == 4 else images
+
+
+class _Seen(Exception):
+    """Leaves a pipeline as soon as its first round has shown what was asked for."""
 
 
 def _numbered(receive: Receive, k: int) -> Callable[[Tensor], None]:

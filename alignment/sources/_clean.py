@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from alignment.batches import Groups
+from alignment.batches import Groups, made_from
 from alignment.context import Context
 from alignment.sources._collect import Stopwatch, repeat, sample_ids
 from alignment.sources._scoring import Scoring
@@ -65,7 +65,7 @@ def clean_samples(ctx: Context, groups: Groups, how: Sampling) -> CleanSamples:
     texts = repeat(groups.prompts, how.group_size)
     group = groups.ids.repeat_interleave(how.group_size)
     seeds = ctx.draw.keys("initial noise", sample_ids(groups, how.group_size))
-    size = (how.prompts_per_call or len(groups)) * how.group_size
+    size = ctx.policy.form.prompts_per_call(how.prompts_per_call or len(groups)) * how.group_size
     ends, pixels = [], []
     with Scoring(ctx, how.reward, watch, overlap=how.overlap) as scoring:
         with ctx.policy.using(how.weights), ctx.policy.sampling():
@@ -77,6 +77,7 @@ def clean_samples(ctx: Context, groups: Groups, how: Sampling) -> CleanSamples:
                     assert conductor.final is not None
                     ends.append(conductor.final.float())
                     pixels.append(clips.float().cpu())
-                scoring.add(Media(pixels[-1]), texts[i : i + size], group[i : i + size])
+                scoring.add(made_from(texts[i : i + size], pixels[-1]), texts[i : i + size], group[i : i + size])
         rewards = scoring.rewards()
-    return CleanSamples(texts, seeds, group, torch.cat(ends), Media(torch.cat(pixels)), rewards, watch.seconds)
+    media = made_from(texts, torch.cat(pixels))
+    return CleanSamples(texts, seeds, group, torch.cat(ends), media, rewards, watch.seconds)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-
 from alignment.advantages.base import Advantage
 from alignment.advantages.group_norm import GroupNorm
 from alignment.batches import Batch, Experience, Groups, Samples
@@ -48,5 +46,5 @@ class OnPolicy(Source[Samples]):
         """Sample, score and credit."""
         made = clean_samples(ctx, groups, self)
         credit, metrics = assign(ctx, self.advantage, made.rewards, made.group, self.reward)
-        batch = Samples(made.texts, made.seeds, made.group, torch.zeros_like(made.group), made.x0, credit)
+        batch = Samples(made.texts, made.seeds, made.group, ctx.policy.form.chunk(made.group), made.x0, credit)
         return Experience(batch, metrics, made.media, made.texts, made.rewards, made.seconds)

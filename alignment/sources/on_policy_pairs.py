@@ -59,7 +59,7 @@ class OnPolicyPairs(Source[Pairs]):
             prompts=groups.prompts,
             seeds=ctx.draw.keys("pair", groups.ids),
             group=groups.ids,
-            chunk=torch.zeros_like(groups.ids),
+            chunk=ctx.policy.form.chunk(groups.ids),
             chosen=made.x0[best],
             rejected=made.x0[worst],
             advantage=preferred,

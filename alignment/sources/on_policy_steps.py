@@ -10,13 +10,13 @@ from torch import Tensor
 
 from alignment.advantages.base import Advantage
 from alignment.advantages.group_norm import GroupNorm
-from alignment.batches import Batch, Experience, Groups, Transitions, concatenate
+from alignment.batches import Batch, Experience, Groups, Transitions, concatenate, made_from
 from alignment.context import Context
 from alignment.errors import ConfigError
 from alignment.sources._collect import Stopwatch, assign, check_geometry, repeat, sample_ids
 from alignment.sources._scoring import Scoring
 from alignment.sources.base import Source
-from reward_models.base import Media, RewardModel
+from reward_models.base import RewardModel
 from samplers.dynamics.base import Dynamics
 from samplers.rollout import Plan, Trajectory, sample
 from samplers.windows.base import Choice, Window
@@ -69,7 +69,7 @@ class OnPolicySteps(Source[Transitions]):
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Transitions]:
         """Sample, score and credit."""
         watch = Stopwatch()
-        size = self.prompts_per_call or len(groups)
+        size = ctx.policy.form.prompts_per_call(self.prompts_per_call or len(groups))
         calls = [groups[i : i + size] for i in range(0, len(groups), size)]
         offset = ctx.world.rank * len(calls)
         plans = [self._plan(ctx, part, self._choose(ctx, number)) for number, part in enumerate(calls, start=offset)]
@@ -81,7 +81,7 @@ class OnPolicySteps(Source[Transitions]):
                         paths.append(sample(ctx.policy.call, plan))
                         pixels.append(paths[-1].pixels.float().cpu())
                     group = part.ids.repeat_interleave(self.group_size)
-                    scoring.add(Media(pixels[-1]), plan.repeated, group)
+                    scoring.add(made_from(plan.repeated, pixels[-1]), plan.repeated, group)
             rewards = scoring.rewards()
         credits, metrics = assign(
             ctx, self.advantage, rewards, groups.ids.repeat_interleave(self.group_size), self.reward
@@ -93,7 +93,8 @@ class OnPolicySteps(Source[Transitions]):
             )
         ]
         texts = repeat(groups.prompts, self.group_size)
-        return Experience(concatenate(batches), metrics, Media(torch.cat(pixels)), texts, rewards, watch.seconds)
+        media = made_from(texts, torch.cat(pixels))
+        return Experience(concatenate(batches), metrics, media, texts, rewards, watch.seconds)
 
     def _choose(self, ctx: Context, number: int) -> Choice:
         generator = ctx.draw.generator("window", ctx.step, number)

@@ -1,0 +1,187 @@
+"""How the rows of a call are told to a pipeline, where they bring pictures.
+
+Pipelines agree on texts: a list has one a row. They do not agree on pictures: a list of them is one a row here, several
+for every row there, and refused elsewhere; some take one prompt a call. What a pipeline makes of a form is measured, by
+comparing its rows with the same rows run alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from alignment.batches import Prompt, inputs_of
+from alignment.errors import PipelineError
+from alignment.media import Picture
+
+_SHARE_OF_EFFECT = 0.1
+"""Rows that met each other's pictures are off by about as much as another picture changes them."""
+
+_ROUNDING = 1e-5
+"""Of the largest number: float32 with another number of rows. Coarser dtypes pass by the effect or not at all."""
+
+_SAME = 1e-2
+"""Of the largest number: what another number of rows does in bfloat16. Another noise or picture does far more."""
+
+_TEXTS = ("prompt_", "negative_prompt")
+"""How the names of further text arguments begin; pipelines want one text a row where `prompt` is a list."""
+
+_NUMBERS = ("num_images_per_prompt", "num_videos_per_prompt")
+
+_REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+"""What pipelines raise for a form they do not know."""
+
+
+class Form(Enum):
+    """One way to tell a pipeline about n rows, most useful first."""
+
+    ROWS = "a prompt and a picture a row"
+    SHARED = "a prompt a row, one picture for all of them"
+    ALIKE = "a prompt and a picture a row, the same in all of them"
+    REPEATED = "one prompt and one picture, n times"
+
+    @property
+    def mixes(self) -> bool:
+        """Whether rows of one call may bring different pictures."""
+        return self is Form.ROWS
+
+    def prompts_per_call(self, asked: int) -> int:
+        """Return how many prompts one call may have where `asked` are wanted."""
+        return asked if self.mixes else 1
+
+    def chunk(self, group: Tensor) -> Tensor:
+        """Return which rows may share a call, `[n]`: all of them, or those of one group."""
+        return torch.zeros_like(group) if self.mixes else group
+
+    def calls(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Return the rows of each call that `prompts` take: all in one, or one call for each prompt that differs."""
+        if self.mixes:
+            return [list(range(len(prompts)))]
+        return [[row for row, other in enumerate(prompts) if other == prompt] for prompt in dict.fromkeys(prompts)]
+
+
+Observe = Callable[[Form, Sequence[str], Tensor], Tensor]
+"""observe(form, prompts, seeds) -> `[n, d]`: what the first round of the pipeline makes of these rows."""
+
+
+def arrange(form: Form, pipe: Any, prompts: Sequence[str], common: Mapping[str, object]) -> dict[str, Any]:
+    """Return the arguments of a call of `pipe` with rows of `prompts`.
+
+    Args:
+        form: How.
+        pipe: The pipeline.
+        prompts: One a row, with what they bring.
+        common: Arguments of every call; texts and pictures among them are those of rows that bring no others.
+
+    Raises:
+        PipelineError: If rows bring different pictures and the form has room for one.
+    """
+    by_row = {name: value for name, value in common.items() if _is_by_row(name, value)}
+    rows = [{"prompt": str(prompt), **by_row, **inputs_of(prompt)} for prompt in prompts]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    for name, column in columns.items():
+        if not form.mixes and not isinstance(column[0], str) and any(value != column[0] for value in column):
+            raise PipelineError(f"{type(pipe).__name__} takes one {name} a call, but rows of this call bring several")
+    texts = {name: column for name, column in columns.items() if isinstance(column[0], str)}
+    pictures = {name: [_opened(value) for value in column] for name, column in columns.items() if name not in texts}
+    if form in (Form.ROWS, Form.ALIKE):
+        return {**common, **texts, **pictures}
+    given = {name: column[0] for name, column in pictures.items()}
+    if form is Form.SHARED:
+        return {**common, **texts, **given}
+    number = next(name for name in _NUMBERS if _takes(pipe, name))
+    return {**common, **{name: column[:1] for name, column in texts.items()}, **given, number: len(prompts)}
+
+
+def find_form(pipe: Any, prompts: Sequence[str], observe: Observe, *, pictured: bool) -> Form:
+    """Return the first form that gives what its rows give alone.
+
+    Args:
+        pipe: The pipeline.
+        prompts: All there will be.
+        observe: Runs the pipeline.
+        pictured: Whether the rows of every call come with pictures.
+
+    Raises:
+        PipelineError: If no form is right, or results differ in size with the pictures.
+    """
+    if not pictured:
+        return Form.ROWS
+    first, seeds = prompts[0], torch.tensor([0, 1])
+    alone = observe(Form.SHARED, (first,), seeds[:1])
+    other = _most_different(prompts)
+    if other is not None and _mixes(first, other, alone, observe):
+        return Form.ROWS
+    twins = torch.cat([alone, observe(Form.SHARED, (first,), seeds[1:])])
+    reasons: list[str] = []
+    for form in (Form.SHARED, Form.ALIKE, Form.REPEATED):
+        if form is Form.REPEATED and not any(_takes(pipe, name) for name in _NUMBERS):
+            continue
+        try:
+            off = _distance(observe(form, (first, first), seeds), twins)
+        except _REFUSALS as error:
+            reasons.append(f"{form.value}: {str(error).strip().partition(chr(10))[0]}")
+            continue
+        if off <= _SAME * twins.abs().max():
+            return form
+        reasons.append(f"{form.value}: rows are not what they are alone")
+    raise PipelineError(f"{type(pipe).__name__} cannot make two results of a picture in a call. {'; '.join(reasons)}")
+
+
+def _mixes(first: str, other: str, alone: Tensor, observe: Observe) -> bool:
+    """Return whether rows with different pictures come out of one call as they come out of two."""
+    seeds = torch.tensor([0, 1])
+    apart = [alone, observe(Form.SHARED, (other,), seeds[1:])]
+    if apart[0].shape != apart[1].shape:
+        raise PipelineError(
+            "pictures of different sizes give results of different sizes, which cannot be compared: set "
+            "policy.call.height and width, or bring the pictures to one size"
+        )
+    borrowed = observe(Form.SHARED, (Prompt(str(first), inputs_of(other)),), seeds[:1])
+    if borrowed.shape != alone.shape:
+        return False
+    try:
+        off = _distance(observe(Form.ROWS, (first, other), seeds), torch.cat(apart))
+    except _REFUSALS:
+        return False
+    effect = (borrowed - alone).abs().max()
+    return bool(off <= max(_SHARE_OF_EFFECT * effect, _ROUNDING * alone.abs().max()))
+
+
+def _distance(found: Tensor, wanted: Tensor) -> Tensor:
+    return (found - wanted).abs().max() if found.shape == wanted.shape else torch.tensor(torch.inf)
+
+
+def _most_different(prompts: Sequence[str]) -> str | None:
+    """Return a prompt with other pictures than the first one's, of another size if there is one."""
+    others = [prompt for prompt in prompts if _pictures(prompt) != _pictures(prompts[0])]
+    sizes = [picture.size for picture in _pictures(prompts[0])]
+    unequal = (prompt for prompt in others if [picture.size for picture in _pictures(prompt)] != sizes)
+    return next(unequal, others[0] if others else None)
+
+
+def _pictures(prompt: str) -> list[Picture]:
+    return [value for value in inputs_of(prompt).values() if isinstance(value, Picture)]
+
+
+def _is_by_row(name: str, value: object) -> bool:
+    return isinstance(value, Image.Image) or (isinstance(value, str) and name.startswith(_TEXTS))
+
+
+def _opened(value: object) -> object:
+    return value.open() if isinstance(value, Picture) else value
+
+
+def _takes(pipe: Any, name: str) -> bool:
+    return name in inspect.signature(type(pipe).__call__).parameters
+
+
+def brings_pictures(prompts: Sequence[str], common: Mapping[str, object]) -> bool:
+    """Return whether rows come with pictures: their own, or one that a config gives to all of them."""
+    return bool(_pictures(prompts[0])) or any(isinstance(value, Image.Image) for value in common.values())
