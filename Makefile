@@ -13,7 +13,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-gpu check format coverage golden bench bench-recipes clean distclean
+.PHONY: help install quickstart test test-gpu check format coverage pipelines-table golden bench bench-recipes clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +37,7 @@ quickstart: $(STAMP) ## Align the tiny FLUX pipeline on the CPU and write runs/q
 	$(BIN)/visalign train configs/quickstart.yaml
 
 test: $(STAMP) ## Run the whole test-suite on the CPU
-	$(PYTEST) -n 2
+	$(PYTEST) -n 2 --dist loadgroup
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device, kernels compiled
 	TRITON_INTERPRET=0 $(PYTEST) -m gpu
@@ -55,6 +55,9 @@ format: $(STAMP) ## Format the code and mend what the linter can mend by itself
 
 coverage: $(STAMP) ## Run the test-suite and report the lines it does not reach
 	$(PYTEST) -n 2 --cov --cov-report=term-missing
+
+pipelines-table: $(STAMP) ## Make the checks of docs/pipelines.md on every pipeline we know, and write it (minutes)
+	WRITE_TABLE=1 $(PYTEST) -n 2 --dist loadgroup tests/pipelines
 
 golden: $(STAMP) ## Write the golden curves anew; look at the difference before you commit it
 	REWRITE_GOLDEN=1 $(PYTEST) tests/golden

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import jinja2
 import yaml
 from diffusers.loaders.lora_base import LoraBaseMixin
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
 
 from alignment import __version__
@@ -118,9 +117,8 @@ def read_card(folder: Path) -> Card:
 
 def _write_lora(folder: Path, denoiser: Any, component: str) -> None:
     (adapter,) = denoiser.active_adapters()
+    # PEFT's own names, for UNets too: diffusers' older names cover attention alone, and a file of both loads by half.
     weights = get_peft_model_state_dict(denoiser, adapter_name=adapter)
-    if component == "unet":
-        weights = convert_state_dict_to_diffusers(weights)
     settings = denoiser.peft_config[adapter].to_dict()
     # JSON has no sets, and theirs is another order in every process.
     settings = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}

@@ -144,6 +144,13 @@ def _add_doctor(commands: Commands) -> None:
     _add_overrides(parser)
     parser.add_argument("--pipeline", metavar="PATH", help="check a pipeline (folder or hub id) without a config")
     parser.add_argument(
+        "--call",
+        nargs="+",
+        default=[],
+        metavar="name=value|FILE",
+        help="with --pipeline: arguments of its call, such as height=64 num_frames=9, or a YAML file of them",
+    )
+    parser.add_argument(
         "--snr", action="store_true", help="measure the gradient's signal-to-noise at each step, on steps=N batches"
     )
     parser.add_argument(
@@ -162,7 +169,13 @@ def _doctor(args: argparse.Namespace) -> int:
     from alignment import doctor
 
     return doctor.main(
-        args.config, args.overrides, pipeline=args.pipeline, snr=args.snr, shuffle=args.shuffle, as_json=args.json
+        args.config,
+        args.overrides,
+        pipeline=args.pipeline,
+        call=args.call,
+        snr=args.snr,
+        shuffle=args.shuffle,
+        as_json=args.json,
     )
 
 

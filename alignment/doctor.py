@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from alignment import checks, config, doctor_checks, doctor_learning, shuffle, snr, train
+from alignment import checks, config, doctor_checks, doctor_learning, doctor_pipeline, shuffle, snr, train
 from alignment.errors import ConfigError, VisalignError
 from alignment.loop import Trainer
 from alignment.patient import Finding, NotApplicable, Patient, at_most
@@ -30,7 +30,8 @@ from alignment.run import Run
 from alignment.runtime import Runtime
 from reward_models.base import RewardError
 
-LAWS: tuple[Callable[[Patient], Finding], ...] = (
+Law = Callable[[Patient], Finding]
+LAWS: tuple[Law, ...] = (
     doctor_checks.geometry,
     doctor_checks.disk_space,
     doctor_checks.prompt_length,
@@ -65,23 +66,6 @@ LAWS: tuple[Callable[[Patient], Finding], ...] = (
 ILL = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 """What a broken pipeline, reward or objective raises; a law that breaks down in such a way does not hold."""
 
-PLAIN = """\
-name: pipeline
-steps: 1
-policy: {{pipeline: {pipeline}, call: {{num_inference_steps: 4}}, lora: {{rank: 4}}}}
-data: {{prompts: {prompts}}}
-source:
-  type: on_policy_steps
-  prompts: 2
-  group_size: 2
-  dynamics: {{type: coefficient_preserving, a: 0.5}}
-  window: {{type: all}}
-  reward: {{type: colour}}
-objective: {{type: clipped_surrogate}}
-output: {{folder: {folder}}}
-"""
-"""A run of any pipeline at all, for `--pipeline`."""
-PROMPTS = "a red circle\na blue square on a table\n"
 MARKS = {
     "pass": "[green]pass[/]",
     "warning": "[yellow]warning[/]",
@@ -95,6 +79,7 @@ def main(
     overrides: Sequence[str],
     *,
     pipeline: str | None = None,
+    call: Sequence[str] = (),
     snr: bool = False,
     shuffle: bool = False,
     as_json: bool = False,
@@ -105,6 +90,7 @@ def main(
         config_path: Config file; None with `pipeline`.
         overrides: `key=value` words laid over it. In a measurement `steps=N` is how many batches or updates it takes.
         pipeline: Folder or hub id of a pipeline to examine without a config.
+        call: Arguments of that pipeline's `__call__`, each `name=value` or a YAML file of several.
         snr: Measure the gradient's signal-to-noise ratio at each step, in place of the laws.
         shuffle: Measure the damage of shuffled advantages, in place of the laws.
         as_json: Print one JSON object in place of tables.
@@ -112,40 +98,44 @@ def main(
     Raises:
         VisalignError: If the run cannot be loaded at all, as training would not.
     """
+    if call and pipeline is None:
+        raise ConfigError("--call is for --pipeline PATH; a config says how its pipeline is called in policy.call")
     if pipeline is not None and (snr or shuffle):
         raise ConfigError("--snr and --shuffle measure a reward's signal, and a pipeline alone has none: give a CONFIG")
     with tempfile.TemporaryDirectory() as temporary:
         if pipeline is not None:
-            config_path = str(_plain_config(pipeline, Path(temporary)))
-        assert config_path is not None
-        if snr or shuffle:
-            found, ill = _measure(config_path, overrides, snr, shuffle, quiet=as_json)
+            plain = doctor_pipeline.plain_run(pipeline, call, overrides, Path(temporary))
+            found, ill = _laws(plain, doctor_pipeline.CHECKS, quiet=as_json)
         else:
-            found, ill = _laws(config.load(config_path, overrides), quiet=as_json)
+            assert config_path is not None
+            if snr or shuffle:
+                found, ill = _measure(config_path, overrides, snr, shuffle, quiet=as_json)
+            else:
+                found, ill = _laws(config.load(config_path, overrides), LAWS, quiet=as_json)
     if as_json:
         json.dump(found, sys.stdout, indent=2)
         sys.stdout.write("\n")
     return int(ill)
 
 
-def examine(trainer: Trainer, resolved: str, report: Callable[[Finding], None]) -> list[Finding]:
+def examine(
+    trainer: Trainer, resolved: str, report: Callable[[Finding], None], laws: Sequence[Law] | None = None
+) -> list[Finding]:
     """Look at every law and return what was found; the policy is left as it was, bit for bit.
 
     Args:
         trainer: A loaded run.
         resolved: Its config as YAML.
         report: Called with each finding as it comes.
+        laws: What to look at; null means `LAWS`.
     """
     patient = Patient(trainer, resolved)
-    before = _fingerprint(trainer)
+    before = fingerprint(trainer)
     findings: list[Finding] = []
-    for law in LAWS:
-        start = time.perf_counter()
-        finding = _look(law, patient)
-        seconds = time.perf_counter() - start
-        findings.append(replace(finding, law=law.__name__.replace("_", " "), seconds=seconds))
+    for law in LAWS if laws is None else laws:
+        findings.append(look(law, patient))
         report(findings[-1])
-    changed = sum(before[name] != now for name, now in _fingerprint(trainer).items())
+    changed = sum(before[name] != now for name, now in fingerprint(trainer).items())
     says = f"tensors that the examination changed, of {len(before)}"
     last = at_most(float(changed), 0, says, "a law did not undo its change")
     findings.append(replace(last, law="left as it was"))
@@ -153,8 +143,14 @@ def examine(trainer: Trainer, resolved: str, report: Callable[[Finding], None]) 
     return findings
 
 
-def _look(law: Callable[[Patient], Finding], patient: Patient) -> Finding:
+def look(law: Law, patient: Patient) -> Finding:
     """Return what a law came to; one that breaks down does not hold."""
+    start = time.perf_counter()
+    finding = _look(law, patient)
+    return replace(finding, law=law.__name__.replace("_", " "), seconds=time.perf_counter() - start)
+
+
+def _look(law: Law, patient: Patient) -> Finding:
     try:
         return law(patient)
     except NotApplicable as reason:
@@ -167,7 +163,7 @@ def _look(law: Callable[[Patient], Finding], patient: Patient) -> Finding:
         return Finding("FAIL", cause=cause)
 
 
-def _fingerprint(trainer: Trainer) -> dict[str, int]:
+def fingerprint(trainer: Trainer) -> dict[str, int]:
     """Return the sum of the bytes of every tensor of the denoiser and of the frozen copies."""
     tensors = dict(trainer.policy.denoiser.state_dict())
     tensors |= {f"{copy}/{key}": z for copy, kept in trainer.policy.snapshots.items() for key, z in kept.items()}
@@ -180,15 +176,15 @@ def _fingerprint(trainer: Trainer) -> dict[str, int]:
 # ---- what main does --------------------------------------------------------------------------------------------------
 
 
-def _laws(run: Run, *, quiet: bool) -> tuple[Mapping[str, Any], bool]:
+def _laws(run: Run, laws: Sequence[Law], *, quiet: bool) -> tuple[Mapping[str, Any], bool]:
     start = time.perf_counter()
-    trainer, close = _load(run)
+    trainer, close = load(run)
     resolved = config.resolved(run)
     console = Console(highlight=False, quiet=quiet)
     try:
         console.print(f"{run.name}: {type(trainer.policy.pipe).__name__}, {trainer.policy.rounds} steps", markup=False)
         with console.status("looking ..."):
-            findings = examine(trainer, resolved, lambda f: None)
+            findings = examine(trainer, resolved, lambda f: None, laws)
     finally:
         close()
     console.print(_table(findings))
@@ -208,7 +204,7 @@ def _measure(
     count = config.load(path, counts).steps if counts else None
     folder = Path(run.output.folder) / f"{run.name}.doctor"
     folder.mkdir(parents=True, exist_ok=True)
-    trainer, close = _load(run)
+    trainer, close = load(run)
     console, found, ill = Console(highlight=False, quiet=quiet), {}, False
     try:
         if with_snr:
@@ -224,7 +220,8 @@ def _measure(
     return {"name": run.name, **found}, ill
 
 
-def _load(run: Run) -> tuple[Trainer, Callable[[], None]]:
+def load(run: Run) -> tuple[Trainer, Callable[[], None]]:
+    """Return the trainer of a run, and what to call when done with it; loading says nothing on the way."""
     if checks.processes() > 1:
         raise ConfigError("the doctor sees one process at a time; start it without a launcher")
     checks.check(run, 1)
@@ -234,14 +231,6 @@ def _load(run: Run) -> tuple[Trainer, Callable[[], None]]:
         logging.disable_progress_bar()
     runtime = Runtime(run)
     return train.load(run, runtime), runtime.close
-
-
-def _plain_config(pipeline: str, folder: Path) -> Path:
-    (folder / "prompts.txt").write_text(PROMPTS, encoding="utf-8")
-    values = {"pipeline": pipeline, "prompts": str(folder / "prompts.txt"), "folder": str(folder)}
-    path = folder / "pipeline.yaml"
-    path.write_text(PLAIN.format(**{key: json.dumps(value) for key, value in values.items()}), encoding="utf-8")
-    return path
 
 
 def _table(findings: Sequence[Finding]) -> Table:

@@ -257,20 +257,10 @@ def reference_is_adapter_off(patient: Patient) -> Finding:
 
 def checkpoint_reopens(patient: Patient) -> Finding:
     """A checkpoint can be written, verified, resumed from, and opened in plain diffusers."""
-    policy, run = patient.policy, patient.trainer.run
-    config = yaml.safe_load(patient.resolved)
+    policy = patient.policy
     with tempfile.TemporaryDirectory() as temporary, patient.moved():
-        checkpoints = Checkpoints(Path(temporary), 1, config)
-
-        def write(folder: Path) -> None:
-            live = {name: p.detach() for name, p in policy.trainable.items()}
-            optimizer = patient.trainer.runtime.optimizer.state_dict()
-            write_state(folder, TrainState(1, live, optimizer, policy.snapshots, 0.0, config))
-            card = Card(config, 1, {})
-            write_artifacts(folder, policy.pipe, policy.component, lora=run.policy.lora is not None, card=card)
-
         try:
-            saved = checkpoints.find(checkpoints.save(1, write))
+            saved = saved_checkpoint(patient, Path(temporary))
         except CheckpointError as error:
             return Finding("FAIL", cause=str(error))
         size = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
@@ -279,6 +269,31 @@ def checkpoint_reopens(patient: Patient) -> Finding:
         lost += _lost_in_diffusers(patient, saved)
     says = f"tensors that came back otherwise, of {len(policy.trainable)}; {size / 2**20:.1f} MiB"
     return at_most(float(lost), 0, says, "weights change on their way through the disk: name, dtype or scale")
+
+
+def saved_checkpoint(patient: Patient, folder: Path) -> Path:
+    """Save the policy as it is into a run folder, as training would, and return the verified checkpoint."""
+    policy, run = patient.policy, patient.trainer.run
+    config = yaml.safe_load(patient.resolved)
+    checkpoints = Checkpoints(folder, 1, config)
+
+    def write(into: Path) -> None:
+        live = {name: p.detach() for name, p in policy.trainable.items()}
+        optimizer = patient.trainer.runtime.optimizer.state_dict()
+        write_state(into, TrainState(1, live, optimizer, policy.snapshots, 0.0, config))
+        card = Card(config, 1, {})
+        write_artifacts(into, policy.pipe, policy.component, lora=run.policy.lora is not None, card=card)
+
+    return checkpoints.find(checkpoints.save(1, write))
+
+
+def load_adapters(pipe: Any, component: str, folder: Path) -> None:
+    """Load the adapters of a checkpoint into a plain pipeline, as its model card says."""
+    if isinstance(pipe, LoraBaseMixin):
+        pipe.load_lora_weights(str(folder), adapter_name=ADAPTER)  # type: ignore[call-arg]  # every subclass takes it
+    else:
+        denoiser = pipe.components[component]
+        denoiser.load_lora_adapter(str(folder), prefix=component, weight_name=LORA_FILE, adapter_name=ADAPTER)
 
 
 def _lost_in_diffusers(patient: Patient, folder: Path) -> int:
@@ -291,11 +306,8 @@ def _lost_in_diffusers(patient: Patient, folder: Path) -> int:
         read = dict(fresh.named_parameters())
         return sum(not torch.equal(read[key], p.detach().cpu().to(read[key])) for key, p in policy.trainable.items())
     plain = DiffusionPipeline.from_pretrained(policy.spec.pipeline, revision=policy.spec.revision)
+    load_adapters(plain, policy.component, folder)
     denoiser = plain.components[policy.component]
-    if isinstance(plain, LoraBaseMixin):
-        plain.load_lora_weights(str(folder), adapter_name=ADAPTER)  # type: ignore[call-arg]  # every subclass takes it
-    else:
-        denoiser.load_lora_adapter(str(folder), prefix=policy.component, weight_name=LORA_FILE, adapter_name=ADAPTER)
     mine, theirs = (get_peft_model_state_dict(model, adapter_name=ADAPTER) for model in (policy.denoiser, denoiser))
     lost = len(mine.keys() ^ theirs.keys())
     lost += sum(not torch.equal(mine[key].cpu(), theirs[key].to(mine[key].dtype)) for key in {*mine} & {*theirs})

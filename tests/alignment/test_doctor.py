@@ -128,13 +128,6 @@ def test_the_table_has_a_line_for_every_law(config: Callable[..., Path], capsys:
     assert "all laws hold" in said
 
 
-def test_a_pipeline_needs_no_config(flux_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--pipeline", flux_folder, "policy.call.height=16", "policy.call.width=16"]
-    code, found = report(capsys, *words)
-    assert (code, failed(found)) == (0, set())
-    assert found["zero noise parity"].value == 0
-
-
 def test_measuring_a_signal_takes_a_config(flux_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["doctor", "--pipeline", str(flux_folder), "--snr"]) == 2
     assert "give a CONFIG" in capsys.readouterr().err

@@ -15,10 +15,9 @@ from diffusers import (
     SkyReelsV2Transformer3DModel,
     WanImageToVideoPipeline,
 )
-from PIL import Image
 
 from tests.pipelines.zoo import decoders, images, texts, videos
-from tests.pipelines.zoo.member import Member, flow, picture
+from tests.pipelines.zoo.member import Member, flow
 
 
 def flux_kontext() -> Member:
@@ -27,7 +26,7 @@ def flux_kontext() -> Member:
     pipe = FluxKontextPipeline(
         images.dynamic(), decoders.kl(shift=0.0), encoder, words, encoder_2, words_2, images.flux_transformer()
     )
-    fixed = {"image": picture(16), "max_area": 16 * 16, "_auto_resize": False}
+    fixed = {"max_area": 16 * 16, "_auto_resize": False}
     return Member(pipe, {**images.TEXT_CALL, **fixed, "guidance_scale": 2.5})
 
 
@@ -37,9 +36,7 @@ def flux_fill() -> Member:
     # State 16, masked picture 16, mask 2 x 2 pixels a latent, 2 x 2 latents a token.
     transformer = images.flux_transformer(16 + 16 + 4 * 4, out=16)
     pipe = FluxFillPipeline(images.dynamic(), decoders.kl(shift=0.0), encoder, words, encoder_2, words_2, transformer)
-    mask = Image.new("L", (16, 16), 0)
-    mask.paste(255, (4, 4, 12, 12))
-    return Member(pipe, {**images.TEXT_CALL, "image": picture(16), "mask_image": mask, "guidance_scale": 30.0})
+    return Member(pipe, {**images.TEXT_CALL, "guidance_scale": 30.0})
 
 
 def flux_controlnet() -> Member:
@@ -52,7 +49,7 @@ def flux_controlnet() -> Member:
     pipe = FluxControlNetPipeline(
         images.dynamic(), decoders.kl(shift=0.0), encoder, words, encoder_2, words_2, transformer, control
     )
-    return Member(pipe, {**images.TEXT_CALL, "control_image": picture(16), "guidance_scale": 3.5})
+    return Member(pipe, {**images.TEXT_CALL, "guidance_scale": 3.5})
 
 
 def qwen_image_edit() -> Member:
@@ -63,8 +60,8 @@ def qwen_image_edit() -> Member:
     words, encoder, processor = texts.qwen25_vl_processor()
     vae = decoders.qwen(6, width=2, blocks=0)
     pipe = QwenImageEditPipeline(images.dynamic(), vae, encoder, words, processor, images.qwen_transformer())
-    fixed = {"image": picture(32), "negative_prompt": "blurry"}
-    return Member(pipe, {**images.CALL, **fixed, "height": 256, "width": 256, "true_cfg_scale": 3.0})
+    size = {"height": 256, "width": 256}
+    return Member(pipe, {**images.CALL, **size, "negative_prompt": "blurry", "true_cfg_scale": 3.0})
 
 
 def hunyuan_i2v() -> Member:
@@ -74,7 +71,7 @@ def hunyuan_i2v() -> Member:
     pipe = HunyuanVideoImageToVideoPipeline(
         encoder, words, transformer, decoders.hunyuan(), flow(7.0), encoder_2, words_2, eyes
     )
-    fixed = {"image": picture(), "prompt_template": template, "max_sequence_length": 24}
+    fixed = {"prompt_template": template, "max_sequence_length": 24}
     return Member(pipe, {**videos.CALL, "num_frames": 9, **fixed, "guidance_scale": 1.0})
 
 
@@ -85,8 +82,10 @@ def skyreels_v1() -> Member:
     pipe = HunyuanSkyreelsImageToVideoPipeline(
         encoder, words, transformer, decoders.hunyuan(), flow(7.0), encoder_2, words_2
     )
-    fixed = {"image": picture(), "prompt_template": videos.template(words)}
-    return Member(pipe, {**videos.TEXT_CALL, **fixed, "guidance_scale": 1.0, "true_cfg_scale": 3.0})
+    fixed = {"prompt_template": videos.template(words)}
+    return Member(
+        pipe, {**videos.TEXT_CALL, **fixed, "guidance_scale": 1.0, "true_cfg_scale": 3.0, "negative_prompt": "blurry"}
+    )
 
 
 def wan_i2v() -> Member:
@@ -95,7 +94,7 @@ def wan_i2v() -> Member:
     reader, eyes = texts.clip_vision()
     transformer = videos.wan_transformer(channels=4 * 2 + 4, image_dim=16, added_kv_proj_dim=32)
     pipe = WanImageToVideoPipeline(words, encoder, decoders.wan(), videos.unipc(3.0), reader, eyes, transformer)
-    return Member(pipe, {**videos.TEXT_CALL, "image": picture(), "guidance_scale": 3.0})
+    return Member(pipe, {**videos.TEXT_CALL, "guidance_scale": 3.0})
 
 
 def wan_2_2_i2v() -> Member:
@@ -105,7 +104,7 @@ def wan_2_2_i2v() -> Member:
     pipe = WanImageToVideoPipeline(
         words, encoder, decoders.wan(), videos.unipc(3.0), None, None, *experts, boundary_ratio=0.8
     )
-    return Member(pipe, {**videos.TEXT_CALL, "image": picture(), "guidance_scale": 3.0})
+    return Member(pipe, {**videos.TEXT_CALL, "guidance_scale": 3.0})
 
 
 def skyreels_v2_i2v() -> Member:
@@ -113,14 +112,12 @@ def skyreels_v2_i2v() -> Member:
     words, encoder = texts.t5(umt5=True)
     reader, eyes = texts.clip_vision(projection=True)
     transformer = videos.wan_transformer(SkyReelsV2Transformer3DModel, 4 * 2 + 4, image_dim=16)
-    pipe = SkyReelsV2ImageToVideoPipeline(
-        words, encoder, eyes, reader, transformer, decoders.wan(), videos.unipc(5.0)
-    )
-    return Member(pipe, {**videos.TEXT_CALL, "image": picture(), "guidance_scale": 3.0})
+    pipe = SkyReelsV2ImageToVideoPipeline(words, encoder, eyes, reader, transformer, decoders.wan(), videos.unipc(5.0))
+    return Member(pipe, {**videos.TEXT_CALL, "guidance_scale": 3.0})
 
 
 def ltx_i2v() -> Member:
     """LTX-Video I2V: tokens of the first frame are at time 0."""
     words, encoder = texts.t5()
     pipe = LTXImageToVideoPipeline(flow(), decoders.ltx(), encoder, words, videos.ltx_transformer())
-    return Member(pipe, {**videos.TEXT_CALL, "num_frames": 9, "image": picture(), "guidance_scale": 3.0})
+    return Member(pipe, {**videos.TEXT_CALL, "num_frames": 9, "guidance_scale": 3.0})

@@ -158,7 +158,7 @@ def flux2_klein() -> Member:
     words, encoder = texts.qwen3(4, head=True)
     pipe = Flux2KleinPipeline(dynamic(), decoders.flux2(), encoder, words, flux2_transformer())
     layers = {"max_sequence_length": 24, "text_encoder_out_layers": (1, 2, 3)}
-    return Member(pipe, {**CALL, **layers, "guidance_scale": 3.0})
+    return Member(pipe, {**CALL, **layers, "image": None, "guidance_scale": 3.0})
 
 
 def qwen_transformer() -> QwenImageTransformer2DModel:

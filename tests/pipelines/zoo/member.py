@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -20,42 +20,42 @@ class Member:
         pipe: The pipeline, components built in code.
         call: Arguments of its `__call__`.
         cannot: Checks that it cannot pass, by name, and words of the message a user then gets.
+        name: Name of the function that built it.
     """
 
     pipe: DiffusionPipeline
     call: Mapping[str, object]
     cannot: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
 
 
 def builders(*modules: ModuleType) -> dict[str, Callable[[], Member]]:
     """Return the functions of `modules` that build a member, by name, in the order of the files."""
-    found = {}
+    found: dict[str, Callable[[], Member]] = {}
     for module in modules:
-        for name, function in inspect.getmembers(module, inspect.isfunction):
-            if function.__module__ == module.__name__ and function.__annotations__.get("return") == "Member":
-                found[name] = function
-    return dict(sorted(found.items(), key=lambda item: (item[1].__module__, item[1].__code__.co_firstlineno)))
+        mine = [function for _, function in inspect.getmembers(module, inspect.isfunction)]
+        mine = [f for f in mine if f.__module__ == module.__name__ and f.__annotations__.get("return") == "Member"]
+        found |= {f.__name__: _finished(f) for f in sorted(mine, key=lambda f: f.__code__.co_firstlineno)}
+    return found
 
 
-def built(build: Callable[[], Member], seed: int = 0) -> Member:
-    """Return what `build` makes from `seed`, frozen and in eval mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        member = build()
-    for component in member.pipe.components.values():
-        if isinstance(component, torch.nn.Module):
-            component.eval().requires_grad_(False)
-    member.pipe.set_progress_bar_config(disable=True)
-    return member
+def _finished(build: Callable[[], Member]) -> Callable[[], Member]:
+    """Return a builder that starts from one seed and gives a named pipeline, frozen and in eval mode."""
+
+    @functools.wraps(build)
+    def finish() -> Member:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            member = replace(build(), name=build.__name__)
+        for component in member.pipe.components.values():
+            if isinstance(component, torch.nn.Module):
+                component.eval().requires_grad_(False)
+        member.pipe.set_progress_bar_config(disable=True)
+        return member
+
+    return finish
 
 
 def flow(shift: float = 1.0) -> FlowMatchEulerDiscreteScheduler:
     """Return the usual scheduler of flow models, with a fixed shift."""
     return FlowMatchEulerDiscreteScheduler(shift=shift)
-
-
-def picture(side: int = 32) -> Image.Image:
-    """Return an input picture: a gradient, so that no two pixels of a row are alike."""
-    rows = torch.linspace(0, 255, side).to(torch.uint8)
-    pixels = torch.stack([rows.expand(side, side), rows[:, None].expand(side, side), rows.flip(0).expand(side, side)])
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())

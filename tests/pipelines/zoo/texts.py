@@ -1,4 +1,4 @@
-"""Tokenizers and text encoders with random weights: the tokens are words of a short list, everything else is unknown."""
+"""Tokenizers and text encoders with random weights: the tokens are the words of a short list, all else is unknown."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     ByT5Tokenizer,
-    Gemma2Config,
-    Gemma2Model,
-    GlmConfig,
-    GlmModel,
     CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
@@ -22,6 +18,12 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GlmConfig,
+    GlmModel,
     LlamaConfig,
     LlamaModel,
     LlavaConfig,
@@ -44,10 +46,10 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-WORDS = (
-    "a and at blue blurry circle cube down fast green left moves of on one picture red right square squares table the "
-    "three triangle two up yellow"
-).split()
+WORDS = """
+a and at blue blurry circle cube down fast green left moves of on one picture red right square squares table the three
+triangle two up yellow
+"""
 TOKENS = 16
 """Longest prompt."""
 
@@ -68,7 +70,7 @@ def tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Return a tokenizer of words that puts <s> before and </s> after a text where asked to."""
     specials = ["<pad>", "</s>", "<unk>", "<s>"]
-    vocabulary = {word: index for index, word in enumerate([*specials, *WORDS])}
+    vocabulary = {word: index for index, word in enumerate([*specials, *WORDS.split()])}
     model = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     model.normalizer, model.pre_tokenizer = Lowercase(), Whitespace()
     model.post_processor = TemplateProcessing(
@@ -239,3 +241,12 @@ def llava() -> tuple[PreTrainedTokenizerFast, PreTrainedModel, CLIPImageProcesso
         "double_return_token_id": 271,
     }
     return words, LlavaForConditionalGeneration(config), reader, template
+
+
+def gemma3() -> Texts:
+    """Return a Gemma 3, of width 32."""
+    words = tokenizer(begin=True, end=False, longest=1024)
+    sizes = {**_decoder(words, 2), "hidden_size": 32, "head_dim": 8}
+    eyes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(text_config=sizes, vision_config={**eyes, "image_size": 8, "patch_size": 4})
+    return words, Gemma3ForConditionalGeneration(config)

@@ -32,7 +32,9 @@ CALL: dict[str, object] = {"height": 32, "width": 32, "num_frames": 5, "num_infe
 TEXT_CALL = {**CALL, "max_sequence_length": texts.TOKENS}
 CLIP_TOKENS = 77
 """HunyuanVideo pads to this, whatever the tokenizer says."""
-TEMPLATE = "<|start_header_id|>system<|end_header_id|>the picture moves<|eot_id|><|start_header_id|>user<|end_header_id|>{}"
+TEMPLATE = (
+    "<|start_header_id|>system<|end_header_id|>the picture moves<|eot_id|><|start_header_id|>user<|end_header_id|>{}"
+)
 
 
 def template(words: object) -> dict[str, object]:

@@ -1,0 +1,384 @@
+"""Can a pipeline be trained at all? The checks that the test-suite makes on every family it knows, for any pipeline.
+
+They need no config and know no model: a small GRPO run with adapters of rank 4 is put around the pipeline, on prompts
+and pictures of our own, and each check looks at one thing that training relies on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+
+from alignment import config, doctor_checks, doctor_learning
+from alignment.errors import ConfigError
+from alignment.export import export
+from alignment.loading import trained_scheduler
+from alignment.objectives.nft import NFT
+from alignment.patient import Finding, NotApplicable, Patient, at_most, more_than, preserved
+from alignment.policy import Policy
+from alignment.run import Run
+from alignment.sources.on_policy import OnPolicy
+from samplers import Act, Conductor
+
+SAME_PICTURE = 1e-4
+"""Float32 rounding of a whole call, in pixels: other rows, merged and reloaded weights sum in another order."""
+PICTURES = ("image", "mask_image", "control_image")
+"""Arguments for which a picture is made up, where a pipeline has them."""
+GUIDANCE = ("true_cfg_scale", "guidance_scale")
+"""Arguments that set the scale of guidance; where there are both, the second is a condition of the network."""
+GUIDED, UNGUIDED = 3.0, 1.0
+"""Scales with guidance and without."""
+SIDE = 512
+"""Size of made-up pictures where the call does not say."""
+
+PLAIN = """\
+name: pipeline
+steps: 1
+policy: {{pipeline: {pipeline}, call: {{num_inference_steps: 4}}, lora: {{rank: 4}}}}
+data: {{prompts: {prompts}}}
+source:
+  type: on_policy_steps
+  prompts: 2
+  group_size: 2
+  dynamics: {{type: coefficient_preserving, a: 0.5}}
+  window: {{type: all}}
+  reward: {{type: colour}}
+objective: {{type: clipped_surrogate, clip: 1e-2}}
+optimizer: {{learning_rate: 1e-3}}
+output: {{folder: {folder}}}
+device: cpu
+"""
+"""A run of any pipeline at all."""
+PROMPTS = ("a red circle", "a blue square on a table")
+
+
+def plain_run(pipeline: str, call: Sequence[str], overrides: Sequence[str], folder: Path) -> Run:
+    """Return a small run of `pipeline`.
+
+    Args:
+        pipeline: Folder or hub id.
+        call: Arguments of its `__call__`, each `name=value` or the path of a YAML file that holds several.
+        overrides: `key=value` words for the rest of the run.
+        folder: Where prompts and made-up pictures are written.
+
+    Raises:
+        ConfigError: If a word is neither `name=value` nor a file, or the call does not fit the pipeline.
+        PipelineError: If there is no pipeline.
+    """
+    words = [f"policy.call.{word}" for word in call if "=" in word]
+    files = [_read_call(Path(word)) for word in call if "=" not in word]
+    values = {"pipeline": pipeline, "prompts": str(folder / "prompts.jsonl"), "folder": str(folder)}
+    path = folder / "pipeline.yaml"
+    plain = yaml.safe_load(PLAIN.format(**{key: json.dumps(value) for key, value in values.items()}))
+    for arguments in files:
+        plain["policy"]["call"] |= arguments
+    path.write_text(yaml.safe_dump(plain), encoding="utf-8")
+    run = config.load(str(path), [*words, *overrides])
+    _write_prompts(folder, _wanted_pictures(pipeline, run.policy.call), run.policy.call)
+    return run
+
+
+def _read_call(path: Path) -> Mapping[str, object]:
+    try:
+        arguments = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"--call {path}: neither name=value nor a YAML file that can be read ({error})") from error
+    if not isinstance(arguments, dict):
+        raise ConfigError(f"--call {path}: expected arguments by name, such as `height: 64`, got {arguments!r:.60}")
+    return arguments
+
+
+def _wanted_pictures(pipeline: str, call: Mapping[str, object]) -> list[str]:
+    """Return the picture arguments of the pipeline's class that the call does not set."""
+    try:
+        name = diffusers.DiffusionPipeline.load_config(pipeline).get("_class_name")
+    except (OSError, ValueError):  # loading it says what is wrong
+        return []
+    if not isinstance(name, str) or name not in dir(diffusers):
+        return []
+    parameters = inspect.signature(getattr(diffusers, name).__call__).parameters
+    return [argument for argument in PICTURES if argument in parameters and argument not in call]
+
+
+def _write_prompts(folder: Path, pictures: Sequence[str], call: Mapping[str, object]) -> None:
+    """Write prompts that bring the same made-up pictures: colours that run, and a mask of the middle."""
+    width, height = (int(str(call.get(name) or SIDE)) for name in ("width", "height"))
+    across = torch.linspace(0, 255, width).expand(height, -1)
+    down = torch.linspace(0, 255, height)[:, None].expand(-1, width)
+    colours = torch.stack([across, down, 255 - across], dim=-1)
+    middle = torch.zeros_like(colours)
+    middle[height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = 255
+    for name in pictures:
+        pixels = middle if "mask" in name else colours
+        Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{name}.png")
+    lines = [{"prompt": text, **{name: f"{name}.png" for name in pictures}} for text in PROMPTS]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+# ---- sampling --------------------------------------------------------------------------------------------------------
+
+
+def own_sampler(patient: Patient) -> Finding:
+    """Without noise the stand-in gives what the pipeline gives by itself, bit for bit."""
+    policy, seeds = patient.policy, torch.arange(len(PROMPTS))
+    scheduler = policy.pipe.scheduler
+    sibling = trained_scheduler(scheduler)
+    with _placed(policy.pipe, sibling):
+        own = policy.generate(patient.trainer.prompts.texts, seeds, {}).pixels
+    conducted = policy.call(Conductor(), patient.trainer.prompts.texts, seeds, pixels=True)
+    assert conducted is not None
+    apart = (own - conducted.float().cpu()).abs().max().item()
+    says = f"largest difference of a pixel under {type(sibling).__name__}"
+    if sibling is not scheduler:
+        says += f", the sibling of {type(scheduler).__name__} that has a density"
+    cause = "the pipeline reaches its scheduler by another way than set_timesteps, timesteps and step, or is random"
+    return at_most(apart, 0.0 if policy.device.type == "cpu" else SAME_PICTURE, says, cause)
+
+
+def sde_rollout(patient: Patient) -> Finding:
+    """A rollout with noise takes steps that have a density, and its actions are spread as that density says."""
+    experience = patient.look_at_a_step()
+    if not bool(experience.media.pixels.isfinite().all()):
+        return Finding("FAIL", cause="pixels are not finite: the weights hold NaN, or a network overflows in its dtype")
+    least = patient.transitions.coefficients[..., 2].min().item()
+    if not least > 0:
+        return more_than(least, 0, "least std of a trained step", "a trained step has no noise, and so no density")
+    return doctor_learning.actions_follow_their_density(patient)
+
+
+def replay(patient: Patient) -> Finding:
+    """Replayed, every transition has the likelihood it had when it was sampled."""
+    patient.look_at_a_step()
+    return doctor_learning.first_ratio(patient)
+
+
+def guidance(patient: Patient) -> Finding:
+    """The same holds with guidance and without, whichever the call has."""
+    policy = patient.policy
+    scale = _guidance_scale(policy)
+    spec = replace(policy.spec, call={**policy.spec.call, **scale})
+    other = Policy(spec, device=policy.device, seed=0)
+    if not scale:
+        other.pipe.guider = _turned(other.pipe.guider)
+    other.prepare(patient.trainer.prompts.texts)
+    turned = Patient(replace(patient.trainer, policy=other), patient.resolved)
+    said = ", ".join(f"{name}={value}" for name, value in scale.items()) or "its guider turned"
+    apart = (turned.latents() - patient.latents()).abs().max().item()
+    if apart == 0:
+        raise NotApplicable(f"nothing changes with {said}")
+    finding = own_sampler(turned)
+    if finding.outcome == "pass":
+        finding = replay(turned)
+    return replace(finding, says=f"{finding.says}, with {said}")
+
+
+def rows(patient: Patient) -> Finding:
+    """Samples of a group, of several prompts, are what they are alone."""
+    texts = [text for text in patient.trainer.prompts.texts for _ in range(2)]
+    together = _rollout(patient, texts, torch.arange(len(texts)))
+    alone = torch.cat([_rollout(patient, [text], torch.tensor([i])) for i, text in enumerate(texts)])
+    apart = ((together - alone).abs().max() / together.abs().max()).item()
+    cause = "rows of a call answer for each other, or draw from one random stream: keep to one row a call"
+    return at_most(apart, SAME_PICTURE, f"{len(texts)} samples together against one by one, of the largest", cause)
+
+
+def pixels(patient: Patient) -> Finding:
+    """Samples decode to pixels in [0, 1]."""
+    found = patient.look_at_a_step().media.pixels
+    outside = torch.maximum(-found.amin(), found.amax() - 1).clamp(min=0).item()
+    shape = " x ".join(map(str, found.shape[1:]))
+    return at_most(outside, 0, f"distance of a pixel from [0, 1]; a sample is {shape}", "the decoder does not clamp")
+
+
+# ---- learning --------------------------------------------------------------------------------------------------------
+
+
+def gradient(patient: Patient) -> Finding:
+    """Every adapter matrix gets a gradient, or provably does nothing; no other weight of the pipeline gets one."""
+    patient.look_at_a_step()
+    policy, batch = patient.policy, patient.transitions
+    draws = patient.ctx.draw.generator("doctor cotangent")
+
+    def pull(k: int, velocity: Tensor) -> None:
+        (velocity.float() * torch.randn(velocity.shape, generator=draws).to(velocity.device)).sum().backward()
+
+    with patient.moved():
+        policy.replay(batch, pull, grad=True)
+        grads = {name: p.grad for name, p in policy.trainable.items()}
+        silent = [name for name, g in grads.items() if g is None or not bool(g.any())]
+        stray = sorted(_others_with_gradient(policy))
+        before = patient.latents()
+        for name in silent:
+            policy.trainable[name].data.add_(1.0)
+        idle = torch.equal(before, patient.latents())
+    says = f"tensors without a gradient, of {len(grads)}"
+    if stray:
+        return Finding("FAIL", float(len(stray)), "0", says, f"{stray[0]} is frozen and got a gradient")
+    if len(silent) == len(grads) or not idle:
+        cause = f"{silent[0]} steers the output and learns nothing: a part of the network runs outside the graph"
+        return Finding("FAIL", float(len(silent)), "0", says, cause)
+    if silent:
+        says += "; moving them changes nothing, so they have no say in the output"
+    return Finding("pass", float(len(silent)), "0, or idle", says)
+
+
+def grpo_step(patient: Patient) -> Finding:
+    """A step of GRPO changes the weights."""
+    return _step(patient, patient.trainer.run)
+
+
+def nft_step(patient: Patient) -> Finding:
+    """A step of DiffusionNFT changes the weights."""
+    source = patient.trainer.run.source
+    samples = OnPolicy(source.prompts, source.reward, group_size=2, weights="behaviour")
+    return _step(patient, replace(patient.trainer.run, source=samples, objective=NFT()))
+
+
+# ---- what users load -------------------------------------------------------------------------------------------------
+
+
+def lora_in_diffusers(patient: Patient) -> Finding:
+    """Saved adapters, loaded by plain diffusers, give the same picture."""
+    with tempfile.TemporaryDirectory() as temporary, patient.moved():
+        saved = doctor_checks.saved_checkpoint(patient, Path(temporary))
+        plain = diffusers.DiffusionPipeline.from_pretrained(patient.policy.spec.pipeline)
+        doctor_checks.load_adapters(plain, patient.policy.component, saved)
+        return _same_picture(patient, plain)
+
+
+def whole_in_diffusers(patient: Patient) -> Finding:
+    """A whole pipeline, exported with the adapters folded in and opened by plain diffusers, gives the same picture."""
+    with tempfile.TemporaryDirectory() as temporary, patient.moved():
+        saved = doctor_checks.saved_checkpoint(patient, Path(temporary))
+        export(saved, Path(temporary) / "whole", "merged", patient.policy.spec.pipeline)
+        return _same_picture(patient, diffusers.DiffusionPipeline.from_pretrained(Path(temporary) / "whole"))
+
+
+CHECKS: tuple[Callable[[Patient], Finding], ...] = (
+    own_sampler,
+    sde_rollout,
+    replay,
+    gradient,
+    guidance,
+    rows,
+    pixels,
+    grpo_step,
+    nft_step,
+    lora_in_diffusers,
+    whole_in_diffusers,
+)
+"""What is looked at, in this order."""
+
+
+# ---- how it is done --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _placed(pipe: Any, scheduler: Any) -> Iterator[None]:
+    """Put a scheduler in the pipeline for a while."""
+    own = pipe.scheduler
+    pipe.scheduler = scheduler
+    try:
+        yield
+    finally:
+        pipe.scheduler = own
+
+
+@contextmanager
+def _pipeline_of(policy: Policy, pipe: Any) -> Iterator[None]:
+    """Let the policy call another pipeline for a while, with its own arguments."""
+    own, policy.pipe = policy.pipe, pipe
+    try:
+        yield
+    finally:
+        policy.pipe = own
+
+
+def _guidance_scale(policy: Policy) -> dict[str, object]:
+    """Return the argument that turns guidance off where it is on, and on where it is off; nothing for a guider.
+
+    Raises:
+        NotApplicable: If the pipeline has no guidance.
+    """
+    parameters = inspect.signature(type(policy.pipe).__call__).parameters
+    name = next((name for name in GUIDANCE if name in parameters), None)
+    if name is None:
+        if "guider" in policy.pipe.components:
+            return {}
+        raise NotApplicable("the pipeline has no guidance")
+    now = policy.spec.call.get(name, parameters[name].default)
+    guided = isinstance(now, int | float) and now > UNGUIDED
+    scale: dict[str, object] = {name: UNGUIDED if guided else GUIDED}
+    if not guided and "negative_prompt" in parameters and not policy.spec.call.get("negative_prompt"):
+        scale["negative_prompt"] = "blurry"
+    return scale
+
+
+def _turned(guider: Any) -> Any:
+    return guider.new(guidance_scale=UNGUIDED if guider.guidance_scale > UNGUIDED else GUIDED)
+
+
+def _rollout(patient: Patient, texts: Sequence[str], samples: Tensor) -> Tensor:
+    """Return the final latents of samples whose noise is keyed by their numbers."""
+
+    def act(k: int) -> Act:
+        draw = patient.ctx.draw
+        return Act(patient.dynamics, lambda x: draw.normal("doctor rows", samples, k, x.shape[1:]).to(x.device))
+
+    conductor = Conductor([act(k) for k in range(patient.policy.rounds - 1)])
+    patient.policy.call(conductor, tuple(texts), samples, pixels=False)
+    assert conductor.final is not None
+    return conductor.final.float()
+
+
+def _others_with_gradient(policy: Policy) -> Iterator[str]:
+    """Yield the weights of the pipeline that are not trained and yet can be, or have a gradient."""
+    trained = {id(p) for p in policy.trainable.values()}
+    for component, module in policy.pipe.components.items():
+        if isinstance(module, nn.Module):
+            for name, p in module.named_parameters():
+                if id(p) not in trained and (p.requires_grad or p.grad is not None):
+                    yield f"{component}.{name}"
+
+
+def _step(patient: Patient, run: Run) -> Finding:
+    """Take one training step of `run` from moved weights and tell how many of them it changed."""
+    policy, trainer = patient.policy, replace(patient.trainer, run=run)
+    told: list[Mapping[str, float]] = []
+    with patient.moved(), preserved(policy):
+        for name in {*run.objective.snapshots} | {run.source.weights} - {"live"}:
+            policy.keep(name)
+        trainer.runtime.attach(policy, run.optimizer)
+        before = {name: p.detach().clone() for name, p in policy.trainable.items()}
+        trainer.fit(0, lambda step, experience, metrics: told.append(metrics))
+        changed = sum(not torch.equal(before[name], p) for name, p in policy.trainable.items())
+        finite = all(bool(p.isfinite().all()) for p in policy.trainable.values())
+    trainer.runtime.attach(policy, patient.trainer.run.optimizer)
+    says = f"tensors changed, of {len(before)}; loss {told[0]['loss']:.3g}, gradient {told[0]['grad/norm']:.3g}"
+    return more_than(float(changed) if finite else float("nan"), 0, says, "the step left the weights as they were")
+
+
+def _same_picture(patient: Patient, plain: Any) -> Finding:
+    """Compare the policy's picture with that of a pipeline opened by plain diffusers."""
+    policy, texts = patient.policy, patient.trainer.prompts.texts[:1]
+    seeds = torch.zeros(1, dtype=torch.int64)
+    mine = policy.generate(texts, seeds, {}).pixels
+    plain.set_progress_bar_config(disable=True)
+    plain.to(policy.device)
+    with _pipeline_of(policy, plain):
+        theirs = policy.generate(texts, seeds, {}).pixels
+    apart = (mine - theirs).abs().max().item()
+    cause = "the weights are not what was trained, once plain diffusers has loaded them: a name, a dtype or a scale"
+    return at_most(apart, SAME_PICTURE, "largest difference of a pixel", cause)

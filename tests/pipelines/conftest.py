@@ -1,0 +1,40 @@
+"""Each pipeline of the zoo is built and loaded once a process; the table of findings is written where asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from alignment import config, doctor, doctor_pipeline
+from alignment.patient import Patient
+from tests.pipelines import table
+from tests.pipelines.zoo import ZOO, Member, built
+
+
+@pytest.fixture(scope="session", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ZOO])
+def member(request: pytest.FixtureRequest) -> Member:
+    """Return each pipeline of the zoo in turn."""
+    return built(request.param)
+
+
+@pytest.fixture(scope="session")
+def patient(member: Member, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Patient]:
+    """Return what `visalign doctor --pipeline` examines, for a saved member of the zoo."""
+    folder = tmp_path_factory.mktemp(member.name)
+    member.pipe.save_pretrained(folder / "pipeline")
+    (folder / "call.yaml").write_text(yaml.safe_dump(dict(member.call)))
+    run = doctor_pipeline.plain_run(str(folder / "pipeline"), [str(folder / "call.yaml")], [], folder)
+    trainer, close = doctor.load(run)
+    yield Patient(trainer, config.resolved(run))
+    close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Write docs/pipelines.md where `WRITE_TABLE=1` asks for it; the make target gives this folder as an argument."""
+    if "WRITE_TABLE" in os.environ:
+        reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+        cells = [dict(report.user_properties)["cell"] for report in reports if report.user_properties]
+        table.write([table.Cell(*cell) for cell in cells])

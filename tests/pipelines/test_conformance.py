@@ -1,0 +1,43 @@
+"""Every pipeline of the zoo through the same checks, those of `visalign doctor --pipeline`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from alignment import doctor
+from alignment.doctor_pipeline import CHECKS
+from alignment.patient import Patient
+from tests.pipelines import table
+from tests.pipelines.zoo import ZOO, Member
+
+pytestmark = pytest.mark.slow  # five minutes on two processes
+
+ENOUGH = 18
+"""Pipelines that pass every check, at least."""
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_a_pipeline_conforms(
+    member: Member, patient: Patient, check: doctor.Law, record_property: Callable[[str, object], None]
+) -> None:
+    before = doctor.fingerprint(patient.trainer)
+    finding = doctor.look(check, patient)
+    reason = member.cannot.get(check.__name__)
+    mark = table.PASSED if reason is None else table.REFUSED
+    record_property("cell", [member.name, type(member.pipe).__name__, finding.law, mark, reason or ""])
+    assert (finding.outcome == "pass") == (reason is None), finding
+    assert reason is None or reason in (finding.cause or finding.says), finding
+    assert doctor.fingerprint(patient.trainer) == before
+    assert "WRITE_TABLE" in os.environ or table.read()[member.name, finding.law] == mark
+
+
+def test_the_table_has_a_row_a_pipeline_and_a_column_a_check() -> None:
+    assert table.read().keys() == {(name, column) for name in ZOO for column in table.COLUMNS}
+
+
+def test_enough_pipelines_pass_every_check() -> None:
+    refused = {name for (name, _), mark in table.read().items() if mark != table.PASSED}
+    assert len(ZOO.keys() - refused) >= ENOUGH
