@@ -24,9 +24,8 @@ from alignment.loading import trained_scheduler
 from alignment.patient import PAIR, Finding, NotApplicable, Patient, at_most, more_than, settings
 from alignment.state import TrainState, read_state, write_state
 from alignment.tuning import ADAPTER
-from samplers import Conductor
+from samplers import Conductor, Look, take
 from samplers.dynamics.ode import ODE
-from samplers.policy_scheduler import Look
 from samplers.windows.base import Window
 
 Check = Callable[[Patient], Finding]
@@ -188,7 +187,7 @@ def step_formula(patient: Patient) -> Finding:
     after = [*(x for x, _, _ in seen[1:]), conductor.final]
     apart = 0.0
     for k, ((x, v, grid), native) in enumerate(zip(seen, after, strict=True)):
-        mean = ODE().step(grid, k, k + 1).to(x.device).mean(x, v)
+        mean = take(ODE(), grid, k, k + 1).to(x.device).mean(x, v)
         apart = max(apart, ((mean - native.float()).abs().max() / native.abs().max()).item())
     limit = max(ROUNDING, 2 * torch.finfo(conductor.final.dtype).eps)
     cause = "the scheduler's states are not on the path read from its config (shift, order, clip_sample?)"

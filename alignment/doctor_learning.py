@@ -25,6 +25,7 @@ from alignment.patient import (
     settings,
 )
 from samplers import Step, observe_prefix
+from samplers.step import expand
 from samplers.times import Times
 
 RATIO = 1e-6
@@ -99,7 +100,8 @@ def actions_follow_their_density(patient: Patient) -> Finding:
     assert isinstance(batch, Transitions)
     for k in range(batch.index.shape[1]):
         step, x, v, x_next = _stored(batch, k)
-        z = (x_next - step.mean(x, v)) / step.std.to(x).reshape(-1, *[1] * (x.ndim - 1))
+        moves = expand(step.std.to(x), x) > 0
+        z = ((x_next - step.mean(x, v)) / expand(step.std.to(x), x))[moves.expand_as(x_next)]
         square, count = z.double().square().mean().item(), z.numel()
         worst = max(worst, abs(square - 1) / math.sqrt(2 / count))
     cause = "the step that was stored is not the step that was taken, or states were rounded after it"

@@ -4,24 +4,15 @@ Conventions, said once. A state on a path is x = alpha x0 + sigma eps. Rectified
 t = 1 is noise, t = 0 is data, and a step goes from t to s < t. The network's output is called v, whatever it predicts.
 """
 
-from samplers.grid import Grid, read_grid
+from samplers.conductor import Act, Conductor, Look, Native, Recorded, ReplayMismatch, Round, Skip, Solve, Visit
+from samplers.grid import Grid, take
 from samplers.path import Path, Prediction, read_path
-from samplers.policy_scheduler import (
-    Act,
-    Conductor,
-    Look,
-    Native,
-    Recorded,
-    ReplayMismatch,
-    Round,
-    Skip,
-    Solve,
-    Visit,
-    stand_in,
-)
+from samplers.policy_scheduler import stand_in
 from samplers.rollout import Call, Plan, Trajectory, observe_prefix, sample
 from samplers.routing import Routes
-from samplers.step import Step
+from samplers.schedules import read_grid
+from samplers.score import Score
+from samplers.step import Step, rows_of
 
 __all__ = [
     "Act",
@@ -37,6 +28,7 @@ __all__ = [
     "ReplayMismatch",
     "Round",
     "Routes",
+    "Score",
     "Skip",
     "Solve",
     "Step",
@@ -45,6 +37,8 @@ __all__ = [
     "observe_prefix",
     "read_grid",
     "read_path",
+    "rows_of",
     "sample",
     "stand_in",
+    "take",
 ]

@@ -1,13 +1,24 @@
-"""The time grid of one pipeline call, read from the pipeline's own scheduler after `set_timesteps`."""
+"""The time grid of one pipeline call, and the step a dynamics takes on it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from samplers.path import Prediction, clean_and_noise, is_flow, prediction_of
+from samplers.path import Prediction, clean_and_noise
+from samplers.step import Step
+
+if TYPE_CHECKING:
+    from samplers.dynamics.base import Dynamics
+
+Point = tuple[float, float]
+"""(alpha, sigma)"""
+Linear = tuple[float, float]
+"""(cx, cv) of a prediction cx x + cv v"""
 
 
 @dataclass(frozen=True)
@@ -20,68 +31,70 @@ class Grid:
             next listed time where N does not divide T.
         prediction: What the network predicts.
         flow: Whether alpha = 1 - sigma everywhere, so that sigma is the flow's time.
+        clean: For each step (cx, cv) of the clean prediction cx x + cv v, where that is none of the usual ones (EDM's
+            preconditioning); null follows from `prediction`.
+        patches: Where elements of a state are at times of their own: masks that broadcast against the state
+            `[n, *latent]`, and the grid of the elements within. What is in no mask does not move.
     """
 
-    departures: tuple[tuple[float, float], ...]
-    arrivals: tuple[tuple[float, float], ...]
+    departures: tuple[Point, ...]
+    arrivals: tuple[Point, ...]
     prediction: Prediction
     flow: bool
+    clean: tuple[Linear, ...] | None = None
+    patches: tuple[tuple[Tensor, Grid], ...] = ()
 
     def __len__(self) -> int:
         return len(self.departures)
 
-    def linear(self, i: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    def linear(self, i: int) -> tuple[Linear, Linear]:
         """Return the numbers that give x0 and eps from (x, v) at the departure of step i."""
-        return clean_and_noise(self.prediction, *self.departures[i])
+        alpha, sigma = self.departures[i]
+        if self.clean is None:
+            return clean_and_noise(self.prediction, alpha, sigma)
+        cx, cv = self.clean[i]
+        return (cx, cv), ((1 - alpha * cx) / sigma, -alpha * cv / sigma)
 
     def sigma(self, i: int) -> float:
         """Return sigma at departure i; i = len(self) is the end."""
         return self.departures[i][1] if i < len(self) else self.arrivals[-1][1]
+
+    def later(self, by: int) -> Grid:
+        """Return the grid whose step i is step i + by of this one; what lies before the beginning repeats it."""
+
+        def moved(points: tuple[Point, ...]) -> tuple[Point, ...]:
+            return points[by:] if by >= 0 else (points[0],) * -by + points
+
+        clean = None if self.clean is None else moved(self.clean)
+        return replace(self, departures=moved(self.departures), arrivals=moved(self.arrivals), clean=clean)
+
+    def at(self, i: int) -> tuple[object, ...]:
+        """Return all that decides step i of a state without patches."""
+        return self.departures[i], self.arrivals[i], self.linear(i)
+
+
+STAY = torch.tensor([1.0, 0.0, 0.0])
+"""(a, b, std) of an element that does not move."""
+
+
+def take(dynamics: Dynamics, grid: Grid, i: int, j: int) -> Step:
+    """Return the step of `dynamics` from departure i to the arrival of step j - 1.
+
+    Where the grid has patches the step's numbers are one an element, in shapes that broadcast against the state.
+    """
+    if not grid.patches:
+        return dynamics.step(grid, i, j)
+    numbers = [STAY, *(dynamics.step(part, i, j).coefficients for _, part in grid.patches)]
+    which = sum(k * mask.long() for k, (mask, _) in enumerate(grid.patches, start=1))
+    return Step.from_coefficients(torch.stack(numbers).to(which.device)[which])  # type: ignore[union-attr, index]
+
+
+def patched(grid: Grid, parts: Iterable[tuple[Tensor, Grid]]) -> Grid:
+    """Return `grid` for a state whose elements follow the grids of `parts`."""
+    return replace(grid, patches=tuple(parts))
 
 
 def flow_grid(sigmas: Tensor) -> Grid:
     """Return the grid of a rectified flow for `sigmas` `[N + 1]`, the last one 0."""
     points = tuple((1.0 - s, s) for s in sigmas.double().tolist())
     return Grid(points[:-1], points[1:], "flow", flow=True)
-
-
-def _points(abar: Tensor) -> tuple[tuple[float, float], ...]:
-    return tuple(zip(abar.sqrt().tolist(), (1 - abar).clamp(min=0).sqrt().tolist(), strict=True))
-
-
-def _variance_preserving_grid(scheduler: object, timesteps: Tensor) -> Grid:
-    table = torch.as_tensor(scheduler.alphas_cumprod).double()  # type: ignore[attr-defined]
-    final = vars(scheduler).get("final_alpha_cumprod", torch.tensor(1.0))
-    ratio = scheduler.config.num_train_timesteps // scheduler.num_inference_steps  # type: ignore[attr-defined]
-    steps = timesteps.long().cpu()
-    previous = steps - ratio
-    after = torch.where(previous >= 0, table[previous.clamp(min=0)], torch.as_tensor(final).double())
-    return Grid(_points(table[steps]), _points(after), prediction_of(scheduler), flow=False)
-
-
-def read_grid(scheduler: object, timesteps: Tensor) -> Grid:
-    """Return the grid a scheduler set up.
-
-    Args:
-        scheduler: A diffusers scheduler on which `set_timesteps` was called.
-        timesteps: Its `timesteps` `[N]`, as it set them.
-
-    Raises:
-        ValueError: For a scheduler whose marginals are unknown, or one that visits each time twice.
-    """
-    name = type(scheduler).__name__
-    if is_flow(scheduler):
-        sigmas = torch.as_tensor(scheduler.sigmas).double()  # type: ignore[attr-defined]
-        if len(sigmas) != len(timesteps) + 1 or not bool((sigmas.diff() < 0).all()):
-            raise ValueError(
-                f"{name} has no first-order grid, one sigma a time step and a last one, each below the one before: it "
-                f"has {[round(s, 4) for s in sigmas.tolist()]} for {len(timesteps)} time steps"
-            )
-        grid = flow_grid(sigmas)
-        return Grid(grid.departures, grid.arrivals, prediction_of(scheduler), flow=True)
-    if "alphas_cumprod" in vars(scheduler) and "sigmas" not in vars(scheduler):
-        return _variance_preserving_grid(scheduler, timesteps)
-    raise ValueError(
-        f"{name} keeps neither flow sigmas nor a variance-preserving table of its own; replace it by its first-order "
-        "sibling (FlowMatchEulerDiscreteScheduler for flows, DDIMScheduler for the DDPM family)"
-    )

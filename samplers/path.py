@@ -19,6 +19,9 @@ from torch import Tensor
 from samplers.step import expand
 
 Prediction = Literal["flow", "epsilon", "v_prediction", "sample"]
+EXPLODING = 1.5
+"""A flow ends at sigma = 1; sigmas above this belong to a variance-exploding path, whatever steps it."""
+
 Number = TypeVar("Number", float, Tensor)
 
 
@@ -56,18 +59,19 @@ class Path(Protocol):
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """x = (1 - t) x0 + t eps; the network is told t times the number of training steps."""
+    """x = (1 - t) x0 + t eps; the network is told t times the number of training steps, or 1 - t where `inverted`."""
 
     num_train_timesteps: int = 1000
     prediction: Prediction = "flow"
+    inverted: bool = False
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (1 - t, t)."""
         return 1 - t, t
 
     def network_time(self, t: Tensor) -> Tensor:
-        """Return t times the number of training steps, float."""
-        return t * self.num_train_timesteps
+        """Return t, or 1 - t, times the number of training steps, float."""
+        return (1 - t if self.inverted else t) * self.num_train_timesteps
 
 
 @dataclass(frozen=True)
@@ -127,22 +131,28 @@ def prediction_of(scheduler: object) -> Prediction:
 
 
 def is_flow(scheduler: object) -> bool:
-    """Return whether this scheduler's states lie on a rectified flow."""
-    config = scheduler.config  # type: ignore[attr-defined]
-    flow_class = type(scheduler).__name__.removeprefix("StandIn").startswith("FlowMatch")
-    return flow_class or bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
+    """Return whether this scheduler's states lie on a rectified flow: it is told so, or has sigmas and nothing else."""
+    config, known = scheduler.config, vars(scheduler)  # type: ignore[attr-defined]
+    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return True
+    return "sigmas" in known and "alphas_cumprod" not in known and not hasattr(scheduler, "precondition_outputs")
 
 
 def read_path(scheduler: object) -> Path:
     """Return the forward process of a diffusers scheduler.
 
+    Schedulers of the DDPM family that step in another scale (x / alpha) hand the network x, which is what this path
+    and visits of states of one's own speak of.
+
     Raises:
         ValueError: For a scheduler on neither a rectified flow nor a variance-preserving path.
     """
-    if is_flow(scheduler):
-        return RectifiedFlow(scheduler.config.num_train_timesteps)  # type: ignore[attr-defined]
-    if "alphas_cumprod" in vars(scheduler):
-        return VariancePreserving(torch.as_tensor(scheduler.alphas_cumprod), prediction_of(scheduler))  # type: ignore[attr-defined]
+    config = scheduler.config  # type: ignore[attr-defined]
+    prediction = prediction_of(scheduler)
+    if is_flow(scheduler) and prediction == "flow" and (config.get("sigma_max") or 0) <= EXPLODING:
+        return RectifiedFlow(config.num_train_timesteps, inverted=bool(config.get("invert_sigmas")))
+    if "alphas_cumprod" in vars(scheduler) and not is_flow(scheduler):
+        return VariancePreserving(torch.as_tensor(scheduler.alphas_cumprod), prediction)  # type: ignore[attr-defined]
     raise ValueError(
         f"{type(scheduler).__name__} has neither flow sigmas nor alphas_cumprod, so its forward process is unknown"
     )

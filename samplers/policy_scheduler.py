@@ -11,172 +11,27 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from samplers.dynamics.base import Dynamics
-from samplers.grid import Grid, read_grid
-from samplers.multistep import Solver
-from samplers.step import Step
-
-
-@dataclass(frozen=True)
-class Native:
-    """Hand back what the pipeline's own scheduler returns, bit for bit."""
-
-
-@dataclass(frozen=True)
-class Act:
-    """Take a step of `dynamics` with `noise` and record it.
-
-    Attributes:
-        dynamics: The rule.
-        noise: Returns standard normal noise for this round, shaped like the state.
-    """
-
-    dynamics: Dynamics
-    noise: Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Solve:
-    """Take a deterministic step with a solver that remembers earlier ones.
-
-    Attributes:
-        solver: The rule and its memory.
-        to: The step arrives where step `to - 1` of the grid arrives.
-    """
-
-    solver: Solver
-    to: int
-
-
-@dataclass(frozen=True)
-class Look:
-    """Let `receive` see (state, model output, grid); hand back the native result."""
-
-    receive: Callable[[Tensor, Tensor, Grid], None]
-
-
-@dataclass(frozen=True)
-class Skip:
-    """Do not run the denoiser; hand back `state`, or the state that came in."""
-
-    state: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Visit:
-    """Teacher forcing: hand the model output, with its graph, to `receive`, then hand back `state`.
-
-    Attributes:
-        expected: The state this visit was recorded at; another one is an error, never a silent replay.
-        receive: Called with the model output.
-        state: The state for the next round, or null for the one that came in.
-    """
-
-    expected: Tensor
-    receive: Callable[[Tensor], None]
-    state: Tensor | None = None
-
-
-Round = Native | Act | Solve | Look | Skip | Visit
-
-
-class ReplayMismatch(RuntimeError):
-    """A replayed round met another state than the recorded one."""
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """One stochastic step as it was taken: states and model output in float32."""
-
-    x: Tensor
-    velocity: Tensor
-    x_next: Tensor
-    step: Step
-
-
-@dataclass
-class Conductor:
-    """What one pipeline call does, round by round, and what it recorded.
-
-    Attributes:
-        script: What happens in each round; a round beyond its end is native.
-        times: Network times to offer in place of the scheduler's own, `[R]` or `[R, B]`; the native step then never
-            runs, because these times are on nobody's grid.
-        round: Rounds finished.
-        records: The `Act` rounds.
-        grid: The time grid, once the pipeline has set it; null when no round needs it.
-        final: The state handed back last.
-    """
-
-    script: Sequence[Round] = ()
-    times: Tensor | None = None
-    round: int = 0
-    records: dict[int, Recorded] = field(default_factory=dict)
-    grid: Grid | None = None
-    final: Tensor | None = None
-
-    def action(self, index: int) -> Round:
-        """Return what happens in round `index`."""
-        return self.script[index] if index < len(self.script) else Native()
-
-    @property
-    def skipping(self) -> bool:
-        """Whether the denoiser need not run in the round at hand."""
-        return isinstance(self.action(self.round), Skip)
-
-    def advance(self, index: int, x: Tensor, v: Tensor, native: Tensor) -> Tensor:
-        """Return the state that follows round `index`, in the dtype of `native`."""
-        action = self.action(index)
-        self.round = index + 1
-        self.final = self._next(action, index, x, v, native)
-        return self.final
-
-    def _next(self, action: Round, index: int, x: Tensor, v: Tensor, native: Tensor) -> Tensor:
-        match action:
-            case Native():
-                return native
-            case Skip(state):
-                return x if state is None else state.to(native)
-            case Visit(expected, receive, state):
-                if not torch.equal(x.detach().float(), expected):
-                    raise ReplayMismatch(f"round {index} met another state than the one recorded")
-                receive(v)
-                return x if state is None else state.to(native)
-            case Look(receive):
-                receive(x, v, self._known_grid())
-                return native
-            case Solve(solver, to):
-                return solver.step(self._known_grid(), index, to, x, v).to(native.dtype)
-            case Act(dynamics, noise):
-                step = dynamics.step(self._known_grid(), index, index + 1).to(x.device)
-                x_next = step.sample(x, v, noise(x)).to(native.dtype)
-                self.records[index] = Recorded(x.float(), v.float(), x_next.float(), step)
-                return x_next
-
-    def _known_grid(self) -> Grid:
-        if self.grid is None:
-            raise ValueError("the pipeline stepped its scheduler before setting its time steps")
-        return self.grid
-
-    @property
-    def needs_grid(self) -> bool:
-        """Whether a round computes its own step."""
-        return any(isinstance(action, Act | Solve | Look) for action in self.script)
+from samplers.conductor import Conductor, Stepped
+from samplers.grid import Grid
+from samplers.schedules import answering_clean, bounded, clips, grid_of_tokens, read_grid, remembers, used_output
 
 
 class _StandIn:
     """Placed before the pipeline's own scheduler class; see `stand_in`."""
 
-    _conductor: Conductor | None
+    _conductor: Conductor | None = None
+    _stream: int = 0
+    _read: Grid | None = None
+    _remembers: bool = False
     _native_step: Callable[..., Any]
+    _native_scaling: Callable[..., Tensor] | None
     _signature: inspect.Signature
 
     def conduct(self, conductor: Conductor | None) -> None:
@@ -184,25 +39,33 @@ class _StandIn:
         self.__dict__["_conductor"] = conductor
 
     def __deepcopy__(self, memo: dict[int, object]) -> object:
-        raise NotImplementedError(
-            f"the pipeline copies its {type(self).__name__.removeprefix('StandIn')} to denoise several streams; "
-            "training such a pipeline is not supported yet"
-        )
+        """Return the scheduler of a further stream, which follows the same conductor."""
+        new = type(self).__new__(type(self))
+        state = {name: value for name, value in vars(self).items() if name != "_conductor"}
+        new.__dict__.update(copy.deepcopy(state, memo), _conductor=self._conductor)
+        if self._conductor is not None:
+            new.__dict__["_stream"] = self._conductor.copied()
+        return new
 
     @property
     def timesteps(self) -> Tensor:
         """The times offered to the pipeline."""
-        conductor = self.__dict__["_conductor"]
-        if conductor is not None and conductor.times is not None:
-            return conductor.times
+        if self._conductor is not None and self._conductor.times is not None:
+            return self._conductor.times
         return self.__dict__["_own_timesteps"]
 
     @timesteps.setter
     def timesteps(self, value: Tensor) -> None:
         self.__dict__["_own_timesteps"] = value
+        self.__dict__["_read"] = None
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
+        """Return what the network sees; states visited at times of our own are in its own scale already."""
+        own_times = self._conductor is not None and self._conductor.times is not None
+        return sample if own_times or self._native_scaling is None else self._native_scaling(self, sample, timestep)
 
     def _index_of(self, t: Tensor | float) -> int:
-        """Return the round of time `t`; a call count would be wrong where a pipeline skips its first times."""
+        """Return the step index of time `t`; a call count would be wrong where a pipeline skips its first times."""
         step_index = self.__dict__.get("_step_index")
         if step_index is not None:
             return step_index - 1
@@ -211,25 +74,41 @@ class _StandIn:
             raise ValueError(f"time {t} occurs {len(same)} times among the scheduler's time steps")
         return same[0]
 
+    def _grid(self) -> Grid:
+        if self._read is None:
+            self.__dict__["_read"] = read_grid(self, self.timesteps)
+        assert self._read is not None
+        return self._read
+
     def _conducted_step(self, *args: object, **named: object) -> object:
         conductor = self._conductor
         if conductor is None:
             return self._native_step(self, *args, **named)
-        given = self._signature.bind(self, *args, **named)
-        given.apply_defaults()
-        v, x, t = (given.arguments[name] for name in ("model_output", "sample", "timestep"))
+        bound = self._signature.bind(self, *args, **named)
+        bound.apply_defaults()
+        given = bound.arguments
         if conductor.times is not None:
-            state = conductor.advance(conductor.round, x, v, x)
-            return SimpleNamespace(prev_sample=state) if given.arguments.get("return_dict", True) else (state,)
+            x, v = given["sample"], used_output(self, given)
+            state = conductor.advance(Stepped(self._stream, None, x, v, x, self._grid))
+            return SimpleNamespace(prev_sample=state) if given.get("return_dict", True) else (state,)
         out = self._native_step(self, *args, **named)
-        index = self._index_of(t)
-        if conductor.grid is None and conductor.needs_grid:
-            conductor.grid = read_grid(self, self.timesteps)
         if isinstance(out, tuple):
-            return (conductor.advance(index, x, v, out[0]), *out[1:])
+            return (conductor.advance(self._stepped(given, out[0])), *out[1:])
         out = copy.copy(out)
-        out["prev_sample"] = conductor.advance(index, x, v, out.prev_sample)
+        out["prev_sample"] = conductor.advance(self._stepped(given, out.prev_sample))
         return out
+
+    def _stepped(self, given: dict[str, Any], native: Tensor) -> Stepped:
+        """Return what a step was about, once the native one has run."""
+        index, x, v, grid = self._index_of(given["timestep"]), given["sample"], used_output(self, given), self._grid
+        clean, tokens = given.get("pred_original_sample"), given.get("per_token_timesteps")
+        if clean is not None:
+            v, grid = clean, lambda: answering_clean(self._grid())
+        elif tokens is not None:
+            grid = lambda: grid_of_tokens(self, self._grid(), index, tokens, x)  # noqa: E731
+        elif clips(self):
+            v = bounded(self, self._grid(), index, x, v)
+        return Stepped(self._stream, index, x, v, native, grid, len(self.timesteps), self._remembers)
 
 
 def stand_in(base: object) -> Any:
@@ -245,10 +124,17 @@ def stand_in(base: object) -> Any:
 
     signature = inspect.signature(native_step)
     step.__signature__ = signature  # type: ignore[attr-defined]  # pipelines look for `generator`, `eta` here
-    body = {"step": step, "_native_step": staticmethod(native_step), "_signature": signature, "__doc__": cls.__doc__}
+    body = {
+        "step": step,
+        "_native_step": staticmethod(native_step),
+        "_native_scaling": staticmethod(cls.scale_model_input) if hasattr(cls, "scale_model_input") else None,
+        "_signature": signature,
+        "_remembers": remembers(base),
+        "__doc__": cls.__doc__,
+    }
     made = type("StandIn" + cls.__name__, (_StandIn, cls), body)
     new = made.__new__(made)
     state = copy.deepcopy(vars(base))
     state["_own_timesteps"] = state.pop("timesteps", None)
-    new.__dict__.update(state, _conductor=None)
+    new.__dict__.update(state)
     return new

@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from samplers.conductor import Act, Conductor, Look, Native, Recorded, Round, Skip, Solve
 from samplers.dynamics.base import Dynamics
-from samplers.grid import Grid
+from samplers.grid import Grid, take
 from samplers.multistep import SecondOrder, strides
-from samplers.policy_scheduler import Act, Conductor, Look, Native, Recorded, Round, Skip, Solve
 from samplers.step import Step
 from samplers.windows.base import Choice
 
@@ -109,8 +109,12 @@ def sample(call: Call, plan: Plan) -> Trajectory:
         records[first] = _one_row_a_sample(parted, plan.group_size)
     trained = {k: records[k] for k in plan.choice.trained}
     for k, record in trained.items():
-        if not bool((record.step.std > 0).all()):
-            raise ValueError(f"step {k} is to be trained but its std is 0 under {type(plan.dynamics).__name__}")
+        if not record.step.random:
+            raise ValueError(
+                f"step {k} is to be trained but its std is 0 under {type(plan.dynamics).__name__}: it would have no "
+                "gradient. Leave it out of the window (the last step has no noise under ddim and "
+                "coefficient_preserving), or choose another dynamics"
+            )
     return Trajectory(conductor.final.float(), pixels, trained)
 
 
@@ -128,7 +132,7 @@ def observe_prefix(
 def _part(call: Call, plan: Plan, k: int) -> Recorded:
     """Return the step at which groups part: states `[P, ...]`, next states `[P, G, ...]`."""
     x, v, grid = observe_prefix(call, plan.prompts, plan.seeds, k, plan.rounds)
-    step: Step = plan.dynamics.step(grid, k, k + 1).to(x.device)
+    step = take(plan.dynamics, grid, k, k + 1).to(x.device).for_actions()
     noise = plan.noise(k, x.shape[1:]).to(x.device).unflatten(0, (len(plan.prompts), plan.group_size))
     x_next = step.sample(x[:, None], v[:, None], noise).to(x.dtype)
     return Recorded(x.float(), v.float(), x_next.float(), step)
@@ -159,9 +163,12 @@ def _noise_of_round(noise: Noise, k: int) -> Callable[[Tensor], Tensor]:
 
 
 def _with_action_axis(record: Recorded) -> Recorded:
-    return Recorded(record.x, record.velocity, record.x_next[:, None], record.step)
+    return Recorded(record.x, record.velocity, record.x_next[:, None], record.step.for_actions())
 
 
 def _one_row_a_sample(parted: Recorded, group_size: int) -> Recorded:
-    x, v = (z.repeat_interleave(group_size, 0) for z in (parted.x, parted.velocity))
-    return Recorded(x, v, parted.x_next.flatten(0, 1)[:, None], parted.step)
+    def each(z: Tensor) -> Tensor:
+        return z.repeat_interleave(group_size, 0) if z.ndim and len(z) == len(parted.x) else z
+
+    step = Step(*(each(number) for number in (parted.step.a, parted.step.b, parted.step.std)))
+    return Recorded(each(parted.x), each(parted.velocity), parted.x_next.flatten(0, 1)[:, None], step)

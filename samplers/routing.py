@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from samplers.policy_scheduler import Conductor
+from samplers.conductor import Conductor
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ class _Routed:
 
     def _router(self, name: str, network: nn.Module) -> Callable[..., Any]:
         def call(*args: object, **named: object) -> Any:
+            self._conductor.open()
             nth = self._calls[name, self._conductor.round]
             self._calls[name, self._conductor.round] += 1
             return self._routes.answer(name, nth, self._conductor, self._rows, lambda: network(*args, **named))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 
 
 def expand(coefficient: Tensor, like: Tensor) -> Tensor:
-    """Return a number, or one number a row, shaped to multiply `like` `[B, ...]`."""
-    if coefficient.ndim == 0:
+    """Return a number, or one number a row or an element, shaped to multiply `like` `[B, ...]`."""
+    if coefficient.ndim in (0, like.ndim):
         return coefficient
     return coefficient.reshape(coefficient.shape + (1,) * (like.ndim - coefficient.ndim))
 
@@ -23,9 +24,10 @@ class Step:
     Every one-step rule of this package has this form, so that sampling, density and divergence are written once.
 
     Attributes:
-        a: Factor of the state: a number, or any leading shape of the state (`[B]`, `[B, K]`).
+        a: Factor of the state: a number, any leading shape of the state (`[B]`, `[B, K]`), or, where elements have
+            times of their own, a shape with as many axes as the state that broadcasts against it.
         b: Factor of the network's output, of the same shape.
-        std: Standard deviation, of the same shape; 0 for a deterministic step.
+        std: Standard deviation, of the same shape; 0 for what does not move at random.
     """
 
     a: Tensor
@@ -51,6 +53,16 @@ class Step:
         """Return the step on `device`."""
         return Step(self.a.to(device), self.b.to(device), self.std.to(device))
 
+    def for_actions(self) -> Step:
+        """Return the step of states with an axis of actions after the rows, `[n, A, *latent]`."""
+        return self if self.std.ndim < 2 else Step(*(number.unsqueeze(1) for number in (self.a, self.b, self.std)))
+
+    @property
+    def random(self) -> bool:
+        """Whether every row has an element with noise, so that the step has a density."""
+        rows = self.std.flatten(1).amax(dim=1) if self.std.ndim > 1 else self.std
+        return bool((rows > 0).all())
+
     def mean(self, x: Tensor, v: Tensor) -> Tensor:
         """Return a x + b v in float32, shaped like `x`."""
         return expand(self.a, x) * x.float() + expand(self.b, x) * v.float()
@@ -63,7 +75,8 @@ class Step:
         """Return the elementwise log density of `x_next`, float32, shaped like it.
 
         log N(x'; a x + b v, std^2), not reduced: an objective decides whether it sums or averages (the mean over
-        elements is what every public trainer uses, and what clip ranges such as 1e-4 refer to).
+        elements is what every public trainer uses, and what clip ranges such as 1e-4 refer to). An element without
+        noise is no part of the action: its density counts as 1.
 
         Args:
             x: State as stored.
@@ -71,13 +84,21 @@ class Step:
             x_next: Next state as stored, in or after the dtype the pipeline was handed.
 
         Raises:
-            ValueError: If a std is 0; a deterministic step has no density.
+            ValueError: If all of a row's stds are 0; a deterministic step has no density.
         """
-        if not bool((self.std > 0).all()):
+        if not self.random:
             raise ValueError("a step with std 0 has no density: choose a stochastic dynamics for the trained steps")
         std = expand(self.std, x)
+        if std.ndim == x.ndim and not bool((std > 0).all()):
+            return self._log_prob_of_the_random(x, v, x_next)
         z = (x_next.float() - self.mean(x, v)) / std
         return -0.5 * z * z - torch.log(std) - 0.5 * math.log(2 * math.pi)
+
+    def _log_prob_of_the_random(self, x: Tensor, v: Tensor, x_next: Tensor) -> Tensor:
+        """Return the log density where some elements have no noise; these do not count."""
+        moves = self.std > 0
+        step = Step(self.a, self.b, torch.where(moves, self.std, torch.ones_like(self.std)))
+        return step.log_prob(x, v, x_next) * moves
 
     def kl(self, x: Tensor, v: Tensor, v_reference: Tensor) -> Tensor:
         """Return the elementwise divergence of this step under v from the same step under `v_reference`.
@@ -86,4 +107,26 @@ class Step:
         (mu - mu_ref)^2 / (2 g^2), which is |dt| times this; weights tuned there need that factor.
         """
         difference = expand(self.b, x) * (v.float() - v_reference.float())
-        return difference.square() / (2 * expand(self.std, x).square())
+        std = expand(self.std, x)
+        if std.ndim == x.ndim:
+            return torch.where(std > 0, difference.square() / (2 * std.square().clamp(min=1e-20)), 0.0)
+        return difference.square() / (2 * std.square())
+
+
+def rows_of(steps: Sequence[Step], rows: int) -> Tensor:
+    """Return the coefficients of K steps as `rows` rows took them: `[n, K, 3]`.
+
+    Where elements have times of their own it is `[n, K, 1, *latent, 3]`, in shapes that broadcast against the states.
+    """
+    numbers = torch.broadcast_tensors(*(step.coefficients for step in steps))
+    if numbers[0].ndim == 1:
+        return torch.stack(numbers).expand(rows, -1, -1)
+    return torch.stack([number.expand(rows, *number.shape[1:]) for number in numbers], dim=1)
+
+
+def per_row(number: Tensor) -> Tensor:
+    """Return one number a row, `[n]` or `[]`: where there is one an element, the mean of those that are not 0."""
+    if number.ndim < 2:
+        return number
+    flat = number.flatten(1)
+    return flat.sum(dim=1) / (flat != 0).sum(dim=1).clamp(min=1)

@@ -14,7 +14,7 @@ from alignment.batches import Transitions
 from alignment.draw import Draw
 from alignment.policy import Policy
 from alignment.spec import Lora, PolicySpec
-from samplers import Step
+from samplers import Step, rows_of
 from samplers.dynamics.base import Dynamics
 from samplers.dynamics.coefficient_preserving import CoefficientPreserving
 from samplers.dynamics.dance_sde import DanceSDE
@@ -96,7 +96,7 @@ def transitions(policy: Policy, made: Plan) -> tuple[Trajectory, Transitions]:
         x=torch.stack([s.x for s in steps], 1),
         x_next=torch.stack([s.x_next for s in steps], 1),
         velocity=torch.stack([s.velocity for s in steps], 1),
-        coefficients=torch.stack([s.step.coefficients for s in steps]).expand(n, -1, -1),
+        coefficients=rows_of([s.step for s in steps], n),
         advantage=torch.ones(n, steps[0].x_next.shape[1]),
     )
     return path, batch

@@ -13,6 +13,7 @@ from alignment.context import Context
 from alignment.errors import ConfigError
 from alignment.objectives.base import Learn, Loss, Objective
 from samplers import Step
+from samplers.step import per_row
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class ClippedSurrogate(Objective[Transitions]):
         per_row = self._step_weight(step) * surrogate
         metrics = _ratio_metrics(ratio.detach(), int(batch.index[0, k]), self.clip)
         if reference is not None:
-            divergence = step.kl(x, velocity, reference).flatten(1).mean(dim=1)
+            divergence = step.kl(x[:, None], velocity[:, None], reference[:, None]).flatten(1).mean(dim=1)
             per_row = per_row + self.kl * divergence
             metrics["kl/reference"] = divergence.detach()
         return Loss(per_row / batch.index.shape[1], metrics)
@@ -82,11 +83,11 @@ class ClippedSurrogate(Objective[Transitions]):
     def _step_weight(self, step: Step) -> Tensor:
         match self.weight:
             case "true":
-                return torch.ones_like(step.std)
+                return torch.ones_like(per_row(step.std))
             case "equal":
-                return step.std / step.b.abs()
+                return per_row(step.std) / per_row(step.b.abs())
             case "sigma":
-                return step.std
+                return per_row(step.std)
 
 
 def _mean_log_prob(step: Step, x: Tensor, velocity: Tensor, x_next: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from alignment.sources._collect import Stopwatch, assign, check_geometry, repeat
 from alignment.sources._scoring import Scoring
 from alignment.sources.base import Source
 from reward_models.base import RewardModel
+from samplers import rows_of
 from samplers.dynamics.base import Dynamics
 from samplers.rollout import Plan, Trajectory, sample
 from samplers.windows.base import Choice, Window
@@ -132,6 +133,6 @@ class OnPolicySteps(Source[Transitions]):
             x=torch.stack([s.x for s in steps], 1),
             x_next=torch.stack([s.x_next for s in steps], 1),
             velocity=torch.stack([s.velocity for s in steps], 1),
-            coefficients=torch.stack([s.step.coefficients for s in steps]).expand(n, -1, -1),
+            coefficients=rows_of([s.step for s in steps], n),
             advantage=credit.reshape(n, -1),
         )

@@ -14,9 +14,11 @@ from samplers.step import Step
 
 @dataclass(frozen=True)
 class DDIM(Dynamics):
-    """std = eta (sigma' / sigma) sqrt(1 - alpha^2 / alpha'^2), for networks that predict eps, v, x0 or a flow.
+    """std = eta sigma' sqrt(1 - (alpha sigma' / (alpha' sigma))^2), for networks that predict eps, v, x0 or a flow.
 
-    On the DDPM family this is eq. 16 of the paper; on a rectified flow it is the same formula in (alpha, sigma).
+    With eta = 1 this is the spread of the posterior q(x' | x, x0) of any path x = alpha x0 + sigma eps. On the DDPM family
+    it equals eq. 16 of the paper, (sigma' / sigma) sqrt(1 - alpha^2 / alpha'^2), which holds for alpha^2 + sigma^2 = 1 only:
+    on a rectified flow that would exceed sigma', and where sigmas explode (alpha = 1) it would be 0.
 
     Attributes:
         eta: Share of the posterior's spread, >= 0; DDPO and DanceGRPO on SD use 1.
@@ -39,5 +41,5 @@ class DDIM(Dynamics):
     def step(self, grid: Grid, i: int, j: int) -> Step:
         """Return the step with the posterior's standard deviation times eta."""
         (alpha, sigma), (alpha_next, sigma_next) = grid.departures[i], grid.arrivals[j - 1]
-        spread = max(1 - (alpha / alpha_next) ** 2, 0.0)
-        return renoise(grid, i, j, std=self.eta * sigma_next / sigma * math.sqrt(spread))
+        kept = (alpha * sigma_next / (alpha_next * sigma)) ** 2 if alpha_next > 0 else 1.0
+        return renoise(grid, i, j, std=self.eta * sigma_next * math.sqrt(max(1 - kept, 0.0)))

@@ -1,0 +1,287 @@
+"""What one pipeline call does, round by round."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from samplers.dynamics.base import Dynamics
+from samplers.dynamics.ode import ODE
+from samplers.grid import Grid, patched, take
+from samplers.multistep import Solver
+from samplers.score import Score
+from samplers.step import Step
+
+
+@dataclass(frozen=True)
+class Native:
+    """Hand back what the pipeline's own scheduler returns, bit for bit.
+
+    A scheduler that remembers earlier steps would remember rounds that were not its own; among those it takes the ODE
+    step of first order at the same times.
+    """
+
+
+@dataclass(frozen=True)
+class Act:
+    """Take a step of `dynamics` with `noise` and record it.
+
+    Attributes:
+        dynamics: The rule.
+        noise: Returns standard normal noise for this round, shaped like the state.
+    """
+
+    dynamics: Dynamics
+    noise: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Solve:
+    """Take a deterministic step with a solver that remembers earlier ones.
+
+    Attributes:
+        solver: The rule and its memory.
+        to: The step arrives where step `to - 1` of the grid arrives.
+    """
+
+    solver: Solver
+    to: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """Let `receive` see (state, model output, grid); hand back the native result."""
+
+    receive: Callable[[Tensor, Tensor, Grid], None]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Do not run the denoiser; hand back `state`, or the state that came in."""
+
+    state: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Visit:
+    """Teacher forcing: hand the model output, with its graph, to `receive`, then hand back `state`.
+
+    Attributes:
+        expected: The state this visit was recorded at; another one is an error, never a silent replay.
+        receive: Called with the model output.
+        state: The state for the next round, or null for the one that came in.
+    """
+
+    expected: Tensor
+    receive: Callable[[Tensor], None]
+    state: Tensor | None = None
+
+
+Round = Native | Act | Solve | Look | Skip | Visit
+
+
+class ReplayMismatch(RuntimeError):
+    """A replayed round met another state than the recorded one."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One stochastic step as it was taken: states and model output in float32."""
+
+    x: Tensor
+    velocity: Tensor
+    x_next: Tensor
+    step: Step
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One call of a scheduler's step.
+
+    Attributes:
+        stream: Which of the pipeline's schedulers was stepped: 0, or the number of a copy.
+        index: Its step index; null where the times are not its own.
+        x: The state that came in.
+        v: The model output, as far as it is used.
+        native: What the scheduler itself hands back.
+        grid: Returns the stream's grid; an error where its scheduler has none.
+        offered: Time steps its scheduler offers.
+        remembers: Whether the native result depends on earlier steps.
+    """
+
+    stream: int
+    index: int | None
+    x: Tensor
+    v: Tensor
+    native: Tensor
+    grid: Callable[[], Grid]
+    offered: int = 0
+    remembers: bool = False
+
+
+@dataclass
+class Conductor:
+    """What one pipeline call does, round by round, and what it recorded.
+
+    A round opens when a network is called after a step, or when a scheduler is stepped at another index than before.
+
+    Attributes:
+        script: What happens in each round; a round beyond its end is native.
+        times: Network times to offer in place of the scheduler's own, `[R]` or `[R, B]`; the native step then never
+            runs, because these times are on nobody's grid.
+        score: The pipeline's loop, where a call has shown it; without it every step is all of its round.
+        records: The `Act` rounds.
+    """
+
+    script: Sequence[Round] = ()
+    times: Tensor | None = None
+    score: Score | None = None
+    records: dict[int, Recorded] = field(default_factory=dict)
+    _calls: list[list[int]] = field(default_factory=list)
+    _here: dict[int, tuple[Stepped, Tensor]] = field(default_factory=dict)
+    _states: dict[int, Tensor] = field(default_factory=dict)
+    _solvers: dict[tuple[int, int], Solver] = field(default_factory=dict)
+    _noise: Tensor | None = None
+    _copies: int = 0
+    _edges: tuple[int, int] = (0, 0)
+
+    @property
+    def round(self) -> int:
+        """Rounds in which a step was made."""
+        return len(self._calls) - (bool(self._calls) and not self._calls[-1])
+
+    @property
+    def final(self) -> Tensor | None:
+        """The state handed back last."""
+        return self.heard().join(self._states) if self._states else None
+
+    @property
+    def skipping(self) -> bool:
+        """Whether the denoiser need not run in the round at hand."""
+        return isinstance(self.action(self.round), Skip)
+
+    def action(self, index: int) -> Round:
+        """Return what happens in round `index`."""
+        return self.script[index] if index < len(self.script) else Native()
+
+    def heard(self) -> Score:
+        """Return the loop as this call shows it."""
+        if self.score is not None:
+            return self.score
+        shapes = {stream: state.shape[1:] for stream, state in self._states.items()}
+        calls = tuple(tuple(streams) for streams in self._calls if streams)
+        first, offered = self._edges
+        return Score(calls, shapes, first, max(offered - first - len(calls), 0))
+
+    def copied(self) -> int:
+        """Return the number of a stream whose scheduler has just been copied."""
+        self._copies += 1
+        return self._copies
+
+    def open(self) -> None:
+        """Open the next round, unless one is open in which no step was made yet."""
+        if not self._calls or self._calls[-1]:
+            self._calls.append([])
+            self._here, self._noise = {}, None
+
+    # ---- a step ----------------------------------------------------------------------------------------------------
+
+    def advance(self, call: Stepped) -> Tensor:
+        """Return the state that follows, in the dtype of the native one."""
+        earlier = self._here.get(call.stream)
+        if not self._calls or (earlier and (call.index is None or earlier[0].index != call.index)):
+            self.open()
+        if not self._states:
+            self._edges = call.index or 0, call.offered
+        k, action = len(self._calls) - 1, self.action(len(self._calls) - 1)
+        self._calls[k].append(call.stream)
+        to_come = self._to_come(k)
+        if call.stream in to_come:  # only a question: what follows is answered by a later step of this round
+            return call.native
+        state = self._next(action, k, call)
+        self._here[call.stream] = call, state
+        self._states[call.stream] = state
+        if not to_come:
+            self._close(action, k)
+        return state
+
+    def _to_come(self, k: int) -> tuple[int, ...]:
+        """Return the streams that are still to be stepped in round k."""
+        if self.score is None:
+            return ()
+        known, made = self.score.calls[min(k, len(self.score.calls) - 1)], tuple(self._calls[k])
+        if made != known[: len(made)]:
+            raise ReplayMismatch(f"round {k} stepped the streams {made}, where the first call stepped {known}")
+        return known[len(made) :]
+
+    def _next(self, action: Round, k: int, call: Stepped) -> Tensor:
+        match action:
+            case Native() | Look():
+                return self._native(k, call)
+            case Skip(state):
+                return call.x if state is None else self._piece(state, call).to(call.native)
+            case Visit(expected, _, state):
+                if not torch.equal(call.x.detach().float(), self._piece(expected, call)):
+                    raise ReplayMismatch(f"round {k} met another state than the one recorded")
+                return call.x if state is None else self._piece(state, call).to(call.native)
+            case Solve(solver, to):
+                own = self._solvers.setdefault((id(solver), call.stream), copy.deepcopy(solver))
+                return own.step(self._grid(k, call), k, to, call.x, call.v).to(call.native.dtype)
+            case Act(dynamics, noise):
+                step = take(dynamics, self._grid(k, call), k, k + 1).to(call.x.device)
+                return step.sample(call.x, call.v, self._noise_of(noise, call)).to(call.native.dtype)
+
+    def _native(self, k: int, call: Stepped) -> Tensor:
+        if call.remembers and not self._all_native:
+            return take(ODE(), self._grid(k, call), k, k + 1).to(call.x.device).mean(call.x, call.v).to(call.native.dtype)
+        return call.native
+
+    @functools.cached_property
+    def _all_native(self) -> bool:
+        return all(isinstance(action, Native) for action in self.script)
+
+    def _close(self, action: Round, k: int) -> None:
+        """Finish round k, now that all its streams have moved."""
+        match action:
+            case Visit(_, receive, _):
+                receive(self._joined(lambda call, _: call.v))
+            case Look(receive):
+                receive(self._joined(lambda call, _: call.x), self._joined(lambda call, _: call.v), self._joint_grid(k))
+            case Act(dynamics, _):
+                x, v = self._joined(lambda call, _: call.x), self._joined(lambda call, _: call.v)
+                x_next, step = self._joined(lambda _, state: state), take(dynamics, self._joint_grid(k), k, k + 1)
+                self.records[k] = Recorded(x.float(), v.float(), x_next.float(), step.to(x.device))
+            case _:
+                pass
+
+    # ---- states of several streams ---------------------------------------------------------------------------------
+
+    def _piece(self, state: Tensor, call: Stepped) -> Tensor:
+        return state if self.score is None else self.score.piece(state, call.stream)
+
+    def _joined(self, of: Callable[[Stepped, Tensor], Tensor]) -> Tensor:
+        return self.heard().join({stream: of(*made) for stream, made in self._here.items()})
+
+    def _noise_of(self, noise: Callable[[Tensor], Tensor], call: Stepped) -> Tensor:
+        if self.score is None or self.score.single:
+            return noise(call.x)
+        if self._noise is None:
+            numbers = sum(shape.numel() for shape in self.score.shapes.values())
+            self._noise = noise(call.x.new_zeros(()).expand(len(call.x), numbers))
+        return self.score.piece(self._noise, call.stream)
+
+    def _grid(self, k: int, call: Stepped) -> Grid:
+        """Return the stream's grid, its steps counted in rounds."""
+        return call.grid().later((call.index or 0) - k)
+
+    def _joint_grid(self, k: int) -> Grid:
+        score, grids = self.heard(), {stream: self._grid(k, call) for stream, (call, _) in self._here.items()}
+        lead = next(iter(grids.values()))
+        if score.single or (len(grids) == len(score.shapes) and all(g.at(k) == lead.at(k) for g in grids.values())):
+            return lead
+        return patched(lead, [(score.mask(stream), grid) for stream, grid in grids.items()])
