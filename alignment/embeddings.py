@@ -61,24 +61,28 @@ class _Row:
 
 
 class Embeddings:
-    """Stands in for `pipe.encode_prompt`.
+    """Stands in for `pipe.encode_prompt`, where a pipeline has one; it puts itself in place.
 
     Attributes:
         cacheable: Whether all answers so far could be kept.
         misses: Prompts that were encoded.
+        answered: Calls answered from memory.
     """
 
     def __init__(self, pipe: Any, folder: Path | None) -> None:
         self._pipe = pipe
-        # What is computed once and kept deserves the precision of its weights.
-        self._encode: Callable[..., Any] = _CPU_EXACT(_CUDA_EXACT(pipe.encode_prompt))
-        self._signature = inspect.signature(pipe.encode_prompt)
+        self._aside: dict[str, nn.Module] = {}
+        if hasattr(pipe, "encode_prompt"):
+            # What is computed once and kept deserves the precision of its weights.
+            self._encode: Callable[..., Any] = _CPU_EXACT(_CUDA_EXACT(pipe.encode_prompt))
+            self._signature = inspect.signature(pipe.encode_prompt)
+            vars(pipe)["encode_prompt"] = self
         self._rows: OrderedDict[str, _Row] = OrderedDict()
         self._first: dict[str, _Row] = {}
         self._folder = None if folder is None else folder / _fingerprint(pipe)
         self._released = False
         self.cacheable = True
-        self.misses = 0
+        self.misses = self.answered = 0
 
     def __call__(self, *args: object, **named: object) -> Any:
         """Answer as `encode_prompt` does, from memory where it can.
@@ -92,16 +96,23 @@ class Embeddings:
         rows = self._known(arguments) if self.cacheable else None
         if rows is None:
             self._refuse_if_released(arguments.get("prompt"))
+            self.cacheable = False
             return self._encode(*args, **named)
+        self.answered += 1
         return _collate(rows, torch.device(arguments.get("device") or self._pipe._execution_device))
 
     def release(self) -> None:
-        """Take the text encoders out of the pipeline, where every answer was kept."""
-        if not self.cacheable:
+        """Take the text encoders out of the pipeline, where every answer was kept; `restore` puts them back."""
+        if not self.cacheable or not self.answered:
             return
         self._released = True
-        for name in text_encoders(self._pipe):
-            vars(self._pipe)[name] = None
+        self._aside = text_encoders(self._pipe)
+        vars(self._pipe).update(dict.fromkeys(self._aside))
+
+    def restore(self) -> None:
+        """Put the text encoders back: the pipeline wants them for more than its prompts."""
+        vars(self._pipe).update(self._aside)
+        self._released = self.cacheable = False
 
     def _known(self, arguments: Arguments) -> list[_Row] | None:
         """Return the row of every prompt, or None where this call cannot be answered by rows."""
@@ -116,7 +127,6 @@ class Embeddings:
         for one in _one_by_one(arguments, len(texts)):
             row = self._row(kind, one)
             if row is None:
-                self.cacheable = False
                 return None
             rows.append(row)
         return rows

@@ -21,8 +21,6 @@ from alignment.spec import PolicySpec
 DENOISERS = ("transformer", "unet")
 """Component names under which diffusers pipelines keep the network that denoises."""
 
-_OUTSIDE_THE_LOOP = ("text_encoder", "image_encoder", "vae", "safety_checker", "tokenizer")
-
 _UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 """What diffusers and transformers raise for folders that are not what they expect."""
 
@@ -101,42 +99,57 @@ def denoiser_name(pipe: Any) -> str:
     """Return the name of the component that is trained.
 
     Raises:
-        PipelineError: If the pipeline has none of the known names.
+        PipelineError: If the pipeline has none of the known names, and not just one network.
     """
     for name in DENOISERS:
         if isinstance(pipe.components.get(name), nn.Module):
             return name
+    only = loop_networks(pipe)
+    if len(only) == 1:
+        return only[0]
     raise PipelineError(
         f"{type(pipe).__name__} has no component called {' or '.join(DENOISERS)}; "
         f"it has {', '.join(sorted(pipe.components))}"
     )
 
 
+def experts(pipe: Any) -> dict[str, nn.Module]:
+    """Return the networks that are trained, by component name: the denoiser, and those that take over from it.
+
+    Pipelines with two experts (one for noisy states, one for cleaner ones) keep them under the denoiser's name and a
+    number, as networks of one class.
+    """
+    first = denoiser_name(pipe)
+    cls = type(pipe.components[first])
+    others = {k: m for k, m in pipe.components.items() if k.startswith(first + "_") and type(m) is cls}
+    return {first: pipe.components[first], **others}
+
+
 def loop_networks(pipe: Any) -> tuple[str, ...]:
-    """Return the modules that may run in the denoising loop: all but encoders, decoders and checkers."""
+    """Return the modules that may run in the denoising loop: diffusers' networks, but no autoencoder."""
+    from diffusers import ModelMixin
+
     return tuple(
         name
         for name, module in pipe.components.items()
-        if isinstance(module, nn.Module) and not name.startswith(_OUTSIDE_THE_LOOP)
+        if isinstance(module, ModelMixin) and not (hasattr(module, "encode") and hasattr(module, "decode"))
     )
 
 
 def trained_scheduler(scheduler: Any) -> Any:
-    """Return the scheduler whose transitions are trained: the pipeline's own, or its first-order sibling.
+    """Return the scheduler that is conducted: the pipeline's own, or its first-order sibling at the same times.
 
-    Higher-order schedulers have no density of one step (and Heun's gives zero gradients without a word), so transitions
-    use Euler on flows and DDIM on the DDPM family, on the same noise schedule. Evaluation keeps the pipeline's own.
+    Schedulers that visit their times twice (Heun, DPM-2, PNDM's warm-up) have no step with a density; Heun's would give
+    zero gradients without a word. Evaluation keeps the pipeline's own.
     """
-    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
 
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler | DDIMScheduler):
-        return scheduler
-    if "alphas_cumprod" in vars(scheduler) and not scheduler.config.get("use_flow_sigmas"):
+    if isinstance(scheduler, PNDMScheduler):
         return DDIMScheduler.from_config(scheduler.config, clip_sample=False)
-    raise PipelineError(
-        f"{type(scheduler).__name__} has no first-order sibling that is known here; "
-        "load the pipeline with FlowMatchEulerDiscreteScheduler or DDIMScheduler"
-    )
+    if not hasattr(type(scheduler), "order") or type(scheduler).order == 1:
+        return scheduler
+    sibling = EulerDiscreteScheduler if "alphas_cumprod" in vars(scheduler) else FlowMatchEulerDiscreteScheduler
+    return sibling.from_config(scheduler.config)
 
 
 def _set_attention(denoiser: Any, backend: str) -> None:

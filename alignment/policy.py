@@ -7,7 +7,6 @@ stand-in: `call` samples, `replay` visits recorded states again, `visit` visits 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -20,14 +19,30 @@ from torch import Tensor, nn
 
 from alignment.batches import Batch, Transitions, made_from
 from alignment.embeddings import Embeddings
-from alignment.errors import ConfigError, PipelineError, VisalignError
+from alignment.errors import PipelineError
 from alignment.forms import Form, arrange, brings_pictures, find_form
-from alignment.loading import denoiser_name, load_pipeline, loop_networks, trained_scheduler
+from alignment.loading import experts, load_pipeline, loop_networks, trained_scheduler
+from alignment.pipeline_call import as_clips, blaming, checked_arguments, global_stream, taken
+from alignment.self_check import check_replay
 from alignment.spec import PolicySpec
 from alignment.tuning import adapter_layers, add_lora, merged, unfreeze, without
 from reward_models.base import Media
-from samplers import Conductor, Grid, Look, Native, ReplayMismatch, Round, Routes, Skip, Visit, read_path, stand_in
+from samplers import (
+    Conductor,
+    Grid,
+    Look,
+    Native,
+    ReplayMismatch,
+    Round,
+    Routes,
+    Score,
+    Skip,
+    Visit,
+    read_path,
+    stand_in,
+)
 from samplers.path import Path as ForwardPath
+from samplers.row_times import RowTimes
 
 Receive = Callable[[int, Tensor], None]
 """receive(k, velocity): the model output `[n, *latent]` of the k-th visit, with its graph where there is one."""
@@ -38,12 +53,6 @@ ROW_TIME_TOLERANCE = 1e-2
 _ROUNDS_AT_MOST = 10_000
 """Rounds a script covers where nobody knows yet how many the pipeline takes."""
 
-_OURS = (
-    "self", "prompt", "generator", "latents", "output_type", "return_dict",
-    "num_images_per_prompt", "num_videos_per_prompt",
-)  # fmt: skip
-"""Arguments of a pipeline's `__call__` that the policy gives."""
-
 
 class Policy:
     """A pipeline, the weights of it that are trained, and named frozen copies of those.
@@ -53,9 +62,9 @@ class Policy:
         pipe: The diffusers pipeline, with its own scheduler in place whenever no door is open.
         component: Name of the trained component in the pipeline.
         denoiser: That component.
-        trainable: Trained parameters by name, float32.
+        experts: All trained components by name: `denoiser`, and those that take over from it at some time.
+        trainable: Trained parameters by name, float32; a further expert's begin with its component's name.
         snapshots: Named frozen copies of `trainable`.
-        path: The forward process.
         rounds: Denoising steps of a call.
         form: How rows that bring pictures are told to the pipeline; found out by `prepare`.
         share_states: Whether `replay` runs a state that several rows share once; false exists to be measured against.
@@ -65,29 +74,53 @@ class Policy:
     def __init__(self, spec: PolicySpec, *, device: torch.device, seed: int) -> None:
         self.spec, self.device = spec, device
         self.pipe: Any = load_pipeline(spec, device)
-        self.component = denoiser_name(self.pipe)
-        self.denoiser: Any = self.pipe.components[self.component]
-        self._arguments = _checked_arguments(self.pipe, spec.call, "policy.call")
-        self.trainable: dict[str, nn.Parameter] = (
-            add_lora(self.denoiser, spec.lora, seed) if spec.lora else unfreeze(self.denoiser, spec.trainable)
-        )
-        if spec.gradient_checkpointing:
-            self.denoiser.enable_gradient_checkpointing()
-        if spec.compile:
-            self.denoiser.compile()
-        self._adapters = adapter_layers(self.denoiser)
+        self.experts: dict[str, Any] = experts(self.pipe)
+        self.component, self.denoiser = next(iter(self.experts.items()))
+        self._arguments = checked_arguments(self.pipe, spec.call, "policy.call")
+        self.trainable: dict[str, nn.Parameter] = {}
+        for k, (name, network) in enumerate(self.experts.items()):
+            chosen = add_lora(network, spec.lora, seed + k) if spec.lora else unfreeze(network, spec.trainable)
+            self.trainable |= {f"{name}.{key}" if k else key: p for key, p in chosen.items()}
+            if spec.gradient_checkpointing:
+                network.enable_gradient_checkpointing()
+            if spec.compile:
+                network.compile()
+        self._adapters = [layer for network in self.experts.values() for layer in adapter_layers(network)]
         self._folded = False
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         self._native = self.pipe.scheduler
         self._stand_in = stand_in(trained_scheduler(self._native))
-        self.path: ForwardPath = read_path(self._stand_in)
         self._routes = self._fresh_routes()
         self.embeddings = Embeddings(self.pipe, None if spec.embedding_cache is None else Path(spec.embedding_cache))
-        vars(self.pipe)["encode_prompt"] = self.embeddings
+        self._score: Score | None = None
         self.rounds = 0
         self.form = Form.SHARED
         self.share_states = True
         self._probed: tuple[str, Tensor] | None = None
+
+    @functools.cached_property
+    def path(self) -> ForwardPath:
+        """The forward process, for methods that noise clean samples themselves.
+
+        Raises:
+            PipelineError: If it cannot be read from the scheduler.
+        """
+        try:
+            return read_path(self._stand_in)
+        except ValueError as error:
+            raise PipelineError(
+                f"policy.pipeline: {error}; objectives that noise clean samples themselves cannot train this pipeline. "
+                "clipped_surrogate can: it learns from the pipeline's own steps"
+            ) from error
+
+    @property
+    def stubs(self) -> bool:
+        """Whether rounds that nobody learns from go without the denoiser; decided by `prepare`."""
+        return self._routes.stubs
+
+    @stubs.setter
+    def stubs(self, value: bool) -> None:
+        self._routes.stubs = value
 
     # ---- the three doors ---------------------------------------------------------------------------------------
 
@@ -121,13 +154,23 @@ class Policy:
             self._replay(batch, 1, receive, grad)
 
     def _replay(self, batch: Transitions, first: int, receive: Receive, grad: bool) -> None:
-        """Visit the trained steps of `batch` from column `first` on."""
+        """Visit the trained steps of `batch` from column `first` on.
+
+        Rounds that are not trained are skipped. Where networks have to run in them all the same they are native, as
+        they were when the batch was sampled, and a state that was drawn is handed over.
+        """
         rounds = batch.index[0].tolist()
-        script: list[Round] = [Skip()] * self.rounds
-        for k, index in enumerate(rounds[first:], start=first):
-            if index > 0 and not isinstance(script[index - 1], Visit):
+        stubs = self._routes.stubs
+        script: list[Round] = [Skip() if stubs or index > rounds[-1] else Native() for index in range(self.rounds)]
+        for k, index in enumerate(rounds):
+            adjoins = k + 1 < len(rounds) and rounds[k + 1] == index + 1
+            drawn = batch.x_next[:, k, 0] if not stubs and batch.actions == 1 else None
+            following = batch.x[:, k + 1] if adjoins else drawn
+            if k < first:
+                script[index] = Skip(following)
+                continue
+            if index > 0 and stubs and not isinstance(script[index - 1], Visit):
                 script[index - 1] = Skip(batch.x[:, k])
-            following = batch.x[:, k + 1] if k + 1 < len(rounds) and rounds[k + 1] == index + 1 else None
             script[index] = Visit(batch.x[:, k], _numbered(receive, k), following)
         self._differentiable(Conductor(script), batch.prompts, batch.seeds, grad)
 
@@ -138,13 +181,15 @@ class Policy:
         is false, the rows of a point have to share their time.
         """
         times = torch.stack([self.path.network_time(t) for _, t in points]).to(self.device)
-        if bool((times == times[:, :1]).all()):
-            times = times[:, 0]  # as the pipeline knows it from its own scheduler
+        alike = bool((times == times[:, :1]).all())  # one time a round, as the pipeline knows it from its own scheduler
+        times = times[:, 0] if alike else times.as_subclass(RowTimes)
         script: list[Round] = [Skip(points[0][0])]
         for k, (x, _) in enumerate(points):
             following = points[k + 1][0] if k + 1 < len(points) else None
             script.append(Visit(x, _numbered(receive, k), following))
-        conductor = Conductor(script, times=torch.cat([times[:1], times]))
+        assert self._score is not None
+        before, after = [times[:1]] * (1 + self._score.before), [times[-1:]] * self._score.after
+        conductor = Conductor(script, times=torch.cat([*before, times, *after]))
         self._differentiable(conductor, batch.prompts, batch.seeds, grad)
 
     def generate(self, prompts: Sequence[str], seeds: Tensor, arguments: dict[str, object]) -> Media:
@@ -155,11 +200,12 @@ class Policy:
             seeds: `[n]` keys of the initial noise.
             arguments: What differs from the policy's own arguments.
         """
-        other = _checked_arguments(self.pipe, arguments, "evaluation.call")
+        other = checked_arguments(self.pipe, arguments, "evaluation.call")
         made: list[Tensor | None] = [None] * len(prompts)
         for rows in self.form.calls(prompts):
             given = self._given([prompts[row] for row in rows], seeds[rows], "pt", other)
-            with torch.no_grad(), self.sampling(), self._fresh_routes().on(self.pipe, Conductor(), len(rows)):
+            routed = self._fresh_routes().on(self.pipe, Conductor(), len(rows))
+            with torch.no_grad(), self.sampling(), global_stream(seeds[rows], self.device), routed:
                 for row, clip in zip(rows, as_clips(self.pipe(**given)[0]).float().cpu(), strict=True):
                     made[row] = clip
         return made_from(prompts, torch.stack([clip for clip in made if clip is not None]))
@@ -171,11 +217,12 @@ class Policy:
             PipelineError: If the pipeline does not take the call arguments, or does not follow the scheduler contract.
         """
         conductor = _two_rounds()
-        with _blaming("policy.call", self.pipe):
+        with blaming("policy.call", self.pipe):
             self.call(conductor, (prompt,), torch.zeros(1, dtype=torch.int64), pixels=False)
         if conductor.round == 0:
             raise PipelineError(f"{type(self.pipe).__name__} never stepped its scheduler: it cannot be conducted")
         assert conductor.final is not None
+        self._score = conductor.heard()
         self.rounds, self._probed = conductor.round, (prompt, conductor.final)
 
     @functools.cached_property
@@ -199,7 +246,7 @@ class Policy:
             self.visit(batch, [(x, t)], lambda k, v: answers.append(v.float()), grad=False)
         try:
             self.visit(batch, [(x, own)], lambda k, v: answers.append(v.float()), grad=False)
-        except (RuntimeError, ValueError, TypeError, IndexError):
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
             self.row_times = False
             return False
         apart = torch.stack([answers[0][0], answers[1][1]])
@@ -275,14 +322,19 @@ class Policy:
         """
         self.probe(prompts[0])
         pictured = brings_pictures(prompts, self._arguments)
-        with _blaming("policy.call", self.pipe):
+        with blaming("policy.call", self.pipe):
             self.form = find_form(self.pipe, [*prompts, *held_out], self._observe, pictured=pictured)
-        other = _checked_arguments(self.pipe, arguments or {}, "evaluation.call")
-        with _blaming("policy.call", self.pipe):
+        other = checked_arguments(self.pipe, arguments or {}, "evaluation.call")
+        with blaming("policy.call", self.pipe):
             self._embed(prompts, self._routes, {})
-        with _blaming("evaluation.call", self.pipe):
+        with blaming("evaluation.call", self.pipe):
             self._embed(held_out, self._fresh_routes(), other)
+        check_replay(self, prompts[0])
         self.embeddings.release()
+        try:
+            self._embed(prompts[:1], self._routes, {})
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):  # they serve something else, too
+            self.embeddings.restore()
 
     def _observe(self, form: Form, prompts: Sequence[str], seeds: Tensor) -> Tensor:
         """Return what the first round makes of these rows in that form: states and model outputs, `[n, d]`."""
@@ -301,9 +353,10 @@ class Policy:
         """Run the pipeline on each prompt without its denoiser, so that it asks for the prompt's embeddings."""
         with torch.no_grad():
             for text in dict.fromkeys(prompts):
-                given = self._given((text,), torch.zeros(1, dtype=torch.int64), "latent", arguments)
+                seeds = torch.zeros(1, dtype=torch.int64)
+                given = self._given((text,), seeds, "latent", arguments)
                 conductor = Conductor([Skip()] * _ROUNDS_AT_MOST) if routes.known else _two_rounds()
-                self._conduct(conductor, given, routes)
+                self._conduct(conductor, given, routes, seeds)
 
     # ---- the pipeline ------------------------------------------------------------------------------------------
 
@@ -317,16 +370,17 @@ class Policy:
         """Return the arguments of one call with a row a prompt."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
         own = {"generator": generators, "output_type": output_type, "return_dict": False}
-        return arrange(self.form, self.pipe, prompts, self._arguments | (arguments or {})) | own
+        return taken(self.pipe, arrange(self.form, self.pipe, prompts, self._arguments | (arguments or {})) | own)
 
     def _run(self, conductor: Conductor, prompts: Sequence[str], seeds: Tensor, output_type: str) -> Tensor:
-        return self._conduct(conductor, self._given(prompts, seeds, output_type), self._routes)
+        conductor.score = self._score
+        return self._conduct(conductor, self._given(prompts, seeds, output_type), self._routes, seeds)
 
-    def _conduct(self, conductor: Conductor, given: dict[str, Any], routes: Routes) -> Tensor:
+    def _conduct(self, conductor: Conductor, given: dict[str, Any], routes: Routes, seeds: Tensor) -> Tensor:
         vars(self.pipe)["scheduler"] = self._stand_in
         self._stand_in.conduct(conductor)
         try:
-            with routes.on(self.pipe, conductor, len(given["generator"])):
+            with routes.on(self.pipe, conductor, len(seeds)), global_stream(seeds, self.device):
                 call = type(self.pipe).__call__
                 return (inspect.unwrap(call) if torch.is_grad_enabled() else call)(self.pipe, **given)[0]
         except ReplayMismatch as error:
@@ -357,11 +411,6 @@ def _one_of_each_state(batch: Transitions) -> tuple[Tensor, Tensor]:
     return new.nonzero().flatten(), new.cumsum(0) - 1
 
 
-def as_clips(images: Tensor) -> Tensor:
-    """Return pictures `[n, 3, H, W]` or clips `[n, F, 3, H, W]` as clips."""
-    return images[:, None] if images.ndim == 4 else images
-
-
 class _Seen(Exception):
     """Leaves a pipeline as soon as its first round has shown what was asked for."""
 
@@ -373,28 +422,3 @@ def _numbered(receive: Receive, k: int) -> Callable[[Tensor], None]:
 def _two_rounds() -> Conductor:
     """Return the conductor of a call that runs the networks just often enough to learn which are in the loop."""
     return Conductor([Native(), Native(), *([Skip()] * _ROUNDS_AT_MOST)])
-
-
-@contextlib.contextmanager
-def _blaming(key: str, pipe: Any) -> Iterator[None]:
-    """Name the call arguments in what a pipeline raises on its first call with them; memory is not their fault."""
-    try:
-        yield
-    except (VisalignError, torch.OutOfMemoryError):
-        raise
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PipelineError(f"{key}: {type(pipe).__name__} cannot be called with these arguments: {cause}") from error
-
-
-def _checked_arguments(pipe: Any, arguments: dict[str, object], key: str) -> dict[str, object]:
-    """Return `arguments` if the pipeline's `__call__` takes them all and the policy does not set them itself."""
-    known = list(inspect.signature(type(pipe).__call__).parameters)
-    for name in arguments:
-        if name in _OURS:
-            raise ConfigError(f"{key}.{name} cannot be set: every row is one prompt, with its own random stream")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"{key}.{name}: {type(pipe).__name__} takes no such argument.{hint}")
-    return dict(arguments)

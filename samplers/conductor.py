@@ -238,7 +238,9 @@ class Conductor:
 
     def _native(self, k: int, call: Stepped) -> Tensor:
         if call.remembers and not self._all_native:
-            return take(ODE(), self._grid(k, call), k, k + 1).to(call.x.device).mean(call.x, call.v).to(call.native.dtype)
+            return (
+                take(ODE(), self._grid(k, call), k, k + 1).to(call.x.device).mean(call.x, call.v).to(call.native.dtype)
+            )
         return call.native
 
     @functools.cached_property

@@ -148,11 +148,12 @@ def read_path(scheduler: object) -> Path:
         ValueError: For a scheduler on neither a rectified flow nor a variance-preserving path.
     """
     config = scheduler.config  # type: ignore[attr-defined]
-    prediction = prediction_of(scheduler)
-    if is_flow(scheduler) and prediction == "flow" and (config.get("sigma_max") or 0) <= EXPLODING:
-        return RectifiedFlow(config.num_train_timesteps, inverted=bool(config.get("invert_sigmas")))
-    if "alphas_cumprod" in vars(scheduler) and not is_flow(scheduler):
-        return VariancePreserving(torch.as_tensor(scheduler.alphas_cumprod), prediction)  # type: ignore[attr-defined]
+    if is_flow(scheduler):
+        if prediction_of(scheduler) == "flow" and (config.get("sigma_max") or 0) <= EXPLODING:
+            return RectifiedFlow(config.num_train_timesteps, inverted=bool(config.get("invert_sigmas")))
+    elif "alphas_cumprod" in vars(scheduler):
+        table = torch.as_tensor(scheduler.alphas_cumprod)  # type: ignore[attr-defined]
+        return VariancePreserving(table, prediction_of(scheduler))
     raise ValueError(
         f"{type(scheduler).__name__} has neither flow sigmas nor alphas_cumprod, so its forward process is unknown"
     )

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 from samplers.conductor import Conductor
+from samplers.row_times import plainly
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,26 @@ class _Blank:
         return torch.zeros((), dtype=self.dtype, device=self.device).expand(lead)
 
 
+def _scaled(blank: Any, rows: int) -> Any:
+    """Return zeros for `rows` rows; a list of tensors holds one answer a row."""
+
+    def zeros(part: Any) -> Any:
+        if isinstance(part, list):
+            each = [z.zeros(z.rows) for z in part]
+            return (each * rows)[: len(part) * rows // part[0].rows]
+        return part.zeros(rows) if isinstance(part, _Blank) else part
+
+    return tree_map(zeros, blank, is_leaf=lambda part: isinstance(part, list) and isinstance(part[0], _Blank))
+
+
 @dataclass
 class Routes:
     """What is known of a pipeline's networks, and how their calls go.
 
     Attributes:
         networks: Names of the pipeline's modules whose calls are routed: denoisers and what steers them.
+        stubs: Whether a round whose answer nobody reads goes without the network. Where a pipeline keeps something from
+            round to round (a cache, a moving average of guidance) its network has to run in every round.
         device: Where they run.
         autocast: Compute precision of the pipeline's networks, decoder included; null leaves it to the weights. States
             keep the pipeline's own dtype.
@@ -52,6 +67,7 @@ class Routes:
     networks: tuple[str, ...]
     device: torch.device
     autocast: torch.dtype | None = None
+    stubs: bool = True
     blanks: dict[tuple[str, int], Any] = field(default_factory=dict)
     rounds_seen: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
 
@@ -72,7 +88,10 @@ class Routes:
         """Return the network's answer, or zeros of its shape in a round whose answer nobody reads."""
         key = (name, nth)
         if conductor.skipping and self.in_loop(name) and key in self.blanks:
-            return tree_map_only(_Blank, lambda blank: blank.zeros(rows), self.blanks[key])
+            if self.stubs:
+                return _scaled(self.blanks[key], rows)
+            with torch.no_grad():
+                return self._run(run)
         out = self._run(run)
         self.rounds_seen[name].add(conductor.round)
         if key not in self.blanks:
@@ -117,6 +136,7 @@ class _Routed:
             self._conductor.open()
             nth = self._calls[name, self._conductor.round]
             self._calls[name, self._conductor.round] += 1
+            args, named = plainly((args, named))
             return self._routes.answer(name, nth, self._conductor, self._rows, lambda: network(*args, **named))
 
         return call

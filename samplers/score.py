@@ -46,7 +46,9 @@ class Score:
         if self.single:
             return next(iter(pieces.values()))
         some = next(iter(pieces.values()))
-        blank = {s: some.new_zeros(()).expand(len(some), self.shapes[s].numel()) for s in self.shapes if s not in pieces}
+        blank = {
+            s: some.new_zeros(()).expand(len(some), self.shapes[s].numel()) for s in self.shapes if s not in pieces
+        }
         return torch.cat([blank[s] if s in blank else pieces[s].flatten(1) for s in self.streams], dim=1)
 
     def piece(self, state: Tensor, stream: int) -> Tensor:

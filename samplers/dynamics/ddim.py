@@ -16,9 +16,9 @@ from samplers.step import Step
 class DDIM(Dynamics):
     """std = eta sigma' sqrt(1 - (alpha sigma' / (alpha' sigma))^2), for networks that predict eps, v, x0 or a flow.
 
-    With eta = 1 this is the spread of the posterior q(x' | x, x0) of any path x = alpha x0 + sigma eps. On the DDPM family
-    it equals eq. 16 of the paper, (sigma' / sigma) sqrt(1 - alpha^2 / alpha'^2), which holds for alpha^2 + sigma^2 = 1 only:
-    on a rectified flow that would exceed sigma', and where sigmas explode (alpha = 1) it would be 0.
+    With eta = 1 this is the spread of the posterior q(x' | x, x0) of any path x = alpha x0 + sigma eps. On the DDPM
+    family it equals eq. 16 of the paper, (sigma' / sigma) sqrt(1 - alpha^2 / alpha'^2), which holds where
+    alpha^2 + sigma^2 = 1: on a rectified flow that may exceed sigma', and where sigmas explode (alpha = 1) it is 0.
 
     Attributes:
         eta: Share of the posterior's spread, >= 0; DDPO and DanceGRPO on SD use 1.

@@ -11,6 +11,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
@@ -156,33 +157,33 @@ def test_the_denoiser_and_what_runs_beside_it(flux, sd15):
         denoiser_name(SimpleNamespace(components={"prior": nn.Linear(1, 1)}))
 
 
-@pytest.mark.parametrize("cls", [PNDMScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler])
-def test_samplers_of_the_diffusion_family_train_as_ddim(cls):
+@pytest.mark.parametrize(
+    ("cls", "sibling"), [(PNDMScheduler, DDIMScheduler), (HeunDiscreteScheduler, EulerDiscreteScheduler)]
+)
+def test_samplers_that_visit_a_time_twice_have_a_sibling_at_the_same_times(cls, sibling):
     base = cls(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction")
     made = trained_scheduler(base)
-    assert type(made) is DDIMScheduler
+    assert type(made) is sibling
     assert made.config.prediction_type == "v_prediction"
-    assert not made.config.clip_sample
+    assert not made.config.get("clip_sample")
     torch.testing.assert_close(made.alphas_cumprod, base.alphas_cumprod)
+    if cls is PNDMScheduler:  # its warm-up visits times between
+        base.register_to_config(skip_prk_steps=True)
+    for scheduler in (base, made):
+        scheduler.set_timesteps(5)
+    assert made.timesteps.tolist() == sorted(set(base.timesteps.tolist()), reverse=True)
 
 
-@pytest.mark.parametrize("cls", [FlowMatchEulerDiscreteScheduler, DDIMScheduler])
-def test_first_order_samplers_train_as_themselves(cls):
-    base = cls()
-    assert trained_scheduler(base) is base
+def test_a_flow_that_visits_its_times_twice_trains_as_euler():
+    assert type(trained_scheduler(FlowMatchHeunDiscreteScheduler(shift=3.0))) is FlowMatchEulerDiscreteScheduler
 
 
 @pytest.mark.parametrize(
-    "base",
-    [
-        FlowMatchHeunDiscreteScheduler(),
-        UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
-    ],
-    ids=["Heun", "UniPC on flows"],
+    "cls", [FlowMatchEulerDiscreteScheduler, DDIMScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler]
 )
-def test_samplers_without_a_known_sibling_are_refused(base):
-    with pytest.raises(PipelineError, match=f"{type(base).__name__} has no first-order sibling"):
-        trained_scheduler(base)
+def test_samplers_that_visit_a_time_once_train_as_themselves(cls):
+    base = cls()
+    assert trained_scheduler(base) is base
 
 
 def test_a_hub_id_out_of_reach_is_told_without_the_words_of_a_trace(monkeypatch):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
-    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
     PNDMScheduler,
 )
 
@@ -122,7 +122,7 @@ def test_the_end_of_a_grid_is_a_sigma_too():
     assert sigmas(flow_grid(torch.tensor([1.0, 0.5, 0.25]))) == [1.0, 0.5, 0.25]
 
 
-@pytest.mark.parametrize("cls", [FlowMatchHeunDiscreteScheduler, EulerDiscreteScheduler])
+@pytest.mark.parametrize("cls", [FlowMatchHeunDiscreteScheduler, HeunDiscreteScheduler])
 def test_a_scheduler_without_a_first_order_grid_is_refused(cls):
     scheduler = cls()
     scheduler.set_timesteps(4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from samplers import Act, Conductor, Look, Native, ReplayMismatch, Skip, Solve, Visit, stand_in
+from samplers import Act, Conductor, Look, Native, ReplayMismatch, Score, Skip, Solve, Visit, stand_in
 from samplers.dynamics.coefficient_preserving import CoefficientPreserving
 from samplers.multistep import SecondOrder
 
@@ -16,7 +16,7 @@ SCHEDULERS = [FlowMatchEulerDiscreteScheduler, DDIMScheduler]
 
 @pytest.fixture(params=SCHEDULERS)
 def base(request):
-    return request.param()
+    return DDIMScheduler(clip_sample=False) if request.param is DDIMScheduler else request.param()
 
 
 def run(scheduler, x, steps=4):
@@ -156,9 +156,86 @@ def test_times_of_our_own_are_offered_and_the_native_step_stays_out(base):
     assert made.timesteps.ndim == 1
 
 
-def test_several_streams_are_refused(base):
-    with pytest.raises(NotImplementedError, match=f"copies its {type(base).__name__} to denoise several streams"):
-        copy.deepcopy(stand_in(base))
+def pair(scheduler, states, steps=4):
+    """Denoise two streams with a copy of the scheduler, as pipelines of video with sound do; return the states."""
+    other = copy.deepcopy(scheduler)
+    for one in (scheduler, other):
+        one.set_timesteps(steps)
+    for t in scheduler.timesteps:
+        answers = [0.1 * x + t / 1000 for x in states]
+        states = [
+            s.step(v, t, x, return_dict=False)[0] for s, v, x in zip((scheduler, other), answers, states, strict=True)
+        ]
+    return states
+
+
+def test_a_copy_is_a_stream_of_the_same_conductor(base):
+    first, second = torch.randn(2, 3, 4), torch.randn(2, 5)
+    heard = Conductor()
+    made = stand_in(base)
+    made.conduct(heard)
+    own = pair(made, [first, second])
+    for one, other in zip(own, pair(copy.deepcopy(base), [first, second]), strict=True):
+        assert torch.equal(one, other)
+    score = heard.heard()
+    assert score.calls == ((0, 1),) * 4
+    assert score.shapes == {0: (3, 4), 1: (5,)}
+    joint = torch.cat([own[0].flatten(1), own[1]], 1)
+    assert torch.equal(heard.final, joint)
+    assert torch.equal(score.piece(joint, 1), own[1])
+
+
+def test_the_action_is_all_streams_jointly(base):
+    states = [torch.randn(2, 3, 4), torch.randn(2, 5)]
+    heard = Conductor()
+    made = stand_in(base)
+    made.conduct(heard)
+    pair(made, states)
+    conductor = Conductor([Native(), Act(CoefficientPreserving(0.5), noise)], score=heard.heard())
+    made.conduct(conductor)
+    own = pair(made, states)
+    record = conductor.records[1]
+    assert record.x.shape == (2, 17)
+    assert record.step.std.ndim == 0
+    assert torch.equal(record.step.sample(record.x, record.velocity, noise(record.x)), record.x_next)
+    seen = []
+    script = [Skip(record.x), Visit(record.x, seen.append, record.x_next)]
+    made.conduct(Conductor(script, score=heard.heard()))
+    again = pair(made, states)
+    assert torch.equal(seen[0], record.velocity)
+    assert all(torch.equal(one, other) for one, other in zip(own, again, strict=True))
+
+
+def test_a_loop_that_changes_is_refused(base):
+    made = stand_in(base)
+    made.conduct(Conductor(score=Score(((1, 0),), {0: torch.Size([4]), 1: torch.Size([4])})))
+    with pytest.raises(ReplayMismatch, match="round 0 stepped the streams"):
+        run(made, torch.randn(2, 4))
+
+
+def test_a_question_is_no_action():
+    """Some pipelines step twice a round, at first only for the clean prediction of stacked rows."""
+    made, x, seen = stand_in(FlowMatchEulerDiscreteScheduler()), torch.randn(2, 4), []
+    made.conduct(Conductor([Act(CoefficientPreserving(0.5), noise)], score=Score(((0, 0),), {0: x.shape[1:]})))
+    made.set_timesteps(4)
+    stacked = torch.cat([x, x])
+    asked = made.step(stacked, made.timesteps[0], stacked).prev_sample
+    made._step_index -= 1
+    assert asked.shape == stacked.shape
+    seen = made.step(x, made.timesteps[0], x).prev_sample
+    assert torch.equal(made._conductor.records[0].x_next, seen)
+    assert made._conductor.round == 1
+
+
+def test_a_bounded_prediction_is_what_the_step_is_linear_in():
+    made, seen, x = stand_in(DDIMScheduler(clip_sample_range=0.5)), [], torch.randn(2, 4)
+    made.conduct(Conductor([Look(lambda *what: seen.append(what))]))
+    made.set_timesteps(4)
+    out = made.step(torch.randn(2, 4), made.timesteps[0], x)
+    ((state, v, grid),) = seen
+    (cx, cv), _ = grid.linear(0)
+    assert out.pred_original_sample.abs().max() == 0.5
+    torch.testing.assert_close(cx * state + cv * v, out.pred_original_sample)
 
 
 def test_a_time_that_comes_twice_has_no_round():
@@ -169,8 +246,3 @@ def test_a_time_that_comes_twice_has_no_round():
     x = torch.randn(2, 4)
     with pytest.raises(ValueError, match="occurs 2 times"):
         made.step(x, made.timesteps[0], x)
-
-
-def test_a_step_before_its_times_has_no_grid():
-    with pytest.raises(ValueError, match="before setting its time steps"):
-        Conductor([Act(CoefficientPreserving(), noise)]).advance(0, *torch.zeros(3, 2, 4))

@@ -1,0 +1,76 @@
+"""Calling a pipeline of any kind: which arguments it takes, what its errors mean to a user, what it hands back."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignment.errors import ConfigError, PipelineError, VisalignError
+
+_OURS = (
+    "self", "prompt", "generator", "latents", "output_type", "return_dict",
+    "num_images_per_prompt", "num_videos_per_prompt",
+)  # fmt: skip
+"""Arguments of a pipeline's `__call__` that the policy gives."""
+
+TEXTS = ("prompt_", "negative_prompt")
+"""How the names of further text arguments begin; pipelines want one text a row where `prompt` is a list."""
+
+_RAISED = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, NotImplementedError)
+"""What pipelines raise for arguments they cannot work with; some of it was not meant for anybody's eyes."""
+
+
+def checked_arguments(pipe: Any, arguments: dict[str, object], key: str) -> dict[str, object]:
+    """Return `arguments` if the pipeline's `__call__` takes them all and the policy does not set them itself."""
+    known = _parameters(pipe)
+    for name in arguments:
+        if name in _OURS:
+            raise ConfigError(f"{key}.{name} cannot be set: every row is one prompt, with its own random stream")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(f"{key}.{name}: {type(pipe).__name__} takes no such argument.{hint}")
+    return dict(arguments)
+
+
+def taken(pipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `given` that the pipeline's `__call__` takes: some know no prompt, some no generator."""
+    known = _parameters(pipe)
+    return {name: value for name, value in given.items() if name in known}
+
+
+def _parameters(pipe: Any) -> list[str]:
+    return list(inspect.signature(type(pipe).__call__).parameters)
+
+
+@contextlib.contextmanager
+def blaming(key: str, pipe: Any) -> Iterator[None]:
+    """Name the call arguments in what a pipeline raises on its first call with them; memory is not their fault."""
+    try:
+        yield
+    except (VisalignError, torch.OutOfMemoryError):
+        raise
+    except _RAISED as error:
+        cause = (str(error).strip() or "no reason given").splitlines()[0]
+        if isinstance(error, LookupError | AttributeError):  # their words say little without their kind
+            cause = f"{type(error).__name__}: {cause}"
+        raise PipelineError(f"{key}: {type(pipe).__name__} cannot be called with these arguments: {cause}") from error
+
+
+@contextlib.contextmanager
+def global_stream(seeds: Tensor, device: torch.device) -> Iterator[None]:
+    """Fix the global random stream, from which some pipelines draw in spite of the generators they were handed."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(seeds[0]) if len(seeds) else 0)
+        yield
+
+
+def as_clips(images: Tensor) -> Tensor:
+    """Return pictures `[n, 3, H, W]` or clips `[n, F, 3, H, W]` as clips."""
+    return images[:, None] if images.ndim == 4 else images
