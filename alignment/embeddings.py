@@ -1,8 +1,9 @@
 """Prompt embeddings, computed once a prompt: a memory of a pipeline's own `encode_prompt`.
 
-Nothing here knows a model. For each kind of call, the first prompt is encoded alone and twice over: what doubles is
-indexed by row, what does not is shared by all rows. Where an answer has another structure, or another shape from one
-prompt to the next, nothing is kept and the pipeline's own encoders answer.
+Nothing here knows a model. An answer is a tensor, a list of tensors, or a tuple of those and of nothing. For each kind
+of call, the first prompt is encoded alone and twice over: what doubles is indexed by row, what does not is shared by
+all rows. Where an answer has another structure, or a tensor another shape from one prompt to the next, nothing is kept
+and the pipeline's own encoders answer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import torch
 from PIL.Image import Image
@@ -36,6 +37,10 @@ _CPU_EXACT, _CUDA_EXACT = (torch.autocast(device, enabled=False) for device in (
 
 Arguments = dict[str, Any]
 Answer = tuple[Tensor | None, ...]
+Layout = Literal["common", "stacked", "listed"]
+"""How a part of an answer serves rows: one for all, an entry of a tensor, or of a list, whose shapes may differ."""
+
+_LAYOUTS: tuple[Layout, ...] = ("common", "stacked", "listed")
 
 
 @dataclass(frozen=True)
@@ -44,19 +49,23 @@ class _Row:
 
     Attributes:
         tensors: What `encode_prompt` returned.
-        by_row: Which of them have one entry a prompt; the others are common to all prompts.
+        layouts: How each of them serves rows.
+        bare: Whether the answer is its only part, and no tuple.
     """
 
     tensors: Answer
-    by_row: tuple[bool, ...]
+    layouts: tuple[Layout, ...]
+    bare: bool = False
 
     def joins(self, other: _Row) -> bool:
         """Whether both can be rows of one batch: equal shapes, and equal contents of what is common."""
-        pairs = zip(self.tensors, other.tensors, self.by_row, strict=True)
-        return self.by_row == other.by_row and all(
+        if (self.layouts, self.bare) != (other.layouts, other.bare):
+            return False
+        return all(
             (a is b is None)
-            or (a is not None and b is not None and a.shape == b.shape and (split or torch.equal(a, b)))
-            for a, b, split in pairs
+            or layout == "listed"
+            or (a is not None and b is not None and a.shape == b.shape and (layout == "stacked" or torch.equal(a, b)))
+            for a, b, layout in zip(self.tensors, other.tensors, self.layouts, strict=True)
         )
 
 
@@ -67,6 +76,7 @@ class Embeddings:
         cacheable: Whether all answers so far could be kept.
         misses: Prompts that were encoded.
         answered: Calls answered from memory.
+        passed_on: Calls that the pipeline's own encoders answered.
     """
 
     def __init__(self, pipe: Any, folder: Path | None) -> None:
@@ -82,7 +92,7 @@ class Embeddings:
         self._folder = None if folder is None else folder / _fingerprint(pipe)
         self._released = False
         self.cacheable = True
-        self.misses = self.answered = 0
+        self.misses = self.answered = self.passed_on = 0
 
     def __call__(self, *args: object, **named: object) -> Any:
         """Answer as `encode_prompt` does, from memory where it can.
@@ -96,14 +106,14 @@ class Embeddings:
         rows = self._known(arguments) if self.cacheable else None
         if rows is None:
             self._refuse_if_released(arguments.get("prompt"))
-            self.cacheable = False
+            self.passed_on += 1
             return self._encode(*args, **named)
         self.answered += 1
         return _collate(rows, torch.device(arguments.get("device") or self._pipe._execution_device))
 
     def release(self) -> None:
         """Take the text encoders out of the pipeline, where every answer was kept; `restore` puts them back."""
-        if not self.cacheable or not self.answered:
+        if not self.cacheable or self.passed_on or not self.answered:
             return
         self._released = True
         self._aside = text_encoders(self._pipe)
@@ -127,6 +137,7 @@ class Embeddings:
         for one in _one_by_one(arguments, len(texts)):
             row = self._row(kind, one)
             if row is None:
+                self.cacheable = False
                 return None
             rows.append(row)
         return rows
@@ -149,17 +160,21 @@ class Embeddings:
     def _fresh(self, kind: str, arguments: Arguments) -> _Row | None:
         self._refuse_if_released(arguments["prompt"])
         self.misses += 1
-        once = self._encode(**arguments)
-        if not _is_flat(once):
+        answer = self._encode(**arguments)
+        once = _parts(answer)
+        if once is None:
             return None
         if kind in self._first:
-            by_row = self._first[kind].by_row
+            layouts = self._first[kind].layouts
         else:
-            twice = self._encode(**{name: v * 2 if _is_texts(v) else v for name, v in arguments.items()})
-            if not _is_flat(twice) or len(twice) != len(once):
+            twice = _parts(self._encode(**{name: v * 2 if _is_texts(v) else v for name, v in arguments.items()}))
+            if twice is None or len(twice) != len(once):
                 return None
-            by_row = tuple(_doubles(a, b) for a, b in zip(once, twice, strict=True))
-        return _Row(tuple(None if z is None else z.detach().cpu() for z in once), by_row)
+            layouts = tuple(_layout(a, b) for a, b in zip(once, twice, strict=True))
+            if any(isinstance(part, list) != (layout == "listed") for part, layout in zip(once, layouts, strict=True)):
+                return None
+        tensors = tuple(part[0] if isinstance(part, list) else part for part in once)
+        return _Row(tuple(None if z is None else z.detach().cpu() for z in tensors), layouts, answer is once[0])
 
     def _refuse_if_released(self, prompt: object) -> None:
         if self._released:
@@ -173,16 +188,18 @@ class Embeddings:
             return None
         try:
             tensors = load_file(self._folder / f"{key}.safetensors")
-            by_row = tuple(flag == 1 for flag in tensors.pop("by_row").tolist())
-        except (SafetensorError, OSError, KeyError):  # damaged: encoded and written again
+            layouts = tuple(_LAYOUTS[number] for number in tensors.pop("layouts").tolist())
+            bare = bool(tensors.pop("bare"))
+        except (SafetensorError, OSError, LookupError):  # damaged, or of another version: encoded and written again
             return None
-        return _Row(tuple(tensors.get(str(i)) for i in range(len(by_row))), by_row)
+        return _Row(tuple(tensors.get(str(i)) for i in range(len(layouts))), layouts, bare)
 
     def _to_disk(self, key: str, row: _Row) -> None:
         if self._folder is None:
             return
         tensors = {str(i): z.contiguous() for i, z in enumerate(row.tensors) if z is not None}
-        tensors["by_row"] = torch.tensor([int(flag) for flag in row.by_row])
+        tensors["layouts"] = torch.tensor([_LAYOUTS.index(layout) for layout in row.layouts])
+        tensors["bare"] = torch.tensor(row.bare)
         partial = self._folder / f"{key}.{os.getpid()}.partial"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -200,12 +217,19 @@ def text_encoders(pipe: Any) -> dict[str, nn.Module]:
     return {k: m for k, m in pipe.components.items() if k.startswith("text_encoder") and isinstance(m, nn.Module)}
 
 
-def _collate(rows: Sequence[_Row], device: torch.device) -> Answer:
+def _collate(rows: Sequence[_Row], device: torch.device) -> Any:
     columns = zip(*(row.tensors for row in rows), strict=True)
-    return tuple(
-        None if column[0] is None else (torch.cat(column) if split else column[0]).to(device)
-        for split, column in zip(rows[0].by_row, columns, strict=True)
-    )
+    parts = tuple(_joined(column, layout, device) for layout, column in zip(rows[0].layouts, columns, strict=True))
+    return parts[0] if rows[0].bare else parts
+
+
+def _joined(column: Sequence[Tensor | None], layout: Layout, device: torch.device) -> Tensor | list[Tensor] | None:
+    given = [z.to(device) for z in column if z is not None]
+    if not given:
+        return None
+    if layout == "listed":
+        return given
+    return torch.cat(given) if layout == "stacked" else given[0]
 
 
 def _one_by_one(arguments: Arguments, count: int) -> Iterator[Arguments]:
@@ -222,12 +246,22 @@ def _shows_pictures(value: object) -> bool:
     return isinstance(value, Image) or (isinstance(value, list) and any(isinstance(item, Image) for item in value))
 
 
-def _is_flat(answer: object) -> bool:
-    return isinstance(answer, tuple) and all(z is None or isinstance(z, Tensor) for z in answer)
+def _parts(answer: object) -> tuple[Tensor | list[Tensor] | None, ...] | None:
+    """Return the parts of an answer, or None where it has another structure."""
+    parts = answer if isinstance(answer, tuple) else (answer,)
+    known = all(
+        z is None or isinstance(z, Tensor) or (isinstance(z, list) and z and all(isinstance(e, Tensor) for e in z))
+        for z in parts
+    )
+    return parts if known else None
 
 
-def _doubles(once: Tensor | None, twice: Tensor | None) -> bool:
-    return once is not None and twice is not None and twice.shape == (2 * once.shape[0], *once.shape[1:])
+def _layout(once: Tensor | list[Tensor] | None, twice: Tensor | list[Tensor] | None) -> Layout:
+    if isinstance(once, list) and isinstance(twice, list) and len(once) == 1 and len(twice) == 2:
+        return "listed"
+    if isinstance(once, Tensor) and isinstance(twice, Tensor) and once.ndim:
+        return "stacked" if twice.shape == (2 * once.shape[0], *once.shape[1:]) else "common"
+    return "common"
 
 
 def _digest(arguments: Arguments) -> str:
