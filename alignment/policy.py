@@ -6,16 +6,15 @@ stand-in: `call` samples, `replay` visits recorded states again, `visit` visits 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignment.batches import Batch, Transitions, made_from
 from alignment.embeddings import Embeddings
@@ -25,7 +24,7 @@ from alignment.loading import experts, load_pipeline, loop_networks, trained_sch
 from alignment.pipeline_call import as_clips, blaming, checked_arguments, global_stream, taken
 from alignment.self_check import check_replay
 from alignment.spec import PolicySpec
-from alignment.tuning import adapter_layers, add_lora, merged, unfreeze, without
+from alignment.weights import Weights
 from reward_models.base import Media
 from samplers import (
     Conductor,
@@ -54,7 +53,7 @@ _ROUNDS_AT_MOST = 10_000
 """Rounds a script covers where nobody knows yet how many the pipeline takes."""
 
 
-class Policy:
+class Policy(Weights):
     """A pipeline, the weights of it that are trained, and named frozen copies of those.
 
     Attributes:
@@ -72,22 +71,11 @@ class Policy:
     """
 
     def __init__(self, spec: PolicySpec, *, device: torch.device, seed: int) -> None:
-        self.spec, self.device = spec, device
+        self.device = device
         self.pipe: Any = load_pipeline(spec, device)
-        self.experts: dict[str, Any] = experts(self.pipe)
+        super().__init__(experts(self.pipe), spec, seed)
         self.component, self.denoiser = next(iter(self.experts.items()))
         self._arguments = checked_arguments(self.pipe, spec.call, "policy.call")
-        self.trainable: dict[str, nn.Parameter] = {}
-        for k, (name, network) in enumerate(self.experts.items()):
-            chosen = add_lora(network, spec.lora, seed + k) if spec.lora else unfreeze(network, spec.trainable)
-            self.trainable |= {f"{name}.{key}" if k else key: p for key, p in chosen.items()}
-            if spec.gradient_checkpointing:
-                network.enable_gradient_checkpointing()
-            if spec.compile:
-                network.compile()
-        self._adapters = [layer for network in self.experts.values() for layer in adapter_layers(network)]
-        self._folded = False
-        self.snapshots: dict[str, dict[str, Tensor]] = {}
         self._native = self.pipe.scheduler
         self._stand_in = stand_in(trained_scheduler(self._native))
         self._routes = self._fresh_routes()
@@ -253,62 +241,7 @@ class Policy:
         self.row_times = torch.allclose(answers[2], apart, rtol=ROW_TIME_TOLERANCE, atol=ROW_TIME_TOLERANCE)
         return self.row_times
 
-    # ---- weights -----------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def using(self, name: str) -> Iterator[None]:
-        """Put a frozen copy of the trained weights in place: "reference", "behaviour" or "ema"; "live" changes nothing.
-
-        With adapters the reference is the adapter switched off.
-        """
-        if name == "live":
-            yield
-            return
-        if self._folded:
-            raise RuntimeError(f"the live adapters are folded in: choose the weights ({name}) before sampling()")
-        if name == "reference" and self.spec.lora:
-            with without(self._adapters):
-                yield
-        else:
-            self._exchange(name)
-            try:
-                yield
-            finally:
-                self._exchange(name)
-
-    @contextlib.contextmanager
-    def sampling(self) -> Iterator[None]:
-        """Keep the weights as they sample: adapters folded in, where that was asked for.
-
-        Every call that samples enters it by itself; around several calls it folds once. Weights are chosen outside.
-        """
-        if self._folded or self.spec.lora is None or not self.spec.lora.merge:
-            yield
-            return
-        self._folded = True
-        try:
-            with merged(self._adapters):
-                yield
-        finally:
-            self._folded = False
-
-    def _exchange(self, name: str) -> None:
-        """Swap the live weights with a copy; twice restores both, bit for bit."""
-        frozen = self.snapshots[name]
-        for key, parameter in self.trainable.items():
-            parameter.data, frozen[key] = frozen[key], parameter.data
-
-    def keep(self, name: str) -> None:
-        """Start the frozen copy `name` at the live weights; the reference of an adapter needs none."""
-        if name in self.snapshots or (name == "reference" and self.spec.lora):
-            return
-        self.snapshots[name] = {key: p.detach().clone() for key, p in self.trainable.items()}
-
-    def refresh(self, name: str, decay: float) -> None:
-        """Move the copy: copy <- decay copy + (1 - decay) live."""
-        frozen = self.snapshots[name]
-        for key, parameter in self.trainable.items():
-            frozen[key].lerp_(parameter.detach(), 1 - decay)
+    # ---- getting ready -----------------------------------------------------------------------------------------
 
     def prepare(
         self, prompts: Sequence[str], held_out: Sequence[str] = (), arguments: dict[str, object] | None = None
