@@ -13,11 +13,11 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from alignment.media import Picture
+from alignment.media import Clip, Picture
 from reward_models.base import Media, Rewards
 
-Input = str | Picture
-"""What a prompt may bring with it: another text, or a picture."""
+Input = str | Picture | Clip
+"""What a prompt may bring with it: another text, a picture, or a clip."""
 
 
 class Prompt(str):

@@ -178,7 +178,7 @@ def _geometry(run: Run, world_size: int) -> Iterator[Problem]:
 
 def _files(run: Run) -> Iterator[Problem]:
     for key, name in {"data.prompts": run.data.prompts, "evaluation.prompts": run.evaluation.prompts}.items():
-        if name is not None and not Path(name).is_file():
+        if name is not None and not Path(name).exists():
             yield key, f"there is no file {name} (paths are relative to the current folder, {Path.cwd()})"
     yield from _pipeline(run.policy.pipeline)
     folder = Path(run.output.folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +12,14 @@ import torch
 from alignment.batches import Groups, Input, Prompt, inputs_of
 from alignment.draw import Draw
 from alignment.errors import DataError
-from alignment.media import check_picture, find
+from alignment.media import find_clip, find_picture
+from alignment.records import LINES, Record, data_file, read_records
 
 LONGEST_PROMPT = 4000
 """Characters; every text encoder in use truncates long before."""
 
-COLUMNS = ("prompt", "negative_prompt", "image", "last_image", "mask_image", "control_image")
-"""Columns that are read where nothing is said: the prompt, and arguments by which most pipelines know a picture."""
-
-Record = Mapping[str, object]
+COLUMNS = ("prompt", "negative_prompt", "image", "last_image", "mask_image", "control_image", "video")
+"""Columns that are read where nothing is said: the prompt, and arguments by which most pipelines know media."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Prompts:
 def read_prompts(
     path: str, dedupe: Literal["error", "drop", "keep"] = "error", columns: Mapping[str, str] | None = None
 ) -> Prompts:
-    """Read a `.txt` file (a prompt a line) or a `.jsonl` file (an object with "prompt", and maybe "image", a line).
+    """Read the prompts of a data file: a `.txt`, `.jsonl` or `.parquet` file, or a folder that `datasets` saved.
 
     Args:
         path: The file. Media that its records name are looked for in its folder.
@@ -61,18 +59,17 @@ def read_prompts(
 
     Raises:
         DataError: Naming the file and every line that cannot be used.
+        EnvironmentProblem: If reading the file takes a package that is not installed.
     """
-    file = Path(path)
-    reader = _Reader(file.parent, {name: name for name in COLUMNS} | dict(columns or {}))
-    for number, line in enumerate(_lines(file), start=1):
-        try:
-            reader.take(number, _json(line) if file.suffix == ".jsonl" else {"prompt": line})
-        except DataError as error:
-            reader.problems.append((number, str(error)))
+    file = data_file(Path(path))
+    named = {name: name for name in COLUMNS} | ({"image": "file_name"} if file.name == LINES else {})
+    reader = _Reader(file if file.is_dir() else file.parent, named | dict(columns or {}))
+    for place, record in read_records(file, tuple(reader.columns.values())):
+        reader.take(place, record)
     prompts = reader.prompts if dedupe == "keep" else _without_repeats(reader, tell=dedupe == "error")
     _check_alike(reader, prompts)
     if reader.problems:
-        told = [f"line {number}: {problem}" for number, problem in sorted(reader.problems)]
+        told = [f"{place}: {problem}" for place, problem in sorted(reader.problems, key=_number)]
         more = f" (and {len(told) - 5} more)" if len(told) > 5 else ""
         raise DataError(f"{path}: " + "; ".join(told[:5]) + more)
     return Prompts(tuple(prompts.values()))
@@ -85,63 +82,47 @@ class _Reader:
     Attributes:
         folder: Where media are.
         columns: Column of each argument.
-        prompts: Prompts by line.
-        problems: (line, problem).
+        prompts: Prompts by place.
+        problems: (place, problem).
     """
 
     folder: Path
     columns: Mapping[str, str]
-    prompts: dict[int, str] = field(default_factory=dict)
-    problems: list[tuple[int, str]] = field(default_factory=list)
+    prompts: dict[str, str] = field(default_factory=dict)
+    problems: list[tuple[str, str]] = field(default_factory=list)
 
-    def take(self, number: int, record: Record) -> None:
-        """Add the prompt of a record.
+    def take(self, place: str, record: Record | str) -> None:
+        """Add the prompt of a record, or what is wrong with it."""
+        try:
+            self.prompts[place] = self._prompt(record)
+        except DataError as error:
+            self.problems.append((place, str(error)))
 
-        Raises:
-            DataError: Saying what is wrong with the record.
-        """
+    def _prompt(self, record: Record | str) -> str:
+        if isinstance(record, str):
+            raise DataError(record)
         text = record.get(self.columns["prompt"])
         if not isinstance(text, str):
             raise DataError(f'not an object with a text under "{self.columns["prompt"]}"')
+        text = _checked(text)
         inputs = {
             argument: self._input(argument, record[column])
             for argument, column in self.columns.items()
             if argument != "prompt" and record.get(column) is not None
         }
-        text = _checked(text)
-        self.prompts[number] = Prompt(text, inputs) if inputs else text
+        return Prompt(text, inputs) if inputs else text
 
     def _input(self, argument: str, value: object) -> Input:
         try:
             if "prompt" in argument:
                 return _checked(value) if value else ""
-            return check_picture(find(self.folder, value))
+            return find_clip(self.folder, value) if "video" in argument else find_picture(self.folder, value)
         except DataError as error:
             raise DataError(f"{argument}: {error}") from error
 
 
-def _lines(file: Path) -> list[str]:
-    try:
-        content = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = file.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(f"{file}:{line}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}; it should hold one prompt a line") from error
-    lines = content.replace("\r\n", "\n").split("\n")
-    if lines and not lines[-1]:
-        lines.pop()
-    if not lines:
-        raise DataError(f"{file} is empty; it should hold one prompt a line")
-    return lines
-
-
-def _json(line: str) -> Record:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"not JSON ({error})") from error
-    return record if isinstance(record, dict) else {}
+def _number(problem: tuple[str, str]) -> int:
+    return int(problem[0].split()[1])
 
 
 def _checked(text: object) -> str:
@@ -158,28 +139,23 @@ def _checked(text: object) -> str:
     return text.strip()
 
 
-def _without_repeats(reader: _Reader, *, tell: bool) -> dict[int, str]:
-    first: dict[str, int] = {}
-    for number, prompt in reader.prompts.items():
+def _without_repeats(reader: _Reader, *, tell: bool) -> dict[str, str]:
+    first: dict[str, str] = {}
+    for place, prompt in reader.prompts.items():
         if prompt not in first:
-            first[prompt] = number
+            first[prompt] = place
         elif tell:
-            reader.problems.append(
-                (
-                    number,
-                    f"repeats line {first[prompt]} ({str(prompt)[:60]!r}); remove it, or set data.dedupe to drop or "
-                    "keep",
-                )
-            )
-    return {number: prompt for prompt, number in first.items()}
+            repeats = f"repeats {first[prompt]} ({str(prompt)[:60]!r}); remove it, or set data.dedupe to drop or keep"
+            reader.problems.append((place, repeats))
+    return {place: prompt for prompt, place in first.items()}
 
 
-def _check_alike(reader: _Reader, prompts: Mapping[int, str]) -> None:
+def _check_alike(reader: _Reader, prompts: Mapping[str, str]) -> None:
     """Ask every prompt for what the first one brings: rows of one call have the same arguments."""
     if not prompts:
         return
     first, *rest = prompts
     wanted = set(inputs_of(prompts[first]))
-    for number in rest:
-        if differing := sorted(wanted ^ set(inputs_of(prompts[number]))):
-            reader.problems.append((number, f"line {first} and this one do not both have {', '.join(differing)}"))
+    for place in rest:
+        if differing := sorted(wanted ^ set(inputs_of(prompts[place]))):
+            reader.problems.append((place, f"{first} and this one do not both have {', '.join(differing)}"))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from alignment.batches import Prompt, inputs_of
 from alignment.errors import PipelineError
-from alignment.media import Picture
+from alignment.media import Clip, Picture
 
 _SHARE_OF_EFFECT = 0.1
 """Rows that met each other's pictures are off by about as much as another picture changes them."""
@@ -166,8 +166,8 @@ def _most_different(prompts: Sequence[str]) -> str | None:
     return next(unequal, others[0] if others else None)
 
 
-def _pictures(prompt: str) -> list[Picture]:
-    return [value for value in inputs_of(prompt).values() if isinstance(value, Picture)]
+def _pictures(prompt: str) -> list[Picture | Clip]:
+    return [value for value in inputs_of(prompt).values() if isinstance(value, Picture | Clip)]
 
 
 def _is_by_row(name: str, value: object) -> bool:
@@ -175,7 +175,7 @@ def _is_by_row(name: str, value: object) -> bool:
 
 
 def _opened(value: object) -> object:
-    return value.open() if isinstance(value, Picture) else value
+    return value.open() if isinstance(value, Picture | Clip) else value
 
 
 def _takes(pipe: Any, name: str) -> bool:

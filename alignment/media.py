@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import av
 import numpy as np
 import torch
 import xxhash
@@ -30,23 +31,30 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _BROKEN = (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, EOFError, OverflowError)
 """What Pillow's decoders raise for files that are not what their first bytes promise."""
 
+FRAMES_AT_MOST = 1000
+"""Of one clip: forty seconds at 25 frames a second, eight times what pipelines of today make."""
+
+_CLIPS_IN_MEMORY = 4
+
 _IN_MEMORY = 64
 """Decoded pictures kept: a group's rows, and the microbatches made of them, ask for the same ones again."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file that was decoded once.
+    """A picture that was decoded once.
 
     Attributes:
-        path: Where it is.
+        path: Where it is, or what it was called when it was put into a table.
         digest: Of the file's content, for the keys of caches; two files with one digest are the same picture.
         size: (width, height) after turning it upright.
+        content: The file itself, where a table holds it.
     """
 
     path: Path
     digest: str
     size: tuple[int, int]
+    content: bytes | None = field(default=None, repr=False, compare=False)
 
     def open(self) -> Image.Image:
         """Return it as upright 8-bit RGB.
@@ -64,6 +72,66 @@ class Picture:
         """
         scaled = np.array(self.open().resize((width, height), Image.Resampling.LANCZOS))
         return torch.from_numpy(scaled).permute(2, 0, 1).float() / 255
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video file that was decoded once.
+
+    Attributes:
+        path: Where it is.
+        digest: Of the file's content.
+        size: (width, height).
+        frames: How many.
+    """
+
+    path: Path
+    digest: str
+    size: tuple[int, int]
+    frames: int
+
+    def open(self) -> list[Image.Image]:
+        """Return its frames as 8-bit RGB.
+
+        Raises:
+            DataError: If the file is gone or changed its content since it was checked.
+        """
+        return _frames(self)
+
+
+def find_clip(folder: Path, value: object) -> Clip:
+    """Return the clip that a record of a data file in `folder` brings.
+
+    Args:
+        folder: Where media have to be.
+        value: A path relative to the folder.
+
+    Raises:
+        DataError: If there is no such file inside the folder, or no video that can be decoded to its end.
+    """
+    path = find(folder, value)
+    content = _read(path)
+    frames = _decode_clip(path, content)
+    return Clip(path, xxhash.xxh3_128_hexdigest(content), frames[0].size, len(frames))
+
+
+def find_picture(folder: Path, value: object) -> Picture:
+    """Return the picture that a record of a data file in `folder` brings: a file's name, or its content.
+
+    Args:
+        folder: Where media have to be.
+        value: A path relative to the folder, or what `datasets` makes of a picture: an object with "bytes" or "path".
+
+    Raises:
+        DataError: If there is no such file inside the folder, or it is no picture.
+    """
+    if isinstance(value, dict) and {"bytes", "path"} & value.keys():
+        content = value.get("bytes")
+        if isinstance(content, bytes):
+            return _described(Path(str(value.get("path") or "a picture in the table")), content, embedded=content)
+        value = value.get("path")
+    path = find(folder, value)
+    return _described(path, _read(path))
 
 
 def find(folder: Path, name: object) -> Path:
@@ -89,22 +157,44 @@ def find(folder: Path, name: object) -> Path:
     return path
 
 
-def check_picture(path: Path) -> Picture:
-    """Decode a picture whole and return its description.
-
-    Raises:
-        DataError: If it is damaged, animated, too large, or of no known kind.
-    """
-    content = _read(path)
-    return Picture(path, xxhash.xxh3_128_hexdigest(content), _decode(path, content).size)
+def _described(path: Path, content: bytes, embedded: bytes | None = None) -> Picture:
+    return Picture(path, xxhash.xxh3_128_hexdigest(content), _decode(path, content).size, embedded)
 
 
 @functools.lru_cache(_IN_MEMORY)
 def _decoded(picture: Picture) -> Image.Image:
-    content = _read(picture.path)
+    content = picture.content if picture.content is not None else _read(picture.path)
     if xxhash.xxh3_128_hexdigest(content) != picture.digest:
         raise DataError(f"{picture.path} changed since the run began; media must stay as they were")
     return _decode(picture.path, content)
+
+
+@functools.lru_cache(_CLIPS_IN_MEMORY)
+def _frames(clip: Clip) -> list[Image.Image]:
+    content = _read(clip.path)
+    if xxhash.xxh3_128_hexdigest(content) != clip.digest:
+        raise DataError(f"{clip.path} changed since the run began; media must stay as they were")
+    return _decode_clip(clip.path, content)
+
+
+def _decode_clip(path: Path, content: bytes) -> list[Image.Image]:
+    frames: list[Image.Image] = []
+    try:
+        with av.open(io.BytesIO(content)) as container:
+            if not container.streams.video:
+                raise DataError(f"{path} has no video stream")
+            for frame in container.decode(video=0):
+                if frame.width * frame.height > PIXELS_AT_MOST or len(frames) == FRAMES_AT_MOST:
+                    raise DataError(
+                        f"{path} has more than {FRAMES_AT_MOST} frames, or frames of more than {PIXELS_AT_MOST:,} "
+                        "pixels; cut or scale it"
+                    )
+                frames.append(frame.to_image())
+    except (av.FFmpegError, ValueError) as error:
+        raise DataError(f"{path} is no video, or damaged after {len(frames)} frames: {error}") from error
+    if not frames:
+        raise DataError(f"{path} has no frames")
+    return frames
 
 
 def _read(path: Path) -> bytes:
@@ -140,6 +230,8 @@ def _check_header(path: Path, image: Image.Image) -> None:
         raise DataError(
             f"{path} has {width} x {height} = {width * height:,} pixels, more than {PIXELS_AT_MOST:,}; make it smaller"
         )
+    if image.mode == "F":
+        raise DataError(f"{path} holds floating-point numbers of no known range; save it with 8 or 16 bits")
     # A phone's MPO file holds the picture first, then what its other lenses saw.
     if image.format != "MPO" and hasattr(image, "is_animated") and image.is_animated:
         raise DataError(f"{path} is animated; one picture is wanted: save the frame that is meant")
@@ -150,8 +242,6 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         sixteen = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray((sixteen // 257).astype(np.uint8))
-    if image.mode == "F":
-        raise DataError("pictures of floating-point numbers have no known range; save it with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

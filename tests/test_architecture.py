@@ -40,7 +40,10 @@ INDEPENDENT = (
     "reward_models/vlms",
 )
 DISTRIBUTED = {f"alignment/{part}.py" for part in ("runtime", "world", "checkpoint", "train")}
-EXTRAS = {"xformers", "hpsv2", "ImageReward", "open_clip", "wandb", "trackio", "tensorboard", "torch.utils.tensorboard"}
+EXTRAS = {
+    "xformers", "hpsv2", "ImageReward", "open_clip", "wandb", "trackio", "tensorboard", "torch.utils.tensorboard",
+    "pyarrow", "torchao", "bitsandbytes",
+}  # fmt: skip
 
 FILE_LINES = 400
 FUNCTION_LINES = 60

@@ -13,7 +13,7 @@ from PIL import Image
 from alignment.batches import Prompt, inputs_of
 from alignment.data import read_prompts
 from alignment.errors import DataError
-from alignment.media import check_picture
+from alignment.media import find_picture
 
 
 def picture(path: Path, colour: str = "red", size: tuple[int, int] = (8, 6)) -> Path:
@@ -28,7 +28,7 @@ def jsonl(path: Path, *records: object) -> str:
 
 
 def prompt(path: Path, text: str = "paint it") -> Prompt:
-    return Prompt(text, {"image": check_picture(path)})
+    return Prompt(text, {"image": find_picture(path.parent, path.name)})
 
 
 def test_a_prompt_is_a_text_and_what_it_brings(tmp_path: Path) -> None:
@@ -103,3 +103,56 @@ def test_records_are_alike(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "p.jsonl", {"prompt": "one", "image": "a.png"}, {"prompt": "two"})
     with pytest.raises(DataError, match="line 2: line 1 and this one do not both have image"):
         read_prompts(file)
+
+
+def embedded(path: Path) -> dict[str, object]:
+    return {"bytes": path.read_bytes(), "path": path.name}
+
+
+def records(folder: Path) -> list[dict[str, object]]:
+    return [{"caption": f"go {c}", "first": embedded(picture(folder / f"{c}.png", c))} for c in ("red", "blue")]
+
+
+def test_parquet_holds_pictures_or_names_them(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = records(tmp_path)
+    columns = {"prompt": "caption", "image": "first"}
+    by_name = [row | {"first": f"{name}.png"} for row, name in zip(rows, ("red", "blue"), strict=True)]
+    for table in (rows, by_name):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "p.parquet")
+        made = read_prompts(str(tmp_path / "p.parquet"), columns=columns).texts
+        assert made == ("go red", "go blue") or list(map(str, made)) == ["go red", "go blue"]
+        assert [inputs_of(one)["image"].open().getpixel((0, 0)) for one in made] == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_a_saved_dataset_is_read(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = records(tmp_path / "pictures")
+    features = datasets.Features({"caption": datasets.Value("string"), "first": datasets.Image()})
+    made = datasets.Dataset.from_list(rows, features=features)
+    made.save_to_disk(tmp_path / "set")
+    columns = {"prompt": "caption", "image": "first"}
+    prompts = read_prompts(str(tmp_path / "set"), columns=columns).texts
+    assert [inputs_of(one)["image"].open().getpixel((0, 0)) for one in prompts] == [(255, 0, 0), (0, 0, 255)]
+    datasets.DatasetDict(train=made, test=made).save_to_disk(tmp_path / "splits")
+    with pytest.raises(DataError, match=r"several splits.*test or .*train"):
+        read_prompts(str(tmp_path / "splits"), columns=columns)
+
+
+def test_an_image_folder_is_read_by_its_metadata(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    jsonl(tmp_path / "metadata.jsonl", {"file_name": "a.png", "prompt": "go left"})
+    (made,) = read_prompts(str(tmp_path)).texts
+    assert inputs_of(made)["image"].path == (tmp_path / "a.png").resolve()
+
+
+def test_files_that_are_no_data_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "p.parquet").write_bytes(b"PAR1 nonsense")
+    (tmp_path / "empty").mkdir()
+    for name, problem in {"p.parquet": "cannot be read as Parquet", "empty": "is no folder that `datasets`"}.items():
+        with pytest.raises(DataError, match=problem):
+            read_prompts(str(tmp_path / name))
