@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"visalign {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_train, _add_doctor, _add_export, _add_report, _add_config):
+    for add in (_add_train, _add_doctor, _add_export, _add_report, _add_rewards, _add_config):
         add(commands)
     return parser
 
@@ -204,6 +204,21 @@ def _report(args: argparse.Namespace) -> int:
     from alignment import report
 
     return report.main(args.run)
+
+
+def _add_rewards(commands: Commands) -> None:
+    rewards = _add(commands, "rewards", "make judges")
+    actions = rewards.add_subparsers(metavar="ACTION", required=True)
+    train = _add(actions, "train", "train a vision-language model to judge, from preference pairs")
+    train.add_argument("config", metavar="CONFIG", help="a YAML file; docs/judges.md says what stands in it")
+    _add_overrides(train)
+    train.set_defaults(command=_rewards_train)
+
+
+def _rewards_train(args: argparse.Namespace) -> int:
+    from alignment import train_judge
+
+    return train_judge.main(args.config, args.overrides)
 
 
 def _add_config(commands: Commands) -> None:

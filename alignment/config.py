@@ -58,9 +58,9 @@ def _at(node: Node, key: str) -> Node:
     return node
 
 
-def resolved(run: object) -> str:
-    """Return YAML text that builds an equal run, every default written out."""
-    return _yaml.dump(_written(type(run), run))
+def resolved(run: object, kind: type | None = None) -> str:
+    """Return YAML text that builds an equal run, or part of one of this kind, every default written out."""
+    return _yaml.dump(_written(kind or type(run), run))
 
 
 @functools.cache

@@ -51,7 +51,7 @@ class Paco(RewardModel):
             raise RewardError(f"paco: grid is at least (1, 1), min_mass in [0, 1]; got {self.grid}, {self.min_mass}")
 
     @property
-    def differentiable(self) -> bool:
+    def differentiable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
         """Whether gradients reach the pixels: in a model of this process they do."""
         return self.vlm.differentiable
 

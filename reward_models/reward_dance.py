@@ -61,12 +61,12 @@ class RewardDance(RewardModel):
             raise RewardError(f"reward_dance: min_mass is a probability, got {self.min_mass}")
 
     @property
-    def differentiable(self) -> bool:
+    def differentiable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
         """Whether gradients reach the pixels: in a model of this process they do."""
         return self.vlm.differentiable
 
     @property
-    def scope(self) -> Scope:
+    def scope(self) -> Scope:  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
         """Whether a score depends on the other samples of the group."""
         return "group" if self.reference == "group" else "sample"
 
@@ -186,8 +186,8 @@ class _AgainstBest:
             left.setdefault(int(group[row]), []).append(row)
         while any(len(rows) > 1 for rows in left.values()):
             matches = [match for rows in left.values() for match in zip(rows[::2], rows[1::2], strict=False)]
-            first, second = torch.tensor(matches).T
-            texts = [prompts[row] for row in first.tolist()]
+            first, second = torch.tensor(matches).unbind(1)
+            texts = [prompts[i] for i, _ in matches]
             verdicts = self.asker.compare(asked_of(media[first], texts), clips_of(media[second]))
             odds = torch.stack([verdict.log_odds for verdict in verdicts]).mean(0).tolist()
             # Where there is no verdict the first goes on: a reference it can be, only not a proven one.

@@ -222,7 +222,8 @@ class EndpointReader:
             if len(piece) > 1:
                 content.append({"type": "text", "text": f"({len(piece)} frames, {question.fps:g} a second)"})
             frames = fit(piece, self.described.side)
-            content += [{"type": "image_url", "image_url": {"url": _data_url(frame)}} for frame in frames]
+            for frame in frames:
+                content.append({"type": "image_url", "image_url": {"url": _data_url(frame)}})
         return {"role": "user", "content": content}
 
 

@@ -68,13 +68,14 @@ def _loaded(described: Local) -> tuple[Any, Any]:
     name, revision = described.model, described.revision
     try:
         processor = AutoProcessor.from_pretrained(name, revision=revision)
-        model, found = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             name,
             revision=revision,
             dtype=getattr(torch, described.dtype),
             use_safetensors=True,
             output_loading_info=True,
         )
+        model, found = loaded
         if described.adapter is not None:
             model = _adapted(model, described.adapter)
     except torch.OutOfMemoryError:  # the device is too small; nothing is wrong with the files

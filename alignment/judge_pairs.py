@@ -1,0 +1,97 @@
+"""Preference pairs on disk, for training a judge: of two pictures for one prompt, which people preferred."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignment.draw import Draw
+from alignment.errors import DataError
+from alignment.media import Picture, check_picture, find
+from reward_models._task import check_prompt
+from reward_models.base import RewardError
+
+_TOLD = 5
+"""Lines that a message names."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two pictures for one prompt.
+
+    Attributes:
+        prompt: The text.
+        chosen: The one that was preferred.
+        rejected: The other.
+        reasons: What to think before the verdict when the chosen one is asked about (or stands first), and when the
+            rejected one is; None where nobody wrote it down.
+    """
+
+    prompt: str
+    chosen: Picture
+    rejected: Picture
+    reasons: tuple[str, str] | None = None
+
+
+def read_pairs(path: str, *, reasoned: bool = False) -> tuple[Pair, ...]:
+    """Read a `.jsonl` file: an object with "prompt", "chosen" and "rejected" a line, media beside the file.
+
+    Args:
+        path: The file.
+        reasoned: Whether each line needs "reason" (for the chosen one) and "reason_reversed" too.
+
+    Raises:
+        DataError: Naming the file and every line that cannot be used.
+    """
+    file = Path(path)
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    pairs: list[Pair] = []
+    problems: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            pairs.append(_pair(file.parent, line, reasoned))
+        except (DataError, RewardError) as error:
+            problems.append(f"line {number}: {error}")
+    if problems:
+        more = f" (and {len(problems) - _TOLD} more)" if len(problems) > _TOLD else ""
+        raise DataError(f"{path}: " + "; ".join(problems[:_TOLD]) + more)
+    if not pairs:
+        raise DataError(f"{path} is empty; it should hold one pair a line")
+    return tuple(pairs)
+
+
+def _pair(folder: Path, line: str, reasoned: bool) -> Pair:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"not JSON ({error})") from error
+    texts = ("prompt", "chosen", "rejected", *(("reason", "reason_reversed") if reasoned else ()))
+    if not isinstance(record, Mapping) or not all(isinstance(record.get(name), str) for name in texts):
+        raise DataError(f"not an object with texts under {', '.join(texts)}")
+    check_prompt(record["prompt"])
+    chosen, rejected = (check_picture(find(folder, record[name])) for name in ("chosen", "rejected"))
+    if chosen.digest == rejected.digest:
+        raise DataError(f"{record['chosen']} and {record['rejected']} are the same picture: nothing was preferred")
+    return Pair(record["prompt"], chosen, rejected, (record["reason"], record["reason_reversed"]) if reasoned else None)
+
+
+def pairs_of_step(pairs: Sequence[Pair], step: int, count: int, draw: Draw) -> list[Pair]:
+    """Return the pairs of a step: every pair once in a random order, then again in another one."""
+    positions = range(step * count, (step + 1) * count)
+    epochs = {position // len(pairs) for position in positions}
+    orders = {e: torch.randperm(len(pairs), generator=draw.generator("pairs", e)).tolist() for e in epochs}
+    return [pairs[orders[position // len(pairs)][position % len(pairs)]] for position in positions]
+
+
+def pixels_of(picture: Picture) -> Tensor:
+    """Return a picture as a clip of one frame, `[1, 3, H, W]` in [0, 1]."""
+    return torch.from_numpy(np.array(picture.open())).permute(2, 0, 1)[None].float() / 255
