@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
+from alignment.errors import ConfigError, EnvironmentProblem, PipelineError, VisalignError
+from alignment.low_memory import decode_in_parts, offload, quantization
 from alignment.spec import PolicySpec
 
 DENOISERS = ("transformer", "unet")
@@ -45,8 +46,13 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
                 revision=spec.revision,
                 dtype=getattr(torch, spec.dtype),
                 local_files_only=folder.is_dir(),
+                quantization_config=quantization(spec, DENOISERS, device),
             )
+        if spec.offload:
+            offload(pipe, loop_networks(pipe), device)
         pipe.to(device)
+    except VisalignError:
+        raise
     except torch.OutOfMemoryError:  # the device is too small; nothing is wrong with the folder
         raise
     except _UNLOADABLE as error:
@@ -59,6 +65,7 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
     for module in pipe.components.values():
         if isinstance(module, nn.Module):
             module.requires_grad_(False).eval()
+    decode_in_parts(pipe, spec.decode)
     _set_attention(pipe.components[denoiser_name(pipe)], spec.attention)
     return pipe
 

@@ -102,6 +102,11 @@ class Policy(Weights):
             ) from error
 
     @property
+    def storage(self) -> torch.device:
+        """Where sampled states wait for their update."""
+        return torch.device("cpu") if self.spec.trajectories == "cpu" else self.device
+
+    @property
     def stubs(self) -> bool:
         """Whether rounds that nobody learns from go without the denoiser; decided by `prepare`."""
         return self._routes.stubs

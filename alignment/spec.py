@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from alignment.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -42,6 +44,14 @@ class PolicySpec:
         gradient_checkpointing: Recompute activations in the backward pass.
         compile: Compile the denoiser.
         embedding_cache: Folder of cached prompt embeddings; null keeps them in memory only.
+        quantize: Storage of the frozen denoiser in fewer bits, for training adapters: "8bit" (torchao, any device) or
+            "4bit" (NF4 of bitsandbytes, CUDA).
+        offload: Keep text encoders, image encoders and the VAE in main memory; their layers visit the device one by
+            one while they run.
+        decode: Pixels of all rows at once, row by row ("sliced"), or in overlapping tiles of each row ("tiled", whose
+            seams differ slightly).
+        trajectories: Where recorded states wait for the update; on the "cpu" they leave the device's memory to the
+            next pipeline call.
     """
 
     pipeline: str
@@ -55,3 +65,13 @@ class PolicySpec:
     gradient_checkpointing: bool = False
     compile: bool = False
     embedding_cache: str | None = None
+    quantize: Literal["8bit", "4bit"] | None = None
+    offload: bool = False
+    decode: Literal["whole", "sliced", "tiled"] = "whole"
+    trajectories: Literal["device", "cpu"] = "device"
+
+    def __post_init__(self) -> None:
+        if self.quantize is not None and (self.lora is None or self.lora.merge):
+            what = "rounded weights cannot be trained" if self.lora is None else "adapters cannot be folded into them"
+            do = "train adapters (policy.lora: {})" if self.lora is None else "set policy.lora.merge: false"
+            raise ConfigError(f"policy.quantize: {self.quantize} keeps the denoiser's weights rounded: {what}; {do}")

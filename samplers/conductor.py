@@ -98,6 +98,10 @@ class Recorded:
     x_next: Tensor
     step: Step
 
+    def to(self, device: torch.device) -> Recorded:
+        """Return it on `device`."""
+        return Recorded(self.x.to(device), self.velocity.to(device), self.x_next.to(device), self.step.to(device))
+
 
 @dataclass(frozen=True)
 class Stepped:

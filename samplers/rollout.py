@@ -85,6 +85,11 @@ class Trajectory:
     pixels: Tensor
     records: Mapping[int, Recorded]
 
+    def to(self, device: torch.device) -> Trajectory:
+        """Return it on `device`."""
+        records = {k: record.to(device) for k, record in self.records.items()}
+        return Trajectory(self.x0.to(device), self.pixels.to(device), records)
+
 
 def sample(call: Call, plan: Plan) -> Trajectory:
     """Roll out `plan`.

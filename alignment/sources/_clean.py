@@ -75,7 +75,7 @@ def clean_samples(ctx: Context, groups: Groups, how: Sampling) -> CleanSamples:
                     clips = ctx.policy.call(conductor, texts[i : i + size], seeds[i : i + size], pixels=True)
                     assert clips is not None
                     assert conductor.final is not None
-                    ends.append(conductor.final.float())
+                    ends.append(conductor.final.float().to(ctx.policy.storage))
                     pixels.append(clips.float().cpu())
                 scoring.add(made_from(texts[i : i + size], pixels[-1]), texts[i : i + size], group[i : i + size])
         rewards = scoring.rewards()

@@ -79,7 +79,7 @@ class OnPolicySteps(Source[Transitions]):
             with ctx.policy.sampling():
                 for part, plan in zip(calls, plans, strict=True):
                     with watch.time("rollout"):
-                        paths.append(sample(ctx.policy.call, plan))
+                        paths.append(sample(ctx.policy.call, plan).to(ctx.policy.storage))
                         pixels.append(paths[-1].pixels.float().cpu())
                     group = part.ids.repeat_interleave(self.group_size)
                     scoring.add(made_from(plan.repeated, pixels[-1]), plan.repeated, group)
