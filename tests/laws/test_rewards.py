@@ -1,6 +1,6 @@
 """What every reward model keeps, whatever it scores; a new file in `reward_models/` is tested without being named here.
 
-A model whose fields have no defaults adds a line to `ARGUMENTS`.
+A model whose fields have no defaults adds a line to `ARGUMENTS`, one that judges captions of its own to `CAPTIONS`.
 """
 
 import importlib
@@ -37,6 +37,7 @@ ARGUMENTS = {
     "weighted": {"parts": {"red": WeightedPart(Colour(), 0.5), "blue": WeightedPart(Colour("blue"))}},
 }
 PROMPTS = ["two red circles", "a green triangle", "two red circles", "a green triangle"]
+CAPTIONS = {"motion": ["a red circle moves left", "a blue square moves up"] * 2}
 GROUP = torch.tensor([7, 3, 7, 3])
 
 
@@ -54,6 +55,11 @@ def model(request):
 
 
 @pytest.fixture
+def prompts(model):
+    return CAPTIONS.get(type(model).__module__.rsplit(".", 1)[1], PROMPTS)
+
+
+@pytest.fixture
 def media():
     return Media(torch.rand(4, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
 
@@ -65,29 +71,29 @@ def test_it_is_a_frozen_reward_model(model):
     assert type(model).__dataclass_params__.frozen
 
 
-def test_scores_are_one_float32_a_row(model, media):
-    rewards = load_reward(model, device=CPU)(media=media, prompts=PROMPTS, group=GROUP)
+def test_scores_are_one_float32_a_row(model, media, prompts):
+    rewards = load_reward(model, device=CPU)(media=media, prompts=prompts, group=GROUP)
     assert isinstance(rewards, Rewards)
     assert rewards.value.shape == (4,)
     assert rewards.value.dtype == torch.float32
 
 
-def test_the_score_of_a_batch_is_the_scores_of_its_rows_or_groups(model, media):
+def test_the_score_of_a_batch_is_the_scores_of_its_rows_or_groups(model, media, prompts):
     scorer = load_reward(model, device=CPU)
-    whole = scorer(media=media, prompts=PROMPTS, group=GROUP)
+    whole = scorer(media=media, prompts=prompts, group=GROUP)
     parts = [torch.tensor([i]) for i in range(4)] if model.scope == "sample" else [GROUP == 7, GROUP == 3]
     for rows in parts:
-        prompts = [PROMPTS[i] for i in torch.arange(4)[rows].tolist()]
-        alone = scorer(media=media[rows], prompts=prompts, group=GROUP[rows])
+        texts = [prompts[i] for i in torch.arange(4)[rows].tolist()]
+        alone = scorer(media=media[rows], prompts=texts, group=GROUP[rows])
         torch.testing.assert_close(alone.value, whole.value[rows], equal_nan=True)
         for name, part in whole.parts.items():
             torch.testing.assert_close(alone.parts[name], part[rows], equal_nan=True)
 
 
-def test_the_order_of_the_rows_does_not_matter(model, media):
+def test_the_order_of_the_rows_does_not_matter(model, media, prompts):
     scorer, order = load_reward(model, device=CPU), torch.tensor([2, 0, 3, 1])
-    whole = scorer(media=media, prompts=PROMPTS, group=GROUP)
-    mixed = scorer(media=media[order], prompts=[PROMPTS[i] for i in order.tolist()], group=GROUP[order])
+    whole = scorer(media=media, prompts=prompts, group=GROUP)
+    mixed = scorer(media=media[order], prompts=[prompts[i] for i in order.tolist()], group=GROUP[order])
     torch.testing.assert_close(mixed.value, whole.value[order], equal_nan=True)
 
 
@@ -96,20 +102,20 @@ def test_known_answers_are_given(model):
     assert len(answers) >= len(model.known_answers())
 
 
-def test_it_is_deterministic(model, media):
-    first, second = (load_reward(model, device=CPU)(media=media, prompts=PROMPTS, group=GROUP).value for _ in range(2))
+def test_it_is_deterministic(model, media, prompts):
+    first, second = (load_reward(model, device=CPU)(media=media, prompts=prompts, group=GROUP).value for _ in range(2))
     assert torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
-def test_it_leaves_the_pixels_alone(model, media):
+def test_it_leaves_the_pixels_alone(model, media, prompts):
     before = media.pixels.clone()
-    load_reward(model, device=CPU)(media=media, prompts=PROMPTS, group=GROUP)
+    load_reward(model, device=CPU)(media=media, prompts=prompts, group=GROUP)
     assert torch.equal(media.pixels, before)
 
 
-def test_gradients_reach_the_pixels_if_and_only_if_declared(model, media):
+def test_gradients_reach_the_pixels_if_and_only_if_declared(model, media, prompts):
     pixels = media.pixels.requires_grad_()
-    value = load_reward(model, device=CPU)(media=Media(pixels), prompts=PROMPTS, group=GROUP).value
+    value = load_reward(model, device=CPU)(media=Media(pixels), prompts=prompts, group=GROUP).value
     assert value.requires_grad == model.differentiable
     if model.differentiable:
         value.sum().backward()
