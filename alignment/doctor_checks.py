@@ -20,7 +20,7 @@ from alignment import checks
 from alignment.artifacts import LORA_FILE, Card, write_artifacts
 from alignment.checkpoint import Checkpoints
 from alignment.errors import CheckpointError
-from alignment.loading import trained_scheduler
+from alignment.loading import pipeline_class, trained_scheduler
 from alignment.patient import PAIR, Finding, NotApplicable, Patient, at_most, more_than, settings
 from alignment.state import TrainState, read_state, write_state
 from alignment.tuning import ADAPTER
@@ -297,14 +297,13 @@ def load_adapters(pipe: Any, component: str, folder: Path) -> None:
 
 def _lost_in_diffusers(patient: Patient, folder: Path) -> int:
     """Return how many trained tensors plain diffusers reads otherwise than they are, scales of adapters included."""
-    from diffusers import DiffusionPipeline
-
     policy = patient.policy
     if policy.spec.lora is None:
         fresh = type(policy.denoiser).from_pretrained(folder, subfolder=policy.component)
         read = dict(fresh.named_parameters())
         return sum(not torch.equal(read[key], p.detach().cpu().to(read[key])) for key, p in policy.trainable.items())
-    plain = DiffusionPipeline.from_pretrained(policy.spec.pipeline, revision=policy.spec.revision)
+    kind = pipeline_class(policy.spec.pipeline_class)
+    plain = kind.from_pretrained(policy.spec.pipeline, revision=policy.spec.revision)
     load_adapters(plain, policy.component, folder)
     denoiser = plain.components[policy.component]
     mine, theirs = (get_peft_model_state_dict(model, adapter_name=ADAPTER) for model in (policy.denoiser, denoiser))

@@ -92,7 +92,8 @@ def _base(card: Card, pipeline: str | None) -> Any:
         raise ConfigError(
             f"the pipeline it was trained on is not in {place} any more; say where with `--pipeline PATH`"
         )
-    return load_pipeline(PolicySpec(pipeline=place, revision=revision, dtype=policy["dtype"]), torch.device("cpu"))
+    spec = PolicySpec(place, revision, policy.get("pipeline_class"), dtype=policy["dtype"])
+    return load_pipeline(spec, torch.device("cpu"))
 
 
 def _component(checkpoint: Path) -> str:

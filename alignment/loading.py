@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import warnings
@@ -31,17 +32,17 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
 
     Raises:
         PipelineError: If the folder or hub id does not hold a loadable pipeline.
+        ConfigError: If diffusers has no pipeline of the class asked for.
         EnvironmentProblem: If the attention backend is not installed.
     """
-    from diffusers import DiffusionPipeline
-
+    kind = pipeline_class(spec.pipeline_class)
     _hush(spec)
     folder = Path(spec.pipeline)
     if folder.is_dir():
         _check_folder(folder)
     try:
         with no_progress_bars():
-            pipe = DiffusionPipeline.from_pretrained(
+            pipe = kind.from_pretrained(
                 spec.pipeline,
                 revision=spec.revision,
                 dtype=getattr(torch, spec.dtype),
@@ -68,6 +69,24 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
     decode_in_parts(pipe, spec.decode)
     _set_attention(pipe.components[denoiser_name(pipe)], spec.attention)
     return pipe
+
+
+def pipeline_class(name: str | None) -> Any:
+    """Return the diffusers pipeline called `name`; with None the class that lets a folder's index decide.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    import diffusers
+
+    if name is None:
+        return diffusers.DiffusionPipeline
+    known = [other for other in dir(diffusers) if other.endswith("Pipeline")]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"policy.pipeline_class: diffusers has no pipeline called {name!r}{hint}")
+    return getattr(diffusers, name)
 
 
 def _check_folder(folder: Path) -> None:

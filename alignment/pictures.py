@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import matplotlib
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -22,6 +23,8 @@ PICTURE_WIDTH = 160
 CAPTION_LINES = 3
 FONT_SIZE = 11
 DEFAULT_FPS = 8.0
+MOMENTS = 5
+"""Frames of a clip that stand for it where nothing can move."""
 
 
 def printable(text: str) -> str:
@@ -57,6 +60,13 @@ def encode_clip(clip: Sequence[Image.Image], fps: float) -> bytes:
     return buffer.getvalue()
 
 
+def moments(media: Media) -> Media:
+    """Return each clip as one wide picture: a few of its frames, from the first to the last, left to right."""
+    count = media.pixels.shape[1]
+    picked = torch.linspace(0, count - 1, min(MOMENTS, count)).round().long()
+    return Media(torch.cat(media.pixels[:, picked].unbind(1), dim=-1)[:, None])
+
+
 def encode_loop(clip: Sequence[Image.Image], fps: float) -> bytes:
     """Return an animated WebP of `clip`, which plays for ever wherever a picture may stand."""
     buffer = io.BytesIO()
@@ -67,18 +77,18 @@ def encode_loop(clip: Sequence[Image.Image], fps: float) -> bytes:
     return buffer.getvalue()
 
 
-def grid(media: Media, captions: Sequence[str], notes: Sequence[str]) -> list[Image.Image]:
+def grid(media: Media, captions: Sequence[str], notes: Sequence[str], width: int = PICTURE_WIDTH) -> list[Image.Image]:
     """Return the frames of one grid that shows every row of `media` over its caption and its note.
 
     Args:
         media: What to show; a grid of pictures has one frame.
         captions: Text under each, wrapped to three lines.
         notes: A short line above each caption, say the reward.
+        width: Least width of each picture, in pixels.
     """
     clips = [frames(row) for row in media.pixels]
-    height, width = media.pixels.shape[-2:]
-    factor = max(1, math.ceil(PICTURE_WIDTH / width))
-    shown = (width * factor, height * factor)
+    factor = max(1, math.ceil(width / media.pixels.shape[-1]))
+    shown = (media.pixels.shape[-1] * factor, media.pixels.shape[-2] * factor)
     columns = max(1, min(len(clips), 8, 1600 // shown[0]))
     cell = (shown[0] + 12, shown[1] + 12 + (CAPTION_LINES + 1) * (FONT_SIZE + 4))
     canvas = Image.new("RGB", (columns * cell[0] + 12, math.ceil(len(clips) / columns) * cell[1] + 12), "white")
@@ -92,6 +102,12 @@ def grid(media: Media, captions: Sequence[str], notes: Sequence[str]) -> list[Im
             frame.paste(clip[index].resize(shown, Image.Resampling.NEAREST), corner)
         result.append(frame)
     return result
+
+
+def contact_sheet(media: Media, captions: Sequence[str], notes: Sequence[str]) -> Image.Image:
+    """Return one picture of a grid of clips, a few moments of each side by side, for where nothing can move."""
+    (sheet,) = grid(moments(media), captions, notes, 2 * PICTURE_WIDTH)
+    return sheet
 
 
 def _write_caption(canvas: Image.Image, corner: tuple[int, int], width: int, caption: str, note: str) -> None:

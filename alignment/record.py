@@ -17,7 +17,7 @@ from types import TracebackType
 from alignment import run_folder
 from alignment.environment import environment
 from alignment.errors import EnvironmentProblem
-from alignment.pictures import DEFAULT_FPS, encode, encode_clip, grid, printable
+from alignment.pictures import DEFAULT_FPS, contact_sheet, encode, encode_clip, grid, printable
 from alignment.progress import ProgressLine
 from alignment.run_folder import BASE, FINAL, Evaluated
 from alignment.statistics import Interval, interval
@@ -93,7 +93,10 @@ class Recorder:
         self._progress.advance(step + 1, finite)
 
     def samples(self, name: str, step: int, media: Media, prompts: Sequence[str], rewards: Rewards) -> Path:
-        """Write a captioned grid of the first rows to `samples/` and return its path."""
+        """Write a captioned grid of the first rows to `samples/` and return its path.
+
+        Clips are a film, with a contact sheet of the same name beside it.
+        """
         shown = slice(0, SAMPLES_SHOWN)
         media, captions = media[shown], list(prompts)[shown]
         scores = rewards.value[shown].tolist()
@@ -103,6 +106,9 @@ class Recorder:
         path = self.folder / run_folder.SAMPLES / f"{step:06d}-{name}.{'mp4' if moving else 'png'}"
         content = encode_clip(pages, media.fps or DEFAULT_FPS) if moving else encode(pages[0])
         run_folder.write_atomically(path, content)
+        if moving:
+            sheet = encode(contact_sheet(media, captions, notes))
+            run_folder.write_atomically(path.with_suffix(".png"), sheet)
         labels = [f"{note} · {printable(text)}" for note, text in zip(notes, captions, strict=True)]
         self._show(step, f"samples/{name}", media, labels)
         return path

@@ -22,7 +22,7 @@ from PIL import Image
 from alignment import figures, run_folder
 from alignment.errors import DataError
 from alignment.figures import Chart, Columns
-from alignment.pictures import DEFAULT_FPS, encode, encode_loop, frames, printable
+from alignment.pictures import DEFAULT_FPS, MOMENTS, encode, encode_loop, frames, moments, printable
 from alignment.progress import duration
 from alignment.record import intervals
 from alignment.run_folder import BASE, FINAL, Evaluated
@@ -90,12 +90,14 @@ class Shown:
         moving: Whether it is a film, to be started and stopped.
         small: Whether it is enlarged on screen, and should keep its pixels sharp.
         scores: Metric and score, as text.
+        sheet: Of a clip: a few of its moments side by side, as a data URI, for paper and for still pages.
     """
 
     uri: str
     moving: bool
     small: bool = False
     scores: tuple[tuple[str, str], ...] = ()
+    sheet: str = ""
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,9 @@ def _shown(result: Evaluated, row: int) -> Shown:
     )
     if len(clip) > 1:
         loop = encode_loop(clip, result.media.fps or DEFAULT_FPS)
-        return Shown(_uri("image/webp", loop), False, width < 200, scores)
+        still = frames(moments(result.media[row : row + 1]).pixels[0])[0]
+        still.thumbnail((MOMENTS * PICTURE_WIDTH, PICTURE_WIDTH))
+        return Shown(_uri("image/webp", loop), False, width < 200, scores, _uri("image/png", encode(still)))
     if width > 128:
         return Shown(_uri("image/jpeg", encode(clip[0], "JPEG")), False, width < 200, scores)
     return Shown(_uri("image/png", encode(clip[0])), False, True, scores)
@@ -252,19 +256,26 @@ def _shown(result: Evaluated, row: int) -> Shown:
 
 def _samples(folder: Path) -> list[tuple[str, Shown]]:
     """Return a few sample grids, spread over the run from its first to its last."""
-    files = sorted((folder / run_folder.SAMPLES).glob("[!.]*.*"))
+    every = sorted((folder / run_folder.SAMPLES).glob("[!.]*.*"))
+    films = {path.stem for path in every if path.suffix == ".mp4"}
+    files = [path for path in every if path.suffix == ".mp4" or path.stem not in films]
     last = len(files) - 1
     picked = dict.fromkeys(round(last * k / max(1, SAMPLE_GRIDS - 1)) for k in range(SAMPLE_GRIDS)) if files else {}
     return [(files[index].stem, _sample(files[index])) for index in picked]
 
 
 def _sample(path: Path) -> Shown:
-    content = path.read_bytes()
     if path.suffix == ".mp4":
-        return Shown(_uri("video/mp4", content), moving=True)
-    picture = Image.open(io.BytesIO(content)).convert("RGB")
+        sheet = path.with_suffix(".png")
+        still = _embedded(sheet) if sheet.exists() else ""
+        return Shown(_uri("video/mp4", path.read_bytes()), moving=True, sheet=still)
+    return Shown(_embedded(path), moving=False)
+
+
+def _embedded(path: Path) -> str:
+    picture = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
     picture.thumbnail((SAMPLE_WIDTH, 10 * SAMPLE_WIDTH))
-    return Shown(_uri("image/jpeg", encode(picture, "JPEG")), moving=False)
+    return _uri("image/jpeg", encode(picture, "JPEG"))
 
 
 def _uri(kind: str, content: bytes) -> str:

@@ -3,7 +3,8 @@
     config.resolved.yaml          the configuration as it ran
     environment.json              versions and machine
     metrics.jsonl                 one JSON object a step; the names are in docs/metrics.md
-    samples/000050-train.png      captioned grids of what was trained on after 50 steps (.mp4 for clips)
+    samples/000050-train.png      captioned grids of what was trained on after 50 steps; of clips the contact sheet of
+                                  a film, 000050-train.mp4
     evaluation/base.json          held-out scores before training; so too step-000050.json and final.json
     evaluation/base.safetensors   the first pictures of that evaluation
     summary.json                  the run in numbers, written at its end

@@ -33,6 +33,8 @@ class PolicySpec:
     Attributes:
         pipeline: Folder in diffusers layout, or a hub id.
         revision: Hub revision; null for the default branch.
+        pipeline_class: Diffusers class to load it as, where one set of weights serves several, say
+            WanImageToVideoPipeline; null for the one its model_index.json names.
         call: Arguments of the pipeline's own `__call__`, the same in rollout, replay and evaluation
             (height, width, num_inference_steps, guidance_scale, ...).
         lora: Adapters to train; null trains the denoiser's own weights.
@@ -56,6 +58,7 @@ class PolicySpec:
 
     pipeline: str
     revision: str | None = None
+    pipeline_class: str | None = None
     call: dict[str, object] = field(default_factory=dict)
     lora: Lora | None = None
     trainable: tuple[str, ...] | None = None

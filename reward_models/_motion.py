@@ -19,7 +19,7 @@ from reward_models._scenes import COLOURS, SHAPES, Sight, read
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 WORDS = tuple(sorted({"a", "moves", *COLOURS, *SHAPES, *DIRECTIONS}))
 
-MIN_TRAVEL = 4.0  # pixels along its direction from which on an object has moved; clips are drawn with 7 or more
+MIN_TRAVEL = 4.0  # pixels along its direction from which on an object has moved; clips are drawn with 5.5 or more
 MAX_DRIFT = 0.5  # pixels across for each pixel along: 27 degrees off the axis
 MAX_LEAP = 4.5  # pixels from a frame to the next; what goes further was not moving, it was somewhere else
 SEEN = 0.7  # share of the frames that have to show one object for its motion to be told
@@ -140,9 +140,9 @@ def _travel(row: Sequence[Sequence[Sight]]) -> tuple[float, float] | None:
 
 def grade(movement: Movement, track: Track) -> Grades:
     """Compare what was asked for with what was seen."""
-    single = [frame[0] if len(frame) == 1 else None for frame in track.frames]
-    credit = [0.0 if s is None else 0.5 * (s.colour == movement.colour) + 0.5 * (s.shape == movement.shape) for s in single]
-    shown = sum(credit) / len(credit)
+    seen = [frame[0] for frame in track.frames if len(frame) == 1]
+    matches = sum((sight.colour == movement.colour) + (sight.shape == movement.shape) for sight in seen)
+    shown = matches / (2 * len(track.frames))
     moved, moves = 0.0, False
     if track.travel is not None:
         (x, y), (dx, dy) = track.travel, DIRECTIONS[movement.direction]

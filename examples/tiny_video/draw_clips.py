@@ -8,9 +8,9 @@ from reward_models._motion import DIRECTIONS, Movement, movements
 from reward_models._scenes import BACKGROUND, COLOURS, SIDE, coverage
 
 FRAMES = 9
-SIZES = (6.6, 8.4)  # square root of the object's area, pixels
-TRAVEL = (7.0, 10.0)  # pixels from the first frame to the last
-CENTRE = 1.5  # pixels off the middle at most where a first frame must not tell where the object is going
+SIZES = (8.8, 10.4)  # square root of the object's area, pixels
+TRAVEL = (5.5, 7.5)  # pixels from the first frame to the last
+CENTRE = 1.0  # pixels off the middle at most where a first frame must not tell where the object is going
 _AXIS = np.arange(SIDE, dtype=np.float32) + 0.5
 # How far the outline of an object of size 1 reaches from its centroid: to either side, up, down.
 _REACH = {"circle": (0.565, 0.565, 0.565), "square": (0.5, 0.5, 0.5), "triangle": (0.76, 0.878, 0.439)}

@@ -164,6 +164,8 @@ def test_clips_are_a_film(run):
     with av.open(io.BytesIO(path.read_bytes())) as film:
         assert film.streams.video[0].frames == 5
         assert float(film.streams.video[0].average_rate) == 8.0
+    with Image.open(path.with_suffix(".png")) as sheet:
+        assert sheet.width > 2 * 5 * 32
 
 
 def test_a_step_may_have_more_samples_than_a_grid_shows(run):

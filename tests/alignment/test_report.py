@@ -122,7 +122,9 @@ def test_clips_play(tmp_path):
     page = Page(report.write(folder).read_text())
     sources = [attributes["src"].partition(";")[0] for tag, attributes in page.tags if tag in {"img", "video"}]
     assert sources.count("data:image/webp") == 2 * 16
+    assert sources.count("data:image/png") == 2 * 16  # each loop's moments, for paper
     assert sources.count("data:video/mp4") == 1
+    assert sources.count("data:image/jpeg") == 1  # the film's contact sheet
 
 
 @pytest.mark.parametrize(
