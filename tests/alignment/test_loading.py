@@ -192,3 +192,10 @@ def test_a_hub_id_out_of_reach_is_told_without_the_words_of_a_trace(monkeypatch)
     assert "the hub did not give it" in message
     assert "stack" not in message
     assert ".." not in message
+
+
+def test_a_folder_can_be_loaded_as_another_class(flux_folder):
+    pipe = load_pipeline(PolicySpec(str(flux_folder), pipeline_class="FluxImg2ImgPipeline"), CPU)
+    assert type(pipe).__name__ == "FluxImg2ImgPipeline"
+    with pytest.raises(ConfigError, match=r"pipeline_class.*'FluxImg2ImagePipeline'; did you mean FluxImg2ImgPipeline"):
+        load_pipeline(PolicySpec(str(flux_folder), pipeline_class="FluxImg2ImagePipeline"), CPU)
