@@ -161,6 +161,15 @@ def _described(path: Path, content: bytes, embedded: bytes | None = None) -> Pic
     return Picture(path, xxhash.xxh3_128_hexdigest(content), _decode(path, content).size, embedded)
 
 
+def picture_of(name: str, content: bytes) -> Image.Image:
+    """Return the picture in `content` as upright 8-bit RGB; `name` is how messages call it.
+
+    Raises:
+        DataError: As `check_picture` does.
+    """
+    return _decode(Path(name), content)
+
+
 @functools.lru_cache(_IN_MEMORY)
 def _decoded(picture: Picture) -> Image.Image:
     content = picture.content if picture.content is not None else _read(picture.path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import FluxPipeline
 
-from examples.tiny_pipeline.draw_scenes import draw_dataset
+from evals.drawing import draw_dataset
 from examples.tiny_pipeline.measure import measure_pipeline, measure_vae, sample_grid
 from examples.tiny_pipeline.parts import new_pipeline
 from examples.tiny_pipeline.train_flux import encode_pictures, train_flux

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, FluxPipeline
 from PIL import Image
 
-from examples.tiny_pipeline.draw_scenes import KINDS, draw_dataset, sample_scene
+from evals.drawing import KINDS, draw_dataset, sample_scene
 from examples.tiny_pipeline.parts import TEXT_LENGTH, to_unit
 from reward_models._scenes import SIDE, Scene, grade, parse, read, single_captions
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from examples.tiny_pipeline.draw_scenes import KINDS, draw, draw_dataset, sample_scene
+from evals.drawing import KINDS, draw, draw_dataset, sample_scene
 from examples.tiny_pipeline.measure import grades, sample_pictures
 from examples.tiny_pipeline.parts import TEXT_LENGTH, new_pipeline, new_vae
 from examples.tiny_pipeline.train_flux import encode_pictures, train_flux

@@ -1,0 +1,140 @@
+"""What a benchmark of reward models is: comparisons that people have made."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from alignment.errors import DataError
+from evals.medium import Medium
+
+Verdict = Literal[-1, 0, 1]
+"""1 where people prefer the first, -1 where they prefer the second, 0 where neither."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two media made for one prompt, and what people said.
+
+    Attributes:
+        prompt: What was asked for.
+        first: One of them.
+        second: The other.
+        human: Which one people prefer.
+        unit: Comparisons of one unit (a prompt, as a rule) hang together; intervals resample units.
+        part: A part of the benchmark that is reported by itself, such as "count"; empty for none.
+    """
+
+    prompt: str
+    first: Medium
+    second: Medium
+    human: Verdict
+    unit: str
+    part: str = ""
+
+
+@runtime_checkable
+class Benchmark(Protocol):
+    """Where human preferences are, in the layout of those who publish them; `read` finds them.
+
+    The file `evals/benchmarks/NAME.py` holds the class that the command line calls NAME. Nothing is downloaded:
+    `folder` is a local copy.
+    """
+
+    home: ClassVar[str] = "evals.benchmarks"
+
+    def read(self) -> list[Comparison]:
+        """Return every comparison, in the order of the data.
+
+        Raises:
+            DataError: Naming the file and record that cannot be used.
+        """
+        ...
+
+
+def json_records(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a `.json` list or of a `.jsonl` file.
+
+    Raises:
+        DataError: If it cannot be read as that.
+    """
+    text = _text(path)
+    try:
+        if path.suffix == ".jsonl":
+            found = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            found = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
+        raise DataError(f"{path} should hold a list of objects")
+    return found
+
+
+def csv_records(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a `.csv` file with a header."""
+    return list(csv.DictReader(_text(path).splitlines()))
+
+
+def parquet_records(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of parquet files, one after the other.
+
+    Raises:
+        DataError: If there are no files, or one cannot be read.
+        EnvironmentProblem: If pyarrow is not installed.
+    """
+    from evals._parquet import rows
+
+    if not paths:
+        raise DataError("there are no .parquet files in the folder")
+    for path in paths:
+        yield from rows(path)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; is `folder` the benchmark's own folder?") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text") from error
+
+
+def inside(folder: Path, name: object) -> Medium:
+    """Return the medium a record calls `name`, which must lie in `folder`.
+
+    Raises:
+        DataError: If it does not, or is not there.
+    """
+    from alignment.media import find
+
+    return Medium.file(find(folder, name))
+
+
+def wanted(record: dict[str, Any], key: str, path: Path, number: int) -> Any:
+    """Return `record[key]`.
+
+    Raises:
+        DataError: If the record lacks it.
+    """
+    if key not in record:
+        raise DataError(f"{path}, record {number}: there is no '{key}'; it has {', '.join(record)}")
+    return record[key]
+
+
+def ranked(prompt: str, media: list[Medium], ranks: list[float], unit: str, part: str = "") -> list[Comparison]:
+    """Return every pair of a ranking, 0 or 1 the best; equal ranks are a tie."""
+    return [
+        Comparison(prompt, media[i], media[j], verdict(ranks[j] - ranks[i]), unit, part)
+        for i in range(len(media))
+        for j in range(i + 1, len(media))
+    ]
+
+
+def verdict(difference: float) -> Verdict:
+    """Return the sign of how much better the first is."""
+    return 1 if difference > 0 else -1 if difference < 0 else 0

@@ -1,0 +1,42 @@
+"""HPDv3: pairs, the preferred picture first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from evals.benchmarks.base import Benchmark, Comparison, inside, json_records, ranked, wanted
+
+
+@dataclass(frozen=True)
+class HPDv3(Benchmark):
+    """Human Preference Dataset v3 (Hugging Face `MizzenAI/HPDv3`).
+
+    Layout: a JSON list of {prompt, path1, path2}, path1 always the preferred one; or, for rankings, of
+    {prompt, generations, ranking}. Paths are relative to the folder.
+
+    Attributes:
+        folder: A local copy.
+        file: The JSON file in it.
+
+    Source: HPSv3 (arXiv 2508.03789).
+    """
+
+    folder: str
+    file: str = "test.json"
+
+    def read(self) -> list[Comparison]:
+        """Return the pairs, each other one turned round so that "the first is better" is never the answer to all."""
+        folder = Path(self.folder)
+        path, found = folder / self.file, []
+        for number, record in enumerate(json_records(path), start=1):
+            prompt = str(wanted(record, "prompt", path, number))
+            if "generations" in record:
+                media = [inside(folder, name) for name in record["generations"]]
+                found += ranked(prompt, media, wanted(record, "ranking", path, number), unit=prompt)
+                continue
+            better, worse = (inside(folder, wanted(record, key, path, number)) for key in ("path1", "path2"))
+            turned = number % 2 == 0
+            first, second = (worse, better) if turned else (better, worse)
+            found.append(Comparison(prompt, first, second, -1 if turned else 1, unit=prompt))
+        return found
