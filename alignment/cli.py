@@ -207,8 +207,11 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _add_rewards(commands: Commands) -> None:
-    rewards = _add(commands, "rewards", "make judges")
+    from evals import cli as evals
+
+    rewards = _add(commands, "rewards", "list, score with, measure and train reward models")
     actions = rewards.add_subparsers(metavar="ACTION", required=True)
+    evals.add(actions)
     train = _add(actions, "train", "train a vision-language model to judge, from preference pairs")
     train.add_argument("config", metavar="CONFIG", help="a YAML file; docs/judges.md says what stands in it")
     _add_overrides(train)

@@ -49,6 +49,23 @@ def build(cls: type[T], node: Node) -> T:
     return typing.cast(T, _value(cls, node, ""))
 
 
+def of_kind(kind: type[T], name: str, overrides: Sequence[str] = ()) -> T:
+    """Construct one part of a run by itself: a reward, a dynamics.
+
+    Args:
+        kind: The protocol it fulfils.
+        name: What `type:` would say, or a YAML file that holds the whole mapping.
+        overrides: `key.path=value` words laid over it.
+
+    Raises:
+        ConfigError: Anything is wrong; the message names the file, line and key, or says "command line".
+    """
+    _kinds.look_here()
+    written = name.endswith((".yaml", ".yml"))
+    node = _layers.read(Path(name)) if written else Node({"type": Node(name, "command line")}, "command line")
+    return typing.cast(T, _value(kind, _layers.override(node, overrides), ""))
+
+
 def _at(node: Node, key: str) -> Node:
     """Return the node at a key path, or the nearest one above it that was written."""
     for name in key.split("."):

@@ -26,20 +26,20 @@ _WIDEST = 256
 
 def table(bench: Bench) -> Table:
     """Return the summary, the most accurate model first."""
-    made = Table(title=f"{bench.benchmark}: {len(bench.comparisons)} comparisons by people")
-    for heading in ("reward", "accuracy", "with ties", "tau", "listens", "hackability", "a second", "memory"):
+    made = Table(title=f"{bench.benchmark}: {len(bench.comparisons)} comparisons")
+    for heading in ("reward", "accuracy, %", "ties, %", "tau", "reads, %", "hacked, %", "media/s", "GiB"):
         made.add_column(heading, justify="left" if heading == "reward" else "right")
     for name in ordered(bench):
         m = bench.measured[name]
         made.add_row(
             name,
             percent(m.agreement.accuracy),
-            percent(m.agreement.with_ties),
+            _mean(m.agreement.with_ties),
             number(m.agreement.tau),
-            percent(m.listens),
-            percent(m.hackability),
+            _mean(m.listens),
+            _mean(m.hackability),
             f"{m.per_second:.1f}",
-            f"{m.peak_memory_bytes / 2**30:.1f} GiB",
+            f"{m.peak_memory_bytes / 2**30:.1f}",
         )
     return made
 
@@ -101,6 +101,10 @@ def percent(share: Interval | None) -> str:
     if math.isnan(share.low):
         return f"{100 * share.mean:.1f}"
     return f"{100 * share.mean:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+
+
+def _mean(share: Interval | None) -> str:
+    return percent(share).partition(" ")[0]
 
 
 def number(value: float, places: int = 2) -> str:

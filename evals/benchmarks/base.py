@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,8 +77,15 @@ def json_records(path: Path) -> list[dict[str, Any]]:
 
 
 def csv_records(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a `.csv` file with a header."""
-    return list(csv.DictReader(_text(path).splitlines()))
+    """Return the rows of a `.csv` file with a header.
+
+    Raises:
+        DataError: If it cannot be read, or has no rows.
+    """
+    found = list(csv.DictReader(io.StringIO(_text(path))))
+    if not found:
+        raise DataError(f"{path} should hold a line of names and rows below it; it has no rows")
+    return found
 
 
 def parquet_records(paths: list[Path]) -> Iterator[dict[str, Any]]:

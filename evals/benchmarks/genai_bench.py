@@ -41,6 +41,6 @@ class GenAIBench(Benchmark):
             prompt, left, right, vote = (wanted(record, key, path, number) for key in keys)
             if vote not in _VOTES:
                 raise DataError(f"{path}, record {number}: vote_type {vote!r}, expected one of {', '.join(_VOTES)}")
-            media = [inside(folder, f"{self.media}/{name}") for name in (left, right)]
-            found.append(Comparison(prompt, *media, _VOTES[vote], unit=prompt))
+            one, other = (inside(folder, f"{self.media}/{name}") for name in (left, right))
+            found.append(Comparison(prompt, one, other, _VOTES[vote], unit=prompt))
         return found

@@ -36,8 +36,8 @@ class MJBench(Benchmark):
                 caption, label = (wanted(record, key, folder, number) for key in ("caption", "label"))
                 if label not in (0, 1):
                     raise DataError(f"{folder}, {split} record {number}: label is {label!r}, expected 0 or 1")
-                media = [_picture(record, key, folder, number) for key in ("image0", "image1")]
-                found.append(Comparison(caption, *media, 1 if label == 0 else -1, f"{split}:{caption}", split))
+                one, other = (_picture(record, key, folder, number) for key in ("image0", "image1"))
+                found.append(Comparison(caption, one, other, 1 if label == 0 else -1, f"{split}:{caption}", split))
         return found
 
 

@@ -37,8 +37,8 @@ class MultimodalRewardBench2(Benchmark):
             if chosen not in ("A", "B"):
                 raise DataError(f"{path}, pair {number}: chosen is {chosen!r}, expected A or B")
             text = " ".join(value for kind, value in prompt if kind == "text")
-            media = [_picture(response, folder, path, number) for response in (a, b)]
-            found.append(Comparison(text, *media, 1 if chosen == "A" else -1, unit=str(record.get("id", number))))
+            one, other = (_picture(response, folder, path, number) for response in (a, b))
+            found.append(Comparison(text, one, other, 1 if chosen == "A" else -1, unit=str(record.get("id", number))))
         return found
 
 

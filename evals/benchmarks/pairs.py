@@ -35,6 +35,6 @@ class Pairs(Benchmark):
                 raise DataError(
                     f"{path}, record {number}: 'preferred' is {said!r}, expected one of {', '.join(map(str, _SAID))}"
                 )
-            media = [inside(path.parent, name) for name in (first, second)]
-            found.append(Comparison(str(prompt), *media, _SAID[said], str(prompt), str(record.get("part", ""))))
+            one, other = (inside(path.parent, name) for name in (first, second))
+            found.append(Comparison(str(prompt), one, other, _SAID[said], str(prompt), str(record.get("part", ""))))
         return found

@@ -37,6 +37,6 @@ class PickAPic(Benchmark):
             )
             if not isinstance(first, bytes) or not isinstance(second, bytes):
                 raise DataError(f"{folder}, record {number}: jpg_0 and jpg_1 should be bytes")
-            media = [Medium(f"{number}-{side}.jpg", content=jpg) for side, jpg in enumerate((first, second))]
-            found.append(Comparison(caption, *media, verdict(label - 0.5), unit=caption))
+            one, other = (Medium(f"{number}-{side}.jpg", content=jpg) for side, jpg in enumerate((first, second)))
+            found.append(Comparison(caption, one, other, verdict(label - 0.5), unit=caption))
         return found

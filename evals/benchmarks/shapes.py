@@ -48,12 +48,12 @@ class Shapes(Benchmark):
         scene = sample_scene(rng, kind="single")
         good, bad = draw(scene, rng), _FAULTS[part](scene, rng)
         turned = bool(rng.integers(2))
-        media = [
+        one, other = (
             Medium(f"{number}-{part}-{side}.png", content=encode(Image.fromarray(picture)))
             for side, picture in zip("ab", (bad, good) if turned else (good, bad), strict=True)
-        ]
+        )
         human: Verdict = 0 if part == "tie" else -1 if turned else 1
-        return Comparison(scene.caption, *media, human, unit=scene.caption, part=part)
+        return Comparison(scene.caption, one, other, human, unit=scene.caption, part=part)
 
 
 def _other(words: tuple[str, ...], word: str, rng: Rng) -> str:

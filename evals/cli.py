@@ -1,0 +1,161 @@
+"""The actions of `visalign rewards`; each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import ConfigError
+
+Actions = Any
+"""What `add_subparsers` returns; argparse keeps its class private."""
+
+
+def add(actions: Actions) -> None:
+    """Add `list`, `score` and `bench` to the actions of `visalign rewards`."""
+    for one in (_add_list, _add_score, _add_bench):
+        one(actions)
+
+
+def _action(actions: Actions, name: str, says: str) -> argparse.ArgumentParser:
+    return actions.add_parser(name, help=says, description=says, allow_abbrev=False)
+
+
+def _add_list(actions: Actions) -> None:
+    parser = _action(actions, "list", "list the reward models, and the benchmarks that measure them")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
+    parser.set_defaults(command=_list)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from evals.listing import Listed, benchmarks, rewards
+
+    found: dict[str, list[Listed]] = {"rewards": rewards(), "benchmarks": benchmarks()}
+    if args.json:
+        print(json.dumps({kind: [vars(entry) for entry in entries] for kind, entries in found.items()}, indent=2))
+        return 0
+    for kind, entries in found.items():
+        table = Table(title=kind)
+        for heading in ("name", "what it is", *(("gradient", "scope") if kind == "rewards" else ())):
+            table.add_column(heading)
+        for entry in entries:
+            more = (entry.differentiable, entry.scope) if kind == "rewards" else ()
+            table.add_row(entry.name, entry.says, *more)
+        Console().print(table)
+    return 0
+
+
+def _add_score(actions: Actions) -> None:
+    parser = _action(actions, "score", "score the media of a file or folder with one reward model")
+    parser.add_argument("name", metavar="REWARD", help="a type of reward, 'package.module:Class', or a YAML file")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="fields of the reward")
+    parser.add_argument("--input", required=True, metavar="PATH", help='a .jsonl of {"prompt", "media"}, or a folder')
+    parser.add_argument("--output", required=True, metavar="PATH", help="a .jsonl, .csv or .parquet file")
+    parser.add_argument("--prompt", help="the prompt of every picture of a folder that has no .txt beside it")
+    parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what a damaged medium does")
+    _add_running(parser)
+    parser.set_defaults(command=_score)
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=_positive, default=16, help="most media in one call (16)")
+    parser.add_argument("--frames", type=_positive, default=16, help="most frames of a clip (16)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
+def _score(args: argparse.Namespace) -> int:
+    from alignment import config
+    from evals import score
+
+    lines = score.read(Path(args.input), args.prompt)
+    judge = _judge(args.name, args.overrides, args)
+    judge.model.check(tuple(dict.fromkeys(line.request.prompt for line in lines)))
+    missing = score.write(judge, lines, Path(args.output), config.resolved(judge.model), args.on_error)
+    print(f"{len(lines) - missing} of {len(lines)} media scored by {judge.model}: {args.output}")
+    return 0
+
+
+def _judge(name: str, overrides: Sequence[str], args: argparse.Namespace) -> Any:
+    import torch
+
+    from alignment import config
+    from evals.scoring import Judge
+    from reward_models.base import RewardModel
+
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    model = config.of_kind(RewardModel, name, overrides)
+    return Judge(model, torch.device(device), args.batch_size, args.frames)
+
+
+def _add_bench(actions: Actions) -> None:
+    parser = _action(
+        actions, "bench", "measure reward models against human preferences, and against what they should not mind"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="REWARD [key=value ...]",
+        help="reward models, each followed by its fields: shapes strict=1 clip model=PATH",
+    )
+    parser.add_argument(
+        "--on", default="shapes", metavar="BENCHMARK", help="a benchmark (visalign rewards list); shapes"
+    )
+    parser.add_argument(
+        "--with", dest="given", action="append", default=[], metavar="key=value", help="a field of the benchmark"
+    )
+    parser.add_argument("--limit", type=_positive, help="use the first N comparisons only")
+    parser.add_argument("--probed", type=int, default=64, help="comparisons whose media are probed (64); 0 for none")
+    parser.add_argument("--output", default="runs/bench", metavar="FOLDER", help="for bench.json and report.html")
+    parser.add_argument("--json", action="store_true", help="print bench.json in place of the table")
+    _add_running(parser)
+    parser.set_defaults(command=_bench)
+
+
+def named(words: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
+    """Return (type, overrides) of each reward among words such as "shapes strict=1 clip"; twice the same get a number.
+
+    Raises:
+        ConfigError: If there is none, or a field stands before the first.
+    """
+    found: list[tuple[str, list[str]]] = []
+    for word in words:
+        if "=" not in word:
+            found.append((word, []))
+        elif found:
+            found[-1][1].append(word)
+        else:
+            raise ConfigError(
+                f"{word} stands before any reward; name the reward first: visalign rewards bench REWARD {word}"
+            )
+    if not found:
+        raise ConfigError(
+            "which rewards? visalign rewards bench REWARD [key=value ...] [REWARD ...]; see visalign rewards list"
+        )
+    titles = [" ".join([name, *fields]) for name, fields in found]
+    if len(set(titles)) < len(titles):
+        raise ConfigError(f"the same reward twice: {', '.join(titles)}")
+    return dict(zip(titles, found, strict=True))
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from evals import run_bench
+
+    made = run_bench.run(
+        {title: (lambda w=words: _judge(w[0], w[1], args)) for title, words in named(args.overrides).items()},
+        run_bench.Wanted(args.on, tuple(args.given), args.limit, args.probed, Path(args.output)),
+    )
+    run_bench.show(made, Path(args.output), as_json=args.json)
+    return 0

@@ -1,0 +1,177 @@
+"""`visalign rewards score`: a score for each medium of a file or folder, continued where it was interrupted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from alignment.errors import DataError
+from alignment.media import find
+from evals.benchmarks.base import json_records, wanted
+from evals.medium import CLIPS, PICTURES, Medium
+from evals.scoring import Judge, Request
+
+WRITERS = (".jsonl", ".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One medium of the input.
+
+    Attributes:
+        record: What the input says of it; the output says the same, and its score.
+        request: What is scored.
+    """
+
+    record: dict[str, Any]
+    request: Request
+
+
+def read(path: Path, prompt: str | None) -> list[Line]:
+    """Return the media of a `.jsonl` file ({"prompt", "media"} a line) or of a folder.
+
+    In a folder, the prompt of `NAME.png` is in `NAME.txt` beside it, or is `prompt` for all.
+
+    Raises:
+        DataError: Naming what cannot be used.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in (*PICTURES, *CLIPS))
+        if not files:
+            raise DataError(f"{path} holds no pictures or clips ({', '.join((*PICTURES, *CLIPS))})")
+        texts = [_prompt_of(file, prompt) for file in files]
+        return [
+            Line({"prompt": text, "media": file.name}, Request(text, Medium.file(file)))
+            for text, file in zip(texts, files, strict=True)
+        ]
+    lines = []
+    for number, record in enumerate(json_records(path), start=1):
+        text, name = (wanted(record, key, path, number) for key in ("prompt", "media"))
+        if not isinstance(text, str):
+            raise DataError(f"{path}, record {number}: 'prompt' should be a text")
+        try:
+            lines.append(Line(record, Request(text, Medium.file(find(path.parent, name)))))
+        except DataError as error:
+            raise DataError(f"{path}, record {number}: {error}") from error
+    if not lines:
+        raise DataError(f"{path} is empty")
+    return lines
+
+
+def _prompt_of(file: Path, prompt: str | None) -> str:
+    beside = file.with_suffix(".txt")
+    if beside.is_file():
+        return beside.read_text(encoding="utf-8").strip()
+    if prompt is None:
+        raise DataError(f"{file} has no prompt: write it into {beside.name} beside it, or give --prompt for all")
+    return prompt
+
+
+def write(judge: Judge, lines: Sequence[Line], output: Path, meant: str, on_error: Literal["stop", "skip"]) -> int:
+    """Score `lines` into `output` and return how many have no score.
+
+    Scores go to a `.jsonl` file line by line; a second run with the same reward and input continues there. A `.csv` or
+    `.parquet` file is made from it at the end.
+
+    Args:
+        judge: What scores.
+        lines: What is scored.
+        output: Its ending says the form.
+        meant: The reward in words; another one must not continue the file.
+        on_error: What a medium that cannot be read does: stop everything, or get no score and an "error".
+
+    Raises:
+        DataError: If a medium cannot be read, or `output` is of another input or reward.
+    """
+    if output.suffix not in WRITERS:
+        raise DataError(f"--output {output}: expected a name that ends in {', '.join(WRITERS)}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output if output.suffix == ".jsonl" else output.with_name(output.name + ".partial.jsonl")
+    scored = _continued(partial, lines, meant)
+    with _bar(len(lines)) as advance, partial.open("a", encoding="utf-8") as file:
+        advance(len(scored))
+        for start in range(len(scored), len(lines), judge.batch_size):
+            made = _scored(judge, lines[start : start + judge.batch_size], on_error)
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in made)
+            file.flush()
+            os.fsync(file.fileno())
+            scored += made
+            advance(len(made))
+    if output.suffix == ".csv":
+        _write_csv(output, scored)
+    if output.suffix == ".parquet":
+        from evals import _parquet
+
+        _parquet.write(output, scored)
+    if partial != output:
+        partial.unlink()
+        _meaning(partial).unlink()
+    return sum(record["score"] is None for record in scored)
+
+
+def _scored(judge: Judge, lines: Sequence[Line], on_error: Literal["stop", "skip"]) -> list[dict[str, Any]]:
+    try:
+        scores = judge.scores([line.request for line in lines])
+    except DataError as error:
+        if on_error == "stop":
+            raise
+        if len(lines) == 1:
+            return [{**lines[0].record, "score": None, "error": str(error)}]
+        return [record for line in lines for record in _scored(judge, [line], on_error)]
+    return [
+        {**line.record, "score": None if math.isnan(score) else score}
+        for line, score in zip(lines, scores, strict=True)
+    ]
+
+
+def _meaning(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".reward")
+
+
+def _continued(partial: Path, lines: Sequence[Line], meant: str) -> list[dict[str, Any]]:
+    """Return what an earlier run has written, without a line it could not finish."""
+    if not partial.exists():
+        _meaning(partial).write_text(meant, encoding="utf-8")
+        return []
+    if not _meaning(partial).exists() or _meaning(partial).read_text(encoding="utf-8") != meant:
+        raise DataError(f"{partial} was written by another reward; remove it, or choose another --output")
+    text = partial.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        partial.write_text(whole, encoding="utf-8")
+    scored = json_records(partial)
+    for number, (record, line) in enumerate(zip(scored, lines, strict=False), start=1):
+        if {**record, **line.record} != record:
+            raise DataError(f"{partial}, line {number} is of another input; remove it, or choose another --output")
+    if len(scored) > len(lines):
+        raise DataError(
+            f"{partial} has {len(scored)} lines for {len(lines)} media; remove it, or choose another --output"
+        )
+    return scored
+
+
+def _write_csv(output: Path, records: Sequence[dict[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for record in records for name in record))
+    with output.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(records)
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Any]:
+    """Show on standard error how many are done and how long the rest takes."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda count: progress.advance(task, count)

@@ -1,0 +1,133 @@
+"""`visalign rewards score`: every medium once, continued where it stopped, and honest about what it cannot read."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from alignment.cli import run
+
+PROMPTS = ("a red circle", "two blue squares", "three green triangles")
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Path:
+    for i in range(len(PROMPTS)):
+        Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    lines = [{"prompt": prompt, "media": f"{i}.png", "id": i} for i, prompt in enumerate(PROMPTS)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return tmp_path
+
+
+def score(*words: object) -> int:
+    return run(["rewards", "score", *map(str, words)])
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_line_comes_back_with_its_score(given: Path) -> None:
+    assert score("colour", "--input", given / "in.jsonl", "--output", given / "out.jsonl") == 0
+    found = lines(given / "out.jsonl")
+    assert [(line["prompt"], line["id"]) for line in found] == [(p, i) for i, p in enumerate(PROMPTS)]
+    scores = [line["score"] for line in found]
+    assert scores == sorted(scores)
+    assert scores[0] == 0
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_other_forms_say_the_same(given: Path, ending: str) -> None:
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    for form in ("jsonl", ending):
+        assert score("colour", "--input", given / "in.jsonl", "--output", given / f"out.{form}") == 0
+    expected = [line["score"] for line in lines(given / "out.jsonl")]
+    if ending == "csv":
+        with (given / "out.csv").open(encoding="utf-8") as file:
+            found = [float(row["score"]) for row in csv.DictReader(file)]
+    else:
+        from evals import _parquet
+
+        found = [row["score"] for row in _parquet.rows(given / "out.parquet")]
+    assert found == expected
+    assert not list(given.glob("*.partial*"))
+
+
+def test_it_continues_after_a_torn_line(given: Path) -> None:
+    words = ("colour", "--input", given / "in.jsonl", "--output", given / "out.jsonl", "--batch-size", 1)
+    assert score(*words) == 0
+    whole = (given / "out.jsonl").read_text(encoding="utf-8")
+    (given / "out.jsonl").write_text(whole[: len(whole) // 2], encoding="utf-8")
+    assert score(*words) == 0
+    assert (given / "out.jsonl").read_text(encoding="utf-8") == whole
+
+
+def test_a_folder_takes_prompts_from_texts_beside_the_pictures(given: Path) -> None:
+    for i, prompt in enumerate(PROMPTS[:2]):
+        (given / f"{i}.txt").write_text(prompt, encoding="utf-8")
+    assert score("colour", "--input", given, "--output", given / "out.jsonl", "--prompt", "a red circle") == 0
+    assert [line["prompt"] for line in lines(given / "out.jsonl")] == [*PROMPTS[:2], "a red circle"]
+
+
+def says(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    assert score(*words) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+def test_another_reward_does_not_continue_the_file(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--input", given / "in.jsonl", "--output", given / "out.jsonl")
+    assert score("colour", *words) == 0
+    assert "another reward" in says(capsys, "jpeg", *words)
+
+
+def test_another_input_does_not_continue_the_file(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("colour", "--input", given / "in.jsonl", "--output", given / "out.jsonl")
+    assert score(*words) == 0
+    text = (given / "in.jsonl").read_text(encoding="utf-8")
+    (given / "in.jsonl").write_text(text.replace("two blue", "two white"), encoding="utf-8")
+    assert "another input" in says(capsys, *words)
+
+
+def test_a_damaged_picture_stops_it_or_is_left_out(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (given / "1.png").write_bytes((given / "1.png").read_bytes()[:40])
+    words = ("colour", "--input", given / "in.jsonl", "--output", given / "out.jsonl")
+    assert "1.png" in says(capsys, *words)
+    assert score(*words, "--on-error", "skip") == 0
+    found = lines(given / "out.jsonl")
+    assert [line["score"] is None for line in found] == [False, True, False]
+    assert "1.png" in str(found[1]["error"])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--output", "out.xls"), ".jsonl, .csv, .parquet"),
+        (("--input", "nothing.jsonl"), "nothing.jsonl"),
+        (("--input", "empty"), "no pictures"),
+    ],
+)
+def test_bad_words_are_one_message(
+    given: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, str],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(given)
+    (given / "empty").mkdir()
+    options = {"--input": "in.jsonl", "--output": "out.jsonl", **dict([words])}
+    assert expected in says(capsys, "colour", *(word for pair in options.items() for word in pair))
+
+
+def test_a_reward_that_refuses_the_prompts_says_so_first(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (given / "in.jsonl").read_text(encoding="utf-8")
+    (given / "in.jsonl").write_text(text.replace("a red circle", "a red cat"), encoding="utf-8")
+    assert "a red cat" in says(capsys, "shapes", "--input", given / "in.jsonl", "--output", given / "out.jsonl")
+    assert not (given / "out.jsonl").exists()
