@@ -165,7 +165,7 @@ def concord(one: Sequence[float], other: Sequence[float]) -> Concord:
     if len(a) < 2:
         return Concord(math.nan, math.nan)
     constant = np.ptp(a) == 0 or np.ptp(b) == 0
-    rank = math.nan if constant else float(stats.pearsonr(stats.rankdata(a), stats.rankdata(b)).statistic)
+    rank = math.nan if constant else float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
     return Concord(float((np.sign(a) == np.sign(b)).mean()), rank)
 
 
