@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"visalign {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_train, _add_doctor, _add_export, _add_report, _add_rewards, _add_config):
+    for add in (_add_train, _add_doctor, _add_export, _add_report, _add_rewards, _add_serve_reward, _add_config):
         add(commands)
     return parser
 
@@ -222,6 +222,34 @@ def _rewards_train(args: argparse.Namespace) -> int:
     from alignment import train_judge
 
     return train_judge.main(args.config, args.overrides)
+
+
+def _add_serve_reward(commands: Commands) -> None:
+    parser = _add(commands, "serve-reward", "serve a reward model to trainings in other environments")
+    parser.add_argument("name", metavar="NAME", help="a type of reward, 'package.module:Class', or a YAML file")
+    _add_overrides(parser)
+    parser.add_argument("--host", help="address to listen on (127.0.0.1); any other needs a token")
+    parser.add_argument("--port", type=int, help="port to listen on (8765); 0 takes a free one")
+    parser.add_argument(
+        "--token-file", metavar="FILE", help="file with the token clients need; or VISALIGN_REWARD_TOKEN"
+    )
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--rows", type=int, help="most samples scored in one call (16)")
+    parser.add_argument("--queue", type=int, help="requests that may wait (256); more are told to come back")
+    parser.add_argument("--patience", type=float, help="seconds for a request to arrive, and to be answered (120)")
+    for limit, says in (("body", "bytes"), ("rows", "samples"), ("pixels", "pixels of a frame"), ("frames", "frames")):
+        parser.add_argument(f"--max-{limit}", type=int, help=f"most {says} in a request")
+    parser.set_defaults(command=_serve_reward)
+
+
+def _serve_reward(args: argparse.Namespace) -> int:
+    from alignment import serve_reward
+
+    given = {key: value for key, value in vars(args).items() if value is not None}
+    limits = {key.removeprefix("max_"): given.pop(key) for key in list(given) if key.startswith("max_")}
+    settings = {key: given[key] for key in given.keys() - {"name", "overrides", "command"}}
+    serving = serve_reward.Serving(**settings, limits=serve_reward.Limits(**limits))
+    return serve_reward.main(args.name, args.overrides, serving)
 
 
 def _add_config(commands: Commands) -> None:

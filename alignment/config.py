@@ -16,11 +16,13 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import pydantic
 
-from alignment import _kinds, _layers, _yaml, checks
+from alignment import _kinds, _layers, _yaml
 from alignment._yaml import Node
 from alignment.errors import ConfigError
-from alignment.run import Run
 from reward_models.base import RewardError
+
+if typing.TYPE_CHECKING:
+    from alignment.run import Run
 
 T = TypeVar("T")
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
@@ -32,6 +34,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     Raises:
         ConfigError: Anything is wrong; the message names the file, line and key, or says "command line".
     """
+    # Here and not at the top: what describes a run knows the networks' libraries, and a reward server does without.
+    from alignment import checks
+    from alignment.run import Run
+
     _kinds.look_here()
     node = _layers.override(_layers.read(Path(path)), overrides)
     run = build(Run, node)

@@ -16,6 +16,7 @@ from reward_models.colour import Colour
 from reward_models.judges.bradley_terry import BradleyTerry
 from reward_models.weighted import WeightedPart
 from tests.reward_models.bright_vlm import BrightVlm
+from tests.reward_models.served import served
 
 CPU = torch.device("cpu")
 FOLDER = Path(reward_models.__file__).parent
@@ -49,8 +50,16 @@ def build(name):
     return kind(**ARGUMENTS.get(name, {}))
 
 
+@pytest.fixture(scope="module")
+def server():
+    with served(Colour()) as url:
+        yield url
+
+
 @pytest.fixture(params=NAMES)
 def model(request):
+    if request.param == "remote":
+        ARGUMENTS["remote"] = {"url": request.getfixturevalue("server"), "pixels": "float32"}
     return build(request.param)
 
 

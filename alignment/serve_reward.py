@@ -1,0 +1,156 @@
+"""`visalign serve-reward`: a reward model behind HTTP, one environment for each, as docs/reward_server.md says."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from alignment import cli, config
+from alignment.errors import ConfigError, EnvironmentProblem
+from reward_models._extras import extra
+from reward_models._fingerprint import fingerprint
+from reward_models._server import Settings, application
+from reward_models._service import Service
+from reward_models._token import TOKEN, token_of
+from reward_models._wire import Limits
+from reward_models.base import Loaded, RewardModel, load_reward
+
+GRACE = 30
+"""Seconds that open questions have when the server is asked to leave."""
+IDLE = 30
+"""Seconds that a connection may wait for its next question."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a reward is served.
+
+    Attributes:
+        host: Address to listen on; one that others can reach needs a token.
+        port: Port; 0 takes a free one.
+        token_file: File with the token; None takes it from VISALIGN_REWARD_TOKEN, where that is set.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        rows: Most samples scored in one call.
+        queue: Questions that may wait.
+        patience: Seconds for a question to arrive, and to be answered.
+        limits: Of one question.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8765
+    token_file: str | None = None
+    device: str = "auto"
+    rows: int = 16
+    queue: int = 256
+    patience: float = 120.0
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        numbers = {"rows": self.rows, "queue": self.queue, "patience": self.patience}
+        numbers |= {f"max-{name}": most for name, most in vars(self.limits).items()}
+        for name, number in numbers.items():
+            if number <= 0:
+                raise ConfigError(f"--{name} has to be more than 0, got {number}")
+        if not 0 <= self.port < 2**16:
+            raise ConfigError(f"--port is from 0 to 65535, got {self.port}")
+
+
+def main(name: str, overrides: Sequence[str], serving: Serving) -> int:
+    """Load a reward, ask it for its known answers, and serve it until the process is asked to leave.
+
+    Args:
+        name: A type of reward, 'package.module:Class', or a YAML file that describes one.
+        overrides: `key=value` words laid over it.
+        serving: How.
+
+    Raises:
+        ConfigError: If there is no such reward, or it may not be served like this.
+        EnvironmentProblem: If the address cannot be had.
+        RewardError: If the reward cannot be loaded, or does not give its known answers.
+    """
+    uvicorn = extra("serve-reward", "uvicorn", "serve")
+    extra("serve-reward", "fastapi", "serve")
+    model = config.of_kind(RewardModel, name, overrides)
+    token = admitted(serving)
+    with listening(serving) as listener:
+        loaded = loaded_on(model, serving.device)
+        answers = loaded.examine()
+        settings = Settings(fingerprint(loaded), token, serving.limits, patience=serving.patience)
+        service = Service(loaded, rows=serving.rows, queue=serving.queue)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                application(service, settings),
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=IDLE,
+                timeout_graceful_shutdown=GRACE,
+            )
+        )
+        host, port = listener.getsockname()[:2]
+        cli.show(
+            f"{loaded.model} {settings.fingerprint} at http://{f'[{host}]' if ':' in host else host}:{port}, "
+            f"{len(answers)} known answers given, {'with' if token else 'without'} a token"
+        )
+        server.run(sockets=[listener])
+    return 0
+
+
+def admitted(serving: Serving) -> str | None:
+    """Return the token that clients need.
+
+    Raises:
+        ConfigError: If the address can be reached from elsewhere and there is no token.
+    """
+    token = token_of(serving.token_file)
+    if token is None and not _is_loopback(serving.host):
+        raise ConfigError(
+            f"--host {serving.host} can be reached from other machines, and without a token whoever reaches it may use "
+            f"it; give --token-file FILE or {TOKEN}, or listen on 127.0.0.1"
+        )
+    return token
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listening(serving: Serving) -> socket.socket:
+    """Return the socket, before anything heavy is loaded.
+
+    Raises:
+        EnvironmentProblem: If the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
+    try:
+        return socket.create_server((serving.host, serving.port), family=family)
+    except (OSError, OverflowError) as error:
+        raise EnvironmentProblem(
+            f"cannot listen on {serving.host} port {serving.port}: {error}; choose others with --host and --port"
+        ) from error
+
+
+def loaded_on(model: RewardModel, device: str) -> Loaded:
+    """Return the reward on a device.
+
+    Raises:
+        ConfigError: If there is no such device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {device}: expected auto, cpu, cuda or cuda:N") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentProblem("--device cuda was asked for, but torch sees no GPU; choose auto or cpu")
+    return load_reward(model, device=place)

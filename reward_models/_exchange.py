@@ -1,0 +1,162 @@
+"""HTTP with patience: one connection pool, a deadline for everything, and repeats of what may be repeated."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx
+
+from reward_models.base import RewardError
+
+T = TypeVar("T")
+
+AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses that may pass."""
+ANSWER = 16 * 2**20
+"""Most bytes of an answer."""
+QUOTED = 300
+"""Characters of an answer that a message quotes."""
+FIRST_PAUSE, LONGEST_PAUSE, LONGEST_WAIT = 0.1, 10.0, 60.0
+"""Seconds: mean pause after the first failure (it doubles), the longest, and the longest a server may ask for."""
+
+
+class InvalidAnswer(ValueError):
+    """What came back is no answer to what was asked."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to try.
+
+    Attributes:
+        deadline: Seconds for a question and all its repeats.
+        attempt: Seconds for one attempt, from connecting to the last byte.
+        attempts: Most attempts.
+    """
+
+    deadline: float = 300.0
+    attempt: float = 120.0
+    attempts: int = 8
+
+
+class _Failed(Exception):
+    """An attempt that may be repeated."""
+
+    def __init__(self, message: str, wait: float | None = None) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
+class Exchange:
+    """Asks one server, from a thread of its own.
+
+    Proxies of the environment are not used and redirects are not followed: pictures and the token go to the address
+    that was given or nowhere.
+    """
+
+    def __init__(self, url: str, token: str | None, connections: int, patience: Patience) -> None:
+        self.url, self.patience = url.rstrip("/"), patience
+        self._client = httpx.AsyncClient(
+            headers={} if token is None else {"Authorization": f"Bearer {token}"},
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            timeout=None,  # a deadline of our own covers every attempt whole
+            follow_redirects=False,
+            trust_env=False,
+        )
+        self._turns = asyncio.Semaphore(connections)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=_run, args=(self._loop, self._client), daemon=True, name="reward client").start()
+        weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do `work` in the thread and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def get(self, path: str, read: Callable[[bytes], T]) -> T:
+        """Return what `read` makes of the answer to GET."""
+        return await self._ask("GET", path, None, {}, read)
+
+    async def post(self, path: str, kind: str, body: bytes, read: Callable[[bytes], T]) -> T:
+        """Return what `read` makes of the answer to POST.
+
+        Raises:
+            RewardError: If there was none in time, or one that repeating would not mend.
+        """
+        return await self._ask("POST", path, body, {"Content-Type": kind}, read)
+
+    async def _ask(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str], read: Callable[[bytes], T]
+    ) -> T:
+        begin, pause, last = time.monotonic(), FIRST_PAUSE, "nothing was tried"
+        for attempt in range(1, self.patience.attempts + 1):
+            left = self.patience.deadline - (time.monotonic() - begin)
+            if left <= 0:
+                break
+            try:
+                async with self._turns:
+                    once = self._once(method, path, body, headers)
+                    return read(await asyncio.wait_for(once, min(left, self.patience.attempt)))
+            except _Failed as failure:
+                last, wait = str(failure), failure.wait
+            except InvalidAnswer as error:
+                last, wait = f"an answer that is none: {error}", None
+            except asyncio.TimeoutError:
+                last, wait = f"no whole answer within {min(left, self.patience.attempt):.3g} seconds", None
+            # Full jitter, so that clients that failed together do not come back together. It decides no score.
+            rest = min(wait, LONGEST_WAIT) if wait is not None else random.uniform(0, 2 * pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            if attempt < self.patience.attempts:
+                await asyncio.sleep(min(rest, max(0.0, self.patience.deadline - (time.monotonic() - begin))))
+        spent = time.monotonic() - begin
+        raise RewardError(f"{self.url} gave no answer in {spent:.3g} seconds and {attempt} attempts; the last: {last}")
+
+    async def _once(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> bytes:
+        try:
+            async with self._client.stream(method, self.url + path, content=body, headers=headers) as response:
+                content = bytearray()
+                async for chunk in response.aiter_bytes():
+                    content += chunk
+                    if len(content) > ANSWER:
+                        raise InvalidAnswer(f"more than {ANSWER} bytes")
+        except httpx.ConnectError as error:
+            raise _Failed(f"{error}; is the server running? (visalign serve-reward NAME)") from error
+        except httpx.TransportError as error:
+            raise _Failed(f"{type(error).__name__} {error}".strip()) from error
+        except (httpx.DecodingError, httpx.StreamError) as error:
+            raise InvalidAnswer(str(error)) from error
+        status = response.status_code
+        if status == 200:
+            return bytes(content)
+        said = f"status {status} {_quote(bytes(content))}".strip()
+        if status in AGAIN:
+            raise _Failed(said, _seconds(response.headers.get("retry-after")))
+        if 300 <= status < 400:
+            where = _quote(response.headers.get("location", "nowhere").encode())
+            raise RewardError(f"{self.url} redirects to {where}; redirects are not followed, give the address itself")
+        raise RewardError(f"{self.url} refuses: {said}")
+
+
+def _run(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient) -> None:
+    """Run the loop until it is stopped, and leave nothing open."""
+    loop.run_forever()
+    loop.run_until_complete(client.aclose())
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+def _seconds(header: str | None) -> float | None:
+    """Return the seconds of a Retry-After header; dates are not understood."""
+    return float(header) if header is not None and header.isdecimal() and len(header) < 8 else None
+
+
+def _quote(content: bytes) -> str:
+    """Return the start of what a server said, fit for a terminal."""
+    text = content[: 4 * QUOTED].decode(errors="replace")
+    return "".join(c if c.isprintable() else " " for c in text)[:QUOTED].strip()

@@ -1,0 +1,82 @@
+"""Known answers on their way from a reward server to its clients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from reward_models.base import KnownAnswer, Media, RewardError
+
+MOST = torch.finfo(torch.float32).max
+"""Stands for a band without an end: JSON has no infinity."""
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Told(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    says: str
+    prompts: tuple[str, ...]
+    fps: Finite | None
+    bands: tuple[tuple[Finite, Finite], ...]
+    best_first: bool
+
+
+class _Metadata(BaseModel):
+    answers: str
+
+
+class _Header(BaseModel):
+    metadata: _Metadata = Field(alias="__metadata__")
+
+
+_LIST = TypeAdapter(list[_Told])
+
+
+def pack(answers: Sequence[KnownAnswer]) -> bytes:
+    """Return known answers as a safetensors file."""
+    tensors: dict[str, Tensor] = {"count": torch.tensor(len(answers))}
+    told: list[_Told] = []
+    for number, answer in enumerate(answers):
+        tensors[f"pixels.{number}"] = answer.media.pixels.float().cpu().contiguous().clone()
+        if answer.media.source is not None:
+            tensors[f"source.{number}"] = answer.media.source.pixels.float().cpu().contiguous().clone()
+        bands = tuple((max(low, -MOST), min(high, MOST)) for low, high in answer.bands)
+        told.append(
+            _Told(
+                says=answer.says,
+                prompts=answer.prompts,
+                fps=answer.media.fps,
+                bands=bands,
+                best_first=answer.best_first,
+            )
+        )
+    return safetensors.torch.save(tensors, {"answers": _LIST.dump_json(told).decode()})
+
+
+def unpack(file: bytes) -> list[KnownAnswer]:
+    """Return the known answers of such a file.
+
+    Raises:
+        RewardError: If it is none.
+    """
+    size = int.from_bytes(file[:8], "little")
+    try:
+        told = _LIST.validate_json(_Header.model_validate_json(file[8 : 8 + size]).metadata.answers)
+        tensors = safetensors.torch.load(file)
+        return [_answer(number, one, tensors) for number, one in enumerate(told)]
+    except (ValidationError, SafetensorError, LookupError, ValueError, TypeError) as error:
+        raise RewardError(f"the known answers of the server cannot be read: {str(error)[:200]}") from error
+
+
+def _answer(number: int, told: _Told, tensors: dict[str, Tensor]) -> KnownAnswer:
+    source = tensors.get(f"source.{number}")
+    media = Media(tensors[f"pixels.{number}"], told.fps, None if source is None else Media(source))
+    return KnownAnswer(told.says, media, told.prompts, told.bands, told.best_first)

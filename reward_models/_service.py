@@ -1,0 +1,216 @@
+"""One thread that scores what many ask: questions of one shape are scored together, those that fail apart."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from reward_models._wire import Asked, Refusal
+from reward_models.base import Loaded, Media, RewardError, Rewards
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a question.
+
+    Attributes:
+        rewards: Scores of its samples; NaN where there is none.
+        errors: Why there is none, one a sample; None where there is one or the model gave none.
+    """
+
+    rewards: Rewards
+    errors: tuple[str | None, ...]
+
+
+@dataclass
+class _Job:
+    asked: Asked
+    answer: Future[Verdict] = field(default_factory=Future)
+
+
+class Service:
+    """A loaded reward behind a queue.
+
+    Attributes:
+        loaded: What scores.
+        rows: Most samples scored in one call.
+        linger: Seconds to wait for more of them.
+        queue: Questions that may wait; more are refused.
+    """
+
+    def __init__(self, loaded: Loaded, *, rows: int = 16, linger: float = 0.002, queue: int = 256) -> None:
+        self.loaded, self.rows, self.linger, self.queue = loaded, rows, linger, queue
+        self._waiting: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._seconds = 0.0
+        self._thread = threading.Thread(target=self._work, name="reward", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether questions are answered."""
+        return self._thread.is_alive() and not self._closing
+
+    def ask(self, asked: Asked) -> Future[Verdict]:
+        """Have a question answered.
+
+        Raises:
+            Refusal: If too many wait, or no more are taken.
+        """
+        with self._changed:
+            if not self.alive:
+                raise Refusal(503, "stopping", "this server answers no more questions", wait=5)
+            if len(self._waiting) >= self.queue:
+                wait = max(1, min(30, round(self._seconds * len(self._waiting))))
+                raise Refusal(429, "busy", f"{len(self._waiting)} questions are waiting", wait=wait)
+            job = _Job(asked)
+            self._waiting.append(job)
+            self._changed.notify()
+        return job.answer
+
+    def close(self) -> None:
+        """Answer what waits, and take no more."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            while jobs := self._next():
+                start = time.monotonic()
+                self._answer(jobs)
+                self._seconds += 0.1 * ((time.monotonic() - start) / len(jobs) - self._seconds)
+        finally:
+            # Also where the thread breaks down: nobody waits for an answer that does not come.
+            with self._changed:
+                self._closing = True
+                left = list(self._waiting)
+                self._waiting.clear()
+            for job in left:
+                if job.answer.set_running_or_notify_cancel():
+                    job.answer.set_exception(Refusal(503, "stopping", "the scorer has broken down", wait=5))
+
+    def _next(self) -> list[_Job]:
+        """Return questions to be scored together, when there are some; none when it is time to leave."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                if self.linger and not self._closing:
+                    self._changed.wait_for(lambda: self._closing or self._rows_waiting() >= self.rows, self.linger)
+                jobs = self._take()
+                if jobs or (self._closing and not self._waiting):
+                    return jobs
+
+    def _take(self) -> list[_Job]:
+        """Take the first question and those after it that go with it; whoever asked may have gone."""
+        jobs: list[_Job] = []
+        rows = 0
+        while self._waiting:
+            asked = self._waiting[0].asked
+            if jobs and (rows + len(asked) > self.rows or asked.shape != jobs[0].asked.shape):
+                break
+            job = self._waiting.popleft()
+            if job.answer.set_running_or_notify_cancel():
+                jobs.append(job)
+                rows += len(asked)
+        return jobs
+
+    def _rows_waiting(self) -> int:
+        return sum(len(job.asked) for job in self._waiting)
+
+    def _answer(self, jobs: list[_Job]) -> None:
+        unsent = list(jobs)
+        try:
+            verdicts = self._score(jobs)
+            for job, verdict in zip(jobs, verdicts, strict=True):
+                job.answer.set_result(verdict)
+                unsent.remove(job)
+        finally:
+            for job in unsent:
+                job.answer.set_exception(Refusal(500, "broken", "the scorer has broken down"))
+
+    def _score(self, jobs: list[_Job]) -> list[Verdict]:
+        questions = [job.asked for job in jobs]
+        if len(questions) == 1:
+            return [self._score_apart(questions[0])]
+        medias = [asked.media for asked in questions]
+        texts = [text for asked in questions for text in asked.prompts]
+        try:
+            rewards = self._call(_joined(medias), texts, _apart([asked.group for asked in questions]))
+        except RewardError:
+            return [self._score_apart(asked) for asked in questions]
+        ends = torch.tensor([len(asked) for asked in questions]).cumsum(0).tolist()
+        return [
+            Verdict(rewards[end - len(asked) : end], (None,) * len(asked))
+            for asked, end in zip(questions, ends, strict=True)
+        ]
+
+    def _score_apart(self, asked: Asked) -> Verdict:
+        """Score one question in calls of at most `rows`; where one fails, sample by sample or group by group."""
+        media, everything = asked.media, torch.arange(len(asked))
+        smallest = list(everything.split(1))
+        pieces = list(everything.split(self.rows))
+        if self.loaded.model.scope == "group" and asked.group is not None:
+            pieces = smallest = [(asked.group == one).nonzero()[:, 0] for one in asked.group.unique()]
+        found: list[tuple[Tensor, Rewards | str]] = []
+        for rows in pieces:
+            answer = self._try(media, asked, rows)
+            if isinstance(answer, str) and pieces is not smallest:
+                found += [(row, self._try(media, asked, row)) for row in rows.split(1)]
+            else:
+                found.append((rows, answer))
+        return _verdict(found, len(asked))
+
+    def _try(self, media: Media, asked: Asked, rows: Tensor) -> Rewards | str:
+        group = None if asked.group is None else asked.group[rows]
+        try:
+            return self._call(media[rows], [asked.prompts[row] for row in rows.tolist()], group)
+        except RewardError as error:
+            return str(error)
+
+    def _call(self, media: Media, prompts: Sequence[str], group: Tensor | None) -> Rewards:
+        with torch.no_grad():
+            rewards = self.loaded(media=media, prompts=prompts, group=group)
+        return Rewards(rewards.value.cpu(), {name: part.cpu() for name, part in rewards.parts.items()})
+
+
+def _verdict(found: Sequence[tuple[Tensor, Rewards | str]], count: int) -> Verdict:
+    names = next((list(answer.parts) for _, answer in found if isinstance(answer, Rewards)), [])
+    columns = {name: torch.full((count,), torch.nan) for name in ("", *names)}
+    errors: list[str | None] = [None] * count
+    for rows, answer in found:
+        if isinstance(answer, str):
+            for row in rows.tolist():
+                errors[row] = answer
+        else:
+            for name, column in {"": answer.value, **answer.parts}.items():
+                columns[name][rows] = column
+    return Verdict(Rewards(columns[""], {name: columns[name] for name in names}), tuple(errors))
+
+
+def _joined(medias: Sequence[Media]) -> Media:
+    sources = [media.source for media in medias]
+    source = _joined([one for one in sources if one is not None]) if sources[0] is not None else None
+    return Media(torch.cat([media.pixels for media in medias]), medias[0].fps, source)
+
+
+def _apart(groups: Sequence[Tensor | None]) -> Tensor | None:
+    """Return group ids of several questions, renumbered so that no two questions share one."""
+    given = [group for group in groups if group is not None]
+    if not given:
+        return None
+    ids, first = [], 0
+    for group in given:
+        own = group.unique(return_inverse=True)[1]
+        ids.append(own + first)
+        first += int(own.max()) + 1
+    return torch.cat(ids)

@@ -1,0 +1,319 @@
+"""What a reward server and its clients say to each other: version 1 of the protocol. Nothing in it can run code.
+
+A question is the body of `POST /v1/score`, in one of two forms:
+
+    application/x-safetensors   tensors "pixels" `[B, F, 3, H, W]` (uint8, or float16 or float32 in [0, 1]), "source" of
+                                the same kind where samples were made from something, and "group" `[B]` (int64) where
+                                the model compares; the metadata's "request" is a JSON object (`Question`)
+    application/json            a `Drawing`: the same object with PNG, JPEG or WebP files in base64; for hand use
+
+The answer is a JSON object (`Answer`) with one score a sample, null where there is none.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import struct
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image, ImageOps
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from reward_models.base import Media
+
+VERSION = 1
+PROTOCOL = "visalign-reward"
+TENSORS = "application/x-safetensors"
+JSON = "application/json"
+FORMATS = ("PNG", "JPEG", "WEBP")
+HEADER = 8 * 2**20
+"""Most bytes of a safetensors header: 64 long prompts, escaped."""
+DECODERS_RAISE = (OSError, ValueError, SyntaxError, LookupError, TypeError, EOFError, ArithmeticError, struct.error)
+"""What Pillow raises for files that are not what their first bytes promise."""
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Identifier = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
+
+
+class Refusal(Exception):
+    """A question that is not answered.
+
+    Attributes:
+        status: HTTP status.
+        code: A word that stays the same from version to version.
+        wait: Seconds after which to ask again; None where that is no use.
+    """
+
+    def __init__(self, status: int, code: str, message: str, wait: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.wait = status, code, wait
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Question(_Strict):
+    """What is asked about the tensors beside it."""
+
+    version: Literal[1]
+    id: Identifier
+    prompts: list[str]
+    fps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+class Drawing(Question):
+    """A question that brings its pictures: each sample is a list of frames, each frame a file in base64."""
+
+    media: list[list[str]]
+    source: list[list[str]] | None = None
+    group: list[Annotated[int, Field(ge=-(2**63), lt=2**63)]] | None = None
+
+
+class Answer(_Strict):
+    """One score a sample, in the order of the question."""
+
+    version: Literal[1]
+    id: Identifier
+    fingerprint: str
+    scores: list[Finite | None]
+    parts: dict[str, list[Finite | None]]
+    errors: list[str | None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes in one question.
+
+    Attributes:
+        body: Bytes.
+        rows: Samples.
+        frames: Frames of a sample.
+        pixels: Pixels of a frame.
+        total: Pixels of all frames together.
+        prompt: Characters of a prompt.
+    """
+
+    body: int = 64 * 2**20
+    rows: int = 64
+    frames: int = 512
+    pixels: int = 16 * 10**6
+    total: int = 64 * 10**6
+    prompt: int = 32_768
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question that was understood; pixels as they came, uint8 or floating point."""
+
+    id: str
+    prompts: tuple[str, ...]
+    fps: float | None
+    pixels: Tensor
+    source: Tensor | None = None
+    group: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What has to be the same for two questions to be scored together."""
+        source = None if self.source is None else self.source.shape[1:]
+        return (self.pixels.shape[1:], source, self.fps, self.group is None)
+
+    @property
+    def media(self) -> Media:
+        """The samples as scorers take them."""
+        source = None if self.source is None else Media(unit(self.source))
+        return Media(unit(self.pixels), self.fps, source)
+
+
+def unit(pixels: Tensor) -> Tensor:
+    """Return pixels as float32 in [0, 1]."""
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+
+
+def levels(pixels: Tensor) -> Tensor:
+    """Return pixels in [0, 1] as the nearest of 256 levels, uint8."""
+    return (pixels.detach().float() * 255).round().clamp(0, 255).byte()
+
+
+# ---- reading a question ----------------------------------------------------------------------------------------------
+
+
+def read(kind: str, body: bytes, limits: Limits) -> Asked:
+    """Understand a question.
+
+    Raises:
+        Refusal: If it is malformed, or larger than `limits`.
+    """
+    if kind == TENSORS:
+        asked = _read_tensors(body, limits)
+    elif kind == JSON:
+        asked = _read_drawing(body, limits)
+    else:
+        raise Refusal(415, "content_type", f"expected {TENSORS} or {JSON}, got {kind!r:.80}")
+    _check(asked, limits)
+    return asked
+
+
+def _read_tensors(body: bytes, limits: Limits) -> Asked:
+    size = int.from_bytes(body[:8], "little")
+    if len(body) < 8 or size > min(len(body) - 8, HEADER):
+        raise Refusal(400, "malformed", "this is no safetensors file")
+    try:
+        header = _Header.model_validate_json(body[8 : 8 + size])
+        question = Question.model_validate_json(header.metadata.request)
+    except ValidationError as error:
+        raise Refusal(400, "malformed", f"the metadata's request is not understood: {_first(error)}") from error
+    try:
+        tensors = safetensors.torch.load(body)
+    except (SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        raise Refusal(400, "malformed", f"this is no safetensors file: {str(error)[:200]}") from error
+    if "pixels" not in tensors or tensors.keys() - {"pixels", "source", "group"}:
+        raise Refusal(
+            400, "malformed", f"expected tensors pixels, source, group; got {', '.join(sorted(tensors))[:200]}"
+        )
+    group = tensors.get("group")
+    if group is not None and (group.dtype != torch.int64 or group.ndim != 1):
+        raise Refusal(400, "malformed", "group is not a vector of int64")
+    asked = (question.id, tuple(question.prompts), question.fps, tensors["pixels"], tensors.get("source"), group)
+    return Asked(*asked)
+
+
+class _Metadata(BaseModel):
+    request: str
+
+
+class _Header(BaseModel):
+    metadata: _Metadata = Field(alias="__metadata__")
+
+
+def _read_drawing(body: bytes, limits: Limits) -> Asked:
+    try:
+        drawing = Drawing.model_validate_json(body)
+    except ValidationError as error:
+        raise Refusal(400, "malformed", f"the request is not understood: {_first(error)}") from error
+    for what, clips in (("prompts", drawing.prompts), ("media", drawing.media), ("source", drawing.source or ())):
+        if len(clips) > limits.rows:
+            raise Refusal(413, "too_many_samples", f"{len(clips)} {what}, at most {limits.rows} in one request")
+    budget = [limits.total]
+    pixels = _stack(drawing.media, "media", limits, budget)
+    source = None if drawing.source is None else _stack(drawing.source, "source", limits, budget)
+    group = None if drawing.group is None else torch.tensor(drawing.group, dtype=torch.int64)
+    return Asked(drawing.id, tuple(drawing.prompts), drawing.fps, pixels, source, group)
+
+
+def _stack(clips: list[list[str]], what: str, limits: Limits, budget: list[int]) -> Tensor:
+    if not clips or len({len(clip) for clip in clips}) != 1 or not clips[0]:
+        raise Refusal(422, "media", f"{what} needs samples of at least one frame, all of the same number of frames")
+    if len(clips[0]) > limits.frames:
+        raise Refusal(413, "too_many_frames", f"{len(clips[0])} frames, at most {limits.frames} a sample")
+    frames: list[Tensor] = []
+    for row, clip in enumerate(clips):
+        for file in clip:
+            frame = _decode(file, f"{what}[{row}]", limits)
+            budget[0] -= frame.shape[1] * frame.shape[2]
+            if budget[0] < 0:
+                raise Refusal(413, "too_many_pixels", f"more than {limits.total} pixels in one request")
+            if frames and frame.shape != frames[0].shape:
+                raise Refusal(
+                    422, "media", f"{what}[{row}] has another size than the first; ask about each size by itself"
+                )
+            frames.append(frame)
+    return torch.stack(frames).unflatten(0, (len(clips), len(clips[0])))
+
+
+def _decode(file: str, where: str, limits: Limits) -> Tensor:
+    """Return a picture as `[3, H, W]` uint8, upright."""
+    try:
+        content = base64.b64decode(file, validate=True)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            if picture.width * picture.height > limits.pixels:
+                raise Refusal(
+                    413,
+                    "too_many_pixels",
+                    f"{where} has {picture.width} x {picture.height} pixels, at most {limits.pixels}",
+                )
+            if picture.format != "JPEG" and hasattr(picture, "is_animated") and picture.is_animated:
+                raise Refusal(422, "media", f"{where} is animated; send its frames one by one")
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode not in ("RGB", "L", "P", "CMYK") or upright.has_transparency_data:
+                raise Refusal(
+                    422, "media", f"{where} is {upright.mode}, perhaps with transparency; send 8-bit RGB without alpha"
+                )
+            pixels = np.array(upright.convert("RGB"))
+    except binascii.Error as error:
+        raise Refusal(422, "media", f"{where} is not base64") from error
+    except Image.DecompressionBombError as error:
+        raise Refusal(413, "too_many_pixels", f"{where} has far more than {limits.pixels} pixels") from error
+    except DECODERS_RAISE as error:
+        raise Refusal(422, "media", f"{where} is no whole {', '.join(FORMATS)} file") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _first(error: ValidationError) -> str:
+    """Return the first thing wrong, without what was sent."""
+    problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"{'.'.join(map(str, problem['loc'])) or 'JSON'}: {problem['msg']}"[:200]
+
+
+def _check(asked: Asked, limits: Limits) -> None:
+    rows = len(asked.prompts)
+    if rows < 1 or rows > limits.rows:
+        raise Refusal(413 if rows else 422, "too_many_samples", f"{rows} samples, expected 1 to {limits.rows}")
+    longest = max(map(len, asked.prompts))
+    if longest > limits.prompt:
+        raise Refusal(413, "prompt_too_long", f"a prompt of {longest} characters, at most {limits.prompt}")
+    total = 0
+    for what, pixels in (("pixels", asked.pixels), ("source", asked.source)):
+        if pixels is not None:
+            _check_pixels(what, pixels, rows, limits)
+            total += pixels.numel() // 3
+    if total > limits.total:
+        raise Refusal(413, "too_many_pixels", f"{total} pixels, at most {limits.total} in one request")
+    if asked.group is not None and len(asked.group) != rows:
+        raise Refusal(422, "group", f"{len(asked.group)} group ids for {rows} prompts")
+
+
+def _check_pixels(what: str, pixels: Tensor, rows: int, limits: Limits) -> None:
+    shape = tuple(pixels.shape)
+    if pixels.ndim != 5 or shape[2] != 3 or min(shape) < 1:
+        raise Refusal(422, "media", f"{what} are [B, F, 3, H, W], got {list(shape)}")
+    if shape[0] != rows:
+        raise Refusal(422, "media", f"{shape[0]} samples of {what} for {rows} prompts")
+    if shape[1] > limits.frames:
+        raise Refusal(413, "too_many_frames", f"{shape[1]} frames, at most {limits.frames} a sample")
+    if shape[3] * shape[4] > limits.pixels:
+        raise Refusal(413, "too_many_pixels", f"{shape[4]} x {shape[3]} pixels, at most {limits.pixels} a frame")
+    if pixels.dtype == torch.uint8:
+        return
+    if pixels.dtype not in (torch.float16, torch.float32):
+        raise Refusal(
+            422, "media", f"{what} are uint8, float16 or float32, got {str(pixels.dtype).removeprefix('torch.')}"
+        )
+    low, high = torch.aminmax(pixels.float())
+    if not (low >= 0 and high <= 1):  # so that NaN is refused too
+        raise Refusal(422, "media", f"{what} of floating-point numbers are finite and in [0, 1]")
+
+
+# ---- writing one -----------------------------------------------------------------------------------------------------
+
+
+def write(asked: Asked) -> bytes:
+    """Return the body that says `asked`."""
+    question = Question(version=VERSION, id=asked.id, prompts=list(asked.prompts), fps=asked.fps)
+    tensors = {"pixels": asked.pixels, "source": asked.source, "group": asked.group}
+    # Cloned, because safetensors refuses tensors that share memory, as a sample and its source may.
+    given = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items() if tensor is not None}
+    return safetensors.torch.save(given, {"request": question.model_dump_json()})
