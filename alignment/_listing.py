@@ -86,8 +86,11 @@ def _shown(value: object) -> str:
 
 
 def _explained(cls: type) -> dict[str, str]:
-    """Read the docstring's `Attributes:` block: the first sentence of each entry."""
-    block = (inspect.getdoc(cls) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
-    entries = re.split(r"^    (?=\w+: )", block, flags=re.MULTILINE)[1:]
-    pairs = (entry.split(": ", 1) for entry in entries)
-    return {name: re.split(r"(?<=\.)\s", re.sub(r"\s+", " ", text).strip())[0] for name, text in pairs}
+    """Read the docstrings' `Attributes:` blocks, those of base classes first: the first sentence of each entry."""
+    found: dict[str, str] = {}
+    for one in reversed(cls.__mro__):
+        block = inspect.cleandoc(one.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+        entries = re.split(r"^    (?=\w+: )", block, flags=re.MULTILINE)[1:]
+        for name, text in (entry.split(": ", 1) for entry in entries):
+            found[name] = re.split(r"(?<=\.)\s", re.sub(r"\s+", " ", text).strip())[0]
+    return found

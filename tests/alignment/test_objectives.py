@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,11 @@ from alignment.batches import Samples, Transitions
 from alignment.errors import ConfigError
 from alignment.objectives._noising import Point
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
+from alignment.objectives.guarded_surrogate import GuardedSurrogate
 from alignment.objectives.nft import NFT
+from alignment.objectives.spo import SPO
 from alignment.objectives.weighted_matching import WeightedMatching
+from samplers import Step
 from samplers.path import RectifiedFlow, VariancePreserving
 
 PATH = RectifiedFlow()
@@ -139,6 +143,46 @@ def test_a_step_weight_multiplies_the_surrogate(weight: str, factor: float) -> N
     v = batch.velocity[:, 0]
     plain, weighed = (ClippedSurrogate(weight=w).loss(batch, 0, v, None).per_row for w in ("true", weight))
     torch.testing.assert_close(weighed, factor * plain)
+
+
+# ---- its siblings ----------------------------------------------------------------------------------------------------
+
+
+def test_the_parabola_is_lowest_where_its_clip_says() -> None:
+    """At rho = 1 it is the policy gradient; at rho = 1 + clip sign(A) it stands still; beyond, it pulls back."""
+    ratio = torch.tensor([1.0, 1.2, 1.4, 0.8, 0.6], dtype=torch.float64)
+    for sign in (1.0, -1.0):
+        slope = gradient(lambda rho, sign=sign: SPO(clip=0.2).of_ratio(rho, sign * torch.ones_like(rho)), ratio)
+        assert slope[0] == -sign
+        at, beyond = (1, 2) if sign > 0 else (3, 4)
+        assert abs(slope[at]) <= FLOAT32
+        assert sign * slope[beyond] > 0
+
+
+def guarded(batch: Transitions, v: Tensor) -> Tensor:
+    step = Step.from_coefficients(batch.coefficients[:, 0])
+    return GuardedSurrogate().log_ratio(step, batch, 0, v)
+
+
+def test_the_guarded_ratio_is_the_plain_one_centred_and_scaled() -> None:
+    """It is std (log rho + mean |d mu|^2 / (2 std^2)), as the paper writes it."""
+    batch = transitions(torch.randn(ROWS, ACTIONS))
+    v = batch.velocity[:, 0] + 0.1 * torch.randn(ROWS, *LATENT)
+    plain = log_prob(batch, v) - log_prob(batch, batch.velocity[:, 0])
+    shift = (B * (v - batch.velocity[:, 0])).square().flatten(1).mean(dim=1, keepdim=True)
+    expected = STD * (plain + shift / (2 * STD**2))
+    torch.testing.assert_close(guarded(batch, v).double(), expected.double(), rtol=1e-3, atol=1e-6)
+
+
+def test_the_guarded_ratio_is_one_on_average_and_the_plain_one_below() -> None:
+    batch = transitions(torch.randn(ROWS, ACTIONS))
+    many = 20_000
+    start = (A * batch.x + B * batch.velocity)[:, :, None]
+    batch = replace(batch, x_next=start + STD * torch.randn(ROWS, 1, many, *LATENT))
+    v = batch.velocity[:, 0] + 1.0
+    noise = (B / many**0.5) * 5  # five standard errors of a mean of d mu z, at most |d mu| each
+    assert guarded(batch, v).mean(dim=1).abs().max() <= abs(noise)
+    assert (log_prob(batch, v) - log_prob(batch, batch.velocity[:, 0])).mean(dim=1).max() < 0
 
 
 # ---- DiffusionNFT ----------------------------------------------------------------------------------------------------

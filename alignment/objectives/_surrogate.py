@@ -1,0 +1,113 @@
+"""What the policy-gradient objectives on transitions share: ratios, step weights, the distance to the reference."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from alignment.batches import Batch, Transitions
+from alignment.context import Context
+from alignment.errors import ConfigError
+from alignment.objectives.base import Learn, Loss, Objective
+from samplers import Step
+from samplers.step import per_row
+
+
+@dataclass(frozen=True)
+class Surrogate(Objective[Transitions]):
+    """A loss made of ratios rho and credit A, averaged over samples and trained steps.
+
+    rho = exp(l - l_old), with l the log density of the recorded action averaged over the latent's elements; clip ranges
+    are in those units (for 65,536 elements, 1e-4 allows a summed log ratio of 6.55). Where several actions leave one
+    state the network runs once for all of them.
+
+    Attributes:
+        clip: How far a ratio may go.
+        kl: Weight of the step's Gaussian divergence from the reference, averaged over elements; 0 for none.
+        weight: What multiplies a step's loss, with dL/dv = A z |b| / std at rho = 1: "true" leaves it; "equal" gives
+            std / |b|, so that every step pulls alike (late steps of Flow-SDE otherwise hold most of the gradient and
+            none of the signal); "sigma" gives std (TempFlow-GRPO's noise-aware weight, unnormalised).
+    """
+
+    clip: float = 1e-4
+    kl: float = 0.0
+    weight: Literal["true", "equal", "sigma"] = "true"
+    consumes: ClassVar[type[Batch]] = Transitions
+
+    def __post_init__(self) -> None:
+        if self.clip <= 0 or self.kl < 0:
+            raise ConfigError(f"objective needs clip > 0 and kl >= 0, got {self.clip} and {self.kl}")
+
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """The reference, where there is a KL term."""
+        return ("reference",) if self.kl > 0 else ()
+
+    def __call__(self, ctx: Context, batch: Transitions, learn: Learn) -> None:
+        """Visit the trained steps in order; each is learned from inside the pipeline's own step."""
+        reference: dict[int, Tensor] = {}
+        if self.kl > 0:
+            with ctx.policy.using("reference"):
+                ctx.policy.replay(batch, lambda k, v: reference.update({k: v.float()}), grad=False)
+        ctx.policy.replay(batch, lambda k, v: learn(self.loss(batch, k, v, reference.get(k))), grad=True)
+
+    def loss(self, batch: Transitions, k: int, velocity: Tensor, reference: Tensor | None) -> Loss:
+        """Return the loss of the k-th trained step, each row's 1/K share.
+
+        Args:
+            batch: n rows, K steps, A actions.
+            k: Column of the step.
+            velocity: `[n, *latent]`, the model output now, with graph.
+            reference: The same under the reference weights, where there is a KL term.
+        """
+        step = Step.from_coefficients(batch.coefficients[:, k])
+        ratio = self.log_ratio(step, batch, k, velocity).exp()
+        loss = self._step_weight(step) * self.of_ratio(ratio, batch.advantage).mean(dim=1)
+        metrics = _ratio_metrics(ratio.detach(), int(batch.index[0, k]), self.clip)
+        if reference is not None:
+            x = batch.x[:, k]
+            divergence = step.kl(x[:, None], velocity[:, None], reference[:, None]).flatten(1).mean(dim=1)
+            loss = loss + self.kl * divergence
+            metrics["kl/reference"] = divergence.detach()
+        return Loss(loss / batch.index.shape[1], metrics)
+
+    @abstractmethod
+    def of_ratio(self, ratio: Tensor, advantage: Tensor) -> Tensor:
+        """Return what is minimised, `[n, A]`, of ratios and credit of that shape."""
+
+    def log_ratio(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> Tensor:
+        """Return `[n, A]`: log rho of each action of the k-th trained step."""
+        x, x_next = batch.x[:, k], batch.x_next[:, k]
+        return mean_log_prob(step, x, velocity, x_next) - mean_log_prob(step, x, batch.velocity[:, k], x_next)
+
+    def _step_weight(self, step: Step) -> Tensor:
+        match self.weight:
+            case "true":
+                return torch.ones_like(per_row(step.std))
+            case "equal":
+                return per_row(step.std) / per_row(step.b.abs())
+            case "sigma":
+                return per_row(step.std)
+
+
+def mean_log_prob(step: Step, x: Tensor, velocity: Tensor, x_next: Tensor) -> Tensor:
+    """Return `[n, A]` float32: the log density of each action, averaged over the latent's elements."""
+    return step.log_prob(x[:, None], velocity[:, None], x_next).flatten(2).mean(dim=2)
+
+
+def _ratio_metrics(ratio: Tensor, index: int, clip: float) -> dict[str, Tensor]:
+    outside = ((ratio - 1).abs() > clip).float()
+    return {
+        "ratio/mean": ratio,
+        "ratio/max": ratio,
+        "ratio/min": ratio,
+        "ratio/first_error_max": (ratio - 1).abs(),
+        f"ratio/step_{index}_mean": ratio,
+        f"ratio/step_{index}_max": ratio,
+        f"ratio/step_{index}_min": ratio,
+        "clip/fraction": outside,
+    }

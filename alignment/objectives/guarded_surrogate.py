@@ -1,0 +1,43 @@
+"""GRPO-Guard: ratios that are centred, and alike at every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alignment.batches import Transitions
+from alignment.objectives._surrogate import Surrogate
+from samplers import Step
+from samplers.step import expand
+
+
+@dataclass(frozen=True)
+class GuardedSurrogate(Surrogate):
+    """The clipped surrogate with log rho replaced by std (log rho + mean |d mu|^2 / (2 std^2)).
+
+    A density ratio is below 1 on average, by mean |d mu|^2 / (2 std^2), so that clipping cuts one side more than the
+    other, and it spreads differently at every step. The replacement equals mean(d mu z), with z the noise that drew the
+    action: its mean is 0 and its spread that of d mu alone.
+
+    Attributes:
+        clip: In the units of the new ratio; std times smaller than one for the plain ratio.
+
+    Source: GRPO-Guard (arXiv 2510.22319), "RatioNorm". The reweighting by 1 / |dt| is left to `weight: equal`, which
+    serves the same end (every step pulls alike) for every dynamics.
+    """
+
+    clip: float = 2e-6
+
+    def of_ratio(self, ratio: Tensor, advantage: Tensor) -> Tensor:
+        """Return the larger, that is the more pessimistic, of the two losses."""
+        return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - self.clip, 1 + self.clip))
+
+    def log_ratio(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> Tensor:
+        """Return the mean over elements of d mu z, `[n, A]`."""
+        before = step.mean(batch.x[:, k], batch.velocity[:, k])[:, None]
+        shift = step.mean(batch.x[:, k], velocity)[:, None] - before
+        drawn = batch.x_next[:, k] - before  # std z
+        std = expand(step.for_actions().std, drawn)
+        return (shift * torch.where(std > 0, drawn / std, 0)).flatten(2).mean(dim=2)
