@@ -28,6 +28,7 @@ class OnPolicyPairs(Source[Pairs]):
         group_size: Samples a prompt, >= 2.
         reward: What scores the samples.
         margin: Least difference of two scores that is a preference, >= 0; a tie never is one.
+        strength: What a preference weighs: "one", or the "difference" of the two scores.
         weights: Which weights sample.
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
         overlap: Score the samples of one pipeline call while the next one makes its own. The result is the same.
@@ -39,6 +40,7 @@ class OnPolicyPairs(Source[Pairs]):
     reward: RewardModel
     group_size: int = 8
     margin: float = 0.0
+    strength: Literal["one", "difference"] = "one"
     weights: Literal["live", "behaviour"] = "live"  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
     prompts_per_call: int | None = None
     overlap: bool = True
@@ -64,12 +66,12 @@ class OnPolicyPairs(Source[Pairs]):
             rejected=made.x0[worst],
             advantage=preferred,
         )
-        paired = ctx.world.gather(preferred).mean().item()
+        paired = (ctx.world.gather(preferred) > 0).float().mean().item()
         metrics = {**reward_metrics(everywhere, ids), "pairs/fraction": paired}
         return Experience(batch, metrics, made.media, made.texts, made.rewards, made.seconds)
 
     def _extremes(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (row of the best, row of the worst, 1 where that is a preference) of each group, `[P]` each.
+        """Return (row of the best, row of the worst, what that preference weighs) of each group, `[P]` each.
 
         Args:
             scores: `[P, G]`, NaN where a sample has none: it is neither.
@@ -78,4 +80,6 @@ class OnPolicyPairs(Source[Pairs]):
         high, best = scores.masked_fill(unscored, -torch.inf).max(dim=1)
         low, worst = scores.masked_fill(unscored, torch.inf).min(dim=1)
         first = torch.arange(len(scores)) * self.group_size
-        return first + best, first + worst, ((high > low) & (high - low >= self.margin)).float()
+        preferred = (high > low) & (high - low >= self.margin)
+        weight = torch.ones_like(high) if self.strength == "one" else high - low
+        return first + best, first + worst, torch.where(preferred, weight, 0.0)

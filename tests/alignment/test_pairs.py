@@ -1,4 +1,4 @@
-"""Diffusion-DPO, and pairs made on policy."""
+"""Preferences: pairs made on policy, and the objectives that learn from them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from alignment.loop import Trainer
 from alignment.objectives._noising import draw_points, mean_square
 from alignment.objectives.base import Loss
 from alignment.objectives.dpo import DPO
+from alignment.objectives.ipo import IPO
+from alignment.objectives.rebel import REBEL
 from alignment.run import Optimizer
 from alignment.sources.on_policy_pairs import OnPolicyPairs
 from samplers.times import Times
@@ -73,8 +75,8 @@ def test_swapping_the_sides_swaps_the_margin(trainer: Trainer) -> None:
     _, there, _ = learned(trainer, batch)
     _, back, _ = learned(trainer, replace(batch, chosen=batch.rejected, rejected=batch.chosen))
     _, sign, _ = learned(trainer, replace(batch, advantage=-batch.advantage))
-    torch.testing.assert_close(back["dpo/margin"], -there["dpo/margin"], rtol=SAME, atol=SAME)
-    torch.testing.assert_close(sign["dpo/margin"], -there["dpo/margin"], rtol=SAME, atol=SAME)
+    torch.testing.assert_close(back["pairs/gain"], -there["pairs/gain"], rtol=SAME, atol=SAME)
+    torch.testing.assert_close(sign["pairs/gain"], -there["pairs/gain"], rtol=SAME, atol=SAME)
 
 
 def test_a_pair_of_one_sample_twice_pulls_nowhere(trainer: Trainer) -> None:
@@ -123,6 +125,31 @@ def test_it_moves_the_mass_to_the_preferred_spot(folder: Path) -> None:
     made.runtime.close()
     first, last = (sum(line["reward/mean"] for line in part) / 5 for part in (lines[:5], lines[-5:]))
     assert last - first >= RISE
+
+
+def test_ipo_stands_still_at_the_gain_it_aims_at_and_pulls_back_beyond() -> None:
+    one = torch.ones(3)
+    gain = torch.tensor([0.0, 1 / 200, 1.0], requires_grad=True)
+    (slope,) = torch.autograd.grad(IPO(beta=100.0).of_gain(gain, one).sum(), gain)
+    assert slope[0] < 0
+    assert slope[1].abs() <= SAME
+    assert slope[2] > 0
+
+
+def test_rebel_costs_the_squared_difference_of_rewards_at_the_start_and_nothing_where_it_is_explained() -> None:
+    difference = torch.tensor([0.5, -2.0])
+    rebel = REBEL(eta=0.1)
+    torch.testing.assert_close(rebel.of_gain(torch.zeros(2), difference), difference.square())
+    assert rebel.of_gain(0.1 * difference, difference).abs().max() <= SAME
+    # Both sides swapped, and with them the sign of both: the same loss.
+    gain = torch.tensor([0.3, 0.2])
+    torch.testing.assert_close(rebel.of_gain(gain, difference), rebel.of_gain(-gain, -difference))
+
+
+def test_a_preference_may_weigh_the_difference_of_scores() -> None:
+    source = OnPolicyPairs(1, REWARD, group_size=3, strength="difference")
+    _, _, weight = source._extremes(torch.tensor([[0.5, 2.0, 1.0], [1.0, 1.0, 1.0]]))
+    assert weight.tolist() == [1.5, 0.0]
 
 
 @pytest.mark.parametrize("wrong", [{"beta": 0.0}, {"points": 0}])

@@ -1,0 +1,80 @@
+"""What objectives on pairs share: both sides noised alike, against a frozen copy, point by point."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from alignment.batches import Batch, Pairs
+from alignment.context import Context
+from alignment.errors import ConfigError
+from alignment.objectives._noising import draw_points, frozen_answers, mean_square
+from alignment.objectives.base import Learn, Loss, Objective
+from samplers.times import Times
+
+
+@dataclass(frozen=True)
+class Pairwise(Objective[Pairs]):
+    """A loss made of how much further the error fell on one sample of a pair than on the other.
+
+    With e(x) = mean |network(x_t) - target|^2 at the same time and noise for both samples and both policies, in the
+    network's own space (noise, v, velocity or sample), and D(x) = e(x) - e_frozen(x), the gain of a pair is
+    D(rejected) - D(chosen).
+
+    Attributes:
+        times: Distribution of the noised copies' times.
+        points: Noised copies a pair.
+    """
+
+    times: Times = Times()
+    points: int = 1
+    consumes: ClassVar[type[Batch]] = Pairs
+
+    def __post_init__(self) -> None:
+        if self.points < 1:
+            raise ConfigError(f"objective needs points >= 1, got {self.points}")
+
+    @property
+    def frozen(self) -> str:
+        """The frozen copy that errors are compared with."""
+        return "reference"
+
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """That copy."""
+        return (self.frozen,)
+
+    @abstractmethod
+    def of_gain(self, gain: Tensor, advantage: Tensor) -> Tensor:
+        """Return what is minimised, `[n]`, of gains and preferences `[n]`."""
+
+    def __call__(self, ctx: Context, batch: Pairs, learn: Learn) -> None:
+        """Noise both sides alike, ask the frozen copy, then learn point by point."""
+        sides = (draw_points(ctx, batch, x0, self.times, self.points) for x0 in (batch.chosen, batch.rejected))
+        points = [point for pair in zip(*sides, strict=True) for point in pair]
+        frozen = frozen_answers(ctx, batch, points, self.frozen)
+        chosen: list[Tensor] = []  # its graph waits for the rejected side of the same point
+
+        def receive(k: int, velocity: Tensor) -> None:
+            target = points[k].target
+            drift = mean_square(velocity.float() - target) - mean_square(frozen[k] - target)
+            if k % 2 == 0:
+                chosen.append(drift)
+            else:
+                learn(self.loss(batch, chosen.pop(), drift))
+
+        ctx.policy.visit(batch, [(p.x, p.t) for p in points], receive, grad=True)
+
+    def loss(self, batch: Pairs, chosen: Tensor, rejected: Tensor) -> Loss:
+        """Return each row's share of the loss from D of both sides, `[n]` each."""
+        gain = rejected - chosen
+        right = gain.detach() * batch.advantage.sign()
+        metrics = {
+            "pairs/accuracy": (right > 0).float(),
+            "pairs/gain": right,
+            "pairs/chosen_drift": chosen.detach(),
+        }
+        return Loss(self.of_gain(gain, batch.advantage) / self.points, metrics)
