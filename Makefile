@@ -13,7 +13,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-gpu check format coverage pipelines-table golden bench bench-recipes clean distclean
+.PHONY: help install quickstart test test-gpu oracle check format coverage pipelines-table golden bench bench-recipes clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test: $(STAMP) ## Run the whole test-suite on the CPU
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device, kernels compiled
 	TRITON_INTERPRET=0 $(PYTEST) -m gpu
+
+oracle: $(STAMP) ## Compare rewards with the packages hpsv2 and image-reward, installed in .oracle (6 GB, Python 3.11)
+	$(PYTEST) -m oracle -s tests/oracle
 
 check: $(STAMP) ## Format, lint, types, imports and the fast tests
 	$(BIN)/ruff format --check .
@@ -73,5 +76,5 @@ clean: ## Remove caches and build products; runs and .venv stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist build
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-distclean: clean ## Remove the environment too
-	rm -rf $(VENV)
+distclean: clean ## Remove the environments too
+	rm -rf $(VENV) .oracle

@@ -1,10 +1,11 @@
 """What every reward model keeps, whatever it scores; a new file in `reward_models/` is tested without being named here.
 
-A model whose fields have no defaults adds a line to `ARGUMENTS`, one that judges captions of its own to `CAPTIONS`.
+A model whose fields have no defaults adds a line to `ARGUMENTS`, one that needs a checkpoint writes a tiny one in
+`tests/tiny_rewards.py`, and one with a language of its own adds two sentences to `LANGUAGES`.
 """
 
 import importlib
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from reward_models.judges.bradley_terry import BradleyTerry
 from reward_models.weighted import WeightedPart
 from tests.reward_models.bright_vlm import BrightVlm
 from tests.reward_models.served import served
+from tests.tiny_rewards import TINY
 
 CPU = torch.device("cpu")
 FOLDER = Path(reward_models.__file__).parent
@@ -37,13 +39,22 @@ ARGUMENTS = {
     "win_rate": {"judge": BradleyTerry(Colour())},
     "weighted": {"parts": {"red": WeightedPart(Colour(), 0.5), "blue": WeightedPart(Colour("blue"))}},
 }
-PROMPTS = ["two red circles", "a green triangle", "two red circles", "a green triangle"]
-CAPTIONS = {"motion": ["a red circle moves left", "a blue square moves up"] * 2}
+SLOW = {"hpsv3", "videoalign"}  # their instructions are thousands of letters, and a tiny vocabulary has only letters
+LANGUAGES = {
+    "geneval": ("a photo of two dogs", "a photo of a red car and a green bench"),
+    "motion": ("a red circle moves left", "a blue square moves up"),
+    "ocr": ('a sign that says "OPEN"', 'a shirt with "7 days" on it'),
+}
 GROUP = torch.tensor([7, 3, 7, 3])
 
 
+def class_of(name):
+    classes = vars(importlib.import_module(f"reward_models.{name}")).items()
+    return next(kind for title, kind in classes if title.lower() == name.replace("_", "") and isinstance(kind, type))
+
+
 def build(name):
-    kind = getattr(importlib.import_module(f"reward_models.{name}"), "".join(w.title() for w in name.split("_")))
+    kind = class_of(name)
     needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
     missing = needed - set(ARGUMENTS.get(name, {}))
     assert not missing, f"{kind.__name__} has no default for {sorted(missing)}: give it one, or a line in ARGUMENTS"
@@ -56,27 +67,34 @@ def server():
         yield url
 
 
-@pytest.fixture(params=NAMES)
-def model(request):
-    if request.param == "remote":
-        ARGUMENTS["remote"] = {"url": request.getfixturevalue("server"), "pixels": "float32"}
-    return build(request.param)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NAMES])
+def name(request):
+    return request.param
 
 
 @pytest.fixture
-def prompts(model):
-    return CAPTIONS.get(type(model).__module__.rsplit(".", 1)[1], PROMPTS)
+def model(name, request, tiny_rewards):
+    if name == "remote":
+        ARGUMENTS["remote"] = {"url": request.getfixturevalue("server"), "pixels": "float32"}
+    return tiny_rewards(name) if name in TINY else build(name)
+
+
+@pytest.fixture
+def prompts(name):
+    one, other = LANGUAGES.get(name, ("two red circles", "a green triangle"))
+    return [one, other, one, other]
 
 
 @pytest.fixture
 def media():
-    return Media(torch.rand(4, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    return Media(torch.rand(4, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), fps=8.0)
 
 
-def test_it_is_a_frozen_reward_model(model):
+def test_it_is_a_frozen_reward_model(name, model):
     assert isinstance(model, RewardModel)
     assert isinstance(model.differentiable, bool)
-    assert model == build(type(model).__module__.rsplit(".", 1)[1])
+    assert model == replace(model)
+    assert type(model) is class_of(name)
     assert type(model).__dataclass_params__.frozen
 
 
@@ -92,8 +110,8 @@ def test_the_score_of_a_batch_is_the_scores_of_its_rows_or_groups(model, media, 
     whole = scorer(media=media, prompts=prompts, group=GROUP)
     parts = [torch.tensor([i]) for i in range(4)] if model.scope == "sample" else [GROUP == 7, GROUP == 3]
     for rows in parts:
-        texts = [prompts[i] for i in torch.arange(4)[rows].tolist()]
-        alone = scorer(media=media[rows], prompts=texts, group=GROUP[rows])
+        some = [prompts[i] for i in torch.arange(4)[rows].tolist()]
+        alone = scorer(media=media[rows], prompts=some, group=GROUP[rows])
         torch.testing.assert_close(alone.value, whole.value[rows], equal_nan=True)
         for name, part in whole.parts.items():
             torch.testing.assert_close(alone.parts[name], part[rows], equal_nan=True)
@@ -124,7 +142,7 @@ def test_it_leaves_the_pixels_alone(model, media, prompts):
 
 def test_gradients_reach_the_pixels_if_and_only_if_declared(model, media, prompts):
     pixels = media.pixels.requires_grad_()
-    value = load_reward(model, device=CPU)(media=Media(pixels), prompts=prompts, group=GROUP).value
+    value = load_reward(model, device=CPU)(media=replace(media, pixels=pixels), prompts=prompts, group=GROUP).value
     assert value.requires_grad == model.differentiable
     if model.differentiable:
         value.sum().backward()
