@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from reward_models._extras import extra
@@ -37,17 +37,22 @@ _OLD_BUFFERS = r"(text_model|vision_model)\.embeddings\.position_ids"
 
 
 class Towers(Protocol):
-    """A loaded CLIP model.
+    """A loaded CLIP model."""
 
-    Attributes:
-        scale: Learned factor of the cosine, about 100.
-        width: Length of the vectors.
-        provenance: What it was loaded from.
-    """
+    @property
+    def scale(self) -> float:
+        """Learned factor of the cosine, about 100."""
+        ...
 
-    scale: float
-    width: int
-    provenance: Provenance
+    @property
+    def width(self) -> int:
+        """Length of the vectors."""
+        ...
+
+    @property
+    def provenance(self) -> Provenance:
+        """What it was loaded from."""
+        ...
 
     def pictures(self, pixels: Tensor) -> Tensor:
         """Return unit vectors `[N, D]` float32 of pictures `[N, 3, H, W]` in [0, 1], with their gradient."""
@@ -134,12 +139,12 @@ def load_hub_clip(
     Raises:
         RewardError: If this is no CLIP model, or its preprocessing is not the one CLIP models have.
     """
-    from transformers import AutoConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
+    from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, CLIPModel
 
     try:
         config = AutoConfig.from_pretrained(weights)
         pictures = CLIPImageProcessor.from_pretrained(processor)
-        tokenizer = CLIPTokenizerFast.from_pretrained(processor)
+        tokenizer = AutoTokenizer.from_pretrained(processor)
     except (OSError, ValueError, TypeError) as error:
         raise RewardError(f"{name}: {weights} and {processor} do not hold a CLIP model: {error}") from error
     if config.model_type != "clip":
@@ -225,7 +230,7 @@ def load_open_clip(
     config = _architecture(name, open_clip, architecture)
     try:
         with torch.device("meta"):
-            model: nn.Module = open_clip.CLIP(**config)
+            model = open_clip.CLIP(**config)
     except (TypeError, KeyError) as error:
         raise RewardError(f"{name}: {architecture} is not a plain CLIP architecture of open_clip: {error}") from error
     fill(name, model, read_state(name, file))

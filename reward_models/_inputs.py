@@ -17,7 +17,7 @@ _OUTSIDE = 1e-3
 """How far a pixel may lie outside [0, 1]: half-precision decoders overshoot by less."""
 
 
-def check_prompts(name: str, prompts: Sequence[str]) -> None:
+def check_prompts(name: str, prompts: Sequence[object]) -> None:
     """Refuse prompts that say nothing, or that nobody means.
 
     Args:

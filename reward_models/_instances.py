@@ -93,15 +93,15 @@ def load_detector(name: str, source: str, *, revision: str | None, device: torch
         raise RewardError(f"{name}: {folder} holds no detector: {error}") from error
     if config.model_type != "mask2former":
         raise RewardError(f"{name}: {folder} holds a model of type {config.model_type!r}, expected 'mask2former'")
-    kinds = _kinds(name, folder, config.id2label)
+    kinds = _kinds(name, folder, config.id2label or {})
     load = Mask2FormerForUniversalSegmentation.from_pretrained
     model = load_pretrained(name, load, folder, config=config, dtype=dtype, unused=r".*relative_position_index")
     files: Sequence[Path] = sorted([*folder.glob("*.safetensors")] or [*folder.glob("*.bin")])
     return Detector(model.to(device), processor, kinds, Provenance(tuple(files), str(processor)))
 
 
-def _kinds(name: str, folder: Path, labels: Mapping[int, str]) -> dict[int, str]:
-    named = {number: _OTHER_NAMES.get(label.lower(), label.lower()) for number, label in labels.items()}
+def _kinds(name: str, folder: Path, labels: Mapping[Any, str]) -> dict[int, str]:
+    named = {int(number): _OTHER_NAMES.get(label.lower(), label.lower()) for number, label in labels.items()}
     if lacking := sorted(set(OBJECTS) - set(named.values())):
         raise RewardError(
             f"{name}: the detector in {folder} does not know {len(lacking)} of GenEval's {len(OBJECTS)} objects: "

@@ -28,7 +28,9 @@ def linear_head(name: str, state: Mapping[str, Tensor], width: int) -> nn.Module
     """
     with torch.device("meta"):
         sizes = zip(_PLACES, (width, *_WIDTHS), _WIDTHS, strict=False)
-        layers = OrderedDict((f"{place}", nn.Linear(before, after)) for place, before, after in sizes)
-        head = nn.Sequential(OrderedDict(layers=nn.Sequential(layers)))
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            (f"{place}", nn.Linear(before, after)) for place, before, after in sizes
+        )
+        head = nn.Sequential(OrderedDict[str, nn.Module](layers=nn.Sequential(layers)))
     fill(f"{name}, head", head, {key: weight.float() for key, weight in state.items()})
     return head.requires_grad_(False).eval()

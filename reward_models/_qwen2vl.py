@@ -163,7 +163,7 @@ def load_reader(
         what: What there is to load.
         state: The checkpoint, adapters merged, with the names of transformers 4.45 or later ones.
         head: On the meta device; its weights are called "rm_head.0.weight" and so on.
-        files: What the fingerprint is taken of.
+        files: Where the state came from.
         device: Where it runs.
 
     Raises:

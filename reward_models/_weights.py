@@ -32,7 +32,7 @@ _NAMED = 3
 """How many weights a message names."""
 
 _BLOCK = 1 << 24
-"""Bytes read at once, to take a file's fingerprint."""
+"""Bytes read at once, to take a file's digest."""
 
 
 def torch_dtype(name: Dtype) -> torch.dtype:
@@ -230,7 +230,7 @@ class Provenance:
     files: tuple[Path, ...]
     preprocessing: str
 
-    def fingerprint(self) -> str:
+    def sha256(self) -> str:
         """Return the SHA-256, in hexadecimal, of the files' contents and of the preprocessing."""
         whole = hashlib.sha256(self.preprocessing.encode())
         for file in self.files:

@@ -94,13 +94,13 @@ class ImageReward(RewardModel):
         Raises:
             RewardError: If a file is missing, damaged, or the checkpoint is not this model's.
         """
-        from transformers import BertTokenizerFast
+        from transformers import AutoTokenizer
 
         file = find_file(_NAME, self.weights, self.revision)
         config = find_file(_NAME, self.med_config, self.revision)
         vocabulary = find_folder(_NAME, self.tokenizer, weights=False)
         try:
-            tokenizer = BertTokenizerFast.from_pretrained(vocabulary)
+            tokenizer = AutoTokenizer.from_pretrained(vocabulary)
         except (OSError, ValueError) as error:
             raise RewardError(f"{_NAME}: {vocabulary} holds no BERT vocabulary: {error}") from error
         state = read_state(_NAME, file)

@@ -42,7 +42,7 @@ INDEPENDENT = (
 DISTRIBUTED = {f"alignment/{part}.py" for part in ("runtime", "world", "checkpoint", "train")}
 EXTRAS = {
     "xformers", "hpsv2", "ImageReward", "open_clip", "wandb", "trackio", "tensorboard", "torch.utils.tensorboard",
-    "pyarrow", "torchao", "bitsandbytes", "fastapi", "uvicorn",
+    "pyarrow", "torchao", "bitsandbytes", "fastapi", "uvicorn", "rapidocr", "onnxruntime",
 }  # fmt: skip
 
 FILE_LINES = 400

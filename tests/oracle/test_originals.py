@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,9 @@ ALONE = ("hpsv2==1.2.0", "image-reward==1.5", "fairscale==0.4.13", "clip-anytorc
 """Without what they say they need: it contradicts itself."""
 
 OPENAI_TINY = {
-    **OPEN_CLIP, "quick_gelu": True, "vision_cfg": {**OPEN_CLIP["vision_cfg"], "head_width": 96},
+    "embed_dim": 64, "quick_gelu": True,
+    "vision_cfg": {"image_size": 224, "layers": 2, "width": 96, "head_width": 96, "patch_size": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 48, "heads": 4, "layers": 2},
 }  # fmt: skip
 OPENAI_BIG = {
     "embed_dim": 768, "quick_gelu": True,
@@ -72,7 +75,7 @@ def python() -> Path:
 
 
 @pytest.fixture(scope="module", params=["tiny", "real"])
-def scored(request: pytest.FixtureRequest, python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scored(request: pytest.FixtureRequest, python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return a folder with checkpoints and the scores the packages give them."""
     folder, tiny = tmp_path_factory.mktemp(request.param), request.param == "tiny"
     (folder / "tiny-clip.json").write_text(json.dumps(OPEN_CLIP))

@@ -43,9 +43,9 @@ def test_pictures_without_antialiasing_score_differently(model, scorer):
     assert abs(old(media=one, prompts=PROMPTS[:1]).value - scorer(media=one, prompts=PROMPTS[:1]).value) > PARITY
 
 
-def test_the_fingerprint_is_of_weights_and_preprocessing(model, scorer):
-    again, old = (kind.load(device=CPU).provenance.fingerprint() for kind in (model, replace(model, antialias=False)))
-    assert scorer.provenance.fingerprint() == again != old
+def test_the_digest_is_of_weights_and_preprocessing(model, scorer):
+    again, old = (kind.load(device=CPU).provenance.sha256() for kind in (model, replace(model, antialias=False)))
+    assert scorer.provenance.sha256() == again != old
     assert len(again) == 64
 
 

@@ -159,14 +159,14 @@ def test_official_checkpoints_are_asked_of_the_hub_by_name(name, monkeypatch):
         class_of(name)().load(device=CPU)
 
 
-def test_a_fingerprint_is_of_every_byte_and_of_the_preprocessing(tmp_path):
+def test_the_digest_is_of_every_byte_and_of_the_preprocessing(tmp_path):
     file = tmp_path / "weights"
     file.write_bytes(b"one")
-    first = Provenance((file,), "crop").fingerprint()
-    assert first == Provenance((file,), "crop").fingerprint()
-    assert first != Provenance((file,), "pad").fingerprint()
+    first = Provenance((file,), "crop").sha256()
+    assert first == Provenance((file,), "crop").sha256()
+    assert first != Provenance((file,), "pad").sha256()
     file.write_bytes(b"two")
-    assert first != Provenance((file,), "crop").fingerprint()
+    assert first != Provenance((file,), "crop").sha256()
 
 
 def test_state_dicts_in_either_format_are_read_alike(tmp_path):
