@@ -96,10 +96,8 @@ def _state(network: str, weights: str) -> dict[str, Tensor]:
         return dict(
             get_weight(f"{family}.{weights}").get_state_dict(progress=False, check_hash=True, weights_only=True)
         )
-    except ValueError as error:
-        raise RewardError(
-            f"{_NAME}: {weights!r} is neither a file nor weights that torchvision has: {error}"
-        ) from error
+    except (KeyError, ValueError) as error:
+        raise RewardError(f"{_NAME}: {weights!r} is neither a file nor weights of {network} in torchvision") from error
     except (URLError, OSError, RuntimeError) as error:
         raise RewardError(
             f"{_NAME}: torchvision could not fetch {weights}: {error}; give the path of a file"
