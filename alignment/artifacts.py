@@ -21,6 +21,7 @@ from peft.utils import get_peft_model_state_dict
 
 from alignment import __version__
 from alignment.errors import CheckpointError
+from alignment.tuning import ADAPTER
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 CARD, CARD_DATA = "README.md", "card.json"
@@ -119,7 +120,7 @@ def _write_lora(folder: Path, denoiser: Any, component: str) -> None:
     (adapter,) = denoiser.active_adapters()
     # PEFT's own names, for UNets too: diffusers' older names cover attention alone, and a file of both loads by half.
     weights = get_peft_model_state_dict(denoiser, adapter_name=adapter)
-    settings = denoiser.peft_config[adapter].to_dict()
+    settings = denoiser.peft_config[ADAPTER].to_dict()
     # JSON has no sets, and theirs is another order in every process.
     settings = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
     # Where every pipeline's `save_lora_weights` ends; called here because not every pipeline has one.

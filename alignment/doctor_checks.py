@@ -196,17 +196,15 @@ def step_formula(patient: Patient) -> Finding:
 
 def pipeline_repeats(patient: Patient) -> Finding:
     """The denoiser answers the same question twice alike: dropout or a forgotten train mode makes every ratio wrong."""
-    apart = (patient.latents() - patient.latents()).abs().max().item()
-    limit = 0.0 if patient.policy.device.type == "cpu" else ROUNDING
-    return at_most(apart, limit, "the same prompt and seed twice", _randomness(patient))
-
-
-def _randomness(patient: Patient) -> str:
     modules = patient.policy.denoiser.named_modules()
     dropping = [name for name, m in modules if m.training and isinstance(m, DROPOUTS) and m.p > 0]
-    if dropping:
-        return f"the denoiser is in train mode and {dropping[0]} drops out: call eval() on it"
-    return "the denoiser or the pipeline draws random numbers of its own"
+    if dropping:  # a call fixes the global random stream, so that only other rows would show it
+        cause = f"the denoiser is in train mode and {dropping[0]} drops out: call eval() on it"
+        return at_most(len(dropping), 0, "layers of the denoiser that drop out at random", cause)
+    apart = (patient.latents() - patient.latents()).abs().max().item()
+    limit = 0.0 if patient.policy.device.type == "cpu" else ROUNDING
+    cause = "the denoiser or the pipeline draws random numbers of its own"
+    return at_most(apart, limit, "the same prompt and seed twice", cause)
 
 
 # ---- the adapter -----------------------------------------------------------------------------------------------------

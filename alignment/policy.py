@@ -176,14 +176,24 @@ class Policy(Weights):
         times = torch.stack([self.path.network_time(t) for _, t in points]).to(self.device)
         alike = bool((times == times[:, :1]).all())  # one time a round, as the pipeline knows it from its own scheduler
         times = times[:, 0] if alike else times.as_subclass(RowTimes)
-        script: list[Round] = [Skip(points[0][0])]
-        for k, (x, _) in enumerate(points):
-            following = points[k + 1][0] if k + 1 < len(points) else None
-            script.append(Visit(x, _numbered(receive, k), following))
         assert self._score is not None
-        before, after = [times[:1]] * (1 + self._score.before), [times[-1:]] * self._score.after
-        conductor = Conductor(script, times=torch.cat([*before, times, *after]))
-        self._differentiable(conductor, batch.prompts, batch.seeds, grad)
+        before, after = self._score.before, self._score.after
+        # What a pipeline leaves out at the start may depend on how many times there are: there are as many as ever.
+        most = self.rounds - 1 if before else len(points)
+        if most == 0:
+            raise PipelineError(f"{type(self.pipe).__name__} takes one step here: no state can be handed to it")
+        for first in range(0, len(points), most):
+            part = points[first : first + most]
+            script: list[Round] = [Skip(part[0][0])]
+            for k, (x, _) in enumerate(part):
+                following = part[k + 1][0] if k + 1 < len(part) else None
+                script.append(Visit(x, _numbered(receive, first + k), following))
+            idle = self.rounds - len(script) if before else 0
+            offered = times[first : first + most]
+            pads = [offered[:1]] * (before + 1), [offered[-1:]] * (idle + after)
+            grid = torch.cat([*pads[0], offered, *pads[1]])
+            conductor = Conductor([*script, *([Skip()] * idle)], times=grid)
+            self._differentiable(conductor, batch.prompts, batch.seeds, grad)
 
     def generate(self, prompts: Sequence[str], seeds: Tensor, arguments: dict[str, object]) -> Media:
         """Make pictures as a user would: the pipeline's own `__call__` and its own scheduler.

@@ -40,7 +40,7 @@ def add_lora(denoiser: Any, lora: Lora, seed: int) -> dict[str, nn.Parameter]:
     Raises:
         ConfigError: If the targets bind no module.
     """
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     targets = list(lora.targets) if lora.targets is not None else lora_targets(denoiser)
     alpha = lora.alpha if lora.alpha is not None else lora.rank
@@ -53,9 +53,11 @@ def add_lora(denoiser: Any, lora: Lora, seed: int) -> dict[str, nn.Parameter]:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        denoiser.add_adapter(
-            LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian"), ADAPTER
-        )
+        config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian")
+        if hasattr(denoiser, "add_adapter"):
+            denoiser.add_adapter(config, ADAPTER)
+        else:  # a network that diffusers has no adapters for
+            inject_adapter_in_model(config, denoiser, ADAPTER)
     trainable = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
     for parameter in trainable.values():
         parameter.data = parameter.data.float()

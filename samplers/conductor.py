@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -203,6 +203,8 @@ class Conductor:
         if not self._states:
             self._edges = call.index or 0, call.offered
         k, action = len(self._calls) - 1, self.action(len(self._calls) - 1)
+        if isinstance(action, Act | Look):  # some pipelines write into their states in place
+            call = replace(call, x=call.x.clone())
         self._calls[k].append(call.stream)
         to_come = self._to_come(k)
         if call.stream in to_come:  # only a question: what follows is answered by a later step of this round
@@ -228,11 +230,11 @@ class Conductor:
             case Native() | Look():
                 return self._native(k, call)
             case Skip(state):
-                return call.x if state is None else self._piece(state, call).to(call.native)
+                return call.x if state is None else self._piece(state, call).to(call.native, copy=True)
             case Visit(expected, _, state):
                 if not torch.equal(call.x.detach().float(), self._piece(expected, call)):
                     raise ReplayMismatch(f"round {k} met another state than the one recorded")
-                return call.x if state is None else self._piece(state, call).to(call.native)
+                return call.x if state is None else self._piece(state, call).to(call.native, copy=True)
             case Solve(solver, to):
                 own = self._solvers.setdefault((id(solver), call.stream), copy.deepcopy(solver))
                 return own.step(self._grid(k, call), k, to, call.x, call.v).to(call.native.dtype)
@@ -261,7 +263,7 @@ class Conductor:
             case Act(dynamics, _):
                 x, v = self._joined(lambda call, _: call.x), self._joined(lambda call, _: call.v)
                 x_next, step = self._joined(lambda _, state: state), take(dynamics, self._joint_grid(k), k, k + 1)
-                self.records[k] = Recorded(x.float(), v.float(), x_next.float(), step.to(x.device))
+                self.records[k] = Recorded(x.float(), v.float(), x_next.float().clone(), step.to(x.device))
             case _:
                 pass
 

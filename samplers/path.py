@@ -115,6 +115,11 @@ def clean(path: Path, x: Tensor, v: Tensor, t: Tensor) -> Tensor:
     return expand(cx, x) * x + expand(cv, x) * v
 
 
+def own_name(scheduler: object) -> str:
+    """Return the name of a scheduler's class, as people know it."""
+    return type(scheduler).__name__.removeprefix("StandIn")
+
+
 def prediction_of(scheduler: object) -> Prediction:
     """Return what the network of this diffusers scheduler predicts.
 
@@ -127,7 +132,7 @@ def prediction_of(scheduler: object) -> Prediction:
         return "flow"
     if name in ("epsilon", "v_prediction", "sample"):
         return name
-    raise ValueError(f"prediction type {name!r} of {type(scheduler).__name__} is unknown")
+    raise ValueError(f"prediction type {name!r} of {own_name(scheduler)} is unknown")
 
 
 def is_flow(scheduler: object) -> bool:
@@ -155,5 +160,5 @@ def read_path(scheduler: object) -> Path:
         table = torch.as_tensor(scheduler.alphas_cumprod)  # type: ignore[attr-defined]
         return VariancePreserving(table, prediction_of(scheduler))
     raise ValueError(
-        f"{type(scheduler).__name__} has neither flow sigmas nor alphas_cumprod, so its forward process is unknown"
+        f"{own_name(scheduler)} has neither flow sigmas nor alphas_cumprod, so its forward process is unknown"
     )

@@ -30,6 +30,8 @@ class _StandIn:
     _stream: int = 0
     _read: Grid | None = None
     _remembers: bool = False
+    _clips: bool = False
+    _outputs: int = 1
     _native_step: Callable[..., Any]
     _native_scaling: Callable[..., Tensor] | None
     _signature: inspect.Signature
@@ -90,9 +92,10 @@ class _StandIn:
         if conductor.times is not None:
             x, v = given["sample"], used_output(self, given)
             state = conductor.advance(Stepped(self._stream, None, x, v, x, self._grid))
-            return SimpleNamespace(prev_sample=state) if given.get("return_dict", True) else (state,)
+            return SimpleNamespace(prev_sample=state) if given.get("return_dict", True) else (state,) * self._outputs
         out = self._native_step(self, *args, **named)
         if isinstance(out, tuple):
+            self.__dict__["_outputs"] = len(out)
             return (conductor.advance(self._stepped(given, out[0])), *out[1:])
         out = copy.copy(out)
         out["prev_sample"] = conductor.advance(self._stepped(given, out.prev_sample))
@@ -106,7 +109,7 @@ class _StandIn:
             v, grid = clean, lambda: answering_clean(self._grid())
         elif tokens is not None:
             grid = lambda: grid_of_tokens(self, self._grid(), index, tokens, x)  # noqa: E731
-        elif clips(self):
+        elif self._clips:
             v = bounded(self, self._grid(), index, x, v)
         return Stepped(self._stream, index, x, v, native, grid, len(self.timesteps), self._remembers)
 
@@ -130,6 +133,7 @@ def stand_in(base: object) -> Any:
         "_native_scaling": staticmethod(cls.scale_model_input) if hasattr(cls, "scale_model_input") else None,
         "_signature": signature,
         "_remembers": remembers(base),
+        "_clips": clips(base),
         "__doc__": cls.__doc__,
     }
     made = type("StandIn" + cls.__name__, (_StandIn, cls), body)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from samplers.grid import Grid, Linear, Point, patched
-from samplers.path import EXPLODING, clean_and_noise, is_flow, prediction_of
+from samplers.path import EXPLODING, clean_and_noise, is_flow, own_name, prediction_of
 
 _MEMORIES = ("model_outputs", "ets", "derivatives")
 """Attributes in which multistep schedulers keep what earlier steps predicted."""
@@ -55,7 +55,7 @@ def read_grid(scheduler: Any, timesteps: Tensor) -> Grid:
         points = _points(torch.stack([scheduler._alpha_cumprod(t, t.device).reshape(()) for t in timesteps]).double())
         return Grid(points[:-1], points[1:], "epsilon", flow=False)
     raise ValueError(
-        f"{type(scheduler).__name__} keeps neither sigmas nor a table of alphas, so its marginals are unknown; use "
+        f"{own_name(scheduler)} keeps neither sigmas nor a table of alphas, so its marginals are unknown; use "
         "FlowMatchEulerDiscreteScheduler for flows, DDIMScheduler for the DDPM family"
     )
 
@@ -68,8 +68,8 @@ def _grid_of_sigmas(scheduler: Any, timesteps: Tensor) -> Grid:
     falls = sigmas.diff() < 0
     if len(sigmas) != len(timesteps) + 1 or not bool(falls[:-1].all()) or not bool(sigmas[-1] <= sigmas[-2]):
         raise ValueError(
-            f"{type(scheduler).__name__} has no first-order grid, one sigma a time step and a last one, each below the "
-            f"one before: it has {[round(s, 4) for s in sigmas.tolist()]} for {len(timesteps)} time steps"
+            f"{own_name(scheduler)} has no first-order grid, one sigma a time step and a last one, each below the one "
+            f"before: it has {[round(s, 4) for s in sigmas.tolist()]} for {len(timesteps)} time steps"
         )
     points, flow = _points_of_sigmas(scheduler, sigmas)
     prediction = prediction_of(scheduler)
@@ -160,8 +160,11 @@ def used_output(scheduler: Any, given: Mapping[str, Any]) -> Tensor:
 
 
 def clips(scheduler: Any) -> bool:
-    """Return whether a step of this scheduler bounds the clean prediction."""
-    return bool(scheduler.config.get("clip_sample") or scheduler.config.get("thresholding"))
+    """Return whether a step of this scheduler bounds the clean prediction: the config asks, and step knows of it."""
+    asked = {"clip_sample": "clip_sample", "thresholding": "_threshold_sample"}
+    step = inspect.unwrap(type(scheduler).step)
+    known = step.__code__.co_names
+    return any(scheduler.config.get(key) and name in known for key, name in asked.items())
 
 
 def bounded(scheduler: Any, grid: Grid, i: int, x: Tensor, v: Tensor) -> Tensor:
@@ -179,7 +182,7 @@ def bounded(scheduler: Any, grid: Grid, i: int, x: Tensor, v: Tensor) -> Tensor:
     return (clean - cx * x) / cv
 
 
-def answering_clean(grid: Grid, i: int) -> Grid:
+def answering_clean(grid: Grid) -> Grid:
     """Return the grid of a step that is handed the clean prediction itself, in place of the network's output."""
     clean = [(0.0, 1.0)] * len(grid)
     return Grid(grid.departures, grid.arrivals, "sample", grid.flow, tuple(clean))
