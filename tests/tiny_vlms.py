@@ -39,8 +39,8 @@ GAIN = 4.0
 """Initial matrices are scaled up by this, or every answer would be nearly uniform."""
 
 
-def tokenizer() -> Qwen2Tokenizer:
-    """Return a byte-level tokenizer that knows yes and no as words."""
+def tokenizer(**named: str) -> Qwen2Tokenizer:
+    """Return a byte-level tokenizer that knows yes and no as words, and tokens that a processor asks for by name."""
     words = sorted(ByteLevel.alphabet())
     merges: list[tuple[str, str]] = []
     for spelling in SPELLINGS:
@@ -55,6 +55,7 @@ def tokenizer() -> Qwen2Tokenizer:
         merges=merges,
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
+        extra_special_tokens=named,
     )
     made.add_tokens(list(SPECIAL), special_tokens=True)
     return made

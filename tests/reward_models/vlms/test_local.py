@@ -13,6 +13,7 @@ from transformers import CLIPConfig, CLIPModel, Qwen2Config, Qwen2ForCausalLM
 from reward_models.base import RewardError
 from reward_models.vlms.base import CUE, Question
 from reward_models.vlms.local import Local, LocalReader
+from tests.other_vlms import OTHERS, save_other_vlm
 from tests.tiny_vlms import FAMILIES, save_tiny_vlm, tokenizer
 
 CPU = torch.device("cpu")
@@ -175,6 +176,17 @@ def test_a_template_that_thinks_is_told_not_to(folders, tmp_path):
     assert not text.endswith("<think>")
     told = Local(str(folder), template={"enable_thinking": True}).load(device=CPU)
     assert told._text(asked(clips(1, 1))[0], False).endswith("<think>")
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_by_the_same_classes(family, tmp_path):
+    reader = Local(str(save_other_vlm(tmp_path, family)), clips="frames").load(device=CPU)
+    pixels = clips(2, 2).requires_grad_()
+    whole = reader.verdicts(asked(pixels))
+    alone = torch.cat([reader.verdicts([question]).yes for question in asked(pixels)])
+    torch.testing.assert_close(whole.yes, alone, rtol=0, atol=ROUNDING)
+    whole.log_odds.sum().backward()
+    assert (pixels.grad.flatten(2).abs().sum(2) > 0).all()
 
 
 # What cannot be a judge
