@@ -13,17 +13,18 @@ from torch import Tensor
 
 from alignment.draw import Draw
 from alignment.errors import DataError
-from alignment.media import Picture, check_picture, find
+from alignment.media import Clip, Picture, find_clip, find_picture
 from reward_models._task import check_prompt
 from reward_models.base import RewardError
 
+_CLIPS = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif")
 _TOLD = 5
 """Lines that a message names."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures for one prompt.
+    """Two pictures, or two clips, for one prompt.
 
     Attributes:
         prompt: The text.
@@ -34,8 +35,8 @@ class Pair:
     """
 
     prompt: str
-    chosen: Picture
-    rejected: Picture
+    chosen: Picture | Clip
+    rejected: Picture | Clip
     reasons: tuple[str, str] | None = None
 
 
@@ -78,10 +79,16 @@ def _pair(folder: Path, line: str, reasoned: bool) -> Pair:
     if not isinstance(record, Mapping) or not all(isinstance(record.get(name), str) for name in texts):
         raise DataError(f"not an object with texts under {', '.join(texts)}")
     check_prompt(record["prompt"])
-    chosen, rejected = (check_picture(find(folder, record[name])) for name in ("chosen", "rejected"))
+    chosen, rejected = (_medium(folder, record[name]) for name in ("chosen", "rejected"))
+    if isinstance(chosen, Clip) != isinstance(rejected, Clip):
+        raise DataError(f"{record['chosen']} and {record['rejected']} are a picture and a clip; compare like with like")
     if chosen.digest == rejected.digest:
-        raise DataError(f"{record['chosen']} and {record['rejected']} are the same picture: nothing was preferred")
+        raise DataError(f"{record['chosen']} and {record['rejected']} are the same file: nothing was preferred")
     return Pair(record["prompt"], chosen, rejected, (record["reason"], record["reason_reversed"]) if reasoned else None)
+
+
+def _medium(folder: Path, name: str) -> Picture | Clip:
+    return find_clip(folder, name) if name.lower().endswith(_CLIPS) else find_picture(folder, name)
 
 
 def pairs_of_step(pairs: Sequence[Pair], step: int, count: int, draw: Draw) -> list[Pair]:
@@ -92,6 +99,7 @@ def pairs_of_step(pairs: Sequence[Pair], step: int, count: int, draw: Draw) -> l
     return [pairs[orders[position // len(pairs)][position % len(pairs)]] for position in positions]
 
 
-def pixels_of(picture: Picture) -> Tensor:
-    """Return a picture as a clip of one frame, `[1, 3, H, W]` in [0, 1]."""
-    return torch.from_numpy(np.array(picture.open())).permute(2, 0, 1)[None].float() / 255
+def pixels_of(medium: Picture | Clip) -> Tensor:
+    """Return a picture or clip as `[F, 3, H, W]` in [0, 1]; F = 1 is a picture."""
+    frames = medium.open() if isinstance(medium, Clip) else [medium.open()]
+    return torch.from_numpy(np.stack([np.array(frame) for frame in frames])).permute(0, 3, 1, 2).float() / 255

@@ -16,6 +16,7 @@ from alignment import cli, config
 from alignment.errors import ConfigError, DataError
 from alignment.judge_pairs import pairs_of_step, pixels_of, read_pairs
 from alignment.judge_training import JudgeTrainer, JudgeTraining
+from alignment.pictures import encode_clip
 from alignment.run import Optimizer
 from alignment.spec import Lora
 from alignment.train_judge import train
@@ -24,6 +25,7 @@ from reward_models.base import Media, RewardModel, load_reward
 from reward_models.reward_dance import RewardDance
 from reward_models.vlms.endpoint import Endpoint
 from reward_models.vlms.local import Local
+from tests.faults.runs import prepared
 from tests.tiny_vlms import save_tiny_vlm
 
 CPU = torch.device("cpu")
@@ -169,6 +171,22 @@ def test_pictures_become_pixels(world):
     assert 0 <= pixels_of(pair.chosen).min() <= pixels_of(pair.chosen).max() <= 1
 
 
+def test_clips_are_pairs_too(world):
+    for name, channel in (("red", 0), ("blue", 2)):
+        frames = np.zeros((4, 32, 32, 3), np.uint8)
+        frames[..., channel] = 200
+        (world / f"{name}.mp4").write_bytes(encode_clip([Image.fromarray(frame) for frame in frames], 8.0))
+    file = world / "clips.jsonl"
+    file.write_text('{"prompt": "a", "chosen": "red.mp4", "rejected": "blue.mp4"}', encoding="utf-8")
+    pairs = read_pairs(str(file))
+    assert pixels_of(pairs[0].chosen).shape == (4, 3, 32, 32)
+    metrics = JudgeTrainer(plan_of(world, batch=1), CPU).step(0, pairs)
+    assert metrics["grad_norm"] > 0
+    file.write_text('{"prompt": "a", "chosen": "red.mp4", "rejected": "0-0-rejected.png"}', encoding="utf-8")
+    with pytest.raises(DataError, match="a picture and a clip"):
+        read_pairs(str(file))
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -177,7 +195,7 @@ def test_pictures_become_pixels(world):
         ('{"prompt": "a", "chosen": "0-0-chosen.png"}', "line 2: not an object"),
         ('{"prompt": "", "chosen": "0-0-chosen.png", "rejected": "0-1-chosen.png"}', "line 2: .*empty prompt"),
         ('{"prompt": "a", "chosen": "gone.png", "rejected": "0-0-chosen.png"}', "line 2: there is no file"),
-        ('{"prompt": "a", "chosen": "0-0-chosen.png", "rejected": "0-0-chosen.png"}', "line 2: .*same picture"),
+        ('{"prompt": "a", "chosen": "0-0-chosen.png", "rejected": "0-0-chosen.png"}', "line 2: .*same file"),
         ('{"prompt": "a", "chosen": "../x.png", "rejected": "0-0-chosen.png"}', "line 2: "),
     ],
 )
@@ -209,3 +227,22 @@ def test_descriptions_that_make_no_sense(world):
 def test_targets_that_bind_nothing(world):
     with pytest.raises(ConfigError, match=r"lora\.targets"):
         JudgeTrainer(plan_of(world, lora=Lora(4, targets=("nowhere",))), CPU)
+
+
+def test_a_judge_trains_a_pipeline(world, flux_folder, tmp_path):
+    """The loop closes: pairs, a judge of them, a run with the judge as its reward."""
+    plan = plan_of(world, steps=3, held_out=None, output=str(tmp_path))
+    train(plan, CPU)
+    folder = prepared(tmp_path / "work", flux_folder)
+    reward = yaml.safe_load((plan.folder / "reward.yaml").read_text(encoding="utf-8"))
+    recipe = yaml.safe_load((folder / "grpo.yaml").read_text(encoding="utf-8"))
+    common = yaml.safe_load((folder / "common.yaml").read_text(encoding="utf-8"))
+    common["source"]["reward"] = reward
+    common["steps"] = 1
+    (folder / "common.yaml").write_text(yaml.safe_dump(common), encoding="utf-8")
+    (folder / "grpo.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    assert cli.run(["train", str(folder / "grpo.yaml"), "evaluation.prompts=null"]) == 0
+    line = json.loads((folder / "runs" / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert 0 <= line["reward/mean"] <= 1
+    assert line["reward/unscored_fraction"] == 0
+    assert line["reward/mass"] > 0
