@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from examples.tiny_pipeline.draw_scenes import draw, sample_scene
+from evals.drawing import draw, sample_scene
 from reward_models._scenes import COLOURS, COUNTS, SHAPES, Group, Scene
 
 
