@@ -94,7 +94,7 @@ class Exchange:
     async def _ask(
         self, method: str, path: str, body: bytes | None, headers: dict[str, str], read: Callable[[bytes], T]
     ) -> T:
-        begin, pause, last = time.monotonic(), FIRST_PAUSE, "nothing was tried"
+        begin, pause, last, attempt = time.monotonic(), FIRST_PAUSE, "nothing was tried", 0
         for attempt in range(1, self.patience.attempts + 1):
             left = self.patience.deadline - (time.monotonic() - begin)
             if left <= 0:

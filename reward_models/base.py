@@ -286,7 +286,7 @@ class Loaded:
             )
         return rewards
 
-    def _ask(self, media: Media, prompts: Sequence[str], group: Tensor | None) -> Rewards:
+    def _ask(self, media: Media, prompts: Sequence[str], group: Tensor | None) -> object:
         if self.model.scope == "sample":
             return cast(Scorer, self.scorer)(media=media, prompts=prompts)
         assert group is not None

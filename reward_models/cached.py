@@ -94,7 +94,7 @@ class _CachedScorer:
         if new:
             rows = torch.tensor(sorted(new.values()), device=media.pixels.device)
             with torch.no_grad():
-                asked = self.loaded(media=media[rows], prompts=[prompts[row] for row in rows.tolist()])
+                asked = self.loaded(media=media[rows], prompts=[prompts[int(row)] for row in rows])
             columns = {"": asked.value, **asked.parts}
             answers = {
                 keys[row]: {name: column[i].item() for name, column in columns.items()}
@@ -110,7 +110,7 @@ class _CachedScorer:
             if media is not None:
                 pixels = media.pixels.detach().cpu().contiguous()
                 digest.update(f"{pixels.dtype} {tuple(pixels.shape)}".encode())
-                digest.update(pixels.flatten().view(torch.uint8).numpy())
+                digest.update(pixels.flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def _remembered(self, keys: Sequence[str]) -> dict[str, Scores]:

@@ -98,7 +98,7 @@ class _GuardedScorer:
         answers: list[tuple[Tensor, Rewards]] = []
         failures: list[RewardError] = []
         for rows in (piece.reshape(-1).cpu() for piece in pieces):
-            texts = [prompts[row] for row in rows.tolist()]
+            texts = [prompts[int(row)] for row in rows]
             try:
                 own = media[rows.to(media.pixels.device)]
                 answers.append((rows, self._in_time(own, texts, None if group is None else group[rows])))

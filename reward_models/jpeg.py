@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from reward_models.base import Media, RewardError, RewardModel, Rewards
+from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,17 @@ class Jpeg(RewardModel):
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 95:
             raise RewardError(f"jpeg: quality is from 1 to 95, got {self.quality}")
+
+    def known_answers(self) -> tuple[KnownAnswer]:
+        """Return a picture of one grey and a checkerboard, in the order of their scores."""
+        squares = (torch.arange(32)[:, None] + torch.arange(32)) % 2
+        pictures = [torch.full((32, 32), 0.5), squares.float()]
+        pixels = torch.stack(pictures[::-1] if self.incompressible else pictures)[:, None, None].expand(
+            -1, 1, 3, -1, -1
+        )
+        return (
+            KnownAnswer("one grey takes fewer bytes than a checkerboard", Media(pixels), ("", ""), best_first=True),
+        )
 
     def load(self, *, device: torch.device) -> _JpegScorer:
         """Return the scorer; it works on the CPU whatever the device is."""

@@ -140,7 +140,7 @@ class _RemoteScorer:
         """Score `media` in several requests at once."""
         pieces = self._pieces(len(media), group)
         asked = [
-            self._asked(media[rows.to(media.pixels.device)], [prompts[i] for i in rows.tolist()], rows, group)
+            self._asked(media[rows.to(media.pixels.device)], [prompts[int(row)] for row in rows], rows, group)
             for rows in pieces
         ]
         found = self.exchange.run(self._ask_all(asked))

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from reward_models._scenes import SIDE, Scene, grade, parse, read
-from reward_models.base import Media, RewardError, RewardModel, Rewards
+from reward_models._scenes import BACKGROUND, COLOURS, SIDE, Scene, coverage, grade, parse, read
+from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,15 @@ class Shapes(RewardModel):
         """Refuse prompts that are not in the language."""
         for prompt in prompts:
             _parse(prompt)
+
+    def known_answers(self) -> tuple[KnownAnswer]:
+        """Return a drawn red circle, once under its own caption and once under another."""
+        centre = np.arange(SIDE) + 0.5 - SIDE / 2
+        circle = coverage("circle", centre[None, :], centre[:, None], size=SIDE / 3)[..., None]
+        picture = (circle * np.array(COLOURS["red"]) + (1 - circle) * np.array(BACKGROUND)) / 255
+        pixels = torch.from_numpy(picture).float().permute(2, 0, 1).expand(2, 1, -1, -1, -1)
+        captions = ("a red circle", "a blue square")
+        return (KnownAnswer("a red circle is one, and no blue square", Media(pixels), captions, ((1, 1), (0, 0.5))),)
 
     def load(self, *, device: torch.device) -> _ShapesScorer:
         """Return the scorer; it works on the CPU whatever the device is."""

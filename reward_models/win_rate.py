@@ -100,7 +100,7 @@ class _WinRateScorer:
         return [(circle[i], circle[j]) for i, j in sorted(met)]
 
     def _won(self, media: Media, prompts: Sequence[str], first: Tensor, second: Tensor) -> Tensor:
-        texts = [prompts[row] for row in first.tolist()]
+        texts = [prompts[int(row)] for row in first]
         where = media.pixels.device
         won = self.compare(first=media[first.to(where)], second=media[second.to(where)], prompts=texts)
         if won.shape != first.shape or bool(((won < 0) | (won > 1)).any()):
