@@ -1,8 +1,8 @@
 """What scoring while sampling saves: one training step of the quickstart with a slow scorer, overlapped and in turn.
 
-The scorer sleeps for `--seconds` a pipeline call, as one on a server or another device does, and the number of prompts
-in a call is chosen so that sampling them takes about as long. Prints a table and writes JSON (`--output`). Times are
-medians of interleaved steps, in seconds of wall clock; both ways have to give the same scores.
+The scorer sleeps, as one on a server or another device lets the CPU do: for `--seconds` a pipeline call, or for as long
+as sampling takes, which is measured first. Prints a table and writes JSON (`--output`). Times are medians of interleaved
+steps, in seconds of wall clock; both ways have to give the same scores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from alignment.runtime import Runtime
 from alignment.train import load
 
 RECIPE = "configs/quickstart.yaml"
-seconds = 0.2
+seconds = 0.0
 
 
 def slow(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -79,6 +79,7 @@ def measure(calls: int, prompts_per_call: int, repeats: int) -> dict[str, object
     total = {overlap: statistics.median(found[0] for found in taken[overlap]) for overlap in taken}
     return {
         "calls": calls,
+        "seconds_of_scoring_a_call": seconds,
         "prompts_per_call": prompts_per_call,
         "seconds_in_turn": total[False],
         "seconds_overlapped": total[True],
@@ -97,18 +98,19 @@ def main() -> None:
     global seconds
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=12, help="pipeline calls a step")
-    parser.add_argument("--seconds", type=float, default=seconds, help="how long scoring a call takes")
+    parser.add_argument("--prompts-per-call", type=int, default=3)
+    parser.add_argument("--seconds", type=float, help="how long scoring a call takes; as long as sampling if not given")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", help="a JSON file to write")
     args = parser.parse_args()
-    seconds = args.seconds
-    one = rollout_seconds(1)
-    several = rollout_seconds(8)
-    each = max((several - one) / 7, 1e-4)
-    prompts = max(1, round(1 + (seconds - one) / each))
-    found = {**measure(args.calls, prompts, args.repeats), "machine": platform.processor(), "torch": torch.__version__}
+    seconds = args.seconds or rollout_seconds(args.prompts_per_call)
+    found = {
+        **measure(args.calls, args.prompts_per_call, args.repeats),
+        "machine": platform.processor(),
+        "torch": torch.__version__,
+    }
     for name, value in found.items():
-        print(f"{name:24}{value:.3f}" if isinstance(value, float) else f"{name:24}{value}")
+        print(f"{name:27}{value:.3f}" if isinstance(value, float) else f"{name:27}{value}")
     if args.output:
         with open(args.output, "w", encoding="utf-8") as file:
             json.dump(found, file, indent=2)
