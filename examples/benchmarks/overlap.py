@@ -1,8 +1,8 @@
 """What scoring while sampling saves: one training step of the quickstart with a slow scorer, overlapped and in turn.
 
 The scorer sleeps, as one on a server or another device lets the CPU do: for `--seconds` a pipeline call, or for as long
-as sampling takes, which is measured first. Prints a table and writes JSON (`--output`). Times are medians of interleaved
-steps, in seconds of wall clock; both ways have to give the same scores.
+as sampling takes, which is measured first. Prints a table and writes JSON (`--output`). Times are medians of steps that
+take turns, in seconds of wall clock; both ways have to give the same scores.
 """
 
 from __future__ import annotations
