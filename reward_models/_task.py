@@ -72,10 +72,8 @@ class Task:
 
     def about(self, asked: Asked) -> list[Question]:
         """Ask about each sample by itself."""
-        return [
-            self._question([*self._opening(asked, row), "\nThe result:\n", clip], self.alone, asked.fps)
-            for row, clip in enumerate(asked.clips)
-        ]
+        shown = [["\nThe result:\n", clip] for clip in asked.clips]
+        return [self._question(asked, row, pieces, self.alone) for row, pieces in enumerate(shown)]
 
     def between(self, asked: Asked, others: Sequence[Clip]) -> list[Question]:
         """Ask whether each sample is better than the other clip of its row."""
@@ -86,27 +84,30 @@ class Task:
         return self._pairs(asked, zip(others, asked.clips, strict=True))
 
     def _pairs(self, asked: Asked, pairs: Iterable[tuple[Clip, Clip]]) -> list[Question]:
-        return [
-            self._question(
-                [*self._opening(asked, row), "\nNumber 1:\n", first, "\nNumber 2:\n", second], self.against, asked.fps
-            )
-            for row, (first, second) in enumerate(pairs)
-        ]
+        shown = [["\nNumber 1:\n", first, "\nNumber 2:\n", second] for first, second in pairs]
+        return [self._question(asked, row, pieces, self.against) for row, pieces in enumerate(shown)]
 
-    def _opening(self, asked: Asked, row: int) -> list[str | Clip]:
+    def _question(self, asked: Asked, row: int, pieces: Sequence[str | Clip], question: str) -> Question:
+        """Ask: instruction, what is judged, its text and the criteria, the question.
+
+        Pictures come before the words that they are judged by, as in most data that such models have learnt from: a
+        word can then look at the picture, and not the other way round.
+        """
         check_prompt(asked.prompts[row])
         source = None if asked.sources is None else asked.sources[row]
-        given = [] if source is None else ["\nIt was given this to start from:\n", source]
-        return [f"{self.instruction}\nThe text: {plain(asked.prompts[row])}", *given]
-
-    def _question(self, pieces: Sequence[str | Clip], question: str, told: float | None) -> Question:
+        given = [] if source is None else ["\nWhat it was made from:\n", source]
         by = "".join(f"\n- {criterion}" for criterion in self.criteria)
+        closing = [f"\nThe text: {plain(asked.prompts[row])}", f"\nJudge by:{by}" if by else "", f"\n{question} "]
         answer = _REASONED_ANSWER if self.reasoning else _PLAIN_ANSWER
-        closing = f"\n{f'Judge by:{by}{chr(10)}' if by else ''}{question} {answer}"
-        shown = [piece if isinstance(piece, str) else spread(piece, self.frames) for piece in pieces]
-        whole, seen = (max(len(one) for one in some if isinstance(one, Tensor)) for some in (pieces, shown))
-        fps = told or self.fps
-        return Question((*shown, closing), fps * (seen - 1) / (whole - 1) if 1 < seen < whole else fps)
+        whole = [piece for piece in (*given, *pieces) if isinstance(piece, Tensor)]
+        shown = [piece if isinstance(piece, str) else spread(piece, self.frames) for piece in (*given, *pieces)]
+        rate = _thinned(asked.fps or self.fps, max(map(len, whole)), self.frames)
+        return Question((self.instruction, *shown, "".join(closing) + answer), rate)
+
+
+def _thinned(fps: float, frames: int, shown: int) -> float:
+    """Return the frames a second of a clip of which only so many are shown."""
+    return fps * (shown - 1) / (frames - 1) if 1 < shown < frames else fps
 
 
 def clips_of(media: Media) -> list[Clip]:

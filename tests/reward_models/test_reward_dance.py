@@ -140,6 +140,14 @@ def test_the_source_is_shown_along(tmp_path):
     assert [clip.mean().item() for clip in vlm.asked[0].clips] == pytest.approx([0.1, 0.5])
 
 
+def test_pictures_come_before_the_text_they_are_judged_by():
+    vlm = BrightVlm()
+    score(RewardDance(vlm, "source"), Media(grey(0.5), source=Media(grey(0.1))), prompts=["a fox"])
+    *shown, closing = vlm.asked[0].pieces
+    assert sum(isinstance(piece, Tensor) for piece in shown) == 2
+    assert "a fox" in closing
+
+
 def test_gradients_reach_the_sample_and_not_its_reference():
     pixels, source = grey(0.4).requires_grad_(), grey(0.6).requires_grad_()
     score(RewardDance(BrightVlm(), "source"), Media(pixels, source=Media(source))).sum().backward()
