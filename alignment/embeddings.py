@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 import torch
+import xxhash
 from PIL.Image import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,6 +31,12 @@ from alignment.errors import EnvironmentProblem, PipelineError
 
 _IN_MEMORY = 4096
 """Prompts kept in memory where a folder holds them all; a T5-XXL embedding of 512 tokens takes 4 MB."""
+
+_NUMBERS = ("num_images_per_prompt", "num_videos_per_prompt")
+"""How often an answer is repeated, row by row."""
+
+_REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+"""What encoders raise for two rows."""
 
 _SAMPLED = 64
 """Numbers of each weight that tell encoders apart: reading all of T5-XXL would take longer than a hundred prompts."""
@@ -91,6 +99,7 @@ class Embeddings:
         self._first: dict[str, _Row] = {}
         self._folder = None if folder is None else folder / _fingerprint(pipe)
         self._released = False
+        self._mixed = True
         self.cacheable = True
         self.misses = self.answered = self.passed_on = 0
 
@@ -111,6 +120,10 @@ class Embeddings:
         self.answered += 1
         return _collate(rows, torch.device(arguments.get("device") or self._pipe._execution_device))
 
+    def settle(self, *, mixed: bool) -> None:
+        """Say whether rows of one call may have different prompts: answers that do not fit together are kept if not."""
+        self._mixed, self.passed_on = mixed, 0
+
     def release(self) -> None:
         """Take the text encoders out of the pipeline, where every answer was kept; `restore` puts them back."""
         if not self.cacheable or self.passed_on or not self.answered:
@@ -127,20 +140,20 @@ class Embeddings:
     def _known(self, arguments: Arguments) -> list[_Row] | None:
         """Return the row of every prompt, or None where this call cannot be answered by rows."""
         texts = arguments.get("prompt")
-        if not _is_texts(texts) or any(isinstance(value, Tensor) for value in arguments.values()):
+        if not _is_texts(texts):
             return None
-        if any(_shows_pictures(value) for value in arguments.values()):
-            self.cacheable = False
-            return None
-        kind = _digest({name: value for name, value in arguments.items() if not _is_texts(value)})
-        rows = []
+        times = [name for name in _NUMBERS if isinstance(arguments.get(name), int)]
+        results = math.prod(arguments[name] for name in times)
+        arguments = arguments | dict.fromkeys(times, 1)
+        kind = _digest({name: v for name, v in arguments.items() if not _is_texts(v) and not _shows_pictures(v)})
+        rows: list[_Row] = []
         for one in _one_by_one(arguments, len(texts)):
             row = self._row(kind, one)
             if row is None:
                 self.cacheable = False
                 return None
-            rows.append(row)
-        return rows
+            rows += [row] * results
+        return rows if all(row.joins(rows[0]) for row in rows) else None
 
     def _row(self, kind: str, arguments: Arguments) -> _Row | None:
         key = _digest(arguments)
@@ -149,7 +162,7 @@ class Embeddings:
             row = self._fresh(kind, arguments)
             if row is not None:
                 self._to_disk(key, row)
-        if row is None or not row.joins(self._first.setdefault(kind, row)):
+        if row is None or (not row.joins(self._first.setdefault(kind, row)) and self._mixed):
             return None
         self._rows[key] = row
         self._rows.move_to_end(key)
@@ -167,7 +180,10 @@ class Embeddings:
         if kind in self._first:
             layouts = self._first[kind].layouts
         else:
-            twice = _parts(self._encode(**{name: v * 2 if _is_texts(v) else v for name, v in arguments.items()}))
+            try:
+                twice = _parts(self._encode(**{name: _twice(v) for name, v in arguments.items()}))
+            except _REFUSALS:  # some encode one picture a call
+                twice = tuple(_repeated(part) for part in once)
             if twice is None or len(twice) != len(once):
                 return None
             layouts = tuple(_layout(a, b) for a, b in zip(once, twice, strict=True))
@@ -233,9 +249,31 @@ def _joined(column: Sequence[Tensor | None], layout: Layout, device: torch.devic
 
 
 def _one_by_one(arguments: Arguments, count: int) -> Iterator[Arguments]:
-    """Yield the arguments of each row: lists of one text a row are taken apart, the rest is common."""
+    """Yield the arguments of each row: one text or picture a row is taken apart, the rest is common."""
     for i in range(count):
-        yield {name: [v[i]] if _is_texts(v) and len(v) == count else v for name, v in arguments.items()}
+        yield {
+            name: v[i : i + 1] if isinstance(v, list | Tensor) and _is_by_row(v) and len(v) == count else v
+            for name, v in arguments.items()
+        }
+
+
+def _is_by_row(value: object) -> bool:
+    return _is_texts(value) or _shows_pictures(value)
+
+
+def _twice(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.cat([value, value])
+    if isinstance(value, Image):
+        return [value, value]
+    return value * 2 if isinstance(value, list) and _is_by_row(value) else value
+
+
+def _repeated(part: Tensor | list[Tensor] | None) -> Tensor | list[Tensor] | None:
+    """Return what two rows would have answered: parts of one row are taken for parts by row."""
+    if isinstance(part, Tensor):
+        return torch.cat([part, part]) if part.ndim and len(part) == 1 else part
+    return None if part is None else part * 2
 
 
 def _is_texts(value: object) -> TypeGuard[list[str]]:
@@ -243,7 +281,10 @@ def _is_texts(value: object) -> TypeGuard[list[str]]:
 
 
 def _shows_pictures(value: object) -> bool:
-    return isinstance(value, Image) or (isinstance(value, list) and any(isinstance(item, Image) for item in value))
+    """Return whether an argument holds pictures: as they are, or as tensors `[n, ...]`."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(item, Image | Tensor) for item in value)
+    return isinstance(value, Image) or (isinstance(value, Tensor) and value.ndim > 0)
 
 
 def _parts(answer: object) -> tuple[Tensor | list[Tensor] | None, ...] | None:
@@ -266,8 +307,18 @@ def _layout(once: Tensor | list[Tensor] | None, twice: Tensor | list[Tensor] | N
 
 def _digest(arguments: Arguments) -> str:
     """Return a name for these arguments; where they compute does not matter."""
-    told = {name: value for name, value in arguments.items() if name != "device"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+    told = {name: [v] if isinstance(v, Image) else v for name, v in arguments.items() if name != "device"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=_content).encode()).hexdigest()
+
+
+def _content(value: object) -> object:
+    """Return what tells a value apart that JSON does not know."""
+    if isinstance(value, Image):
+        return [value.mode, value.size, xxhash.xxh3_128_hexdigest(value.tobytes())]
+    if isinstance(value, Tensor):
+        flat = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        return [str(value.dtype), list(value.shape), xxhash.xxh3_128_hexdigest(flat.numpy())]
+    return str(value)
 
 
 def _fingerprint(pipe: Any) -> str:

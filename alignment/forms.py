@@ -8,6 +8,7 @@ comparing its rows with the same rows run alone.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from alignment.batches import Prompt, inputs_of
-from alignment.errors import PipelineError
+from alignment.errors import ConfigError, PipelineError
 from alignment.media import Clip, Picture
 
 _SHARE_OF_EFFECT = 0.1
@@ -31,6 +32,11 @@ _SAME = 1e-2
 
 _TEXTS = ("prompt_", "negative_prompt")
 """How the names of further text arguments begin; pipelines want one text a row where `prompt` is a list."""
+
+_MEDIA = re.compile(
+    r"^(?!num_|output_|callback|max_)(?!.*(embed|latents|scale|sigma|attention|length|crop|ip_adapter)).*(image|video|mask)"
+)
+"""Names of arguments that are media."""
 
 _NUMBERS = ("num_images_per_prompt", "num_videos_per_prompt")
 
@@ -51,19 +57,26 @@ class Form(Enum):
         """Whether rows of one call may bring different pictures."""
         return self is Form.ROWS
 
-    def prompts_per_call(self, asked: int) -> int:
-        """Return how many prompts one call may have where `asked` are wanted."""
-        return asked if self.mixes else 1
-
-    def chunk(self, group: Tensor) -> Tensor:
-        """Return which rows may share a call, `[n]`: all of them, or those of one group."""
-        return torch.zeros_like(group) if self.mixes else group
+    def same(self, prompt: str) -> object:
+        """Return what rows of one call have to have in common."""
+        if self is Form.ROWS:
+            return None
+        return prompt if self is Form.REPEATED else tuple(_pictures(prompt).items())
 
     def calls(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Return the rows of each call that `prompts` take: all in one, or one call for each prompt that differs."""
-        if self.mixes:
-            return [list(range(len(prompts)))]
-        return [[row for row, other in enumerate(prompts) if other == prompt] for prompt in dict.fromkeys(prompts)]
+        """Return the rows of each call that `prompts` take: as few calls as can be."""
+        calls: dict[object, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            calls.setdefault(self.same(prompt), []).append(row)
+        return list(calls.values())
+
+    def prompts_per_call(self, prompts: Sequence[str], asked: int | None) -> int:
+        """Return how many of `prompts` go into one call where `asked` are wanted, or all of them."""
+        return (asked or len(prompts)) if len(self.calls(prompts)) == 1 else 1
+
+    def chunk(self, prompts: Sequence[str], group: Tensor) -> Tensor:
+        """Return which rows may share a call, `[n]`: all of them, or those of one group."""
+        return torch.zeros_like(group) if len(self.calls(prompts)) == 1 else group
 
 
 Observe = Callable[[Form, Sequence[str], Tensor], Tensor]
@@ -85,9 +98,9 @@ def arrange(form: Form, pipe: Any, prompts: Sequence[str], common: Mapping[str, 
     by_row = {name: value for name, value in common.items() if _is_by_row(name, value)}
     rows = [{"prompt": str(prompt), **by_row, **inputs_of(prompt)} for prompt in prompts]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    for name, column in columns.items():
-        if not form.mixes and not isinstance(column[0], str) and any(value != column[0] for value in column):
-            raise PipelineError(f"{type(pipe).__name__} takes one {name} a call, but rows of this call bring several")
+    if len(form.calls(prompts)) > 1:
+        what = "prompt" if form is Form.REPEATED else ", ".join(_pictures(prompts[0]))
+        raise PipelineError(f"{type(pipe).__name__} takes one {what} a call, but rows of this call bring several")
     texts = {name: column for name, column in columns.items() if isinstance(column[0], str)}
     pictures = {name: [_opened(value) for value in column] for name, column in columns.items() if name not in texts}
     if form in (Form.ROWS, Form.ALIKE):
@@ -97,6 +110,35 @@ def arrange(form: Form, pipe: Any, prompts: Sequence[str], common: Mapping[str, 
         return {**common, **texts, **given}
     number = next(name for name in _NUMBERS if _takes(pipe, name))
     return {**common, **{name: column[:1] for name, column in texts.items()}, **given, number: len(prompts)}
+
+
+def check_inputs(pipe: Any, files: Mapping[str, Sequence[str]], common: Mapping[str, object]) -> None:
+    """Refuse prompts that bring what the pipeline does not take, or lack what it needs.
+
+    Args:
+        pipe: The pipeline.
+        files: Prompts by the key that names their file.
+        common: Arguments of every call.
+
+    Raises:
+        ConfigError: Naming the arguments.
+    """
+    name, parameters = type(pipe).__name__, inspect.signature(type(pipe).__call__).parameters
+    media = [argument for argument in parameters if _MEDIA.search(argument)]
+    needed = {argument for argument in media if parameters[argument].default is inspect.Parameter.empty}
+    for key, prompts in files.items():
+        brought = set(inputs_of(prompts[0])) if prompts else needed
+        if unknown := sorted(brought - parameters.keys()):
+            takes = f"it takes {', '.join(media)}" if media else "it takes no pictures"
+            raise ConfigError(
+                f"{key} brings {', '.join(unknown)}, but {name} has no such argument; {takes}. data.columns says which "
+                f"column is which argument: {{{media[0] if media else 'ARGUMENT'}: COLUMN}}"
+            )
+        if lacking := sorted(needed - brought - common.keys()):
+            raise ConfigError(
+                f"{name} needs {', '.join(lacking)}, which {key} does not bring: add the column, or say with "
+                f"data.columns what it is called: {{{lacking[0]}: COLUMN}}"
+            )
 
 
 def find_form(pipe: Any, prompts: Sequence[str], observe: Observe, *, pictured: bool) -> Form:
@@ -161,13 +203,16 @@ def _distance(found: Tensor, wanted: Tensor) -> Tensor:
 def _most_different(prompts: Sequence[str]) -> str | None:
     """Return a prompt with other pictures than the first one's, of another size if there is one."""
     others = [prompt for prompt in prompts if _pictures(prompt) != _pictures(prompts[0])]
-    sizes = [picture.size for picture in _pictures(prompts[0])]
-    unequal = (prompt for prompt in others if [picture.size for picture in _pictures(prompt)] != sizes)
+    unequal = (prompt for prompt in others if _sizes(prompt) != _sizes(prompts[0]))
     return next(unequal, others[0] if others else None)
 
 
-def _pictures(prompt: str) -> list[Picture | Clip]:
-    return [value for value in inputs_of(prompt).values() if isinstance(value, Picture | Clip)]
+def _sizes(prompt: str) -> list[tuple[int, int]]:
+    return [picture.size for picture in _pictures(prompt).values()]
+
+
+def _pictures(prompt: str) -> dict[str, Picture | Clip]:
+    return {name: value for name, value in inputs_of(prompt).items() if isinstance(value, Picture | Clip)}
 
 
 def _is_by_row(name: str, value: object) -> bool:

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from alignment.batches import Batch, Transitions, made_from
 from alignment.embeddings import Embeddings
+from alignment.encodings import Encodings
 from alignment.errors import PipelineError
-from alignment.forms import Form, arrange, brings_pictures, find_form
+from alignment.forms import Form, arrange, brings_pictures, check_inputs, find_form
 from alignment.loading import experts, load_pipeline, loop_networks, trained_scheduler
 from alignment.pipeline_call import as_clips, blaming, checked_arguments, global_stream, taken
 from alignment.self_check import check_replay
+from alignment.sizes import check_clips, check_frames, check_picture_size
 from alignment.spec import PolicySpec
 from alignment.weights import Weights
 from reward_models.base import Media
@@ -80,6 +82,7 @@ class Policy(Weights):
         self._stand_in = stand_in(trained_scheduler(self._native))
         self._routes = self._fresh_routes()
         self.embeddings = Embeddings(self.pipe, None if spec.embedding_cache is None else Path(spec.embedding_cache))
+        self.encodings = Encodings(self.pipe)
         self._score: Score | None = None
         self.rounds = 0
         self.form = Form.SHARED
@@ -268,21 +271,35 @@ class Policy(Weights):
             held_out: What will be generated only.
             arguments: What `generate` will be called with, where that differs from the policy's own arguments.
         """
+        other = checked_arguments(self.pipe, arguments or {}, "evaluation.call")
+        self._check_media(prompts, held_out, other)
         self.probe(prompts[0])
         pictured = brings_pictures(prompts, self._arguments)
+        self.embeddings.settle(mixed=not pictured)
         with blaming("policy.call", self.pipe):
             self.form = find_form(self.pipe, [*prompts, *held_out], self._observe, pictured=pictured)
-        other = checked_arguments(self.pipe, arguments or {}, "evaluation.call")
+        self.embeddings.settle(mixed=self.form.mixes)
         with blaming("policy.call", self.pipe):
             self._embed(prompts, self._routes, {})
         with blaming("evaluation.call", self.pipe):
             self._embed(held_out, self._fresh_routes(), other)
         check_replay(self, prompts[0])
+        made = self.call(
+            Conductor([Skip()] * self.rounds), (prompts[0],), torch.zeros(1, dtype=torch.int64), pixels=True
+        )
+        assert made is not None
+        check_picture_size(self.pipe, self._arguments, made)
         self.embeddings.release()
         try:
             self._embed(prompts[:1], self._routes, {})
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):  # they serve something else, too
             self.embeddings.restore()
+
+    def _check_media(self, prompts: Sequence[str], held_out: Sequence[str], other: dict[str, object]) -> None:
+        check_inputs(self.pipe, {"data.prompts": prompts, "evaluation.prompts": held_out}, self._arguments)
+        check_frames(self.pipe, self._arguments, "policy.call")
+        check_frames(self.pipe, other, "evaluation.call")
+        check_clips([*prompts, *held_out], self._arguments)
 
     def _observe(self, form: Form, prompts: Sequence[str], seeds: Tensor) -> Tensor:
         """Return what the first round makes of these rows in that form: states and model outputs, `[n, d]`."""

@@ -65,7 +65,7 @@ def clean_samples(ctx: Context, groups: Groups, how: Sampling) -> CleanSamples:
     texts = repeat(groups.prompts, how.group_size)
     group = groups.ids.repeat_interleave(how.group_size)
     seeds = ctx.draw.keys("initial noise", sample_ids(groups, how.group_size))
-    size = ctx.policy.form.prompts_per_call(how.prompts_per_call or len(groups)) * how.group_size
+    size = ctx.policy.form.prompts_per_call(groups.prompts, how.prompts_per_call) * how.group_size
     ends, pixels = [], []
     with Scoring(ctx, how.reward, watch, overlap=how.overlap) as scoring:
         with ctx.policy.using(how.weights), ctx.policy.sampling():

@@ -46,5 +46,7 @@ class OnPolicy(Source[Samples]):
         """Sample, score and credit."""
         made = clean_samples(ctx, groups, self)
         credit, metrics = assign(ctx, self.advantage, made.rewards, made.group, self.reward)
-        batch = Samples(made.texts, made.seeds, made.group, ctx.policy.form.chunk(made.group), made.x0, credit)
+        batch = Samples(
+            made.texts, made.seeds, made.group, ctx.policy.form.chunk(made.texts, made.group), made.x0, credit
+        )
         return Experience(batch, metrics, made.media, made.texts, made.rewards, made.seconds)

@@ -61,7 +61,7 @@ class OnPolicyPairs(Source[Pairs]):
             prompts=groups.prompts,
             seeds=ctx.draw.keys("pair", groups.ids),
             group=groups.ids,
-            chunk=ctx.policy.form.chunk(groups.ids),
+            chunk=ctx.policy.form.chunk(groups.prompts, groups.ids),
             chosen=made.x0[best],
             rejected=made.x0[worst],
             advantage=preferred,

@@ -70,7 +70,7 @@ class OnPolicySteps(Source[Transitions]):
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Transitions]:
         """Sample, score and credit."""
         watch = Stopwatch()
-        size = ctx.policy.form.prompts_per_call(self.prompts_per_call or len(groups))
+        size = ctx.policy.form.prompts_per_call(groups.prompts, self.prompts_per_call)
         calls = [groups[i : i + size] for i in range(0, len(groups), size)]
         offset = ctx.world.rank * len(calls)
         plans = [self._plan(ctx, part, self._choose(ctx, number)) for number, part in enumerate(calls, start=offset)]

@@ -1,0 +1,82 @@
+"""Sizes that a pipeline would round without a word: refused before anything is trained."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from alignment.batches import inputs_of
+from alignment.errors import ConfigError, DataError
+from alignment.media import Clip
+
+_TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+"""Where pipelines keep how many frames one latent frame holds."""
+
+_ROUNDED = 128
+"""Pixels: what is off by less was rounded; what is off by more, as in upscaling, is meant."""
+
+
+def check_frames(pipe: Any, call: Mapping[str, object], key: str) -> None:
+    """Refuse a number of frames that does not fit the pipeline's latent frames.
+
+    A pipeline whose own default does not fit either, because its frames are counted in another way, is left alone.
+
+    Raises:
+        ConfigError: With the arithmetic.
+    """
+    frames = call.get("num_frames")
+    ratio = next((getattr(pipe, name) for name in _TEMPORAL if hasattr(pipe, name)), 1)
+    default = inspect.signature(type(pipe).__call__).parameters.get("num_frames")
+    if not isinstance(frames, int) or default is None or not isinstance(default.default, int):
+        return
+    latent, over = divmod(frames - 1, ratio)
+    if frames < 1 or (over and (default.default - 1) % ratio == 0):
+        near = " or ".join(str(1 + n * ratio) for n in (latent, latent + 1) if n >= 0)
+        raise ConfigError(
+            f"{key}.num_frames: {frames} = 1 + {latent} x {ratio} + {over}, but a latent frame of "
+            f"{type(pipe).__name__} holds {ratio} frames after the first: use {near}"
+        )
+
+
+def check_picture_size(pipe: Any, call: Mapping[str, object], made: Tensor) -> None:
+    """Refuse a height or width that the pipeline rounded.
+
+    Args:
+        pipe: The pipeline.
+        call: What it was called with.
+        made: What came out, `[n, F, 3, H, W]`.
+
+    Raises:
+        ConfigError: Saying what it makes.
+    """
+    for name, got in {"height": made.shape[-2], "width": made.shape[-1]}.items():
+        asked = call.get(name)
+        if isinstance(asked, int) and 0 < abs(asked - got) < _ROUNDED:
+            raise ConfigError(
+                f"policy.call.{name}: {asked} was asked for and {type(pipe).__name__} makes {got}; ask for {got}, or "
+                "another size that it can make"
+            )
+
+
+def check_clips(prompts: Sequence[str], call: Mapping[str, object]) -> None:
+    """Refuse clips that are not as long as what is made of them, or not as long as each other.
+
+    Raises:
+        DataError: Naming the first clip that does not fit, with the arithmetic.
+    """
+    wanted = call.get("num_frames")
+    for prompt in prompts:
+        for name, clip in inputs_of(prompt).items():
+            if not isinstance(clip, Clip):
+                continue
+            wanted = wanted if isinstance(wanted, int) else clip.frames
+            if clip.frames != wanted:
+                short = wanted - clip.frames
+                says = f"{short} too few: lengthen it" if short > 0 else f"{-short} too many: cut it"
+                raise DataError(
+                    f"data.prompts: the {name} {clip.path} has {clip.frames} frames where {wanted} are wanted, {says}, "
+                    "or change policy.call.num_frames"
+                )
