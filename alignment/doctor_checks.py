@@ -163,7 +163,8 @@ def _close(a: Tensor, b: Tensor, says: str, cause: str) -> Finding:
 
 def zero_noise_parity(patient: Patient) -> Finding:
     """Without noise the stand-in scheduler gives what the pipeline gives with its own."""
-    policy, prompts, seeds = patient.policy, patient.trainer.prompts.texts[:2], torch.arange(2)
+    policy, seeds = patient.policy, torch.arange(2)
+    prompts = policy.form.companions(patient.trainer.prompts.texts[:2])
     scheduler = policy.pipe.scheduler
     if trained_scheduler(scheduler) is not scheduler:
         raise NotApplicable(f"{type(scheduler).__name__} has no density: its first-order sibling is trained on")

@@ -132,12 +132,14 @@ def _write_prompts(folder: Path, pictures: Sequence[str], call: Mapping[str, obj
 
 def own_sampler(patient: Patient) -> Finding:
     """Without noise the stand-in gives what the pipeline gives by itself, bit for bit."""
-    policy, seeds = patient.policy, torch.arange(len(PROMPTS))
+    policy = patient.policy
+    texts = policy.form.companions(patient.trainer.prompts.texts)
+    seeds = torch.arange(len(texts))
     scheduler = policy.pipe.scheduler
     sibling = trained_scheduler(scheduler)
     with _placed(policy.pipe, sibling):
-        own = policy.generate(patient.trainer.prompts.texts, seeds, {}).pixels
-    conducted = policy.call(Conductor(), patient.trainer.prompts.texts, seeds, pixels=True)
+        own = policy.generate(texts, seeds, {}).pixels
+    conducted = policy.call(Conductor(), texts, seeds, pixels=True)
     assert conducted is not None
     apart = (own - conducted.float().cpu()).abs().max().item()
     says = f"largest difference of a pixel under {type(sibling).__name__}"
@@ -186,7 +188,7 @@ def guidance(patient: Patient) -> Finding:
 
 def rows(patient: Patient) -> Finding:
     """Samples of a group, of several prompts, are what they are alone."""
-    texts = [text for text in patient.trainer.prompts.texts for _ in range(2)]
+    texts = [text for text in patient.policy.form.companions(patient.trainer.prompts.texts) for _ in range(2)]
     together = _rollout(patient, texts, torch.arange(len(texts)))
     alone = torch.cat([_rollout(patient, [text], torch.tensor([i])) for i, text in enumerate(texts)])
     apart = ((together - alone).abs().max() / together.abs().max()).item()

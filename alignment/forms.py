@@ -70,6 +70,10 @@ class Form(Enum):
             calls.setdefault(self.same(prompt), []).append(row)
         return list(calls.values())
 
+    def companions(self, prompts: Sequence[str]) -> tuple[str, ...]:
+        """Return those of `prompts` that may share a call with the first."""
+        return tuple(prompts[row] for row in self.calls(prompts)[0])
+
     def prompts_per_call(self, prompts: Sequence[str], asked: int | None) -> int:
         """Return how many of `prompts` go into one call where `asked` are wanted, or all of them."""
         return (asked or len(prompts)) if len(self.calls(prompts)) == 1 else 1
