@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import resize as torchvision_resize
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -41,6 +43,22 @@ def resize(pixels: Tensor, height: int, width: int) -> Tensor:
     """
     levels = _rounded(pixels.double() * 255)  # in float64 the sums are exact, as they are in PIL's integers
     return (_rows(_rows(levels, width).mT, height).mT / 255).float()
+
+
+def resize_bytes(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Resize as torchvision's antialiased bicubic filter resizes bytes, which is another one than PIL's at hard edges.
+
+    Args:
+        pixels: `[N, 3, H, W]` in [0, 1].
+        height: Wanted.
+        width: Wanted.
+    """
+    if pixels.shape[-2:] == (height, width):
+        return eight_bit(pixels)
+    levels = (eight_bit(pixels).detach() * 255).round().byte()
+    resized = torchvision_resize(levels, [height, width], InterpolationMode.BICUBIC, antialias=True).float() / 255
+    smooth = interpolate(pixels, size=(height, width), mode="bicubic", align_corners=False, antialias=True)
+    return smooth + (resized - smooth).detach()
 
 
 def _rows(levels: Tensor, width: int) -> Tensor:

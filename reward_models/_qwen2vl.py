@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reward_models._preprocess import resize
-from reward_models._weights import Dtype, Provenance, fill, find_folder, load_pretrained
+from reward_models._weights import Dtype, Provenance, fill, find_folder, load_pretrained, quiet_transformers
 from reward_models.base import RewardError
 
 FACTOR = 28
@@ -35,12 +34,12 @@ def instruction(name: str) -> str:
     return (Path(__file__).parent / "instructions" / f"{name}.txt").read_text(encoding="utf-8")
 
 
-def fitted(name: str, frames: Tensor, *, fewest: int, most: int) -> Tensor:
-    """Return frames `[F, 3, H, W]` resized to sides that Qwen2-VL takes.
+def fitted_size(name: str, frames: Tensor, *, fewest: int, most: int) -> tuple[int, int]:
+    """Return (height, width), multiples of `FACTOR`, in which Qwen2-VL looks at frames `[F, 3, H, W]`.
 
     Args:
         name: Who asks, for messages.
-        frames: Pixels in [0, 1].
+        frames: What is looked at.
         fewest: Pixels a frame, at least, where the shape allows it.
         most: Pixels a frame, at most.
 
@@ -50,10 +49,9 @@ def fitted(name: str, frames: Tensor, *, fewest: int, most: int) -> Tensor:
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     try:
-        height, width = smart_resize(*frames.shape[-2:], factor=FACTOR, min_pixels=fewest, max_pixels=most)
+        return smart_resize(*frames.shape[-2:], factor=FACTOR, min_pixels=fewest, max_pixels=most)
     except ValueError as error:
         raise RewardError(f"{name} cannot look at pictures of {tuple(frames.shape[-2:])} pixels: {error}") from error
-    return resize(frames, height, width)
 
 
 @dataclass(frozen=True)
@@ -109,10 +107,11 @@ class Reader:
         # The pixels are in [0, 1] and of the right size already, and every frame is wanted.
         how = {"do_rescale": False, "do_resize": False}
         if self.clips:
-            seen = self.processor(
-                text=texts, videos=list(media), padding=True, return_tensors="pt",
-                videos_kwargs={**how, "do_sample_frames": False},
-            )  # fmt: skip
+            with quiet_transformers():  # it warns of limits on pixels, which were kept here already
+                seen = self.processor(
+                    text=texts, videos=list(media), padding=True, return_tensors="pt",
+                    videos_kwargs={**how, "do_sample_frames": False},
+                )  # fmt: skip
         else:
             pictures = [frame for clip in media for frame in clip]
             seen = self.processor(text=texts, images=pictures, padding=True, return_tensors="pt", images_kwargs=how)

@@ -195,27 +195,35 @@ def load_pretrained(
     Raises:
         RewardError: If a weight is missing, unexpected, of another shape or not finite, or the file is damaged.
     """
-    from transformers.utils import logging
-
-    shown, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # its table of loaded weights is what we turn into an error
-    logging.disable_progress_bar()
     try:
-        loaded, report = from_pretrained(
-            source, config=config, state_dict=state, dtype=torch_dtype(dtype), output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )  # fmt: skip
+        with quiet_transformers():  # its table of loaded weights is what we turn into an error
+            loaded, report = from_pretrained(
+                source, config=config, state_dict=state, dtype=torch_dtype(dtype), output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )  # fmt: skip
     except (pickle.UnpicklingError, SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise RewardError(f"{name}: {source or 'the checkpoint'} cannot be loaded: {_line(error)}") from error
-    finally:
-        logging.set_verbosity(shown)
-        if bars:
-            logging.enable_progress_bar()
     if report["mismatched_keys"]:
         raise _other_architecture(name, "of another shape", sorted(key for key, *_ in report["mismatched_keys"]))
     check_complete(name, report["missing_keys"], report["unexpected_keys"], unused=unused)
     check_finite(name, loaded)
     return loaded.requires_grad_(False).eval()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Let transformers say nothing but errors, and leave it as it was."""
+    from transformers.utils import logging
+
+    shown, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(shown)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from reward_models._inputs import check_media, check_prompts, frames, per_clip
 from reward_models._known import colours
-from reward_models._qwen2vl import FACTOR, Description, Reader, fitted, load_reader
+from reward_models._preprocess import resize
+from reward_models._qwen2vl import FACTOR, Description, Reader, fitted_size, load_reader
 from reward_models._weights import Dtype, Provenance, find_file, read_state
 from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
 
@@ -96,5 +97,6 @@ class HPSv3Scorer:
         return Rewards(mean, {"sigma": sigma.detach()})
 
     def _read(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
-        seen = fitted(_NAME, pictures.to(self.reader.body.device), fewest=_PIXELS, most=_PIXELS)
+        size = fitted_size(_NAME, pictures, fewest=_PIXELS, most=_PIXELS)
+        seen = resize(pictures.to(self.reader.body.device), *size)
         return self.reader(list(seen[:, None]), texts)[:, 0]

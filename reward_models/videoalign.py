@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from reward_models._inputs import check_media, check_prompts
-from reward_models._qwen2vl import FACTOR, Description, Reader, fitted, load_reader, merged
+from reward_models._preprocess import resize_bytes
+from reward_models._qwen2vl import FACTOR, Description, Reader, fitted_size, load_reader, merged
 from reward_models._weights import Dtype, Provenance, find_file, read_state
 from reward_models.base import Media, RewardError, RewardModel, Rewards
 
@@ -161,7 +162,7 @@ class VideoAlignScorer:
         return read[:, :, 0] if read.shape[2] == 1 else read.diagonal(dim1=1, dim2=2)
 
     def _fitted(self, clip: Tensor) -> Tensor:
-        return fitted(_NAME, clip, fewest=_FEWEST_PIXELS, most=self.settings.most)
+        return resize_bytes(clip, *fitted_size(_NAME, clip, fewest=_FEWEST_PIXELS, most=self.settings.most))
 
     def _chosen(self, media: Media) -> Tensor:
         """Return which frames are looked at: an even number, evenly spaced, the first and the last among them."""

@@ -7,10 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.nn.functional import cosine_similarity, interpolate
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, to_tensor
 from torchvision.transforms.functional import resize as torchvision_resize
 
-from reward_models._preprocess import centre_crop, eight_bit, longest_side_padded, normalise, resize, shortest_side
+from reward_models._preprocess import (
+    centre_crop,
+    eight_bit,
+    longest_side_padded,
+    normalise,
+    resize,
+    resize_bytes,
+    shortest_side,
+)
 from tests.named_weights import SIZES, picture
 
 LEVEL = 1 / 255
@@ -48,6 +57,20 @@ def test_a_picture_is_scored_as_the_file_it_is_saved_as():
     saved = torch.from_numpy((smooth * 255).round().byte().numpy()).float() / 255
     assert torch.equal(eight_bit(smooth), saved)
     assert torch.equal(resize(smooth, 20, 30), resize(saved, 20, 30))
+
+
+@pytest.mark.parametrize("size", [(224, 224), (364, 476), (100, 30)])
+def test_bytes_are_resized_as_torchvision_does_with_a_gradient(size):
+    levels = picture(1)
+    bytes_ = torch.from_numpy(levels.copy()).permute(2, 0, 1)[None]
+    expected = (
+        torchvision_resize(bytes_, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True).float() / 255
+    )
+    whole = pixels(levels).requires_grad_()
+    got = resize_bytes(whole, *size)
+    assert (got - expected).abs().max() < EXACT
+    (gradient,) = torch.autograd.grad(got.sum(), whole)
+    assert gradient.sum() == pytest.approx(3 * size[0] * size[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("size", [(80, 64), (64, 99), (65, 64), (64, 67), (300, 64)])
