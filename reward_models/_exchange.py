@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-import time
 import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -46,6 +45,10 @@ class Patience:
     attempts: int = 8
 
 
+class Unanswered(RewardError):
+    """A question that got no answer within its deadline and attempts."""
+
+
 class _Failed(Exception):
     """An attempt that may be repeated."""
 
@@ -80,42 +83,46 @@ class Exchange:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def get(self, path: str, read: Callable[[bytes], T]) -> T:
-        """Return what `read` makes of the answer to GET."""
-        return await self._ask("GET", path, None, {}, read)
+        """Return what `read` makes of the answer to GET; raises what `post` raises."""
+        async with self._turns:
+            return await self._ask("GET", path, None, {}, read)
 
-    async def post(self, path: str, kind: str, body: bytes, read: Callable[[bytes], T]) -> T:
-        """Return what `read` makes of the answer to POST.
+    async def post(self, path: str, kind: str, body: Callable[[], bytes], read: Callable[[bytes], T]) -> T:
+        """Return what `read` makes of the answer to POST; the body is made when it is this question's turn.
 
         Raises:
-            RewardError: If there was none in time, or one that repeating would not mend.
+            Unanswered: If there was no answer in time.
+            RewardError: If there was one that repeating would not mend.
         """
-        return await self._ask("POST", path, body, {"Content-Type": kind}, read)
+        async with self._turns:
+            return await self._ask("POST", path, body(), {"Content-Type": kind}, read)
 
     async def _ask(
         self, method: str, path: str, body: bytes | None, headers: dict[str, str], read: Callable[[bytes], T]
     ) -> T:
-        begin, pause, last, attempt = time.monotonic(), FIRST_PAUSE, "nothing was tried", 0
+        end, pause, last, attempt = self._now() + self.patience.deadline, FIRST_PAUSE, "nothing was tried", 0
         for attempt in range(1, self.patience.attempts + 1):
-            left = self.patience.deadline - (time.monotonic() - begin)
-            if left <= 0:
+            allowed = min(end - self._now(), self.patience.attempt)
+            if allowed <= 0:
                 break
             try:
-                async with self._turns:
-                    once = self._once(method, path, body, headers)
-                    return read(await asyncio.wait_for(once, min(left, self.patience.attempt)))
+                return read(await asyncio.wait_for(self._once(method, path, body, headers), allowed))
             except _Failed as failure:
                 last, wait = str(failure), failure.wait
             except InvalidAnswer as error:
                 last, wait = f"an answer that is none: {error}", None
             except asyncio.TimeoutError:
-                last, wait = f"no whole answer within {min(left, self.patience.attempt):.3g} seconds", None
+                last, wait = f"no whole answer within {allowed:.3g} seconds", None
             # Full jitter, so that clients that failed together do not come back together. It decides no score.
             rest = min(wait, LONGEST_WAIT) if wait is not None else random.uniform(0, 2 * pause)
             pause = min(2 * pause, LONGEST_PAUSE)
             if attempt < self.patience.attempts:
-                await asyncio.sleep(min(rest, max(0.0, self.patience.deadline - (time.monotonic() - begin))))
-        spent = time.monotonic() - begin
-        raise RewardError(f"{self.url} gave no answer in {spent:.3g} seconds and {attempt} attempts; the last: {last}")
+                await asyncio.sleep(min(rest, max(0.0, end - self._now())))
+        spent = self.patience.deadline - (end - self._now())
+        raise Unanswered(f"{self.url} gave no answer in {spent:.3g} seconds and {attempt} attempts; the last: {last}")
+
+    def _now(self) -> float:
+        return self._loop.time()
 
     async def _once(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> bytes:
         try:

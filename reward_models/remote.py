@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from reward_models._exchange import Exchange, InvalidAnswer, Patience
+from reward_models._exchange import Exchange, InvalidAnswer, Patience, Unanswered
 from reward_models._packed import unpack
 from reward_models._token import token_of
 from reward_models._wire import PROTOCOL, TENSORS, VERSION, Answer, Asked, levels, write
@@ -145,9 +145,8 @@ class _RemoteScorer:
         ]
         found = self.exchange.run(self._ask_all(asked))
         answers = [answer for answer in found if isinstance(answer, Answer)]
-        failures = [failure for failure in found if isinstance(failure, RewardError)]
-        if failures and (self.model.on_failure == "error" or not answers):
-            raise failures[0]
+        if not answers:
+            raise next(failure for failure in found if isinstance(failure, Unanswered))
         errors = [error for answer in answers for error in answer.errors if error is not None]
         scored = sum(score is not None for answer in answers for score in answer.scores)
         if errors and (self.model.on_failure == "error" or not scored):
@@ -192,15 +191,23 @@ class _RemoteScorer:
         ids = None if group is None else group[rows]
         return Asked(uuid.uuid4().hex, tuple(prompts), media.fps, convert(media.pixels), source, ids)
 
-    async def _ask_all(self, questions: Sequence[Asked]) -> list[Answer | RewardError]:
-        return await asyncio.gather(*map(self._ask, questions))
+    async def _ask_all(self, questions: Sequence[Asked]) -> list[Answer | Unanswered]:
+        """Ask all; the first failure that is an error ends the others."""
+        asking = [asyncio.ensure_future(self._ask(asked)) for asked in questions]
+        try:
+            return await asyncio.gather(*asking)
+        finally:
+            for task in asking:
+                task.cancel()
 
-    async def _ask(self, asked: Asked) -> Answer | RewardError:
+    async def _ask(self, asked: Asked) -> Answer | Unanswered:
         try:
             return await self.exchange.post(
-                "/v1/score", TENSORS, write(asked), lambda content: self._read(content, asked)
+                "/v1/score", TENSORS, lambda: write(asked), lambda content: self._read(content, asked)
             )
-        except RewardError as error:
+        except Unanswered as error:
+            if self.model.on_failure == "error":
+                raise
             return error
 
     def _read(self, content: bytes, asked: Asked) -> Answer:
@@ -227,7 +234,7 @@ class _RemoteScorer:
         return answer
 
 
-def _joined(pieces: list[Tensor], found: list[Answer | RewardError], count: int, device: torch.device) -> Rewards:
+def _joined(pieces: list[Tensor], found: list[Answer | Unanswered], count: int, device: torch.device) -> Rewards:
     """Put the answers in the order of the samples; what has none is NaN."""
     names = dict.fromkeys(name for answer in found if isinstance(answer, Answer) for name in answer.parts)
     columns = {name: torch.full((count,), torch.nan) for name in ("", *names)}

@@ -324,6 +324,25 @@ def test_the_deadline_holds_whatever_the_attempts():
         assert time.monotonic() - begin < 5
 
 
+def test_the_first_error_ends_the_other_requests_too():
+    with speaking(b"", hold=60.0) as (url, _):
+        begin = time.monotonic()
+        with pytest.raises(RewardError, match="1 attempts"):
+            scorer_of(url, attempts=1, deadline=2.0, attempt=9.0)(media=MEDIA, prompts=PROMPTS)
+        assert time.monotonic() - begin < 3.8  # four pieces over two connections, one after the other, would take 4
+
+
+def test_requests_without_an_answer_are_left_out_only_where_others_have_one():
+    with running(lying(answer([1.0, 2.0]))) as url:
+        scorer = scorer_of(url, on_failure="exclude", attempts=1)
+        value = scorer(media=MEDIA, prompts=PROMPTS).value  # the last piece is one sample, so two scores are a lie
+        torch.testing.assert_close(value, torch.tensor([1.0, 2.0] * 3 + [torch.nan]), equal_nan=True)
+        with pytest.raises(RewardError, match="2 scores for 1 samples"):
+            scorer(media=MEDIA[:1], prompts=PROMPTS[:1])
+    with running(lying(answer([1.0, 2.0], fingerprint="0"))) as url, pytest.raises(RewardError, match="another model"):
+        scorer_of(url, on_failure="exclude")(media=MEDIA, prompts=PROMPTS)
+
+
 def test_retry_after_is_honoured():
     with speaking(reply(b"", "429 Too Many Requests", "Retry-After: 2")) as (url, heard):
         with pytest.raises(RewardError, match="status 429"):
