@@ -144,7 +144,7 @@ class Embeddings:
             return None
         times = [name for name in _NUMBERS if isinstance(arguments.get(name), int)]
         results = math.prod(arguments[name] for name in times)
-        arguments = arguments | dict.fromkeys(times, 1)
+        arguments = arguments | dict.fromkeys(times, 1) | ({"batch_size": 1} if "batch_size" in arguments else {})
         kind = _digest({name: v for name, v in arguments.items() if not _is_texts(v) and not _shows_pictures(v)})
         rows: list[_Row] = []
         for one in _one_by_one(arguments, len(texts)):
@@ -180,8 +180,9 @@ class Embeddings:
         if kind in self._first:
             layouts = self._first[kind].layouts
         else:
+            doubled = {name: 2 if name == "batch_size" else _twice(v) for name, v in arguments.items()}
             try:
-                twice = _parts(self._encode(**{name: _twice(v) for name, v in arguments.items()}))
+                twice = _parts(self._encode(**doubled))
             except _REFUSALS:  # some encode one picture a call
                 twice = tuple(_repeated(part) for part in once)
             if twice is None or len(twice) != len(once):

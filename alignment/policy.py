@@ -51,6 +51,9 @@ Receive = Callable[[int, Tensor], None]
 ROW_TIME_TOLERANCE = 1e-2
 """Rounding of a bfloat16 network moves outputs of unit size by less; another time moves them by far more."""
 
+STATE_TOLERANCE = 1e-4
+"""Networks that run again with another number of rows round otherwise; another noise would be off by far more."""
+
 _ROUNDS_AT_MOST = 10_000
 """Rounds a script covers where nobody knows yet how many the pipeline takes."""
 
@@ -167,7 +170,8 @@ class Policy(Weights):
                 continue
             if index > 0 and stubs and not isinstance(script[index - 1], Visit):
                 script[index - 1] = Skip(batch.x[:, k])
-            script[index] = Visit(batch.x[:, k], _numbered(receive, k), following)
+            tolerance = 0.0 if stubs else STATE_TOLERANCE
+            script[index] = Visit(batch.x[:, k], _numbered(receive, k), following, tolerance)
         self._differentiable(Conductor(script), batch.prompts, batch.seeds, grad)
 
     def visit(self, batch: Batch, points: Sequence[tuple[Tensor, Tensor]], receive: Receive, *, grad: bool) -> None:

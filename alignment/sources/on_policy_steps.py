@@ -116,7 +116,7 @@ class OnPolicySteps(Source[Transitions]):
             self.dynamics,
             lambda k, shape: ctx.draw.normal("action", samples, k, shape),
             self.tail,
-            self.share_prefix,
+            self.share_prefix and ctx.policy.stubs,
         )
 
     def _batch(self, part: Groups, plan: Plan, path: Trajectory, credit: Tensor, number: int) -> Transitions:
