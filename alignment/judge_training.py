@@ -180,6 +180,7 @@ class JudgeTrainer:
         assert isinstance(vlm, Local)
         where = Path(vlm.model if self.plan.lora is None else str(vlm.adapter))
         self.reader.model.save_pretrained(where)
+        (where / "README.md").unlink(missing_ok=True)  # PEFT writes a form in which nothing is filled in
         if self.plan.lora is None:
             self.reader.processor.save_pretrained(where)
         return where

@@ -10,17 +10,21 @@ import pytest
 import torch
 
 from alignment import _layers, config
-from alignment.judge_pairs import read_pairs
+from alignment.judge_pairs import pixels_of, read_pairs
 from alignment.judge_training import JudgeTrainer, JudgeTraining
 from evals.drawing import draw
 from examples.tiny_judge.build import accuracy, checked, learn, scenes
 from examples.tiny_judge.pairs import spoiled, write_pairs
 from examples.tiny_judge.parts import network, processor
 from reward_models._scenes import COLOURS, COUNTS, SHAPES, Group, Scene, parse, split_of
+from reward_models._task import Task
+from reward_models.base import Media, load_reward
+from reward_models.reward_dance import RewardDance
 from reward_models.vlms.local import Local, LocalReader
 
 ROOT = Path(__file__).parents[2]
 ASSET = ROOT / "assets" / "tiny_vlm"
+JUDGE = ROOT / "assets" / "tiny_judge"
 CPU = torch.device("cpu")
 LARGEST = 3_000_000  # bytes that the asset may take in the repository
 
@@ -31,7 +35,7 @@ def reader() -> LocalReader:
 
 
 def test_the_asset_is_small():
-    assert sum(file.stat().st_size for file in ASSET.iterdir()) < LARGEST
+    assert sum(file.stat().st_size for folder in (ASSET, JUDGE) for file in folder.iterdir()) < LARGEST
 
 
 def test_the_asset_names_what_it_sees(reader):
@@ -39,6 +43,20 @@ def test_the_asset_names_what_it_sees(reader):
     assert colour > 0.95
     assert count > 0.85
     assert shape > 1 / 3
+
+
+def test_the_judge_that_ships_prefers_what_people_would(tmp_path):
+    """On captions that occur in no pair it learnt from; 86 % of 300 pairs were right when it was made."""
+    write_pairs(tmp_path, "unseen", "dev", 80, seed=5)
+    pairs = read_pairs(str(tmp_path / "unseen.jsonl"))
+    task = Task(instruction="", criteria=())
+    model = RewardDance(Local(str(ASSET), str(JUDGE), batch_size=64), task=task)
+    scorer, prompts = load_reward(model, device=CPU), [pair.prompt for pair in pairs]
+    chosen, rejected = (
+        scorer(media=Media(torch.stack([pixels_of(p) for p in pictures])), prompts=prompts).value
+        for pictures in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
+    )
+    assert (chosen > rejected).float().mean() > 0.7
 
 
 def test_every_word_of_the_language_is_one_token(reader):
