@@ -184,7 +184,7 @@ class Embeddings:
             try:
                 twice = _parts(self._encode(**doubled))
             except _REFUSALS:  # some encode one picture a call
-                twice = tuple(_repeated(part) for part in once)
+                twice = tuple(map(_repeated, once))
             if twice is None or len(twice) != len(once):
                 return None
             layouts = tuple(_layout(a, b) for a, b in zip(once, twice, strict=True))
@@ -318,7 +318,7 @@ def _content(value: object) -> object:
         return [value.mode, value.size, xxhash.xxh3_128_hexdigest(value.tobytes())]
     if isinstance(value, Tensor):
         flat = value.detach().cpu().contiguous().flatten().view(torch.uint8)
-        return [str(value.dtype), list(value.shape), xxhash.xxh3_128_hexdigest(flat.numpy())]
+        return [str(value.dtype), list(value.shape), xxhash.xxh3_128_hexdigest(flat.numpy().tobytes())]
     return str(value)
 
 

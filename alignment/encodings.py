@@ -29,9 +29,10 @@ class Encodings:
     def __init__(self, pipe: Any) -> None:
         self._known: OrderedDict[tuple[object, ...], Any] = OrderedDict()
         self.misses = self.answered = 0
-        vae = pipe.components.get("vae")
+        vae: Any = pipe.components.get("vae")
         if isinstance(vae, nn.Module) and hasattr(vae, "encode"):
-            self._encode: Callable[..., Any] = vae.encode
+            encode: Any = vae.encode
+            self._encode: Callable[..., Any] = encode
             vars(vae)["encode"] = self
 
     def __call__(self, x: Tensor, return_dict: bool = True) -> Any:
@@ -50,4 +51,4 @@ class Encodings:
 
 def _digest(x: Tensor) -> str:
     flat = x.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return xxhash.xxh3_128_hexdigest(flat.numpy())
+    return xxhash.xxh3_128_hexdigest(flat.numpy().tobytes())

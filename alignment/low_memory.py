@@ -5,6 +5,7 @@ Everything here is diffusers' own; this file chooses backends and says what cann
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,9 +39,8 @@ def quantization(spec: PolicySpec, networks: Sequence[str], device: torch.device
 
     if spec.quantize == "8bit":
         _need("torchao", spec.quantize)
-        from torchao.quantization import Int8WeightOnlyConfig
-
-        config: Any = TorchAoConfig(Int8WeightOnlyConfig())
+        torchao = importlib.import_module("torchao.quantization")
+        config: Any = TorchAoConfig(torchao.Int8WeightOnlyConfig())
     else:
         if device.type != "cuda":
             raise EnvironmentProblem(
@@ -49,7 +49,8 @@ def quantization(spec: PolicySpec, networks: Sequence[str], device: torch.device
         _need("bitsandbytes", spec.quantize)
         compute = torch.bfloat16 if spec.autocast == "bfloat16" else getattr(torch, spec.dtype)
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
-    return PipelineQuantizationConfig(quant_mapping=dict.fromkeys(networks, config))
+    mapping: dict[str, Any] = dict.fromkeys(networks, config)
+    return PipelineQuantizationConfig(quant_mapping=mapping)
 
 
 def offload(pipe: Any, stay: Sequence[str], device: torch.device) -> None:

@@ -12,6 +12,7 @@ import io
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import av
 import numpy as np
@@ -242,8 +243,12 @@ def _check_header(path: Path, image: Image.Image) -> None:
     if image.mode == "F":
         raise DataError(f"{path} holds floating-point numbers of no known range; save it with 8 or 16 bits")
     # A phone's MPO file holds the picture first, then what its other lenses saw.
-    if image.format != "MPO" and hasattr(image, "is_animated") and image.is_animated:
+    if image.format != "MPO" and _frame_count(image) > 1:
         raise DataError(f"{path} is animated; one picture is wanted: save the frame that is meant")
+
+
+def _frame_count(image: Any) -> int:
+    return image.n_frames if hasattr(image, "n_frames") else 1
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,7 +41,8 @@ def read_records(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, Reco
     elif file.suffix == ".jsonl":
         yield from ((f"line {number}", _json(line)) for number, line in enumerate(_lines(file), start=1))
     else:
-        yield from ((f"line {number}", {"prompt": line}) for number, line in enumerate(_lines(file), start=1))
+        for number, line in enumerate(_lines(file), start=1):
+            yield f"line {number}", {"prompt": line}
 
 
 def _lines(file: Path) -> list[str]:
@@ -68,8 +70,6 @@ def _json(line: str) -> Record | str:
 
 
 def _arrow(module: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ImportError as error:

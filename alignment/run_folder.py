@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from alignment.batches import Prompt, inputs_of
 from alignment.errors import DataError, EnvironmentProblem
 from reward_models.base import Media
 
@@ -158,6 +159,11 @@ def write_evaluation(folder: Path, name: str, step: int, result: Evaluated) -> N
         for metric, score in result.scores.items()
     }
     description = {"step": step, "fps": result.media.fps, "prompts": result.prompts, "seeds": result.seeds.tolist()}
+    if any(inputs_of(prompt) for prompt in result.prompts):  # one text over two pictures is two prompts
+        description["inputs"] = [
+            {name: value if isinstance(value, str) else value.digest for name, value in inputs_of(prompt).items()}
+            for prompt in result.prompts
+        ]
     write_json(folder / EVALUATIONS / f"{name}.json", {**description, "scores": scores})
 
 
@@ -177,7 +183,9 @@ def read_evaluation(folder: Path, name: str) -> tuple[int, Evaluated]:
         }
         media = Media(pixels.float() / 255, described["fps"])
         seeds = torch.tensor(described["seeds"], dtype=torch.int64)
-        return described["step"], Evaluated(tuple(described["prompts"]), seeds, scores, media)
+        brought = described.get("inputs") or [{}] * len(described["prompts"])
+        prompts = tuple(Prompt(t, i) if i else t for t, i in zip(described["prompts"], brought, strict=True))
+        return described["step"], Evaluated(prompts, seeds, scores, media)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path} or its .safetensors is damaged: {error}") from error
 

@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from alignment import run_folder
+from alignment.batches import Prompt
 from alignment.errors import DataError, EnvironmentProblem
 from alignment.pictures import printable
 from alignment.progress import ProgressLine, duration
@@ -113,6 +114,16 @@ def test_an_evaluation_is_read_as_it_was_written(run):
     torch.testing.assert_close(dict(again.scores), scores, rtol=0, atol=0, equal_nan=True)
     assert (again.media.pixels - result.media.pixels).abs().max() <= 0.5 / 255 + 1e-6  # eight bits, and float32
     json.loads((run / "evaluation/step-000050.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_prompts_of_an_evaluation_keep_apart_what_they_bring(tmp_path: Path):
+    prompts = tuple(Prompt("paint it", {"negative_prompt": text}) for text in ("red", "blue"))
+    seeds, pixels = torch.arange(2), torch.zeros(1, 1, 3, 4, 4)
+    written = Evaluated(prompts, seeds, {"reward": torch.zeros(2)}, Media(pixels))
+    run_folder.write_evaluation(tmp_path, "base", 0, written)
+    _, read = read_evaluation(tmp_path, "base")
+    assert read.prompts == prompts
+    assert len(set(read.prompts)) == 2
 
 
 def test_a_damaged_evaluation_is_named(run):

@@ -159,6 +159,8 @@ def test_rows_are_what_they_are_alone(policy: Policy, prompts: tuple[Prompt, ...
     for k, prompt in enumerate(rows):
         alone = policy.generate((prompt,), torch.tensor([5 + k]), {})
         torch.testing.assert_close(together.pixels[k], alone.pixels[0], atol=ROWS, rtol=0)
+        assert together.source is not None
+        assert alone.source is not None
         assert torch.equal(together.source.pixels[k], alone.source.pixels[0])
 
 
