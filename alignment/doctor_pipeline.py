@@ -25,11 +25,13 @@ from alignment import config, doctor_checks, doctor_learning
 from alignment.errors import ConfigError
 from alignment.export import export
 from alignment.loading import trained_scheduler
+from alignment.objectives.dpo import DPO
 from alignment.objectives.nft import NFT
 from alignment.patient import Finding, NotApplicable, Patient, at_most, more_than, preserved
 from alignment.policy import Policy
 from alignment.run import Run
 from alignment.sources.on_policy import OnPolicy
+from alignment.sources.on_policy_pairs import OnPolicyPairs
 from samplers import Act, Conductor
 
 SAME_PICTURE = 1e-4
@@ -103,9 +105,10 @@ def _read_call(path: Path) -> Mapping[str, object]:
 def _wanted_pictures(pipeline: str, call: Mapping[str, object]) -> list[str]:
     """Return the picture arguments of the pipeline's class that the call does not set."""
     try:
-        name = diffusers.DiffusionPipeline.load_config(pipeline).get("_class_name")
+        described = diffusers.DiffusionPipeline.load_config(pipeline)
     except (OSError, ValueError):  # loading it says what is wrong
         return []
+    name = described["_class_name"] if isinstance(described, dict) and "_class_name" in described else None
     if not isinstance(name, str) or name not in dir(diffusers):
         return []
     parameters = inspect.signature(getattr(diffusers, name).__call__).parameters
@@ -248,6 +251,13 @@ def nft_step(patient: Patient) -> Finding:
     return _step(patient, replace(patient.trainer.run, source=samples, objective=NFT()))
 
 
+def dpo_step(patient: Patient) -> Finding:
+    """A step of Diffusion-DPO changes the weights."""
+    source = patient.trainer.run.source
+    pairs = OnPolicyPairs(source.prompts, source.reward, group_size=2)
+    return _step(patient, replace(patient.trainer.run, source=pairs, objective=DPO()))
+
+
 # ---- what users load -------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +288,7 @@ CHECKS: tuple[Callable[[Patient], Finding], ...] = (
     pixels,
     grpo_step,
     nft_step,
+    dpo_step,
     lora_in_diffusers,
     whole_in_diffusers,
 )
