@@ -17,19 +17,20 @@ from typing import Any, Literal
 import jinja2
 import yaml
 from diffusers.loaders.lora_base import LoraBaseMixin
-from peft.utils import get_peft_model_state_dict
+from diffusers.loaders.peft import PeftAdapterMixin
 
 from alignment import __version__
+from alignment.adapter_files import file_name, write_adapters
 from alignment.errors import CheckpointError
-from alignment.tuning import ADAPTER
+from alignment.loading import experts
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 CARD, CARD_DATA = "README.md", "card.json"
 SECRET = re.compile(r"token|secret|password|credential|authorization|api_?key", re.IGNORECASE)
 USERINFO_OR_QUERY = re.compile(r"(?<=://)[^/@\s]*@|(?<=\w)\?\S*(?=$)")
 
-Layout = Literal["lora", "adapter", "component", "pipeline"]
-"""What lies in a folder: adapters that the pipeline loads, adapters that only the component loads, or whole weights."""
+Layout = Literal["lora", "adapter", "peft", "component", "pipeline"]
+"""What lies in a folder: adapters that the pipeline loads, that only the component loads, that diffusers cannot load at
+all, or whole weights."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,22 @@ def write_artifacts(folder: Path, pipe: Any, component: str, *, lora: bool, card
     Args:
         folder: An existing folder.
         pipe: A diffusers pipeline.
-        component: Name of the trained component.
-        lora: Whether adapters were trained; otherwise the whole component is written.
+        component: Name of the trained component; experts that take over from it are written with it.
+        lora: Whether adapters were trained; otherwise whole components are written.
         card: The model card.
     """
-    if lora:
-        _write_lora(folder, pipe.components[component], component)
-        layout: Layout = "lora" if isinstance(pipe, LoraBaseMixin) else "adapter"
-    else:
-        pipe.components[component].save_pretrained(folder / component)
-        layout = "component"
-    write_card(folder, pipe, component, layout=layout, card=card)
+    for name, network in experts(pipe).items():
+        if lora:
+            write_adapters(network, folder / file_name(name, component), component)
+        else:
+            network.save_pretrained(folder / name)
+    write_card(folder, pipe, component, layout=_layout(pipe, component) if lora else "component", card=card)
+
+
+def _layout(pipe: Any, component: str) -> Layout:
+    if isinstance(pipe, LoraBaseMixin):
+        return "lora"
+    return "adapter" if isinstance(pipe.components[component], PeftAdapterMixin) else "peft"
 
 
 def write_card(folder: Path, pipe: Any, component: str, *, layout: Layout, card: Card) -> None:
@@ -87,7 +93,7 @@ def write_card(folder: Path, pipe: Any, component: str, *, layout: Layout, card:
         "base_model": base_name,
         "library_name": "diffusers",
         "pipeline_tag": card.task,
-        "tags": [card.task, *(["lora"] if layout in ("lora", "adapter") else []), "diffusers", "visalign"],
+        "tags": [card.task, *(["lora"] if layout in ("lora", "adapter", "peft") else []), "diffusers", "visalign"],
     }
     text = _template().render(
         card=shown,
@@ -96,6 +102,7 @@ def write_card(folder: Path, pipe: Any, component: str, *, layout: Layout, card:
         base=base,
         base_name=base_name,
         component=component,
+        files={name: file_name(name, component) for name in experts(pipe) if name != component},
         classes={"pipeline": type(pipe).__name__, "component": type(pipe.components[component]).__name__},
         version=__version__,
         interval=_interval,
@@ -114,25 +121,6 @@ def read_card(folder: Path) -> Card:
         return Card(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); is {folder} a checkpoint-N folder?") from None
-
-
-def _write_lora(folder: Path, denoiser: Any, component: str) -> None:
-    (adapter,) = denoiser.active_adapters()
-    # PEFT's own names, for UNets too: diffusers' older names cover attention alone, and a file of both loads by half.
-    weights = get_peft_model_state_dict(denoiser, adapter_name=adapter)
-    settings = denoiser.peft_config[ADAPTER].to_dict()
-    # JSON has no sets, and theirs is another order in every process.
-    settings = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
-    # Where every pipeline's `save_lora_weights` ends; called here because not every pipeline has one.
-    LoraBaseMixin.write_lora_layers(
-        state_dict={f"{component}.{name}": value.contiguous() for name, value in weights.items()},
-        save_directory=str(folder),
-        is_main_process=True,
-        weight_name=LORA_FILE,
-        save_function=None,  # type: ignore[arg-type]  # None means safetensors
-        safe_serialization=True,
-        lora_adapter_metadata={f"{component}.{key}": value for key, value in settings.items()},
-    )
 
 
 def _public(value: Any) -> Any:

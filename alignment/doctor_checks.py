@@ -12,15 +12,17 @@ from typing import Any
 import torch
 import yaml
 from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.loaders.peft import PeftAdapterMixin
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from alignment import checks
-from alignment.artifacts import LORA_FILE, Card, write_artifacts
+from alignment.adapter_files import file_name
+from alignment.artifacts import Card, write_artifacts
 from alignment.checkpoint import Checkpoints
 from alignment.errors import CheckpointError
-from alignment.loading import pipeline_class, trained_scheduler
+from alignment.loading import experts, pipeline_class, trained_scheduler
 from alignment.patient import PAIR, Finding, NotApplicable, Patient, at_most, more_than, settings
 from alignment.state import TrainState, read_state, write_state
 from alignment.tuning import ADAPTER
@@ -286,29 +288,42 @@ def saved_checkpoint(patient: Patient, folder: Path) -> Path:
 
 
 def load_adapters(pipe: Any, component: str, folder: Path) -> None:
-    """Load the adapters of a checkpoint into a plain pipeline, as its model card says."""
+    """Load the adapters of a checkpoint into a plain pipeline, as its model card says.
+
+    Raises:
+        NotApplicable: If diffusers has no adapters for the trained class.
+    """
+    networks = experts(pipe)
+    if not isinstance(networks[component], PeftAdapterMixin):
+        kind = type(networks[component]).__name__
+        raise NotApplicable(f"diffusers has no adapters for {kind}: `visalign export --as merged` folds them in")
     if isinstance(pipe, LoraBaseMixin):
         pipe.load_lora_weights(str(folder), adapter_name=ADAPTER)  # type: ignore[call-arg]  # every subclass takes it
-    else:
-        denoiser = pipe.components[component]
-        denoiser.load_lora_adapter(str(folder), prefix=component, weight_name=LORA_FILE, adapter_name=ADAPTER)
+        del networks[component]
+    for name, network in networks.items():
+        file = file_name(name, component)
+        network.load_lora_adapter(str(folder), prefix=component, weight_name=file, adapter_name=ADAPTER)
 
 
 def _lost_in_diffusers(patient: Patient, folder: Path) -> int:
     """Return how many trained tensors plain diffusers reads otherwise than they are, scales of adapters included."""
-    policy = patient.policy
+    policy, lost = patient.policy, 0
     if policy.spec.lora is None:
-        fresh = type(policy.denoiser).from_pretrained(folder, subfolder=policy.component)
-        read = dict(fresh.named_parameters())
-        return sum(not torch.equal(read[key], p.detach().cpu().to(read[key])) for key, p in policy.trainable.items())
+        for name, network in policy.experts.items():
+            read = dict(type(network).from_pretrained(folder, subfolder=name).named_parameters())
+            trained = [(key, p.detach().cpu()) for key, p in network.named_parameters() if p.requires_grad]
+            lost += sum(not torch.equal(read[key], p.to(read[key])) for key, p in trained)
+        return lost
     kind = pipeline_class(policy.spec.pipeline_class)
     plain = kind.from_pretrained(policy.spec.pipeline, revision=policy.spec.revision)
     load_adapters(plain, policy.component, folder)
-    denoiser = plain.components[policy.component]
-    mine, theirs = (get_peft_model_state_dict(model, adapter_name=ADAPTER) for model in (policy.denoiser, denoiser))
-    lost = len(mine.keys() ^ theirs.keys())
-    lost += sum(not torch.equal(mine[key].cpu(), theirs[key].to(mine[key].dtype)) for key in {*mine} & {*theirs})
-    return lost + sum(a != b for a, b in zip(_scales(policy.denoiser), _scales(denoiser), strict=True))
+    for name, network in policy.experts.items():
+        there = plain.components[name]
+        mine, theirs = (get_peft_model_state_dict(model, adapter_name=ADAPTER) for model in (network, there))
+        lost += len(mine.keys() ^ theirs.keys())
+        lost += sum(not torch.equal(mine[key].cpu(), theirs[key].to(mine[key].dtype)) for key in {*mine} & {*theirs})
+        lost += sum(a != b for a, b in zip(_scales(network), _scales(there), strict=True))
+    return lost
 
 
 def _scales(denoiser: nn.Module) -> list[list[float]]:

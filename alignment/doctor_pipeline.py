@@ -108,7 +108,7 @@ def _wanted_pictures(pipeline: str, call: Mapping[str, object]) -> list[str]:
         described = diffusers.DiffusionPipeline.load_config(pipeline)
     except (OSError, ValueError):  # loading it says what is wrong
         return []
-    name = described["_class_name"] if isinstance(described, dict) and "_class_name" in described else None
+    name = described.get("_class_name") if isinstance(described, dict) else None
     if not isinstance(name, str) or name not in dir(diffusers):
         return []
     parameters = inspect.signature(getattr(diffusers, name).__call__).parameters
@@ -135,9 +135,7 @@ def _write_prompts(folder: Path, pictures: Sequence[str], call: Mapping[str, obj
 
 def own_sampler(patient: Patient) -> Finding:
     """Without noise the stand-in gives what the pipeline gives by itself, bit for bit."""
-    policy = patient.policy
-    texts = policy.form.companions(patient.trainer.prompts.texts)
-    seeds = torch.arange(len(texts))
+    policy, texts, seeds = patient.policy, patient.trainer.prompts.texts[:1], torch.zeros(1, dtype=torch.int64)
     scheduler = policy.pipe.scheduler
     sibling = trained_scheduler(scheduler)
     with _placed(policy.pipe, sibling):

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from alignment.artifacts import CARD, CARD_DATA, LORA_FILE, Card, read_card, write_card
+from alignment.adapter_files import LORA_FILE, file_name, fold_in, read_adapters
+from alignment.artifacts import CARD, CARD_DATA, Card, read_card, write_card
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem
-from alignment.loading import DENOISERS, load_pipeline, no_progress_bars
+from alignment.loading import denoiser_name, experts, load_pipeline, no_progress_bars
 from alignment.manifest import verify
 from alignment.spec import PolicySpec
 
@@ -56,8 +57,8 @@ def export(checkpoint: Path, to: Path, form: Form, pipeline: str | None = None) 
     try:
         temporary.mkdir(parents=True)
         if form == "lora":
-            for name in (LORA_FILE, CARD, CARD_DATA):
-                shutil.copyfile(checkpoint / name, temporary / name)
+            for path in (*checkpoint.glob("pytorch_lora_weights*"), checkpoint / CARD, checkpoint / CARD_DATA):
+                shutil.copyfile(path, temporary / path.name)
         else:
             with no_progress_bars():
                 _write_pipeline(checkpoint, temporary, card, pipeline)
@@ -70,16 +71,20 @@ def export(checkpoint: Path, to: Path, form: Form, pipeline: str | None = None) 
 
 def _write_pipeline(checkpoint: Path, to: Path, card: Card, pipeline: str | None) -> None:
     pipe = _base(card, pipeline)
-    component = _component(checkpoint)
-    if (checkpoint / LORA_FILE).is_file():
-        denoiser = pipe.components[component]
-        denoiser.load_lora_adapter(str(checkpoint), prefix=component, weight_name=LORA_FILE)
-        denoiser.fuse_lora()
-        denoiser.unload_lora()
-    else:
-        dtype = pipe.components[component].dtype
-        trained = type(pipe.components[component]).from_pretrained(checkpoint, subfolder=component, torch_dtype=dtype)
-        pipe.register_modules(**{component: trained})
+    component = denoiser_name(pipe)
+    for name, network in experts(pipe).items():
+        if (checkpoint / LORA_FILE).is_file():
+            read_adapters(network, _there(checkpoint / file_name(name, component), pipe), component)
+            fold_in(network)
+        else:
+            trained = type(network).from_pretrained(_there(checkpoint / name, pipe), torch_dtype=network.dtype)
+            if (told := _shape(trained)) != (wanted := _shape(network)):
+                differing = ", ".join(key for key in sorted(told | wanted) if told.get(key) != wanted.get(key))
+                raise CheckpointError(
+                    f"{checkpoint / name} is not the {name} of this {type(pipe).__name__}: they differ in {differing}; "
+                    "give the pipeline that it was trained on with `--pipeline PATH`"
+                )
+            pipe.register_modules(**{name: trained})
     pipe.save_pretrained(to)
     write_card(to, pipe, component, layout="pipeline", card=card)
 
@@ -96,14 +101,21 @@ def _base(card: Card, pipeline: str | None) -> Any:
     return load_pipeline(spec, torch.device("cpu"))
 
 
-def _component(checkpoint: Path) -> str:
-    """Return the name of the component that was trained."""
-    if (checkpoint / LORA_FILE).is_file():
-        with safe_open(checkpoint / LORA_FILE, framework="pt") as file:
-            return next(iter(file.keys())).split(".")[0]
-    found = [name for name in DENOISERS if (checkpoint / name).is_dir()]
-    if not found:
+def _shape(network: Any) -> dict[str, object]:
+    """Return what a network was built from."""
+    return {key: value for key, value in network.config.items() if not key.startswith("_")}
+
+
+def _there(path: Path, pipe: Any) -> Path:
+    """Return `path` if the checkpoint has it.
+
+    Raises:
+        CheckpointError: If it has not, so that it comes from another pipeline.
+    """
+    if not path.exists():
+        found = ", ".join(sorted(entry.name for entry in path.parent.iterdir()))
         raise CheckpointError(
-            f"{checkpoint} has none of the folders {', '.join(DENOISERS)}: there are no weights in it"
+            f"{path.parent} has no {path.name}, which {type(pipe).__name__} needs; it has {found}. Give the pipeline "
+            "that it was trained on with `--pipeline PATH`"
         )
-    return found[0]
+    return path

@@ -40,6 +40,7 @@ def add_lora(denoiser: Any, lora: Lora, seed: int) -> dict[str, nn.Parameter]:
     Raises:
         ConfigError: If the targets bind no module.
     """
+    from diffusers.loaders.peft import PeftAdapterMixin
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = list(lora.targets) if lora.targets is not None else lora_targets(denoiser)
@@ -54,9 +55,9 @@ def add_lora(denoiser: Any, lora: Lora, seed: int) -> dict[str, nn.Parameter]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian")
-        if hasattr(denoiser, "add_adapter"):
+        if isinstance(denoiser, PeftAdapterMixin):
             denoiser.add_adapter(config, ADAPTER)
-        else:  # a network that diffusers has no adapters for
+        else:  # what diffusers' own method does, for networks that lack it
             inject_adapter_in_model(config, denoiser, ADAPTER)
     trainable = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
     for parameter in trainable.values():

@@ -20,7 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alignment.artifacts import CARD, CARD_DATA, LORA_FILE, Card, read_card, write_artifacts, write_card
+from alignment.adapter_files import LORA_FILE
+from alignment.artifacts import CARD, CARD_DATA, Card, read_card, write_artifacts, write_card
 from alignment.checkpoint import Checkpoints
 from alignment.errors import CheckpointError
 from alignment.export import export

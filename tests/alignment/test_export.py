@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FluxTransformer2DModel
 
-from alignment.artifacts import CARD, CARD_DATA, LORA_FILE
+from alignment.adapter_files import LORA_FILE
+from alignment.artifacts import CARD, CARD_DATA
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem, PipelineError
 from alignment.export import export, main
 from tests.alignment.trained import SAME, Trained, quiet, trained
-from tests.tiny import picture
+from tests.tiny import picture, tiny_flux
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,21 @@ def test_a_target_that_is_taken_is_refused(adapters: Trained, tmp_path: Path) ->
         with pytest.raises(ConfigError, match="not empty"):
             export(adapters.checkpoint, tmp_path / name, "lora")
     assert (tmp_path / "full" / "mine").read_text() == (tmp_path / "file").read_text() == "keep me"
+
+
+@pytest.mark.parametrize("form", ["merged", "full"])
+def test_a_checkpoint_of_another_model_is_refused(
+    adapters: Trained, whole: Trained, tmp_path: Path, form: str, sd15_folder: Path
+) -> None:
+    run = adapters if form == "merged" else whole
+    with pytest.raises(CheckpointError, match="--pipeline PATH"):
+        export(run.checkpoint, tmp_path / "out", form, str(sd15_folder))
+    wider = tiny_flux()
+    wider.transformer = FluxTransformer2DModel.from_config(wider.transformer.config, num_attention_heads=4)
+    wider.save_pretrained(tmp_path / "wider")
+    with pytest.raises(CheckpointError, match="another network" if form == "merged" else "num_attention_heads"):
+        export(run.checkpoint, tmp_path / "out", form, str(tmp_path / "wider"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_broken_base_or_place_leaves_nothing(adapters: Trained, tmp_path: Path) -> None:

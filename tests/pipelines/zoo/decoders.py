@@ -84,10 +84,9 @@ def wan() -> AutoencoderKLWan:
     return AutoencoderKLWan(**_WAN)
 
 
-def qwen(levels: int = 3, width: int = 4, blocks: int = 1) -> AutoencoderKLQwenImage:
-    """Return the autoencoder of Qwen-Image: Wan's, for one frame; each level halves a side."""
-    sizes = {"dim_mult": [1] * (levels + 1), "temperal_downsample": [False] + [True] * (levels - 1)}
-    return AutoencoderKLQwenImage(**{**_WAN, **sizes, "base_dim": width, "num_res_blocks": blocks})
+def qwen() -> AutoencoderKLQwenImage:
+    """Return the autoencoder of Qwen-Image: Wan's, for one frame."""
+    return AutoencoderKLQwenImage(**_WAN)
 
 
 def hunyuan() -> AutoencoderKLHunyuanVideo:

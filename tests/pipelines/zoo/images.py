@@ -235,7 +235,8 @@ def pixart_sigma() -> Member:
     scheduler = DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear")
     pipe = PixArtSigmaPipeline(words, encoder, decoders.kl(), transformer, scheduler)
     plain = {"use_resolution_binning": False, "clean_caption": False}
-    return Member(pipe, {**TEXT_CALL, **plain, "guidance_scale": 3.0})
+    cannot = {"lora_in_diffusers": "diffusers has no adapters for PixArtTransformer2DModel"}
+    return Member(pipe, {**TEXT_CALL, **plain, "guidance_scale": 3.0}, cannot)
 
 
 def lumina2() -> Member:
