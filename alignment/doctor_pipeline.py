@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from alignment import config, doctor_checks, doctor_learning
 from alignment.errors import ConfigError
 from alignment.export import export
-from alignment.loading import trained_scheduler
+from alignment.loading import pipeline_class, trained_scheduler
 from alignment.objectives.dpo import DPO
 from alignment.objectives.nft import NFT
 from alignment.patient import Finding, NotApplicable, Patient, at_most, more_than, preserved
@@ -32,6 +32,7 @@ from alignment.policy import Policy
 from alignment.run import Run
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
+from alignment.spec import PolicySpec
 from samplers import Act, Conductor
 
 SAME_PICTURE = 1e-4
@@ -88,7 +89,7 @@ def plain_run(pipeline: str, call: Sequence[str], overrides: Sequence[str], fold
         plain["policy"]["call"] |= arguments
     path.write_text(yaml.safe_dump(plain), encoding="utf-8")
     run = config.load(str(path), [*words, *overrides])
-    _write_prompts(folder, _wanted_pictures(pipeline, run.policy.call), run.policy.call)
+    _write_prompts(folder, _wanted_pictures(run.policy), run.policy.call)
     return run
 
 
@@ -102,17 +103,17 @@ def _read_call(path: Path) -> Mapping[str, object]:
     return arguments
 
 
-def _wanted_pictures(pipeline: str, call: Mapping[str, object]) -> list[str]:
+def _wanted_pictures(spec: PolicySpec) -> list[str]:
     """Return the picture arguments of the pipeline's class that the call does not set."""
     try:
-        described = diffusers.DiffusionPipeline.load_config(pipeline)
+        described = diffusers.DiffusionPipeline.load_config(spec.pipeline)
     except (OSError, ValueError):  # loading it says what is wrong
         return []
-    name = described.get("_class_name") if isinstance(described, dict) else None
+    name = spec.pipeline_class or (described.get("_class_name") if isinstance(described, dict) else None)
     if not isinstance(name, str) or name not in dir(diffusers):
         return []
     parameters = inspect.signature(getattr(diffusers, name).__call__).parameters
-    return [argument for argument in PICTURES if argument in parameters and argument not in call]
+    return [argument for argument in PICTURES if argument in parameters and argument not in spec.call]
 
 
 def _write_prompts(folder: Path, pictures: Sequence[str], call: Mapping[str, object]) -> None:
@@ -263,7 +264,7 @@ def lora_in_diffusers(patient: Patient) -> Finding:
     """Saved adapters, loaded by plain diffusers, give the same picture."""
     with tempfile.TemporaryDirectory() as temporary, patient.moved():
         saved = doctor_checks.saved_checkpoint(patient, Path(temporary))
-        plain = diffusers.DiffusionPipeline.from_pretrained(patient.policy.spec.pipeline)
+        plain = pipeline_class(patient.policy.spec.pipeline_class).from_pretrained(patient.policy.spec.pipeline)
         doctor_checks.load_adapters(plain, patient.policy.component, saved)
         return _same_picture(patient, plain)
 
@@ -273,7 +274,8 @@ def whole_in_diffusers(patient: Patient) -> Finding:
     with tempfile.TemporaryDirectory() as temporary, patient.moved():
         saved = doctor_checks.saved_checkpoint(patient, Path(temporary))
         export(saved, Path(temporary) / "whole", "merged", patient.policy.spec.pipeline)
-        return _same_picture(patient, diffusers.DiffusionPipeline.from_pretrained(Path(temporary) / "whole"))
+        plain = pipeline_class(patient.policy.spec.pipeline_class)
+        return _same_picture(patient, plain.from_pretrained(Path(temporary) / "whole"))
 
 
 CHECKS: tuple[Callable[[Patient], Finding], ...] = (

@@ -15,7 +15,7 @@ from tests.pipelines.zoo import ZOO, Member
 
 pytestmark = pytest.mark.slow  # five minutes on two processes
 
-ENOUGH = 18
+ENOUGH = 28
 """Pipelines that pass every check, at least."""
 
 
@@ -34,6 +34,7 @@ def test_a_pipeline_conforms(
     assert "WRITE_TABLE" in os.environ or table.read()[member.name, finding.law] == mark
 
 
+@pytest.mark.skipif("WRITE_TABLE" in os.environ, reason="the table is being written")
 def test_the_table_has_a_row_a_pipeline_and_a_column_a_check() -> None:
     assert table.read().keys() == {(name, column) for name in ZOO for column in table.COLUMNS}
 

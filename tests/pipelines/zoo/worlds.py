@@ -120,21 +120,21 @@ def ltx2() -> Member:
 
 
 def _ltx2_vae() -> AutoencoderKLLTX2Video:
-    vae = AutoencoderKLLTX2Video(
+    """Return a video autoencoder that quarters a side and the frames."""
+    return AutoencoderKLLTX2Video(
         latent_channels=4,
-        block_out_channels=(8,),
-        decoder_block_out_channels=(8,),
-        layers_per_block=(1,),
-        decoder_layers_per_block=(1, 1),
-        spatio_temporal_scaling=(True,),
-        decoder_spatio_temporal_scaling=(True,),
-        decoder_inject_noise=(False, False),
-        downsample_type=("spatial",),
-        upsample_residual=(False,),
-        upsample_factor=(1,),
+        block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=(True, True),
+        decoder_spatio_temporal_scaling=(True, True),
+        decoder_inject_noise=(False,) * 3,
+        downsample_type=("spatiotemporal", "spatiotemporal"),
+        upsample_residual=(False, False),
+        upsample_factor=(1, 1),
         patch_size=1,
     )
-    return vae
 
 
 def _ltx2_sound() -> tuple[AutoencoderKLLTX2Audio, LTX2Vocoder]:
