@@ -85,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"visalign {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_train, _add_doctor, _add_export, _add_report, _add_rewards, _add_serve_reward, _add_config):
+    for add in (
+        _add_train, _add_doctor, _add_plan, _add_export, _add_report, _add_rewards, _add_serve_reward, _add_config,
+    ):  # fmt: skip
         add(commands)
     return parser
 
@@ -177,6 +179,36 @@ def _doctor(args: argparse.Namespace) -> int:
         shuffle=args.shuffle,
         as_json=args.json,
     )
+
+
+def _add_plan(commands: Commands) -> None:
+    parser = _add(commands, "plan", "parameters, FLOPs, memory and time of a run, before anything is loaded")
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
+    _add_overrides(parser)
+    parser.add_argument(
+        "--gpu", default="h200", metavar="NAME", help="kind of GPU: h200 (default), h100, a100-80, 4090, ..."
+    )
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="how many of them share a step; 1 by default")
+    parser.add_argument(
+        "--sharding", choices=("none", "fsdp2"), default="none", help="what divides the trained network among them"
+    )
+    parser.add_argument(
+        "--peak-fraction",
+        type=float,
+        default=0.4,
+        metavar="F",
+        help="share of peak FLOP/s that is reached; 0.4 by default",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the tables")
+    parser.set_defaults(command=_plan)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from alignment import plan
+    from alignment.plan_gpus import gpu
+
+    setup = plan.Setup(gpu(args.gpu), args.gpus, args.sharding, args.peak_fraction)
+    return plan.main(args.config, args.overrides, setup, as_json=args.json)
 
 
 def _add_export(commands: Commands) -> None:

@@ -75,9 +75,9 @@ class Policy(Weights):
         device: Where everything runs.
     """
 
-    def __init__(self, spec: PolicySpec, *, device: torch.device, seed: int) -> None:
+    def __init__(self, spec: PolicySpec, *, device: torch.device, seed: int, pipe: Any = None) -> None:
         self.device = device
-        self.pipe: Any = load_pipeline(spec, device)
+        self.pipe: Any = load_pipeline(spec, device) if pipe is None else pipe
         super().__init__(experts(self.pipe), spec, seed)
         self.component, self.denoiser = next(iter(self.experts.items()))
         self._arguments = checked_arguments(self.pipe, spec.call, "policy.call")

@@ -29,6 +29,12 @@ from reward_models._weights import (
 )
 from reward_models.base import RewardError
 
+VIT_H_WEIGHTS = 986e6
+"""Parameters of CLIP ViT-H/14, both towers."""
+
+VIT_H_FLOPS = 0.38e12
+"""Of one picture of 224 pixels and one text of 77 tokens, two a weight and token: 632 M x 257 and 302 M x 77."""
+
 _BICUBIC = 3
 """PIL's number of the filter, as preprocessing files write it."""
 

@@ -166,6 +166,22 @@ class KnownAnswer:
                 )
 
 
+@dataclass(frozen=True)
+class Size:
+    """How large a reward model is, for plans; zeros where it has no network.
+
+    Attributes:
+        bytes: Of its weights.
+        flops: Of scoring one frame, its share of the prompt included.
+    """
+
+    bytes: float = 0.0
+    flops: float = 0.0
+
+    def __add__(self, other: Size) -> Size:
+        return Size(self.bytes + other.bytes, self.flops + other.flops)
+
+
 @runtime_checkable
 class RewardModel(Protocol):
     """A light, frozen description of a reward model; `load` makes the heavy object.
@@ -191,6 +207,10 @@ class RewardModel(Protocol):
         Raises:
             RewardError: Saying what cannot be scored.
         """
+
+    def size(self) -> Size | None:
+        """Return how large it is, before it is loaded; None where it does not say."""
+        return None
 
     def known_answers(self) -> Sequence[KnownAnswer]:
         """Return samples with known scores, for a check before training; none, unless a model has some."""
@@ -327,7 +347,7 @@ def require_reward_model(model: object) -> None:
     Raises:
         RewardError: Naming what it lacks.
     """
-    needed = ("load", "differentiable", "scope", "check", "known_answers")
+    needed = ("load", "differentiable", "scope", "check", "known_answers", "size")
     if lacking := [name for name in needed if not hasattr(model, name)]:
         raise RewardError(
             f"{type(model).__name__} is not a reward model: it lacks {', '.join(lacking)}; inherit from "

@@ -17,7 +17,7 @@ import xxhash
 from torch import Tensor
 
 from reward_models._fingerprint import fingerprint
-from reward_models.base import Loaded, Media, RewardError, RewardModel, Rewards, load_reward, require_reward_model
+from reward_models.base import Loaded, Media, RewardError, RewardModel, Rewards, Size, load_reward, require_reward_model
 
 Scores = Mapping[str, float]
 """A sample's value, under "", and its parts."""
@@ -61,6 +61,10 @@ class Cached(RewardModel):
             raise RewardError(
                 f"cached: there is no folder {Path(self.file).absolute().parent} for the file {self.file}"
             )
+
+    def size(self) -> Size | None:
+        """Return the size of what scores."""
+        return self.reward.size()
 
     def load(self, *, device: torch.device) -> _CachedScorer:
         """Load the reward and open the file.

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
+from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards, Size
 
 _CHANNELS = ("red", "green", "blue")
 _ROUNDING = 1e-5
@@ -39,6 +39,10 @@ class Colour(RewardModel):
         scores = [*(1.0 if name == self.channel else -0.5 for name in _CHANNELS), 0.0]
         bands = tuple((score - _ROUNDING, score + _ROUNDING) for score in scores)
         return (KnownAnswer(f"{self.channel} in red, green, blue and grey", Media(pixels), ("",) * 4, bands),)
+
+    def size(self) -> Size:
+        """Nothing: there is no network."""
+        return Size()
 
     def load(self, *, device: torch.device) -> _ColourScorer:
         """Return the scorer; it works where the pixels are."""

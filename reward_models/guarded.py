@@ -18,6 +18,7 @@ from reward_models.base import (
     RewardModel,
     Rewards,
     Scope,
+    Size,
     load_reward,
     require_reward_model,
 )
@@ -63,6 +64,10 @@ class Guarded(RewardModel):
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse what the reward refuses."""
         self.reward.check(prompts)
+
+    def size(self) -> Size | None:
+        """Return the size of what scores."""
+        return self.reward.size()
 
     def load(self, *, device: torch.device) -> _GuardedScorer:
         """Load the reward."""

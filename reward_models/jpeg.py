@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
+from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards, Size
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Jpeg(RewardModel):
         return (
             KnownAnswer("one grey takes fewer bytes than a checkerboard", Media(pixels), ("", ""), best_first=True),
         )
+
+    def size(self) -> Size:
+        """Nothing: there is no network."""
+        return Size()
 
     def load(self, *, device: torch.device) -> _JpegScorer:
         """Return the scorer; it works on the CPU whatever the device is."""

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import torch
 
-from reward_models._clip import HubClip, cosines, in_chunks, load_hub_clip
+from reward_models._clip import VIT_H_FLOPS, VIT_H_WEIGHTS, HubClip, cosines, in_chunks, load_hub_clip
 from reward_models._inputs import check_media, check_prompts, frames, per_clip
 from reward_models._known import colours
-from reward_models._weights import Dtype, Provenance, find_folder
-from reward_models.base import KnownAnswer, Media, RewardModel, Rewards
+from reward_models._weights import Dtype, Provenance, find_folder, torch_dtype
+from reward_models.base import KnownAnswer, Media, RewardModel, Rewards, Size
 
 _NAME = "pickscore"
 _OFFICIAL = "yuvalkirstain/PickScore_v1"
@@ -45,6 +45,11 @@ class PickScore(RewardModel):
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse empty and endless prompts."""
         check_prompts(_NAME, prompts)
+
+    def size(self) -> Size | None:
+        """Return that of the official model."""
+        official = self.weights == _OFFICIAL
+        return Size(VIT_H_WEIGHTS * torch_dtype(self.dtype).itemsize, VIT_H_FLOPS) if official else None
 
     def known_answers(self) -> Sequence[KnownAnswer]:
         """Return pictures of one colour with its name, for the official weights alone."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from reward_models._scenes import BACKGROUND, COLOURS, SIDE, Scene, coverage, grade, parse, read
-from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
+from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards, Size
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class Shapes(RewardModel):
         pixels = torch.from_numpy(picture).float().permute(2, 0, 1).expand(2, 1, -1, -1, -1)
         captions = ("a red circle", "a blue square")
         return (KnownAnswer("a red circle is one, and no blue square", Media(pixels), captions, ((1, 1), (0, 0.5))),)
+
+    def size(self) -> Size:
+        """Nothing: there is no network."""
+        return Size()
 
     def load(self, *, device: torch.device) -> _ShapesScorer:
         """Return the scorer; it works on the CPU whatever the device is."""

@@ -15,6 +15,7 @@ from reward_models.base import (
     RewardModel,
     Rewards,
     Scope,
+    Size,
     load_reward,
     require_reward_model,
 )
@@ -88,6 +89,12 @@ class Weighted(RewardModel):
         """Refuse what a part refuses."""
         for part in self.parts.values():
             part.reward.check(prompts)
+
+    def size(self) -> Size | None:
+        """Return the sum over the parts; None where one does not say."""
+        sizes = [part.reward.size() for part in self.parts.values()]
+        known = [size for size in sizes if size is not None]
+        return sum(known, start=Size()) if len(known) == len(sizes) else None
 
     def load(self, *, device: torch.device) -> _WeightedScorer:
         """Load every part on `device`."""

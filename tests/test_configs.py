@@ -13,8 +13,8 @@ from alignment.run import Run
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-# What others read: accelerate's own files; and layers, which a whole config names in `extends`.
-ELSEWHERE = {"accelerate", "models", "algorithms"}
+# What others read: accelerate's own files, sizes of pipelines; and layers, which a whole config names in `extends`.
+ELSEWHERE = {"accelerate", "architectures", "models", "algorithms"}
 WHOLE = sorted(p for p in CONFIGS.rglob("*.yaml") if not ELSEWHERE & set(p.relative_to(CONFIGS).parts))
 
 

@@ -1,0 +1,311 @@
+"""`visalign plan`: what a run takes, before anything is loaded: parameters, FLOPs, memory and time of a step.
+
+A step is rehearsed on the pipeline's own classes without weights (`plan_rehearsal`); this module adds up what the
+rehearsal saw, phase by phase, and compares it with a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from torch import nn
+
+from alignment import config, plan_table
+from alignment.data import Prompts, read_prompts
+from alignment.errors import ConfigError
+from alignment.loading import no_progress_bars
+from alignment.plan_blueprint import stand_in_prompts
+from alignment.plan_gpus import GPU
+from alignment.plan_rehearsal import Rehearsal, RehearsedPolicy, Step
+from alignment.run import Run
+
+FULL = 4
+"""Bytes of a float32: trained weights, their gradients and what AdamW remembers."""
+
+STEPS = 4
+"""Steps that are rehearsed, evenly over the run: windows move, and their costs with them."""
+
+ROUNDED = {None: None, "8bit": 1.0, "4bit": 0.5625}
+"""Bytes of a weight of a linear layer, by `policy.quantize`: NF4 has a float32 for each 64 weights of half a byte."""
+
+Sharding = Literal["none", "fsdp2"]
+Parts = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """On what a run is planned.
+
+    Attributes:
+        gpu: The kind of GPU.
+        gpus: How many.
+        sharding: What is divided among them: "none", or with "fsdp2" the trained network, its gradients, frozen copies
+            and optimiser.
+        peak_fraction: Share of the GPU's peak FLOP/s that is reached, in (0, 1].
+    """
+
+    gpu: GPU
+    gpus: int = 1
+    sharding: Sharding = "none"
+    peak_fraction: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.gpus < 1:
+            raise ConfigError(f"--gpus: got {self.gpus}, expected at least 1")
+        if not 0 < self.peak_fraction <= 1:
+            raise ConfigError(f"--peak-fraction: got {self.peak_fraction}, expected a number above 0, up to 1")
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of the pipeline.
+
+    Attributes:
+        name: Its component name.
+        kind: Its class.
+        parameters: How many, adapters included.
+        trained: How many of them are trained.
+        bytes: What they take.
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    trained: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes.
+
+    Attributes:
+        name: Of the run.
+        pipeline: What it aligns, and its class.
+        rounds: Denoising steps of a call.
+        latent: Shape of a sample's latents.
+        setup: On what.
+        networks: The pipeline's networks.
+        flops: Of one step on one GPU: rollout, decode, reward, update.
+        memory: Bytes on one GPU, by phase of a step and by part.
+        notes: What is not in the numbers.
+    """
+
+    name: str
+    pipeline: tuple[str, str]
+    rounds: int
+    latent: tuple[int, ...]
+    setup: Setup
+    networks: Sequence[Network]
+    flops: Parts
+    memory: Mapping[str, Parts]
+    half: bool
+    notes: Sequence[str]
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that takes most memory."""
+        return max(self.memory, key=lambda phase: sum(self.memory[phase].values()))
+
+    @property
+    def peak_bytes(self) -> float:
+        """The most memory that is taken at once."""
+        return sum(self.memory[self.peak_phase].values())
+
+    @property
+    def seconds(self) -> Parts:
+        """Time of each part of a step, at the stated share of the GPU's peak."""
+        peak = (self.setup.gpu.half if self.half else self.setup.gpu.full) * self.setup.peak_fraction
+        return {name: flops / peak for name, flops in self.flops.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        setup, whole = self.setup, sum(self.flops.values())
+        return {
+            "name": self.name,
+            "pipeline": {"path": self.pipeline[0], "class": self.pipeline[1]},
+            "rounds": self.rounds,
+            "latent": list(self.latent),
+            "gpu": setup.gpu.name,
+            "gpus": setup.gpus,
+            "sharding": setup.sharding,
+            "parameters": {n.name: {"total": n.parameters, "trained": n.trained} for n in self.networks},
+            "flops_per_step": {**self.flops, "total": whole},
+            "peak_fraction": setup.peak_fraction,
+            "seconds_per_step": {**self.seconds, "total": sum(self.seconds.values())},
+            "memory": {phase: {**parts, "total": sum(parts.values())} for phase, parts in self.memory.items()},
+            "peak": {"phase": self.peak_phase, "bytes": self.peak_bytes, "fits": self.peak_bytes < setup.gpu.memory},
+            "notes": list(self.notes),
+        }
+
+
+def main(path: str, overrides: Sequence[str], setup: Setup, *, as_json: bool = False) -> int:
+    """Plan the run of a config file and print what it takes.
+
+    Args:
+        path: Config file.
+        overrides: `key=value` words laid over it.
+        setup: On what it would run.
+        as_json: Print one JSON object in place of tables.
+
+    Raises:
+        VisalignError: If it cannot be planned; the message says why.
+    """
+    run = config.load(path, overrides)
+    made = plan(run, setup)
+    if as_json:
+        json.dump(made.as_dict(), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        plan_table.show(made, Console(highlight=False))
+    return 0
+
+
+def plan(run: Run, setup: Setup) -> Plan:
+    """Return what a run takes."""
+    with _quietly(), tempfile.TemporaryDirectory() as folder:
+        prompts, notes = _prompts(run, Path(folder))
+        rehearsal = Rehearsal(run, prompts, setup.gpus)
+        chosen = sorted({round(i * (run.steps - 1) / max(STEPS - 1, 1)) for i in range(STEPS)})
+        steps = [rehearsal.step(number) for number in chosen]
+    policy = rehearsal.policy
+    networks = [_network(name, part, policy) for name, part in policy.networks.items()]
+    flops, reward_notes = _flops(rehearsal, steps)
+    return Plan(
+        run.name,
+        (run.policy.pipeline, type(policy.pipe).__name__),
+        policy.rounds,
+        tuple(policy.latent),
+        setup,
+        networks,
+        flops,
+        _memory(rehearsal, steps, networks, setup),
+        run.policy.autocast is not None or run.policy.dtype != "float32",
+        [*notes, *reward_notes],
+    )
+
+
+def _prompts(run: Run, folder: Path) -> tuple[Prompts, list[str]]:
+    """Return the run's prompts, or some in place of a file that is not there yet."""
+    if Path(run.data.prompts).exists():
+        return read_prompts(run.data.prompts, "drop", run.data.columns), []
+    made = stand_in_prompts(run.policy, folder)
+    return made, [f"there is no file {run.data.prompts}: planned with a prompt of {len(made.texts[0].split())} words"]
+
+
+def _network(name: str, part: nn.Module, policy: RehearsedPolicy) -> Network:
+    trained = {id(p) for p in policy.trainable.values()}
+    parameters = list(part.parameters())
+    taken = sum(p.nbytes for p in parameters)
+    each = ROUNDED[policy.spec.quantize]
+    if each is not None and name in policy.experts:
+        linear = [m.weight for m in part.modules() if isinstance(m, nn.Linear) and id(m.weight) not in trained]
+        taken += sum(each * weight.numel() - weight.nbytes for weight in linear)
+    return Network(
+        name,
+        type(part).__name__,
+        sum(p.numel() for p in parameters),
+        sum(p.numel() for p in parameters if id(p) in trained),
+        int(taken),
+    )
+
+
+def _flops(rehearsal: Rehearsal, steps: Sequence[Step]) -> tuple[dict[str, float], list[str]]:
+    """Return the mean FLOPs of a step, and what is not in them."""
+    policy, count = rehearsal.policy, len(steps)
+    phases = {
+        phase: sum(e.cost.flops for step in steps for e in step.events if e.phase == phase) / count
+        for phase in ("rollout", "update")
+    }
+    calls = [call for step in steps for call in step.calls]
+    encoded = {p: sum(policy.before.of(c.rows).flops for c in calls if c.phase == p) / count for p in phases}
+    decoded = sum(policy.after.of(c.rows).flops for c in calls if c.decodes) / count
+    scored = sum(step.scored for step in steps) / count
+    size = rehearsal.run.source.reward.size()
+    notes = (
+        [] if size else [f"{rehearsal.run.source.reward} does not say how large it is: its memory and time are 0 here"]
+    )
+    reward = scored * policy.frames * size.flops if size else 0.0
+    return {
+        "rollout": phases["rollout"] + encoded["rollout"],
+        "decode": decoded,
+        "reward": reward,
+        "update": phases["update"] + encoded["update"],
+    }, notes
+
+
+def _memory(
+    rehearsal: Rehearsal, steps: Sequence[Step], networks: Sequence[Network], setup: Setup
+) -> dict[str, dict[str, float]]:
+    """Return the bytes of one GPU by phase and part."""
+    policy = rehearsal.policy
+    parts = 1 if setup.sharding == "none" else setup.gpus
+    experts = [n for n in networks if n.name in policy.experts]
+    weights, trained = sum(n.bytes for n in experts), FULL * sum(n.trained for n in experts)
+    texts = sum(n.bytes for n in networks if n.name.startswith("text_encoder"))
+    others = sum(n.bytes for n in networks) - weights - texts
+    if policy.spec.offload:
+        texts, others = 0, 0
+    size = rehearsal.run.source.reward.size()
+    always = {
+        f"{policy.component} weights": weights / parts + (0 if parts == 1 else _gathered(policy.denoiser)),
+        "other networks": others + (0 if policy.embeddings.cacheable else texts),
+        "reward models": size.bytes if size else 0,
+        "frozen copies": len(policy.snapshots) * trained / parts,
+        "optimizer": 2 * trained / parts,
+    }
+    lora = rehearsal.run.policy.lora
+    folded = sum(layer.get_base_layer().weight.nbytes for layer in policy.adapters) if lora and lora.merge else 0
+    kept = {"trajectories": max(step.kept for step in steps) if policy.spec.trajectories == "device" else 0}
+    gradients = {"gradients": trained / parts}
+    # Without sharding, gradients are summed over processes as one flat copy and its sum; AdamW makes one temporary.
+    temporary = max(trained / parts, 2 * trained if setup.gpus > parts else 0)
+    calls = [call for step in steps for call in step.calls]
+    encoding = max(policy.before.of(call.rows).bytes for call in calls)
+    decoding = max((policy.after.of(call.rows).bytes for call in calls if call.decodes), default=0)
+    events = [event for step in steps for event in step.events]
+    sampling = max((e.cost.bytes for e in events if e.phase == "rollout"), default=0)
+    learning = max((e.cost.bytes for e in events if e.phase == "update"), default=0)
+    phases: dict[str, dict[str, float]] = {
+        "loading": {f"{policy.component} weights": weights, "other networks": others, "text encoders": texts},
+        "rollout": always | {"merged adapters": folded, "activations": sampling} | kept,
+        "decode": always | {"merged adapters": folded, "activations": decoding} | kept,
+        "update": always | gradients | {"activations": learning} | kept,
+        "optimizer step": always | gradients | {"temporaries": temporary} | kept,
+    }
+    if policy.before.one.flops:
+        phases["encode"] = always | {"activations": encoding}
+    return {phase: {name: size for name, size in parts.items() if size} for phase, parts in phases.items()}
+
+
+def _gathered(denoiser: nn.Module) -> float:
+    """Return what a sharded network has whole at once: the block at work and the next one."""
+    blocks = [child for child in denoiser.modules() if isinstance(child, nn.ModuleList)]
+    sizes = [sum(p.nbytes for p in block.parameters()) for blocks_of in blocks for block in blocks_of]
+    return 2 * max(sizes, default=0)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep what libraries say of loading and of precision from the tables."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), no_progress_bars():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

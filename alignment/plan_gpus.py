@@ -1,0 +1,53 @@
+"""What GPUs can do, from their makers' data sheets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alignment.errors import ConfigError
+
+_MIB = 2**20
+_TERA = 1e12
+
+
+@dataclass(frozen=True)
+class GPU:
+    """A kind of GPU.
+
+    Attributes:
+        name: As people call it.
+        memory: Bytes that a driver reports.
+        half: Peak FLOP/s of dense bfloat16 products accumulated in float32.
+        full: Peak FLOP/s of float32 without tensor cores, which is torch's default precision.
+    """
+
+    name: str
+    memory: float
+    half: float
+    full: float
+
+
+GPUS = (
+    GPU("b200", 183_359 * _MIB, 2250 * _TERA, 75 * _TERA),
+    GPU("h200", 143_771 * _MIB, 989 * _TERA, 67 * _TERA),
+    GPU("h100", 81_559 * _MIB, 989 * _TERA, 67 * _TERA),
+    GPU("a100-80", 81_920 * _MIB, 312 * _TERA, 19.5 * _TERA),
+    GPU("a100-40", 40_960 * _MIB, 312 * _TERA, 19.5 * _TERA),
+    GPU("l40s", 46_068 * _MIB, 362 * _TERA, 91.6 * _TERA),
+    GPU("l4", 23_034 * _MIB, 121 * _TERA, 30.3 * _TERA),
+    GPU("5090", 32_607 * _MIB, 209 * _TERA, 104.8 * _TERA),
+    GPU("4090", 24_564 * _MIB, 165 * _TERA, 82.6 * _TERA),
+    GPU("3090", 24_576 * _MIB, 71 * _TERA, 35.6 * _TERA),
+)
+
+
+def gpu(name: str) -> GPU:
+    """Return the GPU of this name.
+
+    Raises:
+        ConfigError: If it is not known here.
+    """
+    for one in GPUS:
+        if one.name == name.lower():
+            return one
+    raise ConfigError(f"--gpu: no GPU is called {name!r} here; known: {', '.join(one.name for one in GPUS)}")

@@ -1,0 +1,65 @@
+"""A plan counts what torch counts, on every pipeline of the zoo."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from alignment.data import read_prompts
+from alignment.embeddings import text_encoders
+from alignment.errors import PipelineError
+from alignment.loop import microbatches
+from alignment.objectives.base import Loss
+from alignment.patient import Patient
+from alignment.plan_rehearsal import Rehearsal
+from tests.pipelines.zoo import Member
+
+pytestmark = pytest.mark.slow
+
+FLOPS = 0.05
+"""Not planned: products outside of networks, and text encoders that answer again in every call."""
+
+VALUES = {"lumina2", "ltx_video", "ltx_i2v", "ltx2", "mochi"}
+"""Networks that look at the values of their inputs: masks that are counted, a device that is asked about autocast."""
+
+FORM = {"flux_fill"}
+"""How rows bring their pictures shows in values; here the plan takes another form, which encodes fewer of them."""
+
+
+def learned(loss: Loss) -> None:
+    loss.per_row.sum().backward()
+
+
+def counted(patient: Patient) -> dict[str, float]:
+    """Return the FLOPs of a real step by phase, by torch's own counter, without those of text encoders."""
+    trainer = patient.trainer
+    ctx, encoders = trainer.context(0), {type(z).__name__ for z in text_encoders(trainer.policy.pipe).values()}
+    with FlopCounterMode(display=False) as sampling:
+        batch = trainer.experience(ctx).batch
+    with FlopCounterMode(display=False) as learning:
+        for rows in microbatches(batch, torch.arange(len(batch)), trainer.run.batch.microbatch):
+            trainer.run.objective(ctx, batch[rows], learned)
+    for parameter in trainer.policy.trainable.values():
+        parameter.grad = None
+    found = {}
+    for phase, counter in {"rollout": sampling, "update": learning}.items():
+        by_module = counter.get_flop_counts()
+        again = sum(sum(by_module[name].values()) for name in encoders & by_module.keys())
+        found[phase] = counter.get_total_flops() - again
+    return found
+
+
+def test_flops_of_a_step_are_torchs(member: Member, patient: Patient) -> None:
+    run = patient.trainer.run
+    if member.name in VALUES:
+        with pytest.raises(PipelineError, match="cannot be planned"):
+            Rehearsal(run, read_prompts(run.data.prompts, columns=run.data.columns), 1)
+        return
+    rehearsal = Rehearsal(run, read_prompts(run.data.prompts, columns=run.data.columns), 1)
+    step, policy = rehearsal.step(0), rehearsal.policy
+    planned = {p: sum(e.cost.flops for e in step.events if e.phase == p) for p in ("rollout", "update")}
+    for call in step.calls:
+        planned[call.phase] += policy.before.of(call.rows).flops + call.decodes * policy.after.of(call.rows).flops
+    tolerance = 4 * FLOPS if member.name in FORM else FLOPS
+    assert planned == pytest.approx(counted(patient), rel=tolerance)

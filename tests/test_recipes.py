@@ -1,0 +1,105 @@
+"""Every recipe for a real model loads, dry-runs, and takes one real step on a tiny pipeline of the model's class."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from alignment import cli, config, train
+from alignment.plan_blueprint import ARCHITECTURES, describe
+from alignment.runtime import Runtime
+from alignment.spec import PolicySpec
+from tests.pipelines.zoo import edits, images, videos, worlds
+from tests.pipelines.zoo.member import Member, builders
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.stem.startswith("quickstart"))
+TWINS = {
+    "FluxPipeline": "flux",
+    "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl",
+    "StableDiffusion3Pipeline": "stable_diffusion_3",
+    "HunyuanVideoPipeline": "hunyuan_video",
+    "HunyuanSkyreelsImageToVideoPipeline": "skyreels_v1",
+    "WanPipeline": "wan",
+    "QwenImagePipeline": "qwen_image",
+    "QwenImageEditPipeline": "qwen_image_edit",
+    "ZImagePipeline": "z_image",
+}
+"""A tiny pipeline of each class; Wan 2.2 has a second expert."""
+
+SMALL = (
+    "steps=1",
+    "device=cpu",
+    "source.prompts=2",
+    "source.prompts_per_call=1",
+    "source.group_size=3",
+    "source.reward={type: jpeg}",
+    "policy.embedding_cache=null",
+    "policy.call.num_inference_steps=6",
+)
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in a folder with two prompts that bring a picture each, and two that bring none."""
+    lines = []
+    for text, colour in {"a red circle": "red", "two blue squares": "blue"}.items():
+        Image.new("RGB", (16, 16), colour).save(tmp_path / f"{colour}.png")
+        lines.append(json.dumps({"prompt": text, "image": f"{colour}.png"}))
+    (tmp_path / "pictures.jsonl").write_text("\n".join(lines))
+    (tmp_path / "texts.txt").write_text("a red circle\ntwo blue squares\n")
+    monkeypatch.chdir(tmp_path)
+
+
+def prompts_for(path: Path) -> str:
+    return "pictures.jsonl" if config.load(path, SMALL).data.prompts.endswith(".jsonl") else "texts.txt"
+
+
+def twin(path: Path) -> Member:
+    """Return the tiny pipeline that stands for a recipe's."""
+    told = describe(PolicySpec(config.load(path, SMALL).policy.pipeline))
+    name = TWINS[told.cls.__name__] + ("_2_2" if "transformer_2" in told.parts else "")
+    return builders(images, videos, edits, worlds)[name]()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_dry_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["train", str(path), f"data.prompts={prompts_for(path)}", "--dry-run"]) == 0
+    assert "This run, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_missing_prompt_file_is_said(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["train", str(path), "--dry-run"]) == 2
+    assert f"data.prompts: there is no file {config.load(path).data.prompts}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_sizes_of_a_recipe_ship(path: Path) -> None:
+    assert (ARCHITECTURES / f"{config.load(path).policy.pipeline}.yaml").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_takes_a_step_on_its_twin(path: Path, tmp_path: Path) -> None:
+    member = twin(path)
+    member.pipe.save_pretrained(tmp_path / "pipeline")
+    recipes_own = ("num_inference_steps", "guidance", "cfg")  # all else is the twin's size
+    sizes = {name: value for name, value in member.call.items() if not any(part in name for part in recipes_own)}
+    changes = [f"policy.call.{name}={json.dumps(value)}" for name, value in sizes.items()]
+    here = [f"policy.pipeline={tmp_path / 'pipeline'}", f"data.prompts={prompts_for(path)}"]
+    run = config.load(path, [*SMALL, *here, *changes])
+    runtime = Runtime(run)
+    trainer = train.load(run, runtime)
+    before = {name: p.detach().clone() for name, p in trainer.policy.trainable.items()}
+    ctx = trainer.context(0)
+    trainer.learn(ctx, trainer.experience(ctx).batch)
+    moved = sum(not torch.equal(p, before[name]) for name, p in trainer.policy.trainable.items())
+    assert moved
+    assert all(p.isfinite().all() for p in trainer.policy.trainable.values())
+    assert runtime.metrics()["grad/norm"] > 0
