@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,15 +27,22 @@ _RAISED = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 class Replayable(Protocol):
     """What is checked: a policy."""
 
-    pipe: object
+    pipe: Any
     rounds: int
-    stubs: bool
+
+    @property
+    def stubs(self) -> bool:
+        """Whether rounds that nobody learns from go without the denoiser."""
+        ...
+
+    @stubs.setter
+    def stubs(self, value: bool) -> None: ...
 
     def call(self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool) -> Tensor | None:
         """Sample."""
         ...
 
-    def replay(self, batch: Transitions, receive: object, *, grad: bool) -> None:
+    def replay(self, batch: Transitions, receive: Callable[[int, Tensor], None], *, grad: bool) -> None:
         """Visit recorded states."""
         ...
 

@@ -119,8 +119,8 @@ def stand_in(base: object) -> Any:
 
     `stand_in(base).conduct(conductor)` makes it follow a conductor; without one it is the native scheduler.
     """
-    cls = type(base)
-    native_step = cls.step  # type: ignore[attr-defined]
+    cls: Any = type(base)
+    native_step = cls.step
 
     def step(self: _StandIn, *args: object, **named: object) -> object:
         return self._conducted_step(*args, **named)  # pyright: ignore[reportPrivateUsage]

@@ -16,7 +16,7 @@ class RowTimes(Tensor):
     then repeat, as the rows do.
     """
 
-    def expand(self, *sizes: Any) -> Tensor:
+    def expand(self, *sizes: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the times repeated to `[m B]`; other sizes are torch's business."""
         flat = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], list | tuple | torch.Size) else sizes
         if self.ndim == 1 and len(flat) == 1 and flat[0] > len(self) and flat[0] % len(self) == 0:
