@@ -277,9 +277,9 @@ class Policy(Weights):
         """
         other = checked_arguments(self.pipe, arguments or {}, "evaluation.call")
         self._check_media(prompts, held_out, other)
-        self.probe(prompts[0])
         pictured = brings_pictures(prompts, self._arguments)
         self.embeddings.settle(mixed=not pictured)
+        self.probe(prompts[0])
         with blaming("policy.call", self.pipe):
             self.form = find_form(self.pipe, [*prompts, *held_out], self._observe, pictured=pictured)
         self.embeddings.settle(mixed=self.form.mixes)
