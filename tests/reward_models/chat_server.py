@@ -69,7 +69,7 @@ def serving(reply: Callable[[dict[str, Any], int], Answer], models: Answer | Non
             if not whole:
                 self.close_connection = True
 
-        def log_message(self, *words: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             """Say nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

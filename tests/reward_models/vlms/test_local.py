@@ -42,6 +42,11 @@ def clips(rows: int, frames: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(rows, frames, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
 
 
+def slope_of(pixels: torch.Tensor) -> torch.Tensor:
+    assert pixels.grad is not None
+    return pixels.grad
+
+
 def asked(pixels: torch.Tensor, fps: float = 4.0) -> list[Question]:
     """Return questions of different lengths, so that a batch has to be padded."""
     return [Question((f"Is this {'very ' * row}good?\n", clip, " Say."), fps) for row, clip in enumerate(pixels)]
@@ -85,15 +90,15 @@ def test_all_frames_are_seen(reader):
     pixels = clips(1, 8).requires_grad_()
     verdicts = reader.verdicts([Question(("Good?", pixels[0]), 2.0)])
     verdicts.yes.sum().backward()
-    assert (pixels.grad[0].flatten(1).abs().sum(1) > 0).all()
+    assert (slope_of(pixels)[0].flatten(1).abs().sum(1) > 0).all()
 
 
 @pytest.mark.parametrize("frames", [1, 2])
 def test_gradients_reach_the_pixels(reader, frames):
     pixels = clips(1, frames).requires_grad_()
     reader.verdicts(asked(pixels)).log_odds.sum().backward()
-    direction = pixels.grad.sign()
-    slope = (pixels.grad * direction).sum()
+    direction = slope_of(pixels).sign()
+    slope = (slope_of(pixels) * direction).sum()
     step = 1e-3
     with torch.no_grad():
         up, down = (reader.verdicts(asked(pixels + sign * step * direction)).log_odds.sum() for sign in (1, -1))
@@ -186,7 +191,7 @@ def test_other_families_by_the_same_classes(family, tmp_path):
     alone = torch.cat([reader.verdicts([question]).yes for question in asked(pixels)])
     torch.testing.assert_close(whole.yes, alone, rtol=0, atol=ROUNDING)
     whole.log_odds.sum().backward()
-    assert (pixels.grad.flatten(2).abs().sum(2) > 0).all()
+    assert (slope_of(pixels).flatten(2).abs().sum(2) > 0).all()
 
 
 # What cannot be a judge
