@@ -204,6 +204,14 @@ class Transitions(Batch):
         return self.x_next.shape[2]
 
 
+def one_of_each_state(batch: Transitions) -> tuple[Tensor, Tensor]:
+    """Return (one row of each first state, which of them each row follows); neighbours are compared."""
+    x = batch.x[:, 0].flatten(1)
+    new = torch.ones(len(batch), dtype=torch.bool, device=x.device)
+    new[1:] = (batch.seeds[1:] != batch.seeds[:-1]) | (x[1:] != x[:-1]).any(dim=1)
+    return new.nonzero().flatten(), new.cumsum(0) - 1
+
+
 B_co = TypeVar("B_co", bound=Batch, covariant=True)
 
 

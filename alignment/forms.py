@@ -20,6 +20,7 @@ from torch import Tensor
 from alignment.batches import Prompt, inputs_of
 from alignment.errors import ConfigError, PipelineError
 from alignment.media import Clip, Picture
+from samplers import Call, Conductor, Native, Skip
 
 _SHARE_OF_EFFECT = 0.1
 """Rows that met each other's pictures are off by about as much as another picture changes them."""
@@ -40,7 +41,7 @@ _MEDIA = re.compile(
 
 _NUMBERS = ("num_images_per_prompt", "num_videos_per_prompt")
 
-_REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """What pipelines raise for a form they do not know."""
 
 
@@ -51,6 +52,13 @@ class Form(Enum):
     SHARED = "a prompt a row, one picture for all of them"
     ALIKE = "a prompt and a picture a row, the same in all of them"
     REPEATED = "one prompt and one picture, n times"
+    ALONE = "one row a call"
+    BARE = "one row a call, nothing of it in lists"
+
+    @property
+    def single(self) -> bool:
+        """Whether a call has one row."""
+        return self in (Form.ALONE, Form.BARE)
 
     @property
     def mixes(self) -> bool:
@@ -65,6 +73,8 @@ class Form(Enum):
 
     def calls(self, prompts: Sequence[str]) -> list[list[int]]:
         """Return the rows of each call that `prompts` take: as few calls as can be."""
+        if self.single:
+            return [[row] for row in range(len(prompts))]
         calls: dict[object, list[int]] = {}
         for row, prompt in enumerate(prompts):
             calls.setdefault(self.same(prompt), []).append(row)
@@ -79,8 +89,14 @@ class Form(Enum):
         return (asked or len(prompts)) if len(self.calls(prompts)) == 1 else 1
 
     def chunk(self, prompts: Sequence[str], group: Tensor) -> Tensor:
-        """Return which rows may share a call, `[n]`: all of them, or those of one group."""
+        """Return which rows may share a call, `[n]`: all of them, those of one group, or none."""
+        if self.single:
+            return torch.arange(len(group))
         return torch.zeros_like(group) if len(self.calls(prompts)) == 1 else group
+
+    def chunks(self, number: int, rows: int) -> Tensor:
+        """Return which of the rows of call `number` may share a replay, `[n]`, apart from those of other calls."""
+        return number * rows + torch.arange(rows) if self.single else torch.full((rows,), number)
 
 
 Observe = Callable[[Form, Sequence[str], Tensor], Tensor]
@@ -103,14 +119,16 @@ def arrange(form: Form, pipe: Any, prompts: Sequence[str], common: Mapping[str, 
     rows = [{"prompt": str(prompt), **by_row, **inputs_of(prompt)} for prompt in prompts]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     if len(form.calls(prompts)) > 1:
-        what = "prompt" if form is Form.REPEATED else ", ".join(_pictures(prompts[0]))
+        what = ", ".join(_pictures(prompts[0])) if form in (Form.SHARED, Form.ALIKE) else "prompt"
         raise PipelineError(f"{type(pipe).__name__} takes one {what} a call, but rows of this call bring several")
     texts = {name: column for name, column in columns.items() if isinstance(column[0], str)}
     pictures = {name: [_opened(value) for value in column] for name, column in columns.items() if name not in texts}
     if form in (Form.ROWS, Form.ALIKE):
         return {**common, **texts, **pictures}
     given = {name: column[0] for name, column in pictures.items()}
-    if form is Form.SHARED:
+    if form is Form.BARE:
+        return {**common, **{name: column[0] for name, column in texts.items()}, **given}
+    if form in (Form.SHARED, Form.ALONE):
         return {**common, **texts, **given}
     number = next(name for name in _NUMBERS if _takes(pipe, name))
     return {**common, **{name: column[:1] for name, column in texts.items()}, **given, number: len(prompts)}
@@ -155,7 +173,7 @@ def find_form(pipe: Any, prompts: Sequence[str], observe: Observe, *, pictured: 
         pictured: Whether the rows of every call come with pictures.
 
     Raises:
-        PipelineError: If no form is right, or results differ in size with the pictures.
+        PipelineError: If results differ in size with the pictures.
     """
     if not pictured:
         return Form.ROWS
@@ -165,19 +183,44 @@ def find_form(pipe: Any, prompts: Sequence[str], observe: Observe, *, pictured: 
     if other is not None and _mixes(first, other, alone, observe):
         return Form.ROWS
     twins = torch.cat([alone, observe(Form.SHARED, (first,), seeds[1:])])
-    reasons: list[str] = []
     for form in (Form.SHARED, Form.ALIKE, Form.REPEATED):
         if form is Form.REPEATED and not any(_takes(pipe, name) for name in _NUMBERS):
             continue
         try:
             off = _distance(observe(form, (first, first), seeds), twins)
-        except _REFUSALS as error:
-            reasons.append(f"{form.value}: {str(error).strip().partition(chr(10))[0]}")
+        except torch.OutOfMemoryError:
+            raise
+        except REFUSALS:
             continue
         if off <= _SAME * twins.abs().max():
             return form
-        reasons.append(f"{form.value}: rows are not what they are alone")
-    raise PipelineError(f"{type(pipe).__name__} cannot make two results of a picture in a call. {'; '.join(reasons)}")
+    return Form.ALONE
+
+
+def heard(listen: Callable[[Form], Conductor]) -> Conductor:
+    """Return what a pipeline lets hear of itself: told in lists of texts, or where it refuses those in texts."""
+    refused: BaseException | None = None
+    for form in (Form.SHARED, Form.BARE):
+        try:
+            return listen(form)
+        except torch.OutOfMemoryError:
+            raise
+        except REFUSALS as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def makes_two(call: Call, prompt: str, rounds: int) -> bool:
+    """Return whether the pipeline makes two rows in one call, to the end."""
+    conductor = Conductor([Native(), *([Skip()] * (rounds - 1))])
+    try:
+        call(conductor, (prompt, prompt), torch.arange(2), pixels=True)
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSALS:
+        return False
+    return True
 
 
 def _mixes(first: str, other: str, alone: Tensor, observe: Observe) -> bool:
@@ -194,7 +237,7 @@ def _mixes(first: str, other: str, alone: Tensor, observe: Observe) -> bool:
         return False
     try:
         off = _distance(observe(Form.ROWS, (first, other), seeds), torch.cat(apart))
-    except _REFUSALS:
+    except REFUSALS:
         return False
     effect = (borrowed - alone).abs().max()
     return bool(off <= max(_SHARE_OF_EFFECT * effect, _ROUNDING * alone.abs().max()))

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignment.batches import Batch, Transitions, made_from
+from alignment.batches import Batch, Transitions, made_from, one_of_each_state
 from alignment.embeddings import Embeddings
 from alignment.encodings import Encodings
 from alignment.errors import PipelineError
-from alignment.forms import Form, arrange, brings_pictures, check_inputs, find_form
+from alignment.forms import Form, arrange, brings_pictures, check_inputs, find_form, heard, makes_two
 from alignment.loading import experts, load_pipeline, loop_networks, trained_scheduler
 from alignment.pipeline_call import as_clips, blaming, checked_arguments, global_stream, taken
 from alignment.self_check import check_replay
@@ -39,6 +39,7 @@ from samplers import (
     Score,
     Skip,
     Visit,
+    one_by_one,
     read_path,
     stand_in,
 )
@@ -124,7 +125,9 @@ class Policy(Weights):
     # ---- the three doors ---------------------------------------------------------------------------------------
 
     def call(self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool) -> Tensor | None:
-        """Run the pipeline once without gradient; see `samplers.Call`."""
+        """Run the pipeline once without gradient, or once a row where it takes one row a call; see `samplers.Call`."""
+        if self.form.single and len(prompts) > 1:
+            return one_by_one(self.call, conductor, prompts, seeds, pixels=pixels)
         with torch.no_grad(), self.sampling():
             images = self._run(conductor, prompts, seeds, output_type="pt" if pixels else "latent")
         return as_clips(images) if pixels else None
@@ -143,7 +146,7 @@ class Policy(Weights):
         Raises:
             PipelineError: If the pipeline does not come by the recorded states again.
         """
-        leaders, follows = _one_of_each_state(batch)
+        leaders, follows = one_of_each_state(batch)
         if len(leaders) == len(batch) or not self.share_states:
             self._replay(batch, 0, receive, grad)
             return
@@ -226,19 +229,25 @@ class Policy(Weights):
         Raises:
             PipelineError: If the pipeline does not take the call arguments, or does not follow the scheduler contract.
         """
-        conductor = _two_rounds()
         with blaming("policy.call", self.pipe):
-            self.call(conductor, (prompt,), torch.zeros(1, dtype=torch.int64), pixels=False)
+            conductor = heard(lambda form: self._listen(form, prompt))
         if conductor.round == 0:
             raise PipelineError(f"{type(self.pipe).__name__} never stepped its scheduler: it cannot be conducted")
         assert conductor.final is not None
         self._score = conductor.heard()
         self.rounds, self._probed = conductor.round, (prompt, conductor.final)
 
+    def _listen(self, form: Form, prompt: str) -> Conductor:
+        self.form, conductor = form, _two_rounds()
+        self.call(conductor, (prompt,), torch.zeros(1, dtype=torch.int64), pixels=False)
+        return conductor
+
     @functools.cached_property
     def row_times(self) -> bool:
         """Whether the pipeline takes a time for each row; found out when it is first asked, after `probe`."""
         assert self._probed is not None
+        if self.form.single:
+            return False
         prompt, state = self._probed
         rows = torch.arange(2)
         return self.probe_row_times(Batch((prompt, prompt), rows, rows, rows), torch.cat([state, state]))
@@ -281,7 +290,10 @@ class Policy(Weights):
         self.embeddings.settle(mixed=not pictured)
         self.probe(prompts[0])
         with blaming("policy.call", self.pipe):
-            self.form = find_form(self.pipe, [*prompts, *held_out], self._observe, pictured=pictured)
+            if not self.form.single:
+                self.form = find_form(self.pipe, [*prompts, *held_out], self._observe, pictured=pictured)
+        if not self.form.single and not makes_two(self.call, prompts[0], self.rounds):
+            self.form = Form.ALONE
         self.embeddings.settle(mixed=self.form.mixes)
         with blaming("policy.call", self.pipe):
             self._embed(prompts, self._routes, {})
@@ -338,7 +350,8 @@ class Policy(Weights):
     ) -> dict[str, object]:
         """Return the arguments of one call with a row a prompt."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
-        own = {"generator": generators, "output_type": output_type, "return_dict": False}
+        bare = self.form is Form.BARE
+        own = {"generator": generators[0] if bare else generators, "output_type": output_type, "return_dict": False}
         return taken(self.pipe, arrange(self.form, self.pipe, prompts, self._arguments | (arguments or {})) | own)
 
     def _run(self, conductor: Conductor, prompts: Sequence[str], seeds: Tensor, output_type: str) -> Tensor:
@@ -370,14 +383,6 @@ class Policy(Weights):
                 f"{type(self.pipe).__name__} ran {conductor.round} rounds where {len(conductor.script)} were conducted "
                 f"({expected} of them to be learned from)"
             )
-
-
-def _one_of_each_state(batch: Transitions) -> tuple[Tensor, Tensor]:
-    """Return (one row of each first state, which of them each row follows); neighbours are compared."""
-    x = batch.x[:, 0].flatten(1)
-    new = torch.ones(len(batch), dtype=torch.bool, device=x.device)
-    new[1:] = (batch.seeds[1:] != batch.seeds[:-1]) | (x[1:] != x[:-1]).any(dim=1)
-    return new.nonzero().flatten(), new.cumsum(0) - 1
 
 
 class _Seen(Exception):

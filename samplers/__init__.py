@@ -8,7 +8,7 @@ from samplers.conductor import Act, Conductor, Look, Native, Recorded, ReplayMis
 from samplers.grid import Grid, take
 from samplers.path import Path, Prediction, read_path
 from samplers.policy_scheduler import stand_in
-from samplers.rollout import Call, Plan, Trajectory, observe_prefix, sample
+from samplers.rollout import Call, Plan, Trajectory, observe_prefix, one_by_one, sample
 from samplers.routing import Routes
 from samplers.schedules import read_grid
 from samplers.score import Score
@@ -35,6 +35,7 @@ __all__ = [
     "Trajectory",
     "Visit",
     "observe_prefix",
+    "one_by_one",
     "read_grid",
     "read_path",
     "rows_of",

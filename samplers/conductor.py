@@ -101,6 +101,12 @@ class Recorded:
     x_next: Tensor
     step: Step
 
+    @classmethod
+    def join(cls, rows: Sequence[Recorded]) -> Recorded:
+        """Return the records of single rows as one; the step does not depend on the row."""
+        x, v, x_next = zip(*((one.x, one.velocity, one.x_next) for one in rows), strict=True)
+        return cls(torch.cat(x), torch.cat(v), torch.cat(x_next), rows[0].step)
+
     def to(self, device: torch.device) -> Recorded:
         """Return it on `device`."""
         return Recorded(self.x.to(device), self.velocity.to(device), self.x_next.to(device), self.step.to(device))
@@ -162,6 +168,7 @@ class Conductor:
     _noise: Tensor | None = None
     _copies: int = 0
     _edges: tuple[int, int] = (0, 0)
+    _looks: dict[int, list[tuple[Tensor, Tensor, Grid]]] = field(default_factory=dict)
 
     @property
     def round(self) -> int:
@@ -201,6 +208,37 @@ class Conductor:
         if not self._calls or self._calls[-1]:
             self._calls.append([])
             self._here, self._noise = {}, None
+
+    # ---- one row a call --------------------------------------------------------------------------------------------
+
+    def alone(self, row: int) -> Conductor:
+        """Return the conductor of a call with this row alone; `gather` brings all of them together again."""
+        return Conductor([self._of_row(k, row) for k in range(len(self.script))], self.times, self.score)
+
+    def _of_row(self, k: int, row: int) -> Round:
+        match self.script[k]:
+            case Act(dynamics, noise):
+                return Act(dynamics, lambda x: noise(x)[row : row + 1])
+            case Skip(state):
+                return Skip(state if state is None else state[row : row + 1])
+            case Look():
+                return Look(lambda x, v, grid: self._looks.setdefault(k, []).append((x, v, grid)))
+            case Visit():
+                raise ValueError("a row is visited by a call of its own")
+            case action:
+                return action
+
+    def gather(self, parts: Sequence[Conductor]) -> None:
+        """Take over what the conductors of all rows, each alone, recorded and saw."""
+        first = parts[0]
+        self._calls, self._edges = first._calls, first._edges
+        self._states = {s: torch.cat([part._states[s] for part in parts]) for s in first._states}
+        self.records = {k: Recorded.join([part.records[k] for part in parts]) for k in first.records}
+        for k, looks in self._looks.items():
+            states, answers, grids = zip(*looks, strict=True)
+            action = self.script[k]
+            assert isinstance(action, Look)
+            action.receive(torch.cat(states), torch.cat(answers), grids[0])
 
     # ---- a step ----------------------------------------------------------------------------------------------------
 

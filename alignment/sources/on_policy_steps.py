@@ -88,7 +88,7 @@ class OnPolicySteps(Source[Transitions]):
             ctx, self.advantage, rewards, groups.ids.repeat_interleave(self.group_size), self.reward
         )
         batches = [
-            self._batch(part, plan, path, credit, number)
+            self._batch(part, plan, path, credit, ctx.policy.form.chunks(number, self._rows(part, plan)))
             for number, (part, plan, path, credit) in enumerate(
                 zip(calls, plans, paths, credits.split(size * self.group_size), strict=True), start=offset
             )
@@ -119,16 +119,18 @@ class OnPolicySteps(Source[Transitions]):
             self.share_prefix and ctx.policy.stubs,
         )
 
-    def _batch(self, part: Groups, plan: Plan, path: Trajectory, credit: Tensor, number: int) -> Transitions:
-        choice, seeds = plan.choice, plan.seeds
-        rows = 1 if choice.branch else self.group_size
+    def _rows(self, part: Groups, plan: Plan) -> int:
+        return len(part) * (1 if plan.choice.branch else self.group_size)
+
+    def _batch(self, part: Groups, plan: Plan, path: Trajectory, credit: Tensor, chunk: Tensor) -> Transitions:
+        choice, seeds, n = plan.choice, plan.seeds, len(chunk)
+        rows = n // len(part)
         steps = [path.records[k] for k in choice.trained]
-        n = len(part) * rows
         return Transitions(
             prompts=repeat(part.prompts, rows),
             seeds=seeds.repeat_interleave(rows) if self.shared_noise else seeds,
             group=part.ids.repeat_interleave(rows),
-            chunk=torch.full((n,), number),
+            chunk=chunk,
             index=torch.tensor(choice.trained).expand(n, -1),
             x=torch.stack([s.x for s in steps], 1),
             x_next=torch.stack([s.x_next for s in steps], 1),

@@ -51,31 +51,26 @@ class Cell(NamedTuple):
 
 
 def write(cells: Sequence[Cell]) -> None:
-    """Write the page.
-
-    Raises:
-        ValueError: If the suite was not run whole.
-    """
-    if len(cells) != len(ZOO) * len(CHECKS):
-        raise ValueError(
-            f"{len(cells)} checks ran of {len(ZOO) * len(CHECKS)}: the table is written by the whole suite"
-        )
+    """Write the page; pipelines that were not run this time keep what they had."""
     marks = {(cell.pipeline, cell.check): cell for cell in cells}
     checks = [
         f"| {name} | {(check.__doc__ or '').splitlines()[0]} |" for name, check in zip(COLUMNS, CHECKS, strict=True)
     ]
+    before = PAGE.read_text(encoding="utf-8").splitlines()
     lines = [f"| pipeline | {' | '.join(COLUMNS)} |", "|---|" + ":-:|" * len(COLUMNS)]
-    reasons: dict[str, list[str]] = {}
+    reasons: list[str] = []
     for name in ZOO:
+        told = name.replace("_", " ")
+        if (name, COLUMNS[0]) not in marks:
+            lines += [line for line in before if line.startswith(f"| {told} (")]
+            reasons += [line for line in before if line.startswith(f"- {told}, ")]
+            continue
         row = [marks[name, column] for column in COLUMNS]
-        lines.append(f"| {name.replace('_', ' ')} (`{row[0].kind}`) | {' | '.join(cell.mark for cell in row)} |")
-        for cell in row:
-            if cell.reason:
-                reasons.setdefault(f"{name.replace('_', ' ')}, {cell.check}: {cell.reason}", [])
-    told = "".join(f"\n- {reason}" for reason in reasons)
-    what = "".join(f"\n- **{name.replace('_', ' ')}**: {build.__doc__}" for name, build in ZOO.items())
-    text = HEAD + "\n".join(checks) + "\n" + BODY.format(count=len(ZOO)) + "\n".join(lines) + "\n" + told
-    PAGE.write_text(f"{text}\n\n## What is special about each\n{what}\n", encoding="utf-8")
+        lines.append(f"| {told} (`{row[0].kind}`) | {' | '.join(cell.mark for cell in row)} |")
+        reasons += [f"- {told}, {cell.check}: {cell.reason}" for cell in row if cell.reason]
+    what = [f"- **{name.replace('_', ' ')}**: {(build.__doc__ or '').strip()}" for name, build in ZOO.items()]
+    body = [HEAD + "\n".join(checks), BODY.format(count=len(ZOO)) + "\n".join(lines), "", *reasons, ""]
+    PAGE.write_text("\n".join([*body, "## What is special about each", "", *what, ""]), encoding="utf-8")
 
 
 def read() -> dict[tuple[str, str], str]:

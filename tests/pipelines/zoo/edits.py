@@ -79,8 +79,7 @@ def hunyuan_i2v() -> Member:
         encoder, words, transformer, decoders.hunyuan(), flow(7.0), encoder_2, words_2, eyes
     )
     fixed = {"prompt_template": template, "max_sequence_length": 24}
-    cannot = {"guidance": "cannot make two results of a picture in a call"}
-    return Member(pipe, {**videos.CALL, "num_frames": 9, **fixed, "guidance_scale": 1.0}, cannot)
+    return Member(pipe, {**videos.CALL, "num_frames": 9, **fixed, "guidance_scale": 1.0})
 
 
 def skyreels_v1() -> Member:
