@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alignment.batches import Transitions
-from alignment.errors import PipelineError
+from alignment.errors import NumericsError, PipelineError
 from samplers import Act, Conductor, Native, Skip, rows_of
 from samplers.dynamics.coefficient_preserving import CoefficientPreserving
 
@@ -54,6 +54,7 @@ def check_replay(policy: Replayable, prompt: str) -> None:
 
     Raises:
         PipelineError: If neither way is exact; nothing could be learned from such a pipeline's steps.
+        NumericsError: If the model's output is not finite.
     """
     name = type(policy.pipe).__name__
     batch = _one_transition(policy, prompt)
@@ -84,6 +85,12 @@ def _one_transition(policy: Replayable, prompt: str) -> Transitions:
     except ValueError as error:
         raise PipelineError(f"{type(policy.pipe).__name__} cannot be trained: {error}") from error
     record = conductor.records[k]
+    if not bool(record.velocity.isfinite().all()):  # which would equal nothing, not even itself
+        raise NumericsError(
+            f"{type(policy.pipe).__name__}: the pipeline's own output is not finite before anything was trained. Its "
+            "weights hold NaN, or a network overflows in its dtype; check policy.pipeline, or compute in float32 "
+            "(policy.dtype: float32, policy.autocast: null)"
+        )
     return Transitions(
         prompts=(prompt,),
         seeds=rows,
