@@ -7,9 +7,8 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from alignment import cli, config
+from alignment.device import device_called
 from alignment.errors import ConfigError, EnvironmentProblem
 from reward_models._extras import extra
 from reward_models._fingerprint import fingerprint
@@ -145,12 +144,4 @@ def loaded_on(model: RewardModel, device: str) -> Loaded:
     Raises:
         ConfigError: If there is no such device.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"--device {device}: expected auto, cpu, cuda or cuda:N") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentProblem("--device cuda was asked for, but torch sees no GPU; choose auto or cpu")
-    return load_reward(model, device=place)
+    return load_reward(model, device=device_called(device))

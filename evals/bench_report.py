@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 from rich.table import Table
 
+from alignment.errors import EnvironmentProblem
 from alignment.pictures import encode, frames, printable
 from alignment.statistics import Interval
 from evals.bench import Bench, worst
@@ -50,6 +51,18 @@ def ordered(bench: Bench) -> list[str]:
     return sorted(accuracy, key=lambda name: -math.inf if math.isnan(accuracy[name]) else accuracy[name], reverse=True)
 
 
+def prepare(folder: Path) -> None:
+    """Make the folder of the results; asked for before hours of scoring, too.
+
+    Raises:
+        EnvironmentProblem: If that cannot be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentProblem(f"--output {folder} cannot be made: {error.strerror}; choose another") from error
+
+
 def write(bench: Bench, folder: Path, conditions: dict[str, Any]) -> None:
     """Write `bench.json` and `report.html` into `folder`.
 
@@ -58,7 +71,7 @@ def write(bench: Bench, folder: Path, conditions: dict[str, Any]) -> None:
         folder: Made where it is not there.
         conditions: Where and how it was found, for whoever wants to compare.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    prepare(folder)
     (folder / JSON).write_text(json.dumps(as_json(bench, conditions), indent=2, allow_nan=False), encoding="utf-8")
     text = resources.files("evals").joinpath("bench_template.html").read_text(encoding="utf-8")
     made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)

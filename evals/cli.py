@@ -58,7 +58,12 @@ def _add_score(actions: Actions) -> None:
     parser.add_argument("--input", required=True, metavar="PATH", help='a .jsonl of {"prompt", "media"}, or a folder')
     parser.add_argument("--output", required=True, metavar="PATH", help="a .jsonl, .csv or .parquet file")
     parser.add_argument("--prompt", help="the prompt of every picture of a folder that has no .txt beside it")
-    parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help="what a damaged medium does")
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what a medium does that cannot be read or judged",
+    )
     _add_running(parser)
     parser.set_defaults(command=_score)
 
@@ -70,10 +75,9 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return int(text)
 
 
 def _score(args: argparse.Namespace) -> int:
@@ -89,15 +93,14 @@ def _score(args: argparse.Namespace) -> int:
 
 
 def _judge(name: str, overrides: Sequence[str], args: argparse.Namespace) -> Any:
-    import torch
-
     from alignment import config
+    from alignment.device import device_called
     from evals.scoring import Judge
     from reward_models.base import RewardModel
 
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    device = device_called(args.device)
     model = config.of_kind(RewardModel, name, overrides)
-    return Judge(model, torch.device(device), args.batch_size, args.frames)
+    return Judge(model, device, args.batch_size, args.frames)
 
 
 def _add_bench(actions: Actions) -> None:
@@ -108,7 +111,7 @@ def _add_bench(actions: Actions) -> None:
         "overrides",
         nargs="*",
         metavar="REWARD [key=value ...]",
-        help="reward models, each followed by its fields: shapes strict=1 clip model=PATH",
+        help="reward models, each followed by its fields: shapes strict=1 clip weights=PATH",
     )
     parser.add_argument(
         "--on", default="shapes", metavar="BENCHMARK", help="a benchmark (visalign rewards list); shapes"

@@ -57,6 +57,7 @@ def run(judges: Mapping[str, Callable[[], Judge]], wanted: Wanted) -> Bench:
     comparisons = benchmark.read()[: wanted.limit]
     if not comparisons:
         raise DataError(f"{wanted.benchmark} has no comparisons")
+    bench_report.prepare(wanted.output)
     measured: dict[str, Measured] = {}
     for title, load in judges.items():
         judge = load()

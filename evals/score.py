@@ -15,11 +15,12 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from alignment.errors import DataError
+from alignment.errors import DataError, EnvironmentProblem
 from alignment.media import find
 from evals.benchmarks.base import json_records, wanted
 from evals.medium import CLIPS, PICTURES, Medium
 from evals.scoring import Judge, Request
+from reward_models.base import RewardError
 
 WRITERS = (".jsonl", ".csv", ".parquet")
 
@@ -54,6 +55,8 @@ def read(path: Path, prompt: str | None) -> list[Line]:
             Line({"prompt": text, "media": file.name}, Request(text, Medium.file(file)))
             for text, file in zip(texts, files, strict=True)
         ]
+    if not path.is_file():
+        raise DataError(f"--input {path}: there is no such file or folder")
     lines = []
     for number, record in enumerate(json_records(path), start=1):
         text, name = (wanted(record, key, path, number) for key in ("prompt", "media"))
@@ -88,46 +91,75 @@ def write(judge: Judge, lines: Sequence[Line], output: Path, meant: str, on_erro
         lines: What is scored.
         output: Its ending says the form.
         meant: The reward in words; another one must not continue the file.
-        on_error: What a medium that cannot be read does: stop everything, or get no score and an "error".
+        on_error: What a medium does that cannot be read or that the reward refuses: stop everything, or get no score
+            and an "error". A reward that refuses all of a batch stops everything either way: it is not the media.
 
     Raises:
-        DataError: If a medium cannot be read, or `output` is of another input or reward.
+        DataError: If a medium cannot be read, none has a score, or `output` is of another input or reward.
+        RewardError: If the reward fails.
+        EnvironmentProblem: If `output` cannot be written.
     """
     if output.suffix not in WRITERS:
         raise DataError(f"--output {output}: expected a name that ends in {', '.join(WRITERS)}")
-    output.parent.mkdir(parents=True, exist_ok=True)
     partial = output if output.suffix == ".jsonl" else output.with_name(output.name + ".partial.jsonl")
-    scored = _continued(partial, lines, meant)
-    with _bar(len(lines)) as advance, partial.open("a", encoding="utf-8") as file:
+    with _writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        scored = _continued(partial, lines, meant)
+        file = partial.open("a", encoding="utf-8")
+    with _bar(len(lines)) as advance, file:
         advance(len(scored))
         for start in range(len(scored), len(lines), judge.batch_size):
             made = _scored(judge, lines[start : start + judge.batch_size], on_error)
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in made)
-            file.flush()
-            os.fsync(file.fileno())
+            with _writing(output):
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in made)
+                file.flush()
+                os.fsync(file.fileno())
             scored += made
             advance(len(made))
+    with _writing(output):
+        _finish(output, partial, scored)
+    missing = sum(record["score"] is None for record in scored)
+    if missing == len(scored):
+        raise DataError(f"none of {len(scored)} media has a score; {output} has what is known of the reasons")
+    return missing
+
+
+def _finish(output: Path, partial: Path, scored: Sequence[dict[str, Any]]) -> None:
+    """Make the file that was asked for, where it is not the partial one."""
+    if partial == output:
+        return
     if output.suffix == ".csv":
         _write_csv(output, scored)
-    if output.suffix == ".parquet":
+    else:
         from evals import _parquet
 
         _parquet.write(output, scored)
-    if partial != output:
-        partial.unlink()
-        _meaning(partial).unlink()
-    return sum(record["score"] is None for record in scored)
+    partial.unlink()
+    _meaning(partial).unlink()
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"--output {output} cannot be written: {error.strerror or error}; free some space, or choose another"
+        ) from error
 
 
 def _scored(judge: Judge, lines: Sequence[Line], on_error: Literal["stop", "skip"]) -> list[dict[str, Any]]:
     try:
         scores = judge.scores([line.request for line in lines])
-    except DataError as error:
+    except (DataError, RewardError) as error:
         if on_error == "stop":
             raise
         if len(lines) == 1:
             return [{**lines[0].record, "score": None, "error": str(error)}]
-        return [record for line in lines for record in _scored(judge, [line], on_error)]
+        made = [record for line in lines for record in _scored(judge, [line], on_error)]
+        if isinstance(error, RewardError) and all(record["score"] is None for record in made):
+            raise
+        return made
     return [
         {**line.record, "score": None if math.isnan(score) else score}
         for line, score in zip(lines, scores, strict=True)
@@ -140,7 +172,7 @@ def _meaning(partial: Path) -> Path:
 
 def _continued(partial: Path, lines: Sequence[Line], meant: str) -> list[dict[str, Any]]:
     """Return what an earlier run has written, without a line it could not finish."""
-    if not partial.exists():
+    if not partial.exists() or partial.stat().st_size == 0:  # nothing was scored
         _meaning(partial).write_text(meant, encoding="utf-8")
         return []
     if not _meaning(partial).exists() or _meaning(partial).read_text(encoding="utf-8") != meant:

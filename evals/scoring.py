@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignment.errors import ConfigError
 from evals.medium import FRAMES, Medium
-from reward_models.base import Loaded, Media, RewardModel
+from reward_models.base import Loaded, Media, RewardError, RewardModel
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,18 @@ class Judge:
 
         Raises:
             DataError: If a medium cannot be read.
-            RewardError: If the model fails.
+            RewardError: If the model fails, naming the media.
         """
         keys = [(request.prompt, request.medium.digest, name) for request in requests]
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.known}
         done(len(keys) - len(missing))
         for batch in self._batches(missing, alter):
             media = Media(torch.stack([pixels for _, pixels in batch]).to(self.device))
-            with torch.no_grad():
-                rewards = self._loaded(media=media, prompts=[prompt for (prompt, _, _), _ in batch])
+            try:
+                with torch.no_grad():
+                    rewards = self._loaded(media=media, prompts=[prompt for (prompt, _, _), _ in batch])
+            except RewardError as error:
+                raise RewardError(f"{_called([missing[key].medium.name for key, _ in batch])}: {error}") from error
             self.known.update(zip((key for key, _ in batch), rewards.value.tolist(), strict=True))
             done(len(batch))
         return [self.known[key] for key in keys]
@@ -96,6 +99,10 @@ class Judge:
             if len(batch) == self.batch_size:
                 yield waiting.pop(pixels.shape)
         yield from waiting.values()
+
+
+def _called(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} or {len(names) - 1} others of its size"
 
 
 def mean_finite(values: Sequence[float]) -> float:

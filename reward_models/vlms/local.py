@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from reward_models._weights import quiet_transformers
 from reward_models.base import RewardError
 from reward_models.vlms.base import CUE, NO, YES, Question, Verdicts, Vlm, fit, spells
 
@@ -66,15 +67,17 @@ def _loaded(described: Local) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     name, revision = described.model, described.revision
+    named = name if described.adapter is None else f"{name} with the adapter {described.adapter}"
     try:
         processor = AutoProcessor.from_pretrained(name, revision=revision)
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            name,
-            revision=revision,
-            dtype=getattr(torch, described.dtype),
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with quiet_transformers():  # its table of loaded weights is what we turn into an error
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                name,
+                revision=revision,
+                dtype=getattr(torch, described.dtype),
+                use_safetensors=True,
+                output_loading_info=True,
+            )
         model, found = loaded
         if described.adapter is not None:
             model = _adapted(model, described.adapter)
@@ -83,7 +86,7 @@ def _loaded(described: Local) -> tuple[Any, Any]:
     except _UNLOADABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
         raise RewardError(
-            f"vlm: {name} could not be loaded: {reason}. It has to be a model for images and text with its processor, "
+            f"vlm: {named} could not be loaded: {reason}. It has to be a model for images and text with its processor, "
             "as `save_pretrained` writes them, or a hub id"
         ) from error
     if found["missing_keys"]:

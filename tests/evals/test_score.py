@@ -131,3 +131,56 @@ def test_a_reward_that_refuses_the_prompts_says_so_first(given: Path, capsys: py
     (given / "in.jsonl").write_text(text.replace("a red circle", "a red cat"), encoding="utf-8")
     assert "a red cat" in says(capsys, "shapes", "--input", given / "in.jsonl", "--output", given / "out.jsonl")
     assert not (given / "out.jsonl").exists()
+
+
+def test_a_medium_that_the_reward_refuses_is_named_or_left_out(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (1, 1)).save(given / "1.png")
+    words = ("sharpness", "--input", given / "in.jsonl", "--output", given / "out.jsonl")
+    assert "1.png" in says(capsys, *words)
+    assert score(*words, "--on-error", "skip") == 0
+    found = lines(given / "out.jsonl")
+    assert [line["score"] is None for line in found] == [False, True, False]
+    assert "3 pixels" in str(found[1]["error"])
+
+
+def test_a_reward_that_refuses_everything_is_an_error(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(len(PROMPTS)):
+        Image.new("RGB", (1, 1)).save(given / f"{i}.png")
+    words = ("sharpness", "--input", given / "in.jsonl", "--on-error", "skip")
+    for output, size in (("together", 16), ("alone", 1)):
+        said = says(capsys, *words, "--batch-size", size, "--output", given / f"{output}.jsonl")
+        assert ("3 pixels" if size > 1 else "none of 3 media") in said
+
+
+def test_a_run_that_scored_nothing_does_not_bind_the_next(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--input", given / "in.jsonl", "--output", given / "out.jsonl")
+    content = (given / "0.png").read_bytes()
+    (given / "0.png").write_bytes(content[:40])
+    says(capsys, "colour", *words, "--batch-size", 1)
+    (given / "0.png").write_bytes(content)
+    assert score("jpeg", *words) == 0
+
+
+@pytest.mark.parametrize("action", ["score", "bench"])
+@pytest.mark.parametrize(
+    ("device", "code"),
+    [("tpu", 2), ("meta", 2), pytest.param("cuda:99", 3)],
+)
+def test_a_device_that_is_not_there_is_one_message(
+    given: Path, capsys: pytest.CaptureFixture[str], action: str, device: str, code: int
+) -> None:
+    media = ("--input", given / "in.jsonl") if action == "score" else ()
+    words = ("rewards", action, "colour", *media, "--output", given / "out.jsonl", "--device", device)
+    assert run(list(map(str, words))) == code
+    assert f"--device {device}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", ["score", "bench"])
+def test_a_place_that_cannot_be_written_is_one_message(
+    given: Path, capsys: pytest.CaptureFixture[str], action: str
+) -> None:
+    (given / "file").touch()
+    media = ("--input", given / "in.jsonl") if action == "score" else ()
+    words = ("rewards", action, "colour", *media, "--output", given / "file" / "out.jsonl")
+    assert run(list(map(str, words))) == 3
+    assert "out.jsonl cannot be" in capsys.readouterr().err
