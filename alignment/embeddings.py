@@ -177,6 +177,7 @@ class Embeddings:
         once = _parts(answer)
         if once is None:
             return None
+        layouts: tuple[Layout, ...]
         if kind in self._first:
             layouts = self._first[kind].layouts
         else:
@@ -290,7 +291,7 @@ def _shows_pictures(value: object) -> bool:
 
 def _parts(answer: object) -> tuple[Tensor | list[Tensor] | None, ...] | None:
     """Return the parts of an answer, or None where it has another structure."""
-    parts = answer if isinstance(answer, tuple) else (answer,)
+    parts: tuple[Any, ...] = answer if isinstance(answer, tuple) else (answer,)
     known = all(
         z is None or isinstance(z, Tensor) or (isinstance(z, list) and z and all(isinstance(e, Tensor) for e in z))
         for z in parts

@@ -139,7 +139,7 @@ def denoiser_name(pipe: Any) -> str:
     )
 
 
-def experts(pipe: Any) -> dict[str, nn.Module]:
+def experts(pipe: Any) -> dict[str, Any]:
     """Return the networks that are trained, by component name: the denoiser, and those that take over from it.
 
     Pipelines with two experts (one for noisy states, one for cleaner ones) keep them under the denoiser's name and a

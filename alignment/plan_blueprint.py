@@ -158,8 +158,8 @@ def stand_in_prompts(spec: PolicySpec, folder: Path) -> Prompts:
     """Return a prompt to plan with, and a picture in `folder` where the pipeline takes one."""
     if "image" not in inspect.signature(describe(spec).cls.__call__).parameters:
         return Prompts((_PROMPT,))
-    size = tuple(side if isinstance(side, int) else _SIDE for side in (spec.call.get("width"), spec.call.get("height")))
-    Image.new("RGB", size).save(folder / "picture.png")
+    width, height = (side if isinstance(side, int) else _SIDE for side in map(spec.call.get, ("width", "height")))
+    Image.new("RGB", (width, height)).save(folder / "picture.png")
     record = {"prompt": _PROMPT, "image": "picture.png"}
     (folder / "prompts.jsonl").write_text(json.dumps(record), encoding="utf-8")
     return read_prompts(str(folder / "prompts.jsonl"))
@@ -172,7 +172,7 @@ def _component(name: str, part: tuple[str, Settings], told: Description, spec: P
     if library is None:
         return None
     cls: Any = getattr(library, kind)
-    if not issubclass(cls, nn.Module):
+    if nn.Module not in cls.__mro__:
         if library is diffusers:
             return cls.from_config(settings)
         if told.folder is not None and (told.folder / name).is_dir():

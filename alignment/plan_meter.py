@@ -92,7 +92,7 @@ class Meter(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self._flops, self._peak, self._alive, self._before = 0.0, 0, 0, 0
-        self._storages = {tensor.untyped_storage()._cdata for tensor in known}
+        self._storages = {tensor.untyped_storage()._cdata for tensor in known}  # pyright: ignore[reportPrivateUsage]
 
     def __torch_dispatch__(
         self,
@@ -118,7 +118,7 @@ class Meter(TorchDispatchMode):
         return cost
 
     def _born(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
+        key = storage._cdata  # pyright: ignore[reportPrivateUsage]
         if key in self._storages or storage.device != META:
             return
         self._storages.add(key)
@@ -229,7 +229,7 @@ def backward(
         roots = tuple(z for z in tree_leaves(run()) if isinstance(z, Tensor) and z.requires_grad)
         if roots:
             # `torch.autograd.backward` would run what is recomputed outside of the function mode.
-            Variable._execution_engine.run_backward(
+            Variable._execution_engine.run_backward(  # pyright: ignore[reportPrivateUsage]
                 roots,
                 tuple(map(torch.empty_like, roots)),
                 False,

@@ -182,6 +182,8 @@ class RehearsedPolicy(Policy):
             except PipelineError:
                 if form is Form.ROWS or form is Form.REPEATED:
                     raise
+        else:
+            raise AssertionError("the last form was taken or refused")
         self.before, self.after = (Around(*costs) for costs in zip(one, two, strict=True))
         self.row_times = True  # what rows of their own cost does not depend on it
         # A step of the toy moves one stream, whatever the pipeline has.

@@ -55,7 +55,7 @@ def add_lora(denoiser: Any, lora: Lora, seed: int) -> dict[str, nn.Parameter]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian")
-        if isinstance(denoiser, PeftAdapterMixin):
+        if issubclass(type(denoiser), PeftAdapterMixin):
             denoiser.add_adapter(config, ADAPTER)
         else:  # what diffusers' own method does, for networks that lack it
             inject_adapter_in_model(config, denoiser, ADAPTER)

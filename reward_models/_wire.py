@@ -244,7 +244,7 @@ def _decode(file: str, where: str, limits: Limits) -> Tensor:
                     "too_many_pixels",
                     f"{where} has {picture.width} x {picture.height} pixels, at most {limits.pixels}",
                 )
-            if picture.format != "JPEG" and hasattr(picture, "is_animated") and picture.is_animated:
+            if picture.format != "JPEG" and hasattr(picture, "is_animated") and picture.is_animated:  # pyright: ignore[reportAttributeAccessIssue]
                 raise Refusal(422, "media", f"{where} is animated; send its frames one by one")
             picture.load()
             upright = ImageOps.exif_transpose(picture)

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -93,9 +93,9 @@ class _FunctionScorer:
             raise RewardError(f"function {self.name} returned a {type(answer).__name__}, expected {count} numbers")
         if len(items) != count:
             raise RewardError(f"function {self.name} returned {len(items)} numbers for {count} samples")
-        numbers = [_number(item) for item in items]
+        numbers: list[Any] = [_number(item) for item in items]
         for row, number in enumerate(numbers):
-            if not isinstance(number, Real) or abs(number) > _LARGEST:
+            if not issubclass(type(number), Real) or abs(number) > _LARGEST:
                 raise RewardError(f"function {self.name} returned {number!r} for sample {row}, not a finite number")
         return [float(number) for number in numbers]
 

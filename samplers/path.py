@@ -40,13 +40,12 @@ def clean_and_noise(
 
 
 class Path(Protocol):
-    """The forward process of a pipeline, for methods that noise clean samples themselves.
+    """The forward process of a pipeline, for methods that noise clean samples themselves."""
 
-    Attributes:
-        prediction: What the network predicts.
-    """
-
-    prediction: Prediction
+    @property
+    def prediction(self) -> Prediction:
+        """What the network predicts."""
+        ...
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (alpha, sigma), each `[B]` float32, at times `t` in [0, 1], `[B]`."""
