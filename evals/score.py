@@ -68,7 +68,17 @@ def read(path: Path, prompt: str | None) -> list[Line]:
             raise DataError(f"{path}, record {number}: {error}") from error
     if not lines:
         raise DataError(f"{path} is empty")
+    for number, line in enumerate(lines, start=1):
+        _check_text(line.request.prompt, f"{path}, record {number}")
     return lines
+
+
+def _check_text(prompt: str, place: str) -> None:
+    """Refuse what no file can hold: halves of characters, as JSON's escapes and broken command lines make them."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place}: the prompt {prompt!r:.80} is not Unicode text") from error
 
 
 def _prompt_of(file: Path, prompt: str | None) -> str:
@@ -77,6 +87,7 @@ def _prompt_of(file: Path, prompt: str | None) -> str:
         return beside.read_text(encoding="utf-8").strip()
     if prompt is None:
         raise DataError(f"{file} has no prompt: write it into {beside.name} beside it, or give --prompt for all")
+    _check_text(prompt, "--prompt")
     return prompt
 
 

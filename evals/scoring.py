@@ -27,6 +27,10 @@ class Request:
     medium: Medium
 
 
+_NAMED = 3
+"""How many media a message names."""
+
+
 @dataclass
 class Judge:
     """A loaded reward model that scores requests.
@@ -102,7 +106,8 @@ class Judge:
 
 
 def _called(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} or {len(names) - 1} others of its size"
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(names[:_NAMED])}{more}"
 
 
 def mean_finite(values: Sequence[float]) -> float:

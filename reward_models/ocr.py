@@ -103,7 +103,7 @@ def wanted(prompt: str) -> str:
     if quoted is None or not _letters(quoted[1]):
         raise RewardError(
             f"{_NAME}: the text that a picture should show stands in double quotes, as in "
-            f"'a sign that says \"OPEN\"'; got {prompt!r}"
+            f"'a sign that says \"OPEN\"'; got {prompt!r:.80}"
         )
     return _letters(quoted[1])
 

@@ -184,3 +184,9 @@ def test_a_place_that_cannot_be_written_is_one_message(
     words = ("rewards", action, "colour", *media, "--output", given / "file" / "out.jsonl")
     assert run(list(map(str, words))) == 3
     assert "out.jsonl cannot be" in capsys.readouterr().err
+
+
+def test_half_a_character_is_no_prompt(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (given / "in.jsonl").write_text('{"prompt": "\\ud800", "media": "0.png"}\n', encoding="utf-8")
+    assert "record 1" in says(capsys, "jpeg", "--input", given / "in.jsonl", "--output", given / "out.jsonl")
+    assert "--prompt" in says(capsys, "jpeg", "--input", given, "--prompt", "\udc80", "--output", given / "out.jsonl")
