@@ -42,12 +42,18 @@ def offences(source: str) -> Iterator[str]:
                     yield f"line {node.lineno}: {keyword.arg}={keyword.value.value}"
 
 
+# `torch.load` with weights_only=True runs nothing, and what it refuses is a pickle.UnpicklingError; exploits are tried
+# on it in tests/reward_models/test_weights.py.
+WEIGHTS_ONLY = {"reward_models/_weights.py": {"imports pickle", "calls torch.load"}}
+
+
 def test_no_file_is_trusted_with_code() -> None:
     found = [
         f"{path.relative_to(ROOT)}: {offence}"
         for package in PACKAGES
         for path in sorted((ROOT / package).rglob("*.py"))
         for offence in offences(path.read_text(encoding="utf-8"))
+        if offence.partition(": ")[2] not in WEIGHTS_ONLY.get(path.relative_to(ROOT).as_posix(), set())
     ]
     assert not found, "\n" + "\n".join(found)
 

@@ -9,7 +9,8 @@ import json
 import os
 import signal
 import sys
-from functools import partial
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -27,7 +28,7 @@ POINTS = {
     "reward": ("_collect.py", "score", "return", 1),
     "between two backward passes": ("runtime.py", "learn", "return", 2),
     "behind the optimiser": ("runtime.py", "update", "return", 1),
-    "between the averaged copies": ("policy.py", "refresh", "return", 1),
+    "between the averaged copies": ("weights.py", "refresh", "return", 1),
     "step told, not saved": ("record.py", "step", "return", 2),
     "in the middle of saving": ("state.py", "write_state", "return", 1),
     "saved, not pointed at": ("checkpoint.py", "_commit", "return", 1),
@@ -36,19 +37,25 @@ POINTS_OF = {"nft": ("between the averaged copies",)}
 POINTS_OF["grpo"] = tuple(point for point in POINTS if point not in POINTS_OF["nft"])
 
 
-def armed(file: str, function: str, moment: str, time: int) -> None:
-    """Let this process die by SIGKILL at a moment of its own code."""
-    seen = 0
+def trap(file: str, function: str, moment: str, time: int) -> Callable[[], None]:
+    """Let this process die by SIGKILL at a moment of its own code, in any thread, once the result is called."""
+    seen, armed = 0, False
+
+    def arm() -> None:
+        nonlocal armed
+        armed = True
 
     def watch(frame: FrameType, event: str, _: object) -> None:
         nonlocal seen
         code = frame.f_code
-        if event == moment and code.co_name == function and code.co_filename.endswith(f"/{file}"):
+        if armed and event == moment and code.co_name == function and code.co_filename.endswith(f"/{file}"):
             seen += 1
             if seen == time:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.setprofile(watch)
+    threading.setprofile(watch)
+    return arm
 
 
 # Imported here so that no child has to: they, and what loading a pipeline imports, take longer than a run.
@@ -63,7 +70,7 @@ def in_a_child(folder: Path, kind: str, *more: str, point: str | None = None) ->
         os.dup2(log, 1)
         os.dup2(log, 2)
         if point is not None:
-            runs.at_call[4] = partial(armed, *POINTS[point])
+            runs.at_call[4] = trap(*POINTS[point])
         os._exit(train(folder, kind, *more))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 

@@ -113,7 +113,7 @@ def test_noise_below_zero_is_refused(cls):
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_the_mean_is_kept_and_the_variance_is_reached(dynamics, shift):
-    mean, variance = Gaussian().result(dynamics, shifted(1000, shift))
+    mean, variance = Gaussian().result(dynamics, shifted(4000, shift))
     assert mean == pytest.approx(1.0, abs=1e-4)
     assert (abs(variance - 0.25) < CONVERGED) == dynamics.marginal
 
