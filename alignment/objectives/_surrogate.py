@@ -94,6 +94,11 @@ class Surrogate(Objective[Transitions]):
                 return per_row(step.std)
 
 
+def clipped(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """Return the larger, that is the more pessimistic, of the losses with and without the clip, `[n, A]`."""
+    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
 def mean_log_prob(step: Step, x: Tensor, velocity: Tensor, x_next: Tensor) -> Tensor:
     """Return `[n, A]` float32: the log density of each action, averaged over the latent's elements."""
     return step.log_prob(x[:, None], velocity[:, None], x_next).flatten(2).mean(dim=2)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from alignment.objectives._surrogate import Surrogate
+from alignment.objectives._surrogate import Surrogate, clipped
 
 
 @dataclass(frozen=True)
@@ -24,5 +23,5 @@ class ClippedSurrogate(Surrogate):
     clip: float = 1e-4
 
     def of_ratio(self, ratio: Tensor, advantage: Tensor) -> Tensor:
-        """Return the larger, that is the more pessimistic, of the two losses."""
-        return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - self.clip, 1 + self.clip))
+        """Return the clipped loss."""
+        return clipped(ratio, advantage, self.clip)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alignment.batches import Transitions
-from alignment.objectives._surrogate import Surrogate
+from alignment.objectives._surrogate import Surrogate, clipped
 from samplers import Step
 from samplers.step import expand
 
@@ -31,8 +31,8 @@ class GuardedSurrogate(Surrogate):
     clip: float = 2e-6
 
     def of_ratio(self, ratio: Tensor, advantage: Tensor) -> Tensor:
-        """Return the larger, that is the more pessimistic, of the two losses."""
-        return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - self.clip, 1 + self.clip))
+        """Return the clipped loss."""
+        return clipped(ratio, advantage, self.clip)
 
     def log_ratio(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> Tensor:
         """Return the mean over elements of d mu z, `[n, A]`."""
