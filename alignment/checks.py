@@ -145,10 +145,22 @@ def _rows(run: Run) -> Iterator[Problem]:
                 yield f"source.{name}", f"with policy.call.num_inference_steps {rounds}: {error}"
                 return
             rows = run.source.prompts if choice.branch else rows
+    what = "rows"
+    if run.objective.whole_groups:
+        rows, what = run.source.prompts, "groups"
+        if isinstance(group, int) and run.batch.microbatch < group:
+            yield (
+                "batch.microbatch",
+                f"got {run.batch.microbatch}, but {type(run.objective).__name__} compares the {group} samples of a "
+                f"group, which have to be in one microbatch; use at least {group}",
+            )
     updates = run.batch.updates
     if updates > 0 and rows % updates:
         each, over = divmod(rows, updates)
-        yield "batch.updates", f"{rows} rows a step do not divide into {updates}: {rows} = {updates} x {each} + {over}"
+        yield (
+            "batch.updates",
+            f"{rows} {what} a step do not divide into {updates}: {rows} = {updates} x {each} + {over}",
+        )
 
 
 def _parts(run: Run) -> dict[str, object]:

@@ -14,6 +14,7 @@ from alignment.context import Context
 from alignment.data import Prompts
 from alignment.draw import Draw
 from alignment.errors import ConfigError
+from alignment.objectives.base import Objective
 from alignment.policy import Policy
 from alignment.run import Run
 from alignment.runtime import Runtime, learning_rate, peak_memory
@@ -62,8 +63,9 @@ class Trainer:
 
     def learn(self, ctx: Context, batch: Batch) -> None:
         """Take the step's updates."""
-        for rows, total in updates(ctx, batch, self.run.batch.updates):
-            for part in microbatches(batch, rows, self.run.batch.microbatch):
+        unit = together(self.run.objective, batch)
+        for rows, total in updates(ctx, batch, self.run.batch.updates, unit):
+            for part in microbatches(batch, rows, self.run.batch.microbatch, unit):
                 micro = batch[part].to(self.policy.device)
                 self.run.objective(ctx, micro, lambda loss, total=total: self.runtime.learn(loss, total))
             self.runtime.update(learning_rate(self.run.optimizer, ctx.step, self.run.steps))
@@ -83,31 +85,54 @@ class Trainer:
         }
 
 
-def updates(ctx: Context, batch: Batch, count: int) -> Iterator[tuple[Tensor, int]]:
+def together(objective: Objective[Batch], batch: Batch) -> int:
+    """Return how many neighbouring rows are never told apart: those of a group, or 1.
+
+    Raises:
+        ConfigError: If a pipeline call holds less than a group.
+    """
+    if not objective.whole_groups:
+        return 1
+    unit = len(batch) // len(batch.group.unique())
+    if (batch.chunk.view(-1, unit) != batch.chunk[::unit, None]).any():
+        raise ConfigError(
+            f"objective: {type(objective).__name__} compares the samples of a group, but this pipeline takes one "
+            "prompt a call; choose an objective that learns from each row by itself"
+        )
+    return unit
+
+
+def updates(ctx: Context, batch: Batch, count: int, unit: int = 1) -> Iterator[tuple[Tensor, int]]:
     """Yield (this process's rows, rows on all processes) of each update.
 
     The split is a permutation of all rows of all processes, keyed by the step: how many processes there are does not
     show in it.
 
+    Args:
+        ctx: The step.
+        batch: This process's rows.
+        count: Updates.
+        unit: Neighbouring rows that stay together.
+
     Raises:
         ConfigError: If the rows do not divide.
     """
-    total = len(batch) * ctx.world.size
+    mine, total = len(batch) // unit, len(batch) // unit * ctx.world.size
     if total % count:
         raise ConfigError(
-            f"batch.updates must divide the rows of a step: {total} / {count} leaves {total % count} over"
+            f"batch.updates must divide the {'rows' if unit == 1 else 'groups'} of a step: "
+            f"{total} / {count} leaves {total % count} over"
         )
     order = torch.randperm(total, generator=ctx.draw.generator("updates", ctx.step))
-    mine = order - ctx.world.rank * len(batch)
-    for part in mine.split(total // count):
-        rows = part[(part >= 0) & (part < len(batch))]
-        yield rows.sort().values, total // count
+    for part in (order - ctx.world.rank * mine).split(total // count):
+        firsts = unit * part[(part >= 0) & (part < mine)].sort().values
+        yield (firsts[:, None] + torch.arange(unit)).flatten(), unit * total // count
 
 
-def microbatches(batch: Batch, rows: Tensor, size: int) -> Iterator[Tensor]:
-    """Yield the rows in pieces of at most `size`, none of which mixes pipeline calls."""
+def microbatches(batch: Batch, rows: Tensor, size: int, unit: int = 1) -> Iterator[Tensor]:
+    """Yield the rows in pieces of at most `size`, none of which mixes pipeline calls or splits a unit of rows."""
     for chunk in batch.chunk[rows].unique().tolist():
-        yield from rows[batch.chunk[rows] == chunk].split(size)
+        yield from rows[batch.chunk[rows] == chunk].split(max(size - size % unit, unit))
 
 
 def refresh(run: Run, policy: Policy, step: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alignment.batches import Batch, Experience, Pairs, Samples, Transitions
 from alignment.context import Context
-from alignment.loop import Trainer, microbatches
+from alignment.loop import Trainer, microbatches, together
 from alignment.objectives.base import Loss
 from alignment.policy import Policy
 from reward_models.base import Media, Rewards
@@ -274,7 +274,7 @@ def mean_loss(trainer: Trainer, batch: Batch) -> float:
 
 def _each_loss(trainer: Trainer, batch: Batch, microbatch: int | None, learn: Callable[[Loss], None]) -> None:
     ctx, size = trainer.context(0), microbatch or trainer.run.batch.microbatch
-    for rows in microbatches(batch, torch.arange(len(batch)), size):
+    for rows in microbatches(batch, torch.arange(len(batch)), size, together(trainer.run.objective, batch)):
         trainer.run.objective(ctx, batch[rows].to(trainer.policy.device), learn)
 
 

@@ -41,11 +41,14 @@ class Objective(Protocol[B_contra]):
         consumes: The batch type.
         snapshots: Frozen copies of the trained weights it reads: "reference", "behaviour" or "ema".
         spatial: Whether an advantage may be a map over the latent.
+        whole_groups: Whether a row's loss depends on the other rows of its group, so that a group is learned from as
+            a whole: no update and no microbatch splits one.
     """
 
     home: ClassVar[str] = "alignment.objectives"
     consumes: ClassVar[type[Batch]]
     spatial: ClassVar[bool] = False
+    whole_groups: ClassVar[bool] = False
 
     @property
     def snapshots(self) -> tuple[str, ...]:

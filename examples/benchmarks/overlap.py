@@ -97,7 +97,7 @@ def main() -> None:
     """Measure and print."""
     global seconds
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=12, help="pipeline calls a step")
+    parser.add_argument("--calls", type=int, default=24, help="pipeline calls a step")
     parser.add_argument("--prompts-per-call", type=int, default=3)
     parser.add_argument("--seconds", type=float, help="how long scoring a call takes; as long as sampling if not given")
     parser.add_argument("--repeats", type=int, default=5)

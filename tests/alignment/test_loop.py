@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
 from alignment.batches import Batch, Experience, concatenate
 from alignment.errors import ConfigError, EnvironmentProblem, NumericsError
-from alignment.loop import Trainer, ema_decay, microbatches, updates
+from alignment.loop import Trainer, ema_decay, microbatches, together, updates
 from alignment.objectives.base import Loss
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.nft import NFT
@@ -65,6 +66,28 @@ def test_microbatches_hold_every_row_once_and_never_mix_pipeline_calls(size: int
     parts = list(microbatches(batch, chosen, size))
     assert sorted(torch.cat(parts).tolist()) == chosen.tolist()
     assert all(len(part) <= size and len(batch.chunk[part].unique()) == 1 for part in parts)
+
+
+@dataclass(frozen=True)
+class Whole(ClippedSurrogate):
+    """One whose losses are of whole groups."""
+
+    whole_groups: ClassVar[bool] = True
+
+
+def test_groups_stay_whole_where_an_objective_compares_their_samples(trainer: Trainer) -> None:
+    batch = replace(rows(24), group=torch.arange(24) // 4, chunk=torch.arange(24) // 12)
+    unit = together(Whole(), batch)
+    assert unit == 4
+    parts = list(updates(trainer.context(0), batch, 3, unit))
+    assert {total for _, total in parts} == {8}
+    assert sorted(torch.cat([part for part, _ in parts]).tolist()) == list(range(24))
+    for part in (piece for mine, _ in parts for size in (4, 7, 100) for piece in microbatches(batch, mine, size, unit)):
+        assert (batch.group[part].bincount()[batch.group[part].unique()] == 4).all()
+    with pytest.raises(ConfigError, match="groups of a step: 6 / 4 leaves 2 over"):
+        list(updates(trainer.context(0), batch, 4, unit))
+    with pytest.raises(ConfigError, match="one prompt a call"):
+        together(Whole(), replace(batch, chunk=torch.arange(24)))
 
 
 def test_batches_join_and_part_again(trainer: Trainer) -> None:

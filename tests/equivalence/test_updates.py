@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alignment.batches import Batch, Transitions
-from alignment.loop import Trainer, microbatches
+from alignment.loop import Trainer, microbatches, together
 from alignment.objectives.base import Objective
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.nft import NFT
@@ -70,7 +70,7 @@ def moved(trainer: Trainer) -> Trainer:
 def gradient(trainer: Trainer, batch: Batch, size: int) -> Tensor:
     """Return the gradient of one update over `batch`, in microbatches of `size`."""
     ctx, parameters = trainer.context(0), trainer.policy.trainable.values()
-    for rows in microbatches(batch, torch.arange(len(batch)), size):
+    for rows in microbatches(batch, torch.arange(len(batch)), size, together(trainer.run.objective, batch)):
         trainer.run.objective(ctx, batch[rows], lambda loss: trainer.runtime.learn(loss, len(batch)))
     taken = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
     trainer.runtime.optimizer.zero_grad()

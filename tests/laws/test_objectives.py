@@ -17,7 +17,7 @@ from torch import Tensor
 import alignment.objectives
 from alignment.batches import Batch, Pairs, Samples, Transitions
 from alignment.context import Context
-from alignment.loop import Trainer, microbatches
+from alignment.loop import Trainer, microbatches, together
 from alignment.objectives.base import Loss, Objective
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
@@ -136,7 +136,8 @@ def test_the_order_of_rows_does_not_matter(bench: Bench) -> None:
 def test_microbatches_add_up(bench: Bench, size: int) -> None:
     bench.move()
     whole = bench.gradient(bench.batch)
-    for rows in microbatches(bench.batch, torch.arange(len(bench.batch)), size):
+    unit = together(bench.objective, bench.batch)
+    for rows in microbatches(bench.batch, torch.arange(len(bench.batch)), size, unit):
         bench.losses(bench.batch[rows])
     assert (bench.take() - whole).norm() <= SAME * whole.norm()
 
