@@ -225,6 +225,9 @@ class Experience(Generic[B_co]):
         media: Pixels of this process's samples, on the CPU.
         prompts: One text a sample of `media`.
         rewards: Scores of `media`.
+        seconds: Time spent, by name.
+        maps: `[B, frames, height, width]`, where in each sample its credit went; None where all of it was given
+            everywhere.
     """
 
     batch: B_co
@@ -233,3 +236,4 @@ class Experience(Generic[B_co]):
     prompts: tuple[str, ...]
     rewards: Rewards
     seconds: Mapping[str, float] = field(default_factory=dict)
+    maps: Tensor | None = None

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from reward_models.base import Media
 
@@ -37,6 +38,24 @@ def frames(pixels: Tensor) -> list[Image.Image]:
     """Return the frames of one clip, `[F, 3, H, W]` in [0, 1]; a picture is a clip of one frame."""
     array = (pixels.detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(frame) for frame in array]
+
+
+def heat(media: Media, maps: Tensor) -> Media:
+    """Return samples under their maps: violet where little of their credit went, yellow where most of it did.
+
+    Args:
+        media: The samples, F frames each.
+        maps: `[B, frames, height, width]`, >= 0; each is shown against its own greatest number.
+    """
+    count = media.pixels.shape[1]
+    causal = maps.shape[1] > 1 and (count - 1) % (maps.shape[1] - 1) == 0
+    each = (count - 1) // (maps.shape[1] - 1) if causal else 0
+    when = [-(-f // each) if causal else f * maps.shape[1] // count for f in range(count)]
+    shown = interpolate(maps[:, when], size=media.pixels.shape[-2:], mode="nearest")
+    shown = shown / shown.flatten(1).amax(dim=1)[:, None, None, None].clamp(min=1e-12)
+    colours = torch.from_numpy(matplotlib.colormaps["viridis"](shown.numpy())[..., :3]).float().movedim(-1, 2)
+    grey = media.pixels.mean(dim=2, keepdim=True)
+    return Media(0.45 * grey + 0.55 * colours, fps=media.fps)
 
 
 def encode(picture: Image.Image, kind: str = "PNG") -> bytes:

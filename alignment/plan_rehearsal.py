@@ -31,6 +31,7 @@ from alignment.plan_meter import AsOnGPU, Cost, Meter
 from alignment.policy import Policy
 from alignment.run import Run
 from alignment.runtime import Runtime
+from alignment.structures.base import Allocator, Structure
 from alignment.train import copies
 from alignment.world import World
 from reward_models.base import Loaded, Media, RewardError, RewardModel, Rewards
@@ -298,12 +299,15 @@ class Step:
 
 @dataclass(frozen=True)
 class _Alone(World):
-    """One process whose scorers are asked for nothing but a count."""
+    """One process whose scorers are asked for nothing but a count, and whose credit goes everywhere."""
 
     scored: list[int] = field(default_factory=list)
 
     def scorer(self, reward: RewardModel) -> Loaded:
         return Loaded(reward, _Counting(self.scored))
+
+    def allocator(self, structure: Structure) -> Allocator:
+        return lambda pixels, grid: torch.ones(len(pixels), grid.frames, grid.height, grid.width)
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,8 @@ def write(folder: Path) -> Path:
         pairs=_pairs(*ends) if ends else [],
         health=_health(columns),
         constants=_constants(columns),
-        samples=_samples(folder),
+        samples=_samples(folder, credit=False),
+        credits=_samples(folder, credit=True),
         config=config,
         environment=_text(folder / run_folder.ENVIRONMENT),
     )
@@ -254,9 +255,10 @@ def _shown(result: Evaluated, row: int) -> Shown:
     return Shown(_uri("image/png", encode(clip[0])), False, True, scores)
 
 
-def _samples(folder: Path) -> list[tuple[str, Shown]]:
-    """Return a few sample grids, spread over the run from its first to its last."""
-    every = sorted((folder / run_folder.SAMPLES).glob("[!.]*.*"))
+def _samples(folder: Path, *, credit: bool) -> list[tuple[str, Shown]]:
+    """Return a few sample grids, or what shows where their credit went, from the run's first to its last."""
+    found = sorted((folder / run_folder.SAMPLES).glob("[!.]*.*"))
+    every = [path for path in found if path.stem.endswith(f"-{run_folder.CREDIT}") is credit]
     films = {path.stem for path in every if path.suffix == ".mp4"}
     files = [path for path in every if path.suffix == ".mp4" or path.stem not in films]
     last = len(files) - 1

@@ -149,3 +149,11 @@ class Run:
                 f"objective {objective.__name__} consumes {objective.consumes.__name__}, but source "
                 f"{source.__name__} produces {source.produces.__name__}; choose a pair that meets"
             )
+        if (self.source.structure is not None) is not objective.spatial:
+            raise ConfigError(
+                f"source.structure makes credit a map over the latent, but objective {objective.__name__} has no form "
+                "for one; choose objective vipo, or leave source.structure out"
+                if self.source.structure is not None
+                else f"objective {objective.__name__} takes credit position by position, but source.structure is null; "
+                "say what spreads credit, as in source.structure: {type: perceptual, backbone: {type: dinov2}}"
+            )

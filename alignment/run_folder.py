@@ -4,7 +4,8 @@
     environment.json              versions and machine
     metrics.jsonl                 one JSON object a step; the names are in docs/metrics.md
     samples/000050-train.png      captioned grids of what was trained on after 50 steps; of clips the contact sheet of
-                                  a film, 000050-train.mp4
+                                  a film, 000050-train.mp4; 000050-credit.png shows where their credit went, if it was
+                                  not given everywhere
     evaluation/base.json          held-out scores before training; so too step-000050.json and final.json
     evaluation/base.safetensors   the first pictures of that evaluation
     summary.json                  the run in numbers, written at its end
@@ -42,6 +43,8 @@ CONFIG, ENVIRONMENT, METRICS = "config.resolved.yaml", "environment.json", "metr
 SUMMARY, REPORT = "summary.json", "report.html"
 SAMPLES, EVALUATIONS = "samples", "evaluation"
 BASE, FINAL = "base", "final"
+CREDIT = "credit"
+"""Name of the grids that show where in the samples their credit went."""
 
 
 @dataclass(frozen=True)

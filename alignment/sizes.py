@@ -10,10 +10,8 @@ from torch import Tensor
 
 from alignment.batches import inputs_of
 from alignment.errors import ConfigError, DataError
+from alignment.latent_grid import TEMPORAL
 from alignment.media import Clip
-
-_TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
-"""Where pipelines keep how many frames one latent frame holds."""
 
 _ROUNDED = 128
 """Pixels: what is off by less was rounded; what is off by more, as in upscaling, is meant."""
@@ -28,7 +26,7 @@ def check_frames(pipe: Any, call: Mapping[str, object], key: str) -> None:
         ConfigError: With the arithmetic.
     """
     frames = call.get("num_frames")
-    ratio = next((getattr(pipe, name) for name in _TEMPORAL if hasattr(pipe, name)), 1)
+    ratio = next((getattr(pipe, name) for name in TEMPORAL if hasattr(pipe, name)), 1)
     default = inspect.signature(type(pipe).__call__).parameters.get("num_frames")
     if not isinstance(frames, int) or default is None or not isinstance(default.default, int):
         return

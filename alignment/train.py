@@ -21,9 +21,11 @@ from alignment.draw import Draw
 from alignment.errors import CheckpointError, ConfigError, DataError, Stopped
 from alignment.evaluation import Evaluator
 from alignment.loop import Trainer
+from alignment.pictures import heat
 from alignment.policy import Policy
 from alignment.record import Recorder
 from alignment.run import Run
+from alignment.run_folder import CREDIT
 from alignment.runtime import Runtime, peak_memory
 from alignment.state import TrainState, check_same_run, read_state, write_state
 from alignment.stopping import StopSignal
@@ -89,6 +91,8 @@ def load(run: Run, runtime: Runtime) -> Trainer:
         check_prompts(run.evaluation.reward or run.source.reward, run.evaluation.prompts, held_out)
         runtime.world.scorer(run.evaluation.reward or run.source.reward)
     runtime.world.scorer(run.source.reward)
+    if run.source.structure is not None:
+        runtime.world.allocator(run.source.structure)
     policy = Policy(run.policy, device=runtime.world.device, seed=Draw(run.seed).key("adapters"))
     policy.prepare(prompts.texts, held_out, run.evaluation.call)
     for name in copies(run):
@@ -220,7 +224,10 @@ class Session:
         if run.evaluation.every and done % run.evaluation.every == 0 and done < run.steps:
             self._evaluate(f"step-{done:06d}", done, run.evaluation.curve_images_per_prompt)
             if self._recorder is not None:
-                self._recorder.samples("train", done, experience.media, experience.prompts, experience.rewards)
+                shown = experience.prompts, experience.rewards
+                self._recorder.samples("train", done, experience.media, *shown)
+                if experience.maps is not None:
+                    self._recorder.samples(CREDIT, done, heat(experience.media, experience.maps), *shown)
         metrics["seconds/evaluation"] = time.perf_counter() - begin
         metrics["seconds/checkpoint"] = self._saving
         # Told before it is saved: a process that dies in between resumes further back and tells the step again. The

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import gather, gather_object
 from torch import Tensor
 
+from alignment.structures.base import Allocator, Structure
 from reward_models.base import Loaded, RewardModel, load_reward
 
 T = TypeVar("T")
@@ -17,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """Rank, size, gathering, and scorers loaded once.
+    """Rank, size, gathering, and what is loaded once: scorers, and what makes maps of credit.
 
     Attributes:
         state: accelerate's view of the processes.
@@ -27,6 +28,7 @@ class World:
     state: PartialState
     device: torch.device
     _scorers: dict[str, Loaded] = field(default_factory=dict)
+    _allocators: dict[str, Allocator] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -61,3 +63,10 @@ class World:
         if description not in self._scorers:
             self._scorers[description] = load_reward(reward, device=self.device)
         return self._scorers[description]
+
+    def allocator(self, structure: Structure) -> Allocator:
+        """Return what makes the maps of a description; equal descriptions share one."""
+        description = repr(structure)
+        if description not in self._allocators:
+            self._allocators[description] = structure.load(device=self.device)
+        return self._allocators[description]

@@ -28,8 +28,8 @@ ALLOWED = {  # who may import whom, by package
 # What evaluation may not know of alignment: how to train.
 TRAINING = {f"alignment.{part}" for part in ("loop", "train", "runtime", "objectives", "advantages", "sources", "cli")}
 # What a source, an advantage or an objective may know of alignment; the loop and the edges know them, not the reverse.
-PARTS = ("sources", "advantages", "objectives")
-PARTS_MAY = {*PARTS, "batches", "context", "draw", "errors", "kernels", "policy", "world"}
+PARTS = ("sources", "advantages", "objectives", "structures", "backbones")
+PARTS_MAY = {*PARTS, "batches", "context", "draw", "errors", "kernels", "latent_grid", "policy", "world"}
 # In these folders a file may import `base` and files with a leading underscore, never a sibling.
 INDEPENDENT = (
     *(f"alignment/{part}" for part in PARTS),

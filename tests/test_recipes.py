@@ -93,6 +93,8 @@ def test_a_recipe_takes_a_step_on_its_twin(path: Path, tmp_path: Path) -> None:
     sizes = {name: value for name, value in member.call.items() if not any(part in name for part in recipes_own)}
     changes = [f"policy.call.{name}={json.dumps(value)}" for name, value in sizes.items()]
     here = [f"policy.pipeline={tmp_path / 'pipeline'}", f"data.prompts={prompts_for(path)}"]
+    if config.load(path).source.structure is not None:
+        here.append("source.structure.backbone={type: saliency}")
     run = config.load(path, [*SMALL, *here, *changes])
     runtime = Runtime(run)
     trainer = train.load(run, runtime)

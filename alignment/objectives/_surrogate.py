@@ -19,7 +19,7 @@ from samplers.step import per_row
 
 @dataclass(frozen=True)
 class Surrogate(Objective[Transitions]):
-    """A loss made of ratios rho and credit A, averaged over samples and trained steps.
+    """A loss made of ratios rho and credit A, averaged over samples, trained steps, and positions where A is a map.
 
     rho = exp(l - l_old), with l the log density of the recorded action averaged over the latent's elements; clip ranges
     are in those units (for 65,536 elements, 1e-4 allows a summed log ratio of 6.55). Where several actions leave one
@@ -66,7 +66,7 @@ class Surrogate(Objective[Transitions]):
         """
         step = Step.from_coefficients(batch.coefficients[:, k])
         ratio = self.log_ratio(step, batch, k, velocity).exp()
-        loss = self._step_weight(step) * self.of_ratio(ratio, batch.advantage).mean(dim=1)
+        loss = self._step_weight(step) * self.of_ratio(ratio, batch.advantage).flatten(1).mean(dim=1)
         metrics = _ratio_metrics(ratio.detach(), int(batch.index[0, k]), self.clip)
         if reference is not None:
             x = batch.x[:, k]
@@ -77,10 +77,10 @@ class Surrogate(Objective[Transitions]):
 
     @abstractmethod
     def of_ratio(self, ratio: Tensor, advantage: Tensor) -> Tensor:
-        """Return what is minimised, `[n, A]`, of ratios and credit of that shape."""
+        """Return what is minimised, of ratios and credit of one shape: `[n, A]`, or `[n, A, *map]`."""
 
     def log_ratio(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> Tensor:
-        """Return `[n, A]`: log rho of each action of the k-th trained step."""
+        """Return `[n, A]`, or `[n, A, *map]`: log rho of each action of the k-th trained step."""
         x, x_next = batch.x[:, k], batch.x_next[:, k]
         return mean_log_prob(step, x, velocity, x_next) - mean_log_prob(step, x, batch.velocity[:, k], x_next)
 

@@ -40,7 +40,7 @@ class Objective(Protocol[B_contra]):
         home: Where `type:` in a config finds implementations.
         consumes: The batch type.
         snapshots: Frozen copies of the trained weights it reads: "reference", "behaviour" or "ema".
-        spatial: Whether an advantage may be a map over the latent.
+        spatial: Whether it takes an advantage that is a map over the latent, and needs one.
         whole_groups: Whether a row's loss depends on the other rows of its group, so that a group is learned from as
             a whole: no update and no microbatch splits one.
     """

@@ -14,6 +14,8 @@ from alignment.advantages.base import Advantage
 from alignment.batches import Groups
 from alignment.context import Context
 from alignment.errors import ConfigError, NumericsError
+from alignment.latent_grid import latent_grid
+from alignment.structures.base import Structure
 from reward_models.base import Media, RewardError, RewardModel, Rewards
 
 MAX_UNSCORED = 0.2
@@ -123,6 +125,31 @@ def refuse(ctx: Context, value: Tensor, what: RewardModel) -> None:
             f"{what} gave all {len(scored)} samples of the first step the same score "
             f"{scored[0].item():g}: nothing can be learned from a constant reward"
         )
+
+
+def spread(
+    ctx: Context, structure: Structure, credits: Tensor, media: Media, state: torch.Size
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Return the credit of this process's samples laid over their latents, the maps, and what the record says of them.
+
+    Args:
+        ctx: Surroundings of the step.
+        structure: What makes maps of pixels.
+        credits: `[B]`.
+        media: The samples.
+        state: Shape of a row's latents.
+
+    Returns:
+        `[B, *map]`, which broadcasts against the latents; `[B, frames, height, width]`; metrics.
+
+    Raises:
+        PipelineError: If the latents are no grid.
+    """
+    grid = latent_grid(ctx.policy.pipe, state, media.pixels.shape)
+    maps = ctx.world.allocator(structure)(media.pixels, grid)
+    laid = grid.lay(maps)
+    metrics = {"structure/mean": ctx.world.gather(maps.flatten(1).mean(dim=1)).mean().item()}
+    return credits.reshape(-1, *(1,) * len(state)) * laid, maps, metrics
 
 
 def check_geometry(prompts: int, group_size: int, prompts_per_call: int | None) -> None:

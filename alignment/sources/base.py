@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 from alignment.batches import Batch, Experience, Groups
 from alignment.context import Context
+from alignment.structures.base import Structure
 from reward_models.base import RewardModel
 
 B_co = TypeVar("B_co", bound=Batch, covariant=True)
@@ -21,6 +22,7 @@ class Source(Protocol[B_co]):
         prompts: Prompts a step, over all processes.
         reward: What the samples are scored with.
         weights: Which weights sample: "live", or the name of a frozen copy, which is then kept.
+        structure: What spreads the credit of a sample over its latent; null gives all of it everywhere.
     """
 
     home: ClassVar[str] = "alignment.sources"
@@ -28,6 +30,7 @@ class Source(Protocol[B_co]):
     prompts: int
     reward: RewardModel
     weights: str = "live"
+    structure: Structure | None = None
 
     def __call__(self, ctx: Context, groups: Groups) -> Experience[B_co]:
         """Sample, score and credit this process's share of the step: `groups`."""

@@ -13,9 +13,10 @@ from alignment.advantages.group_norm import GroupNorm
 from alignment.batches import Batch, Experience, Groups, Transitions, concatenate, made_from
 from alignment.context import Context
 from alignment.errors import ConfigError
-from alignment.sources._collect import Stopwatch, assign, check_geometry, repeat, sample_ids
+from alignment.sources._collect import Stopwatch, assign, check_geometry, repeat, sample_ids, spread
 from alignment.sources._scoring import Scoring
 from alignment.sources.base import Source
+from alignment.structures.base import Structure
 from reward_models.base import RewardModel
 from samplers import rows_of
 from samplers.dynamics.base import Dynamics
@@ -41,6 +42,8 @@ class OnPolicySteps(Source[Transitions]):
             The result is the same.
         tail: Denoiser calls for the steps after the window, by a second-order solver; null takes every step.
         share_prefix: Run what a group has in common once a prompt; false exists to be measured against.
+        structure: What spreads the credit of a sample over its latent, for objectives that take a map; null gives all
+            of it everywhere.
     """
 
     prompts: int
@@ -54,6 +57,7 @@ class OnPolicySteps(Source[Transitions]):
     overlap: bool = True
     tail: int | None = None
     share_prefix: bool = True
+    structure: Structure | None = None
     produces: ClassVar[type[Batch]] = Transitions
 
     def __post_init__(self) -> None:
@@ -84,18 +88,23 @@ class OnPolicySteps(Source[Transitions]):
                     group = part.ids.repeat_interleave(self.group_size)
                     scoring.add(made_from(plan.repeated, pixels[-1]), plan.repeated, group)
             rewards = scoring.rewards()
+        texts = repeat(groups.prompts, self.group_size)
+        media = made_from(texts, torch.cat(pixels))
         credits, metrics = assign(
             ctx, self.advantage, rewards, groups.ids.repeat_interleave(self.group_size), self.reward
         )
+        maps = None
+        if self.structure is not None:
+            with watch.time("structure"):
+                credits, maps, told = spread(ctx, self.structure, credits, media, paths[0].x0.shape[1:])
+            metrics |= told
         batches = [
             self._batch(part, plan, path, credit, ctx.policy.form.chunks(number, self._rows(part, plan)))
             for number, (part, plan, path, credit) in enumerate(
                 zip(calls, plans, paths, credits.split(size * self.group_size), strict=True), start=offset
             )
         ]
-        texts = repeat(groups.prompts, self.group_size)
-        media = made_from(texts, torch.cat(pixels))
-        return Experience(concatenate(batches), metrics, media, texts, rewards, watch.seconds)
+        return Experience(concatenate(batches), metrics, media, texts, rewards, watch.seconds, maps)
 
     def _choose(self, ctx: Context, number: int) -> Choice:
         generator = ctx.draw.generator("window", ctx.step, number)
@@ -136,5 +145,5 @@ class OnPolicySteps(Source[Transitions]):
             x_next=torch.stack([s.x_next for s in steps], 1),
             velocity=torch.stack([s.velocity for s in steps], 1),
             coefficients=rows_of([s.step for s in steps], n),
-            advantage=credit.reshape(n, -1),
+            advantage=credit.unflatten(0, (n, -1)),
         )

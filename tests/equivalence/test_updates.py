@@ -9,17 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from alignment.backbones.saliency import Saliency
 from alignment.batches import Batch, Transitions
 from alignment.loop import Trainer, microbatches, together
 from alignment.objectives.base import Objective
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.nft import NFT
+from alignment.objectives.vipo import ViPO
 from alignment.objectives.weighted_matching import WeightedMatching
 from alignment.run import PolicySpec, Run
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.spec import Lora
+from alignment.structures.perceptual import Perceptual
 from reward_models.jpeg import Jpeg
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.flow_sde import FlowSDE
@@ -34,10 +37,13 @@ ACTIONS = 4
 
 DANCE = OnPolicySteps(2, Jpeg(), DanceSDE(), All(), group_size=ACTIONS)
 BRANCH = OnPolicySteps(2, Jpeg(), FlowSDE(), Branch((0, 1)), group_size=ACTIONS, prompts_per_call=1)
+SPREAD = Perceptual(Saliency(patch=2))
 CLEAN = OnPolicy(2, Jpeg(), group_size=ACTIONS)
 PAIRS = {
     "dance": (DANCE, ClippedSurrogate(clip=1e-4)),
     "branch": (BRANCH, ClippedSurrogate(clip=1e-4, weight="equal")),
+    "vipo": (replace(DANCE, structure=SPREAD), ViPO()),
+    "vipo branch": (replace(BRANCH, structure=SPREAD), ViPO(weight="equal")),
     "nft": (CLEAN, NFT()),
     "awm": (CLEAN, WeightedMatching()),
 }
@@ -97,8 +103,9 @@ def sample_by_sample(batch: Transitions) -> Transitions:
     )
 
 
-def test_a_group_at_once_is_its_samples_one_by_one(folder: Path) -> None:
-    trainer = moved(trainer_of(run_of(folder, *PAIRS["branch"])))
+@pytest.mark.parametrize("name", ["branch", "vipo branch"])
+def test_a_group_at_once_is_its_samples_one_by_one(folder: Path, name: str) -> None:
+    trainer = moved(trainer_of(run_of(folder, *PAIRS[name])))
     batch = trainer.experience(trainer.context(0)).batch
     assert isinstance(batch, Transitions)
     expanded = sample_by_sample(batch)

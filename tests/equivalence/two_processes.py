@@ -13,17 +13,20 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 
+from alignment.backbones.saliency import Saliency
 from alignment.data import Prompts
 from alignment.evaluation import Evaluator
 from alignment.loop import Trainer
 from alignment.objectives.base import Loss, Objective
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.nft import NFT
+from alignment.objectives.vipo import ViPO
 from alignment.run import Batch as BatchSettings
 from alignment.run import Evaluation, Optimizer, Run, Snapshots
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
+from alignment.structures.perceptual import Perceptual
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.branch import Branch
 from samplers.windows.fraction import Fraction
@@ -39,6 +42,18 @@ CASES: dict[str, tuple[Source, Objective]] = {
     "branch": (
         OnPolicySteps(4, REWARD, FlowSDE(), Branch((0, 1, 2, 3)), group_size=4, prompts_per_call=1),
         ClippedSurrogate(clip=1e-2, weight="equal"),
+    ),
+    "vipo": (
+        OnPolicySteps(
+            4,
+            REWARD,
+            FlowSDE(),
+            Branch((0, 1, 2, 3)),
+            group_size=4,
+            prompts_per_call=1,
+            structure=Perceptual(Saliency()),
+        ),
+        ViPO(),
     ),
     "nft": (OnPolicy(4, REWARD, group_size=4, weights="behaviour"), NFT()),
 }

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from alignment.advantages.batch_norm import BatchNorm
+from alignment.backbones.saliency import Saliency
 from alignment.objectives.base import Objective
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.dpo import DPO
 from alignment.objectives.nft import NFT
+from alignment.objectives.vipo import ViPO
 from alignment.objectives.weighted_matching import WeightedMatching
 from alignment.run import Batch, Optimizer, PolicySpec, Snapshots
 from alignment.sources.base import Source
@@ -23,6 +25,7 @@ from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.spec import Lora
+from alignment.structures.perceptual import Perceptual
 from reward_models.colour import Colour
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.flow_sde import FlowSDE
@@ -44,6 +47,12 @@ METHODS: dict[str, tuple[Source, Objective]] = {
         ClippedSurrogate(clip=1e-2, weight="equal"),
     ),
     "dance": (OnPolicySteps(2, Colour(), DanceSDE(), Fraction(), group_size=4), ClippedSurrogate(clip=1e-4, kl=0.01)),
+    "vipo": (
+        OnPolicySteps(
+            2, Colour(), DanceSDE(), Fraction(), group_size=4, structure=Perceptual(Saliency(patch=2), keep_mass=True)
+        ),
+        ViPO(),
+    ),
     "nft": (OnPolicy(2, Colour(), group_size=4, weights="behaviour"), NFT()),
     "dpo": (OnPolicyPairs(2, Colour(), group_size=4), DPO()),
     "awm": (OnPolicy(2, Colour(), group_size=4, weights="behaviour"), WeightedMatching(kl=0.1)),

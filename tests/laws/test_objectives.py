@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 import alignment.objectives
+from alignment.backbones.saliency import Saliency
 from alignment.batches import Batch, Pairs, Samples, Transitions
 from alignment.context import Context
 from alignment.loop import Trainer, microbatches, together
 from alignment.objectives.base import Loss, Objective
+from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
 from alignment.sources.on_policy_steps import OnPolicySteps
+from alignment.structures.perceptual import Perceptual
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.all import All
 from tests.toy import REWARD, saved, toy_run, trainer_of
@@ -90,17 +93,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
 def bench(request: pytest.FixtureRequest, folder: Path) -> Iterator[Bench]:
     objective = without_kl(request.param())
-    trainer = trainer_of(toy_run(folder, SOURCES[objective.consumes], objective, 1))
+    source = SOURCES[objective.consumes]
+    trainer = trainer_of(toy_run(folder, mapping(source) if objective.spatial else source, objective, 1))
     for name in ("behaviour", "reference"):
         trainer.policy.keep(name)
     ctx = trainer.context(0)
-    yield Bench(trainer, objective, ctx, trainer.experience(ctx).batch)
+    batch = trainer.experience(ctx).batch
+    yield Bench(trainer, objective, ctx, mapped(batch) if objective.spatial else batch)
     trainer.runtime.close()
 
 
 def without_kl(objective: Objective[Batch], kl: float = 0.0) -> Objective[Batch]:
     named = {field.name for field in fields(objective)}
     return replace(objective, **({"kl": kl} if "kl" in named else {}))
+
+
+def mapping(source: Source) -> Source:
+    return replace(source, structure=Perceptual(Saliency()))
+
+
+def mapped(batch: Batch) -> Batch:
+    """Return a batch whose credit differs from one number of a point to the other, which its one pixel cannot tell."""
+    assert batch.advantage.shape[2:] == (1,)
+    return replace(batch, advantage=batch.advantage * torch.rand(len(batch), 1, 2))
 
 
 def credited(batch: Batch, factor: float) -> Batch:

@@ -1,0 +1,62 @@
+"""DINOv2: features of a self-supervised vision transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignment.backbones._hub import IMAGENET, fitted, load_network, square
+from alignment.backbones.base import Backbone
+from reward_models._preprocess import normalise
+from reward_models._weights import Dtype
+
+
+@dataclass(frozen=True)
+class DINOv2(Backbone):
+    """Patch tokens of the last layer, after its norm; the class token is left out.
+
+    Attributes:
+        weights: A transformers checkpoint of type `dinov2`: a folder, or "owner/name" on the hub.
+        revision: Of the hub's repository.
+        dtype: What the network computes in.
+        shortest: Pictures whose shorter side is below this are enlarged.
+        longest: Pictures whose shorter side is above this are made smaller.
+
+    Source: DINOv2 (arXiv 2304.07193). ViPO (arXiv 2511.18719) uses it by default; public code the large one, with a
+        shorter side of 224 to 518 pixels.
+    """
+
+    weights: str = "facebook/dinov2-large"
+    revision: str | None = None
+    dtype: Dtype = "float32"
+    shortest: int = 224
+    longest: int = 518
+
+    def load(self, *, device: torch.device) -> Patches:
+        """Return the loaded network.
+
+        Raises:
+            ConfigError: If the checkpoint is missing, damaged or of another architecture.
+        """
+        from transformers import Dinov2Model
+
+        network = load_network(Dinov2Model, self.weights, self.revision, dtype=self.dtype)
+        return Patches(self, network.to(device))
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The loaded network."""
+
+    how: DINOv2
+    network: Any
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Return `[n, h, w, d]`."""
+        patch = self.network.config.patch_size
+        ready = normalise(fitted(pictures, patch, self.how.shortest, self.how.longest), *IMAGENET)
+        tokens = self.network(pixel_values=ready.to(self.network.dtype)).last_hidden_state[:, 1:]
+        return square(tokens, *(side // patch for side in ready.shape[-2:]))

@@ -1,0 +1,226 @@
+"""What every structure and every backbone keeps, and what ViPO's module keeps beside; new files are found by listing.
+
+P1, P2, P5 and P6 are the properties by which the module was specified.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import alignment.backbones
+import alignment.structures
+from alignment.backbones.base import Backbone
+from alignment.backbones.clip import CLIP
+from alignment.backbones.dinov2 import DINOv2
+from alignment.backbones.resnet import ResNet
+from alignment.backbones.saliency import Saliency
+from alignment.errors import ConfigError
+from alignment.latent_grid import LatentGrid
+from alignment.structures.base import Structure
+from alignment.structures.perceptual import Perceptual, in_time, projections, signs, smoothed, standing_out
+from tests.tiny_rewards import clip_folder
+
+CPU = torch.device("cpu")
+ROWS = 1e-5  # a network's rounding with another number of rows
+BINARY = 0.1  # how near 0 and 1 a map of two clusters comes, beside noise of a twentieth of their distance
+
+
+def files(package: ModuleType) -> set[str]:
+    return {path.stem for path in Path(str(package.__file__)).parent.glob("[!_]*.py")} - {"base"}
+
+
+def dinov2(folder: Path) -> DINOv2:
+    from transformers import Dinov2Config, Dinov2Model
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
+    return DINOv2(str(folder), shortest=28, longest=56)
+
+
+def clip(folder: Path) -> CLIP:
+    return CLIP(str(clip_folder(folder)), shortest=16, longest=64)
+
+
+def resnet(folder: Path) -> ResNet:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    ResNetForImageClassification(ResNetConfig(**sizes)).save_pretrained(folder)
+    return ResNet(str(folder), shortest=16, longest=64)
+
+
+BACKBONES: dict[str, Callable[[Path], Backbone]] = {
+    "clip": clip, "dinov2": dinov2, "resnet": resnet, "saliency": lambda folder: Saliency(),
+}  # fmt: skip
+STRUCTURES: dict[str, Structure] = {
+    "perceptual": Perceptual(Saliency()),
+}
+GRIDS = {
+    "picture": (LatentGrid(1, 8, 8, (1, 8, 8)), 1, 32, 32),
+    "odd": (LatentGrid(1, 5, 7, (35, 1)), 1, 21, 30),
+    "clip": (LatentGrid(3, 4, 6, (1, 3, 4, 6)), 9, 16, 24),
+    "cut otherwise": (LatentGrid(4, 4, 6, (1, 4, 4, 6)), 6, 16, 24),
+}
+
+
+@pytest.fixture(params=sorted(BACKBONES))
+def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> Backbone:
+    return BACKBONES[request.param](tmp_path)
+
+
+@pytest.fixture(params=sorted(STRUCTURES))
+def structure(request: pytest.FixtureRequest) -> Structure:
+    return STRUCTURES[request.param]
+
+
+def test_every_file_holds_one_and_is_tested() -> None:
+    assert files(alignment.backbones) == set(BACKBONES)
+    assert files(alignment.structures) == set(STRUCTURES)
+    for package, names in ((alignment.backbones, BACKBONES), (alignment.structures, STRUCTURES)):
+        for name in names:
+            kinds = [k for k in vars(importlib.import_module(f"{package.__name__}.{name}")) if k.lower() == name]
+            assert len(kinds) == 1
+
+
+def test_tokens_are_a_vector_a_patch_and_those_of_each_row_alone(backbone: Backbone) -> None:
+    see = backbone.load(device=CPU)
+    pictures = torch.rand(3, 3, 30, 44)
+    with torch.no_grad():
+        tokens = see(pictures)
+        alone = torch.cat([see(picture[None]) for picture in pictures])
+    assert tokens.shape[:1] + tokens.shape[4:] == (3,)
+    assert tokens.shape[1] < tokens.shape[2]  # as pictures are
+    assert tokens.dtype == torch.float32
+    torch.testing.assert_close(tokens, alone, rtol=ROWS, atol=ROWS)
+
+
+@pytest.mark.parametrize("kind", [CLIP, DINOv2, ResNet])
+def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path, kind: type) -> None:
+    folder = dinov2(tmp_path).weights if kind is not DINOv2 else resnet(tmp_path).weights
+    with pytest.raises(ConfigError, match=r"source\.structure\.backbone: .* holds a model of type"):
+        kind(folder).load(device=CPU)
+    with pytest.raises(ConfigError, match=r"source\.structure\.backbone: .*nowhere"):
+        kind(str(tmp_path / "nowhere")).load(device=CPU)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_p1_maps_fill_the_unit_interval_at_the_latents_own_positions(structure: Structure, name: str) -> None:
+    grid, frames, height, width = GRIDS[name]
+    maps = structure.load(device=CPU)(torch.rand(2, frames, 3, height, width), grid)
+    assert maps.shape == (2, grid.frames, grid.height, grid.width)
+    assert (maps.dtype, maps.device) == (torch.float32, CPU)
+    torch.testing.assert_close(maps.flatten(1).aminmax(dim=1), (torch.zeros(2), torch.ones(2)))
+    assert grid.lay(maps).shape == (2, *grid.shape)
+    assert torch.equal(grid.lay(maps).flatten(), maps.flatten())
+
+
+def test_maps_of_a_batch_are_those_of_its_rows(structure: Structure) -> None:
+    grid, frames, height, width = GRIDS["clip"]
+    pixels, make = torch.rand(3, frames, 3, height, width), structure.load(device=CPU)
+    torch.testing.assert_close(make(pixels, grid), torch.cat([make(clip[None], grid) for clip in pixels]))
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
+def test_where_nothing_differs_credit_stays_as_it_was(structure: Structure, level: float) -> None:
+    grid, frames, height, width = GRIDS["clip"]
+    pixels = torch.full((1, frames, 3, height, width), level)
+    assert torch.equal(structure.load(device=CPU)(pixels, grid), torch.ones(1, 3, 4, 6))
+
+
+def test_maps_that_keep_mass_have_mean_one_and_point_the_same_way() -> None:
+    grid, frames, height, width = GRIDS["picture"]
+    pixels = torch.rand(2, frames, 3, height, width)
+    plain, kept = (Perceptual(Saliency(), keep_mass=keep).load(device=CPU)(pixels, grid) for keep in (False, True))
+    torch.testing.assert_close(kept.flatten(1).mean(dim=1), torch.ones(2))
+    torch.testing.assert_close(kept / kept.amax(dim=(1, 2, 3), keepdim=True), plain)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32), flips=st.lists(st.sampled_from([-1.0, 1.0]), min_size=3, max_size=3))
+@pytest.mark.parametrize("front", ["rare", "centre"])
+def test_p2_the_sign_of_a_component_does_not_matter(front: str, seed: int, flips: list[float]) -> None:
+    tokens = torch.randn(24, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    z, _ = projections(tokens - tokens.mean(dim=0), 3)
+    flip = torch.tensor(flips, dtype=torch.float64)
+    assert torch.equal(z * flip * signs(z * flip, (1, 4, 6), front), z * signs(z, (1, 4, 6), front))
+
+
+def clusters(front: Tensor) -> Tensor:
+    """Return tokens of two clusters, `[1, h, w, 12]`; `front` `[h, w]` says which are of the second."""
+    centres = torch.randn(2, 12)
+    return (centres[front.long()] + 0.05 * torch.randn(*front.shape, 12))[None]
+
+
+def test_p5_two_clusters_make_a_map_of_two_levels_and_moving_tokens_moves_it() -> None:
+    few = torch.zeros(6, 8, dtype=torch.bool)
+    few[1:4, 2:5] = True
+    tokens = clusters(few)
+    score = standing_out(tokens, 1, "rare")
+    assert score is not None
+    assert score[0][few].min() > 1 - 2 * BINARY
+    assert score[0][~few].max() < 2 * BINARY
+    order = torch.randperm(48)
+    moved = standing_out(tokens.flatten(1, 2)[:, order].unflatten(1, (6, 8)), 3, "rare")
+    still = standing_out(tokens, 3, "rare")
+    assert still is not None
+    torch.testing.assert_close(moved, still.flatten(1)[:, order].unflatten(1, (6, 8)))
+
+
+def test_the_centre_is_in_front_even_where_it_is_the_larger_part() -> None:
+    most = torch.zeros(8, 8, dtype=torch.bool)
+    most[1:7, 1:7] = True
+    tokens = clusters(most)
+    rare, centre = (standing_out(tokens, 1, front) for front in ("rare", "centre"))
+    assert rare is not None
+    assert centre is not None
+    assert centre[0][most].mean() > 1 - 2 * BINARY
+    assert rare[0][most].mean() < 2 * BINARY
+
+
+def test_p6_shares_sum_to_one_and_one_component_is_the_first() -> None:
+    tokens = torch.randn(1, 5, 5, 9)
+    centred = tokens.double().flatten(0, 2)
+    centred = centred - centred.mean(dim=0)
+    z, variance = projections(centred, 3)
+    share = variance / variance.sum()
+    expected = torch.linalg.svdvals(centred)[:3].square()
+    torch.testing.assert_close(share, expected / expected.sum())
+    first = z[:, 0] * signs(z, (1, 5, 5), "rare")[0]
+    ranged = (first - first.min()) / (first.max() - first.min())
+    torch.testing.assert_close(standing_out(tokens, 1, "rare"), ranged.float().reshape(1, 5, 5))
+
+
+def test_wide_and_narrow_tokens_are_projected_alike() -> None:
+    tokens = torch.randn(10, 30, dtype=torch.float64)
+    tokens = tokens - tokens.mean(dim=0)
+    wide, variance = projections(tokens, 3)
+    narrow, same = projections(tokens @ torch.linalg.svd(tokens, full_matrices=False)[2].T[:, :9], 3)
+    torch.testing.assert_close(variance, same)
+    torch.testing.assert_close(wide.abs(), narrow.abs())
+
+
+def test_smoothing_keeps_a_constant_and_spreads_a_point_alike() -> None:
+    torch.testing.assert_close(smoothed(torch.ones(2, 3, 4), 1.0), torch.ones(2, 3, 4))
+    point = torch.zeros(1, 9, 9)
+    point[0, 4, 4] = 1.0
+    there = smoothed(point, 1.0)
+    torch.testing.assert_close(there, there.flip(1).transpose(1, 2))
+    assert there.argmax() == 4 * 9 + 4
+    assert torch.equal(smoothed(point, 0.0), point)
+
+
+def test_the_first_frame_of_a_causal_clip_is_alone() -> None:
+    score = torch.arange(9.0)[:, None, None]
+    assert in_time(score, 3).flatten().tolist() == [0.0, 2.5, 6.5]
+    assert in_time(score[:6], 3).flatten().tolist() == [0.5, 2.5, 4.5]
+    assert in_time(score, 1).flatten().tolist() == [4.0]
+    assert in_time(score[:3], 3).flatten().tolist() == [0.0, 1.0, 2.0]
