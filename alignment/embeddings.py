@@ -99,7 +99,7 @@ class Embeddings:
         self._first: dict[str, _Row] = {}
         self._folder = None if folder is None else folder / _fingerprint(pipe)
         self._released = False
-        self._mixed = True
+        self._mixed, self._bare = True, False
         self.cacheable = True
         self.misses = self.answered = self.passed_on = 0
 
@@ -120,9 +120,15 @@ class Embeddings:
         self.answered += 1
         return _collate(rows, torch.device(arguments.get("device") or self._pipe._execution_device))
 
-    def settle(self, *, mixed: bool) -> None:
-        """Say whether rows of one call may have different prompts: answers that do not fit together are kept if not."""
-        self._mixed, self.passed_on = mixed, 0
+    def settle(self, *, mixed: bool, bare: bool = False) -> None:
+        """Say what calls will be like.
+
+        Args:
+            mixed: Whether rows of one call may have different prompts: answers that do not fit together are kept if
+                not.
+            bare: Whether each has one row, whose texts come without a list around them; encoders take both for one.
+        """
+        self._mixed, self._bare, self.passed_on = mixed, bare, 0
 
     def release(self) -> None:
         """Take the text encoders out of the pipeline, where every answer was kept; `restore` puts them back."""
@@ -139,6 +145,8 @@ class Embeddings:
 
     def _known(self, arguments: Arguments) -> list[_Row] | None:
         """Return the row of every prompt, or None where this call cannot be answered by rows."""
+        if self._bare:
+            arguments = {name: [v] if _is_a_text(name, v) else v for name, v in arguments.items()}
         texts = arguments.get("prompt")
         if not _is_texts(texts):
             return None
@@ -280,6 +288,10 @@ def _repeated(part: Tensor | list[Tensor] | None) -> Tensor | list[Tensor] | Non
 
 def _is_texts(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _is_a_text(name: str, value: object) -> bool:
+    return isinstance(value, str) and name.startswith(("prompt", "negative_prompt"))
 
 
 def _shows_pictures(value: object) -> bool:

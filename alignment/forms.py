@@ -1,7 +1,7 @@
 """How the rows of a call are told to a pipeline, where they bring pictures.
 
 Pipelines agree on texts: a list has one a row. They do not agree on pictures: a list of them is one a row here, several
-for every row there, and refused elsewhere; some take one prompt a call. What a pipeline makes of a form is measured, by
+for every row there, and refused elsewhere; some take one row a call. What a pipeline makes of a form is measured, by
 comparing its rows with the same rows run alone.
 """
 
@@ -11,7 +11,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -43,6 +43,9 @@ _NUMBERS = ("num_images_per_prompt", "num_videos_per_prompt")
 
 REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """What pipelines raise for a form they do not know."""
+
+
+Answer = TypeVar("Answer")
 
 
 class Form(Enum):
@@ -197,12 +200,12 @@ def find_form(pipe: Any, prompts: Sequence[str], observe: Observe, *, pictured: 
     return Form.ALONE
 
 
-def heard(listen: Callable[[Form], Conductor]) -> Conductor:
-    """Return what a pipeline lets hear of itself: told in lists of texts, or where it refuses those in texts."""
+def first_accepted(call: Callable[[Form], Answer]) -> Answer:
+    """Return the answer to a call with one row: told in lists of one, or without lists where those are refused."""
     refused: BaseException | None = None
     for form in (Form.SHARED, Form.BARE):
         try:
-            return listen(form)
+            return call(form)
         except torch.OutOfMemoryError:
             raise
         except REFUSALS as error:

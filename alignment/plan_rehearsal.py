@@ -22,7 +22,7 @@ from alignment import plan_blueprint, plan_meter
 from alignment.batches import Batch, inputs_of
 from alignment.data import Prompts
 from alignment.errors import ConfigError, PipelineError, VisalignError
-from alignment.forms import Form, brings_pictures
+from alignment.forms import Form, brings_pictures, first_accepted
 from alignment.loading import loop_networks
 from alignment.loop import Trainer
 from alignment.objectives.base import Loss
@@ -173,18 +173,20 @@ class RehearsedPolicy(Policy):
             PipelineError: If it cannot be run without weights, or does not take the call's arguments.
         """
         pictured = brings_pictures((prompt,), self._arguments)
-        self.form = Form.SHARED if pictured and not mixed else Form.ROWS
-        one = self._look((prompt,))
-        for form in (self.form,) if self.form is Form.ROWS else (Form.SHARED, Form.ALIKE, Form.REPEATED):
-            self.form = form  # which one is right shows in values; here the first that the pipeline takes
+
+        def look(form: Form, rows: int) -> tuple[Cost, Cost]:
+            self.form = form
+            return self._look((prompt,) * rows)
+
+        one = two = first_accepted(functools.partial(look, rows=1))
+        together = (Form.SHARED, Form.ALIKE, Form.REPEATED) if pictured and not mixed else (Form.ROWS,)
+        # Which one is right shows in values; here the first that the pipeline takes.
+        for form in () if self.form.single else together:
             try:
-                two = self._look((prompt, prompt))
+                two = look(form, 2)
                 break
             except PipelineError:
-                if form is Form.ROWS or form is Form.REPEATED:
-                    raise
-        else:
-            raise AssertionError("the last form was taken or refused")
+                self.form = Form.ALONE
         self.before, self.after = (Around(*costs) for costs in zip(one, two, strict=True))
         self.row_times = True  # what rows of their own cost does not depend on it
         # A step of the toy moves one stream, whatever the pipeline has.

@@ -20,7 +20,7 @@ from alignment.batches import Batch, Transitions, made_from, one_of_each_state
 from alignment.embeddings import Embeddings
 from alignment.encodings import Encodings
 from alignment.errors import PipelineError
-from alignment.forms import Form, arrange, brings_pictures, check_inputs, find_form, heard, makes_two
+from alignment.forms import Form, arrange, brings_pictures, check_inputs, find_form, first_accepted, makes_two
 from alignment.loading import experts, load_pipeline, loop_networks, trained_scheduler
 from alignment.pipeline_call import as_clips, blaming, checked_arguments, global_stream, taken
 from alignment.self_check import check_replay
@@ -39,7 +39,7 @@ from samplers import (
     Score,
     Skip,
     Visit,
-    one_by_one,
+    by_row,
     read_path,
     stand_in,
 )
@@ -126,11 +126,8 @@ class Policy(Weights):
 
     def call(self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool) -> Tensor | None:
         """Run the pipeline once without gradient, or once a row where it takes one row a call; see `samplers.Call`."""
-        if self.form.single and len(prompts) > 1:
-            return one_by_one(self.call, conductor, prompts, seeds, pixels=pixels)
         with torch.no_grad(), self.sampling():
-            images = self._run(conductor, prompts, seeds, output_type="pt" if pixels else "latent")
-        return as_clips(images) if pixels else None
+            return self._run(conductor, prompts, seeds, pixels=pixels)
 
     def replay(self, batch: Transitions, receive: Receive, *, grad: bool) -> None:
         """Visit the recorded states of `batch` again, in order; the denoiser runs in those rounds only.
@@ -174,7 +171,7 @@ class Policy(Weights):
             if index > 0 and stubs and not isinstance(script[index - 1], Visit):
                 script[index - 1] = Skip(batch.x[:, k])
             tolerance = 0.0 if stubs else STATE_TOLERANCE
-            script[index] = Visit(batch.x[:, k], _numbered(receive, k), following, tolerance)
+            script[index] = Visit(batch.x[:, k], functools.partial(receive, k), following, tolerance)
         self._differentiable(Conductor(script), batch.prompts, batch.seeds, grad)
 
     def visit(self, batch: Batch, points: Sequence[tuple[Tensor, Tensor]], receive: Receive, *, grad: bool) -> None:
@@ -197,7 +194,7 @@ class Policy(Weights):
             script: list[Round] = [Skip(part[0][0])]
             for k, (x, _) in enumerate(part):
                 following = part[k + 1][0] if k + 1 < len(part) else None
-                script.append(Visit(x, _numbered(receive, first + k), following))
+                script.append(Visit(x, functools.partial(receive, first + k), following))
             idle = self.rounds - len(script) if before else 0
             offered = times[first : first + most]
             pads = [offered[:1]] * (before + 1), [offered[-1:]] * (idle + after)
@@ -230,7 +227,7 @@ class Policy(Weights):
             PipelineError: If the pipeline does not take the call arguments, or does not follow the scheduler contract.
         """
         with blaming("policy.call", self.pipe):
-            conductor = heard(lambda form: self._listen(form, prompt))
+            conductor = first_accepted(lambda form: self._listen(form, prompt))
         if conductor.round == 0:
             raise PipelineError(f"{type(self.pipe).__name__} never stepped its scheduler: it cannot be conducted")
         assert conductor.final is not None
@@ -246,8 +243,6 @@ class Policy(Weights):
     def row_times(self) -> bool:
         """Whether the pipeline takes a time for each row; found out when it is first asked, after `probe`."""
         assert self._probed is not None
-        if self.form.single:
-            return False
         prompt, state = self._probed
         rows = torch.arange(2)
         return self.probe_row_times(Batch((prompt, prompt), rows, rows, rows), torch.cat([state, state]))
@@ -294,7 +289,7 @@ class Policy(Weights):
                 self.form = find_form(self.pipe, [*prompts, *held_out], self._observe, pictured=pictured)
         if not self.form.single and not makes_two(self.call, prompts[0], self.rounds):
             self.form = Form.ALONE
-        self.embeddings.settle(mixed=self.form.mixes)
+        self.embeddings.settle(mixed=self.form.mixes, bare=self.form is Form.BARE)
         with blaming("policy.call", self.pipe):
             self._embed(prompts, self._routes, {})
         with blaming("evaluation.call", self.pipe):
@@ -354,9 +349,18 @@ class Policy(Weights):
         own = {"generator": generators[0] if bare else generators, "output_type": output_type, "return_dict": False}
         return taken(self.pipe, arrange(self.form, self.pipe, prompts, self._arguments | (arguments or {})) | own)
 
-    def _run(self, conductor: Conductor, prompts: Sequence[str], seeds: Tensor, output_type: str) -> Tensor:
+    def _run(self, conductor: Conductor, prompts: Sequence[str], seeds: Tensor, *, pixels: bool) -> Tensor | None:
         conductor.score = self._score
-        return self._conduct(conductor, self._given(prompts, seeds, output_type), self._routes, seeds)
+
+        def run(rows: slice, conductor: Conductor) -> Tensor | None:
+            given = self._given(prompts[rows], seeds[rows], "pt" if pixels else "latent")
+            images = self._conduct(conductor, given, self._routes, seeds[rows])
+            return as_clips(images) if pixels else None
+
+        if not self.form.single or len(seeds) == 1:
+            return run(slice(None), conductor)
+        clips = [clip for clip in by_row(conductor, len(seeds), run) if clip is not None]
+        return torch.cat(clips) if clips else None
 
     def _conduct(self, conductor: Conductor, given: dict[str, Any], routes: Routes, seeds: Tensor) -> Tensor:
         vars(self.pipe)["scheduler"] = self._stand_in
@@ -377,7 +381,7 @@ class Policy(Weights):
     def _differentiable(self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, grad: bool) -> None:
         expected = sum(isinstance(action, Visit) for action in conductor.script)
         with torch.set_grad_enabled(grad):
-            self._run(conductor, prompts, seeds, output_type="latent")
+            self._run(conductor, prompts, seeds, pixels=False)
         if conductor.round != len(conductor.script):
             raise PipelineError(
                 f"{type(self.pipe).__name__} ran {conductor.round} rounds where {len(conductor.script)} were conducted "
@@ -387,10 +391,6 @@ class Policy(Weights):
 
 class _Seen(Exception):
     """Leaves a pipeline as soon as its first round has shown what was asked for."""
-
-
-def _numbered(receive: Receive, k: int) -> Callable[[Tensor], None]:
-    return lambda velocity: receive(k, velocity)
 
 
 def _two_rounds() -> Conductor:

@@ -4,11 +4,12 @@ Conventions, said once. A state on a path is x = alpha x0 + sigma eps. Rectified
 t = 1 is noise, t = 0 is data, and a step goes from t to s < t. The network's output is called v, whatever it predicts.
 """
 
+from samplers.by_row import by_row
 from samplers.conductor import Act, Conductor, Look, Native, Recorded, ReplayMismatch, Round, Skip, Solve, Visit
 from samplers.grid import Grid, take
 from samplers.path import Path, Prediction, read_path
 from samplers.policy_scheduler import stand_in
-from samplers.rollout import Call, Plan, Trajectory, observe_prefix, one_by_one, sample
+from samplers.rollout import Call, Plan, Trajectory, observe_prefix, sample
 from samplers.routing import Routes
 from samplers.schedules import read_grid
 from samplers.score import Score
@@ -34,8 +35,8 @@ __all__ = [
     "Step",
     "Trajectory",
     "Visit",
+    "by_row",
     "observe_prefix",
-    "one_by_one",
     "read_grid",
     "read_path",
     "rows_of",

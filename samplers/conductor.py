@@ -102,10 +102,10 @@ class Recorded:
     step: Step
 
     @classmethod
-    def join(cls, rows: Sequence[Recorded]) -> Recorded:
-        """Return the records of single rows as one; the step does not depend on the row."""
-        x, v, x_next = zip(*((one.x, one.velocity, one.x_next) for one in rows), strict=True)
-        return cls(torch.cat(x), torch.cat(v), torch.cat(x_next), rows[0].step)
+    def cat(cls, rows: Sequence[Recorded]) -> Recorded:
+        """Return the step that these rows took side by side."""
+        x, v, x_next = zip(*((row.x, row.velocity, row.x_next) for row in rows), strict=True)
+        return cls(torch.cat(x), torch.cat(v), torch.cat(x_next), Step.cat([row.step for row in rows]))
 
     def to(self, device: torch.device) -> Recorded:
         """Return it on `device`."""
@@ -168,7 +168,6 @@ class Conductor:
     _noise: Tensor | None = None
     _copies: int = 0
     _edges: tuple[int, int] = (0, 0)
-    _looks: dict[int, list[tuple[Tensor, Tensor, Grid]]] = field(default_factory=dict)
 
     @property
     def round(self) -> int:
@@ -209,36 +208,13 @@ class Conductor:
             self._calls.append([])
             self._here, self._noise = {}, None
 
-    # ---- one row a call --------------------------------------------------------------------------------------------
-
-    def alone(self, row: int) -> Conductor:
-        """Return the conductor of a call with this row alone; `gather` brings all of them together again."""
-        return Conductor([self._of_row(k, row) for k in range(len(self.script))], self.times, self.score)
-
-    def _of_row(self, k: int, row: int) -> Round:
-        match self.script[k]:
-            case Act(dynamics, noise):
-                return Act(dynamics, lambda x: noise(x)[row : row + 1])
-            case Skip(state):
-                return Skip(state if state is None else state[row : row + 1])
-            case Look():
-                return Look(lambda x, v, grid: self._looks.setdefault(k, []).append((x, v, grid)))
-            case Visit():
-                raise ValueError("a row is visited by a call of its own")
-            case action:
-                return action
-
-    def gather(self, parts: Sequence[Conductor]) -> None:
-        """Take over what the conductors of all rows, each alone, recorded and saw."""
-        first = parts[0]
+    def take_over(self, rows: Sequence[Conductor]) -> None:
+        """Take what the conductors of single rows came to for what one call with all of them came to."""
+        first = rows[0]
+        assert all(row.round == first.round for row in rows)
         self._calls, self._edges = first._calls, first._edges
-        self._states = {s: torch.cat([part._states[s] for part in parts]) for s in first._states}
-        self.records = {k: Recorded.join([part.records[k] for part in parts]) for k in first.records}
-        for k, looks in self._looks.items():
-            states, answers, grids = zip(*looks, strict=True)
-            action = self.script[k]
-            assert isinstance(action, Look)
-            action.receive(torch.cat(states), torch.cat(answers), grids[0])
+        self._states = {stream: torch.cat([row._states[stream] for row in rows]) for stream in first._states}
+        self.records = {k: Recorded.cat([row.records[k] for row in rows]) for k in first.records}
 
     # ---- a step ----------------------------------------------------------------------------------------------------
 

@@ -123,16 +123,6 @@ def sample(call: Call, plan: Plan) -> Trajectory:
     return Trajectory(conductor.final.float(), pixels, trained)
 
 
-def one_by_one(
-    call: Call, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool
-) -> Tensor | None:
-    """Run a call of several rows as calls of one row, for pipelines that take no more; as `Call`."""
-    parts = [conductor.alone(row) for row in range(len(prompts))]
-    made = [call(part, prompts[row : row + 1], seeds[row : row + 1], pixels=pixels) for row, part in enumerate(parts)]
-    conductor.gather(parts)
-    return torch.cat([clip for clip in made if clip is not None]) if pixels else None
-
-
 def observe_prefix(
     call: Call, prompts: tuple[str, ...], seeds: Tensor, k: int, rounds: int
 ) -> tuple[Tensor, Tensor, Grid]:

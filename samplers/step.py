@@ -49,6 +49,12 @@ class Step:
         """Return the step whose `coefficients` these are."""
         return cls(*coefficients.unbind(-1))
 
+    @classmethod
+    def cat(cls, rows: Sequence[Step]) -> Step:
+        """Return the step of these rows side by side; a number that holds for all rows holds for all of these."""
+        numbers = zip(*((row.a, row.b, row.std) for row in rows), strict=True)
+        return cls(*(each[0] if each[0].ndim == 0 else torch.cat(each) for each in numbers))
+
     def to(self, device: torch.device) -> Step:
         """Return the step on `device`."""
         return Step(self.a.to(device), self.b.to(device), self.std.to(device))

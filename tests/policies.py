@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -164,3 +165,18 @@ class Failing:
 
     def __exit__(self, *exception: object) -> None:
         self.handle.remove()
+
+
+def takes_one_row(policy: Policy) -> Policy:
+    """Let the policy's pipeline refuse lists of prompts or generators, as some do: it then takes one row a call."""
+    cls = type(policy.pipe)
+    whole = inspect.unwrap(cls.__call__)
+
+    def call(self: DiffusionPipeline, **given: object) -> object:
+        if not isinstance(given["prompt"], str) or isinstance(given["generator"], list):
+            raise ValueError("lists are not supported yet")
+        return whole(self, **given)
+
+    call.__signature__ = inspect.signature(whole)
+    policy.pipe.__class__ = type(f"OneRow{cls.__name__}", (cls,), {"__call__": call})
+    return policy

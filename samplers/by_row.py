@@ -1,0 +1,110 @@
+"""A batch through a pipeline that takes one row a call: a call for each, with the outcome of one call for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from samplers.conductor import Act, Conductor, Look, Round, Skip, Visit
+from samplers.grid import Grid, patched
+
+Made = TypeVar("Made")
+
+
+def by_row(conductor: Conductor, rows: int, run: Callable[[slice, Conductor], Made]) -> list[Made]:
+    """Conduct a call for each row as `conductor` would one call with all of them; it then holds what they came to.
+
+    A receiver gets all rows at once, in the order of rounds, when the last row has run: what rows have to do with each
+    other (a pair's margin, a group's shared state) is its business, so it cannot be handed a part. Until then the
+    graphs of all visits of all rows are kept. A batch of one row, as updates of such pipelines are made of, needs no
+    splitting and frees each graph in its step.
+
+    Args:
+        conductor: What happens to all rows.
+        rows: How many there are.
+        run: Runs the pipeline for some rows, here one.
+
+    Returns:
+        What `run` returned for each.
+    """
+    rounds = [_Round(action, rows) for action in conductor.script]
+    made: list[Made] = []
+    conductors: list[Conductor] = []
+    for row in range(rows):
+        own = slice(row, row + 1)
+        times = None if conductor.times is None else _times_of(conductor.times, row)
+        conductors.append(Conductor([part.of(own) for part in rounds], times, conductor.score))
+        made.append(run(own, conductors[-1]))
+    conductor.take_over(conductors)
+    for part in rounds:
+        part.tell()
+    return made
+
+
+@dataclass
+class _Round:
+    """What happens in one round, row by row.
+
+    Attributes:
+        action: What happens to all rows.
+        rows: How many there are.
+        heard: What the rows handed to the action's receiver.
+        noise: The action's noise, drawn for all rows when the first one asks.
+    """
+
+    action: Round
+    rows: int
+    heard: list[tuple[Tensor, Tensor, Grid]] = field(default_factory=list)
+    velocities: list[Tensor] = field(default_factory=list)
+    noise: Tensor | None = None
+
+    def of(self, own: slice) -> Round:
+        """Return what happens to one row."""
+        match self.action:
+            case Act(noise=noise):
+                return replace(self.action, noise=lambda x: self._drawn(noise, x)[own])
+            case Look():
+                return Look(lambda x, v, grid: self.heard.append((x, v, grid)))
+            case Skip(Tensor() as state):
+                return Skip(state[own])
+            case Visit(expected, _, state):
+                following = None if state is None else state[own]
+                return replace(self.action, expected=expected[own], receive=self.velocities.append, state=following)
+            case _:
+                return self.action
+
+    def tell(self) -> None:
+        """Hand the receiver what all rows brought, if the pipeline came to this round."""
+        match self.action:
+            case Look(receive) if self.heard:
+                x, v, grids = zip(*self.heard, strict=True)
+                receive(torch.cat(x), torch.cat(v), _grid_of(grids))
+            case Visit(receive=receive) if self.velocities:
+                receive(torch.cat(self.velocities))
+            case _:
+                pass
+
+    def _drawn(self, noise: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self.noise is None:
+            self.noise = noise(x.expand(self.rows, *x.shape[1:]))
+        return self.noise
+
+
+def _times_of(times: Tensor, row: int) -> Tensor:
+    """Return the times `[R]` of a row, from `[R]` or `[R, B]`."""
+    return times if times.ndim == 1 else times.as_subclass(Tensor)[:, row]
+
+
+def _grid_of(grids: Sequence[Grid]) -> Grid:
+    """Return the grid of rows side by side; elements at times of their own are those of one row."""
+    parts: list[tuple[Tensor, Grid]] = []
+    for row, grid in enumerate(grids):
+        for mask, own in grid.patches:
+            whole = mask.new_zeros(len(grids), *mask.shape[1:])
+            whole[row] = mask[0]
+            parts.append((whole, own))
+    return patched(grids[0], parts)
