@@ -295,9 +295,10 @@ class Policy(Weights):
         with blaming("evaluation.call", self.pipe):
             self._embed(held_out, self._fresh_routes(), other)
         check_replay(self, prompts[0])
-        made = self.call(
-            Conductor([Skip()] * self.rounds), (prompts[0],), torch.zeros(1, dtype=torch.int64), pixels=True
-        )
+        with blaming("policy.call, policy.decode", self.pipe):  # the first time that pixels are made
+            made = self.call(
+                Conductor([Skip()] * self.rounds), (prompts[0],), torch.zeros(1, dtype=torch.int64), pixels=True
+            )
         assert made is not None
         check_picture_size(self.pipe, self._arguments, made)
         self.embeddings.release()

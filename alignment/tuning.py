@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -62,7 +63,28 @@ def add_lora(denoiser: Any, lora: Lora, seed: int) -> dict[str, nn.Parameter]:
     trainable = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
     for parameter in trainable.values():
         parameter.data = parameter.data.float()
+    _refuse_keywords(denoiser)
     return trainable
+
+
+def _refuse_keywords(denoiser: nn.Module) -> None:
+    """Name the adapter that its network calls with `input=`: PEFT's layers have another name for it, and cannot run."""
+    from peft.tuners.lora import LoraLayer
+
+    adapted = {name: module for name, module in denoiser.named_modules() if isinstance(module, LoraLayer)}
+    kinds = sorted({name.rsplit(".", 1)[-1] for name in adapted})
+
+    def refuse(name: str, _: nn.Module, args: tuple[object, ...], named: dict[str, object]) -> None:
+        if not args and "input" in named:
+            own = name.rsplit(".", 1)[-1]
+            raise ConfigError(
+                f"policy.lora.targets: {type(denoiser).__name__} calls {name} with a named input, which adapters of "
+                f"PEFT do not take, here or in plain diffusers; leave {own} out: "
+                f"policy.lora.targets=[{', '.join(kind for kind in kinds if kind != own)}]"
+            )
+
+    for name, module in adapted.items():
+        module.register_forward_pre_hook(functools.partial(refuse, name), with_kwargs=True)
 
 
 def unfreeze(denoiser: nn.Module, patterns: tuple[str, ...] | None) -> dict[str, nn.Parameter]:

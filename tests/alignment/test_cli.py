@@ -99,6 +99,18 @@ def test_a_dry_run_prints_a_config_that_loads_and_what_would_happen(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("key", ["data", "evaluation"])
+def test_a_dry_run_reads_the_data(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    twice = write(tmp_path, "a cat\na cat\n", "twice.txt")
+    assert cli.run(["train", str(config_file), "--dry-run", f"{key}.prompts={twice}"]) == 2
+    said = capsys.readouterr()
+    assert not said.out
+    assert str(twice) in said.err
+    assert "repeats" in said.err
+
+
 @pytest.mark.parametrize("override", ["source.promts=2", "steps=0", "steps", "data.prompts=nowhere.txt"])
 def test_a_config_error_is_one_line_without_a_traceback(
     config_file: Path, capsys: pytest.CaptureFixture[str], override: str

@@ -47,6 +47,27 @@ def test_targets_that_bind_nothing_are_refused():
         add_lora(tiny_flux().transformer, Lora(2, targets=("to_z",)), 0)
 
 
+class CallsByName(torch.nn.Module):
+    """A network that hands a linear layer its input by name, as diffusers' motion modules do."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj_in, self.to_q = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.to_q(self.proj_in(input=x))
+
+
+def test_an_adapter_that_is_called_by_name_is_named():
+    network, x = CallsByName(), torch.randn(2, 4)
+    add_lora(network, Lora(2, targets=("proj_in", "to_q")), 0)
+    with pytest.raises(ConfigError, match=r"calls proj_in with a named input.*policy\.lora\.targets=\[to_q\]"):
+        network(x)
+    network = CallsByName()
+    add_lora(network, Lora(2, targets=("to_q",)), 0)
+    network(x)
+
+
 def test_a_denoiser_is_trained_whole_or_in_part():
     denoiser = tiny_flux().transformer.bfloat16()
     part = unfreeze(denoiser, (r"attn\.to_q", r"proj_out\.bias"))

@@ -74,3 +74,12 @@ def test_what_a_pipeline_raises_is_one_line(fresh, error):
     fresh.pipe.__class__ = type("Odd", (FluxPipeline,), {"__call__": call})
     with pytest.raises(PipelineError, match=r"policy\.call: Odd cannot be called with these arguments: \w+Error: "):
         fresh.prepare(PROMPTS)
+
+
+def test_a_decoder_that_refuses_is_named(fresh, monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError("decoding without tiling")
+
+    monkeypatch.setattr(fresh.pipe.vae, "decode", refuse)
+    with pytest.raises(PipelineError, match=r"policy\.call, policy\.decode: FluxPipeline .* decoding without tiling"):
+        fresh.prepare(PROMPTS)
