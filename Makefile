@@ -13,7 +13,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-gpu oracle check format coverage pipelines-table golden bench bench-recipes clean distclean
+.PHONY: help install quickstart test test-gpu oracle check format coverage pipelines-table golden bench bench-recipes bench-algorithms clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,10 @@ bench: $(STAMP) ## Measure what the machinery costs (minutes)
 bench-recipes: $(STAMP) ## Run the quickstart's task by four methods on three seeds (half an hour)
 	$(BIN)/python examples/benchmarks/recipes.py configs/quickstart.yaml configs/quickstart_dancegrpo.yaml \
 		configs/quickstart_nft.yaml configs/quickstart_awm.yaml --parallel 2 --threads 1
+
+bench-algorithms: $(STAMP) ## Run every quickstart recipe for three minutes on three seeds, and write docs/algorithms_bench.md (hours; resumable)
+	$(BIN)/python examples/benchmarks/recipes.py configs/quickstart.yaml configs/quickstart_*.yaml --seconds 180 \
+		--parallel 2 --threads 1 --folder runs/algorithms --table docs/algorithms_bench.md
 
 clean: ## Remove caches and build products; runs and .venv stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist build

@@ -140,6 +140,11 @@ def concatenate(batches: list[B]) -> B:
 
 
 @dataclass(frozen=True)
+class Starts(Batch):
+    """Prompts and where to start from, and no more: for objectives that sample with gradient themselves."""
+
+
+@dataclass(frozen=True)
 class Samples(Batch):
     """Clean samples with credit, for forward-process objectives.
 
@@ -222,7 +227,7 @@ class Experience(Generic[B_co]):
     Attributes:
         batch: The rows to learn from.
         metrics: Numbers for the record, already the same on every process.
-        media: Pixels of this process's samples, on the CPU.
+        media: Pixels of this process's samples, on the CPU; none where the objective makes the samples.
         prompts: One text a sample of `media`.
         rewards: Scores of `media`.
         seconds: Time spent, by name.

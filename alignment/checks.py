@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from alignment.advantages.base import Advantage
 from alignment.errors import ConfigError
 from alignment.run import Run
 from alignment.spec import PolicySpec
@@ -53,6 +54,7 @@ def values(run: Run) -> Iterator[Problem]:
     yield from _policy(run.policy)
     yield from _call(run)
     yield from _rows(run)
+    yield from _credit(run)
 
 
 def _policy(policy: PolicySpec) -> Iterator[Problem]:
@@ -135,7 +137,8 @@ def _numbers(run: Run) -> Iterator[Problem]:
 def _rows(run: Run) -> Iterator[Problem]:
     """Look at the window with the pipeline's own number of steps, and at how the rows of a step become updates."""
     parts, rounds = _parts(run), run.policy.call.get("num_inference_steps")
-    group = parts.get("group_size")
+    kept = parts.get("keep")
+    group = kept if isinstance(kept, int) else parts.get("group_size")
     rows = run.source.prompts * (group if isinstance(group, int) else 1)
     for name, window in parts.items():
         if isinstance(window, Window) and isinstance(rounds, int) and rounds > 0:
@@ -161,6 +164,27 @@ def _rows(run: Run) -> Iterator[Problem]:
             "batch.updates",
             f"{rows} {what} a step do not divide into {updates}: {rows} = {updates} x {each} + {over}",
         )
+
+
+def _credit(run: Run) -> Iterator[Problem]:
+    """Look at whether the reward has what is asked of it: a gradient, parts by name."""
+    reward, known = run.source.reward, run.source.reward.part_names()
+    if run.objective.differentiates and not (reward.differentiable and reward.scope == "sample"):
+        lacks = "compares the samples of a group" if reward.differentiable else "gives it none that reaches the pixels"
+        yield (
+            "source.reward",
+            f"{type(run.objective).__name__} climbs the gradient of the reward of each sample, but {reward} {lacks}; "
+            "choose a differentiable reward (docs/rewards.md), or an objective that needs no gradient of it",
+        )
+    for name, advantage in _parts(run).items():
+        if isinstance(advantage, Advantage) and known is not None:
+            for part in advantage.reads:
+                if part.split("/")[0] not in known:
+                    yield (
+                        f"source.{name}",
+                        f"{type(advantage).__name__} reads the part {part!r} of the reward, but "
+                        f"{type(reward).__name__} has {', '.join(known) or 'no parts'}",
+                    )
 
 
 def _parts(run: Run) -> dict[str, object]:

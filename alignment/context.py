@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from alignment.draw import Draw
 from alignment.policy import Policy
 from alignment.world import World
+from reward_models.base import RewardModel
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,11 @@ class Context:
         policy: The network being trained, behind its pipeline.
         draw: Random streams keyed by what they are for.
         world: This process among the others, and the scorers loaded on it.
+        reward: What the run's samples are scored with.
     """
 
     step: int
     policy: Policy
     draw: Draw
     world: World
+    reward: RewardModel

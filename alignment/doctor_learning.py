@@ -68,6 +68,8 @@ def noise_at_trained_steps(patient: Patient) -> Finding:
 def reward_spread(patient: Patient) -> Finding:
     """The rewards of one step tell the samples of a prompt apart."""
     found = patient.look_at_a_step()
+    if not len(found.rewards.value):
+        raise NotApplicable("the objective makes and scores its samples itself, and compares none")
     spread, mean = group_std(found), found.rewards.value.nanmean().item()
     tied = (spread == 0).double().mean().item()
     says = f"groups whose samples tie, of {len(spread)}; reward {mean:.4g}, std in a group {spread.mean().item():.3g}"

@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from alignment.statistics import Interval
@@ -107,6 +108,11 @@ class Columns:
     def __contains__(self, name: str) -> bool:
         return any(line.get(name) is not None for line in self._lines)
 
+    def under(self, prefix: str) -> list[str]:
+        """Return what follows `prefix` in the names that begin with it."""
+        names = dict.fromkeys(name for line in self._lines for name in line)
+        return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
     def constant(self, name: str) -> bool:
         """Return whether a metric never changed, and so needs no curve."""
         return bool(np.unique(self[name][~np.isnan(self[name])]).size < 2)
@@ -181,6 +187,36 @@ def ratios(columns: Columns) -> Chart:
     return _chart(figure, axes, "Likelihood ratio", note)
 
 
+def conflicts(columns: Columns, pairs: Mapping[tuple[str, str], str]) -> Chart:
+    """Draw which rewards pull against each other: the correlation of their credits, over the last quarter of the run.
+
+    Args:
+        columns: The run's metrics.
+        pairs: Metric of each two rewards.
+    """
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    figure, axes = _axes()
+    axes.grid(visible=False)
+    for pair, metric in pairs.items():
+        recent = columns[metric][-max(1, len(columns.step) // 4) :]
+        if np.isnan(recent).all():
+            continue
+        r = float(np.nanmean(recent))
+        for x, y in (pair, pair[::-1]):
+            at = names.index(x), names.index(y)
+            axes.add_patch(Rectangle(at, 1, 1, color=SERIES[0] if r > 0 else SERIES[1], alpha=0.75 * abs(r), lw=0))
+            axes.text(at[0] + 0.5, at[1] + 0.5, f"{r:+.2f}", ha="center", va="center", color=INK)
+    ticks = np.arange(len(names)) + 0.5
+    axes.set(xlim=(0, len(names)), ylim=(len(names), 0), xticks=ticks, yticks=ticks, xlabel="")
+    axes.set_xticklabels(names)
+    axes.set_yticklabels(names)
+    note = (
+        "Correlation of the credits each two rewards would give alone, within groups, over the last quarter of the "
+        "run. Below zero (orange) one praises what the other blames."
+    )
+    return _chart(figure, axes, "Do the rewards agree?", note, steps=False)
+
+
 def single(columns: Columns, which: Single) -> Chart:
     """Draw one metric over the steps."""
     figure, axes = _axes()
@@ -219,8 +255,9 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _chart(figure: Figure, axes: Axes, title: str, note: str) -> Chart:
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+def _chart(figure: Figure, axes: Axes, title: str, note: str, *, steps: bool = True) -> Chart:
+    if steps:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     with matplotlib.rc_context(STYLE):
         buffer = io.StringIO()
         unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))

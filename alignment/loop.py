@@ -54,7 +54,7 @@ class Trainer:
 
     def context(self, step: int) -> Context:
         """Return the surroundings of one step."""
-        return Context(step, self.policy, Draw(self.run.seed), self.runtime.world)
+        return Context(step, self.policy, Draw(self.run.seed), self.runtime.world, self.run.source.reward)
 
     def experience(self, ctx: Context) -> Experience[Batch]:
         """Return what this process's share of the step's prompts gave."""
@@ -71,7 +71,7 @@ class Trainer:
             self.runtime.update(learning_rate(self.run.optimizer, ctx.step, self.run.steps))
 
     def _metrics(self, step: int, experience: Experience[Batch], seconds: dict[str, float]) -> dict[str, float]:
-        samples = len(experience.media) * self.runtime.world.size
+        samples = (len(experience.media) or len(experience.batch)) * self.runtime.world.size
         return {
             **experience.metrics,
             **self.runtime.metrics(),

@@ -280,11 +280,12 @@ def _each_loss(trainer: Trainer, batch: Batch, microbatch: int | None, learn: Ca
 
 def group_std(experience: Experience[Batch]) -> Tensor:
     """Return the standard deviation of the reward within each group, float64, over its scored samples; 0 below two."""
-    value, batch = experience.rewards.value.double(), experience.batch
-    groups = batch.group.repeat_interleave(len(value) // len(batch))
-    found = torch.zeros(len(groups.unique()), dtype=torch.float64)
-    for i, group in enumerate(groups.unique().tolist()):
-        scores = value[(groups == group) & ~value.isnan()]
+    # Rows of a batch may be fewer than samples, or more; samples come group by group in any case.
+    count = len(experience.batch.group.unique())
+    found = torch.zeros(count, dtype=torch.float64)
+    value = experience.rewards.value.double()
+    for i, scored in enumerate(value.view(count, len(value) // count)):
+        scores = scored[~scored.isnan()]
         # Equal scores have a spread of exactly zero, which their mean's rounding would hide.
         if len(scores) > 1 and scores.max() > scores.min():
             found[i] = scores.std()

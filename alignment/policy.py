@@ -6,6 +6,7 @@ stand-in: `call` samples, `replay` visits recorded states again, `visit` visits 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -20,11 +21,11 @@ from alignment.batches import Batch, Transitions, made_from, one_of_each_state
 from alignment.embeddings import Embeddings
 from alignment.encodings import Encodings
 from alignment.errors import PipelineError
-from alignment.forms import Form, arrange, brings_pictures, check_inputs, find_form, first_accepted, makes_two
+from alignment.forms import Form, arrange, brings_pictures, find_form, first_accepted, makes_two
 from alignment.loading import experts, load_pipeline, loop_networks, trained_scheduler
 from alignment.pipeline_call import as_clips, blaming, checked_arguments, global_stream, taken
 from alignment.self_check import check_replay
-from alignment.sizes import check_clips, check_frames, check_picture_size
+from alignment.sizes import check_media, check_picture_size
 from alignment.spec import PolicySpec
 from alignment.weights import Weights
 from reward_models.base import Media
@@ -124,9 +125,14 @@ class Policy(Weights):
 
     # ---- the three doors ---------------------------------------------------------------------------------------
 
-    def call(self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool) -> Tensor | None:
-        """Run the pipeline once without gradient, or once a row where it takes one row a call; see `samplers.Call`."""
-        with torch.no_grad(), self.sampling():
+    def call(
+        self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool, grad: bool = False
+    ) -> Tensor | None:
+        """Run the pipeline once, or once a row where it takes one row a call; see `samplers.Call`.
+
+        With `grad` a graph leads from the pixels through the decoder to every round in which networks run.
+        """
+        with torch.set_grad_enabled(grad), contextlib.nullcontext() if grad else self.sampling():
             return self._run(conductor, prompts, seeds, pixels=pixels)
 
     def replay(self, batch: Transitions, receive: Receive, *, grad: bool) -> None:
@@ -280,7 +286,7 @@ class Policy(Weights):
             arguments: What `generate` will be called with, where that differs from the policy's own arguments.
         """
         other = checked_arguments(self.pipe, arguments or {}, "evaluation.call")
-        self._check_media(prompts, held_out, other)
+        check_media(self.pipe, {"policy.call": self._arguments, "evaluation.call": other}, prompts, held_out)
         pictured = brings_pictures(prompts, self._arguments)
         self.embeddings.settle(mixed=not pictured)
         self.probe(prompts[0])
@@ -306,12 +312,6 @@ class Policy(Weights):
             self._embed(prompts[:1], self._routes, {})
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):  # they serve something else, too
             self.embeddings.restore()
-
-    def _check_media(self, prompts: Sequence[str], held_out: Sequence[str], other: dict[str, object]) -> None:
-        check_inputs(self.pipe, {"data.prompts": prompts, "evaluation.prompts": held_out}, self._arguments)
-        check_frames(self.pipe, self._arguments, "policy.call")
-        check_frames(self.pipe, other, "evaluation.call")
-        check_clips([*prompts, *held_out], self._arguments)
 
     def _observe(self, form: Form, prompts: Sequence[str], seeds: Tensor) -> Tensor:
         """Return what the first round makes of these rows in that form: states and model outputs, `[n, d]`."""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from alignment.statistics import Interval, difference
 
 PICTURE_WIDTH = 384
 """Pictures wider than this are made smaller before they are embedded, so that a page of 1024-pixel ones stays light."""
+ABOUT_ALL = ("mean", "group_std", "zero_std_fraction", "unscored_fraction")
+"""What the record tells of a reward beside its parts."""
 SAMPLE_GRIDS = 4
 SAMPLE_WIDTH = 1400
 
@@ -213,7 +216,16 @@ def _curves(columns: Columns, evaluations: Mapping[str, tuple[int, Evaluated]]) 
     ]
     if "reward/mean" in columns:
         charts.insert(0, figures.training_reward(columns, found.get("reward", {})))
-    return charts
+    parts = [name for name in columns.under("reward/") if name not in ABOUT_ALL]
+    note = "Mean of each step's samples and its running mean, this part of the reward alone."
+    charts += [
+        figures.single(columns, figures.Single(f"reward/{part}", f"Training: {part}", note))
+        for part in parts
+        if len(found.get(part, ())) < 2 and f"reward/{part}" in columns
+    ]
+    pairs = {pair: f"conflict/{'~'.join(pair)}" for pair in combinations(parts, 2)}
+    told = {pair: metric for pair, metric in pairs.items() if metric in columns}
+    return [*charts, figures.conflicts(columns, told)] if told else charts
 
 
 def _health(columns: Columns) -> list[Chart]:

@@ -10,11 +10,34 @@ from torch import Tensor
 
 from alignment.batches import inputs_of
 from alignment.errors import ConfigError, DataError
+from alignment.forms import check_inputs
 from alignment.latent_grid import TEMPORAL
 from alignment.media import Clip
 
 _ROUNDED = 128
 """Pixels: what is off by less was rounded; what is off by more, as in upscaling, is meant."""
+
+
+def check_media(
+    pipe: Any, calls: Mapping[str, Mapping[str, object]], prompts: Sequence[str], held_out: Sequence[str]
+) -> None:
+    """Refuse prompts and call arguments whose media do not fit the pipeline.
+
+    Args:
+        pipe: The pipeline.
+        calls: Arguments of its `__call__` by their key, those of training first.
+        prompts: What is trained on.
+        held_out: What is generated only.
+
+    Raises:
+        ConfigError: If arguments do not fit.
+        DataError: If prompts do not.
+    """
+    own = next(iter(calls.values()))
+    check_inputs(pipe, {"data.prompts": prompts, "evaluation.prompts": held_out}, own)
+    for key, arguments in calls.items():
+        check_frames(pipe, arguments, key)
+    check_clips([*prompts, *held_out], own)
 
 
 def check_frames(pipe: Any, call: Mapping[str, object], key: str) -> None:

@@ -223,7 +223,7 @@ class Session:
         begin = time.perf_counter()
         if run.evaluation.every and done % run.evaluation.every == 0 and done < run.steps:
             self._evaluate(f"step-{done:06d}", done, run.evaluation.curve_images_per_prompt)
-            if self._recorder is not None:
+            if self._recorder is not None and len(experience.media):
                 shown = experience.prompts, experience.rewards
                 self._recorder.samples("train", done, experience.media, *shown)
                 if experience.maps is not None:

@@ -73,7 +73,7 @@ class Rewards:
     Attributes:
         value: `[B]` float32. NaN marks a sample that could not be scored: credit leaves it out and counts it; it is
             never given a number in place of a score.
-        parts: The named scores `value` was made of, each `[B]`; for curves, never for credit.
+        parts: The named scores `value` was made of, each `[B]`: for curves, and for advantages over several rewards.
     """
 
     value: Tensor
@@ -212,6 +212,13 @@ class RewardModel(Protocol):
         """Return how large it is, before it is loaded; None where it does not say."""
         return None
 
+    def part_names(self) -> tuple[str, ...] | None:
+        """Return the names of the parts of its scores, before it is loaded; None where it does not say.
+
+        A part of a part ("name/part") may be left out.
+        """
+        return None
+
     def known_answers(self) -> Sequence[KnownAnswer]:
         """Return samples with known scores, for a check before training; none, unless a model has some."""
         return ()
@@ -347,7 +354,7 @@ def require_reward_model(model: object) -> None:
     Raises:
         RewardError: Naming what it lacks.
     """
-    needed = ("load", "differentiable", "scope", "check", "known_answers", "size")
+    needed = ("load", "differentiable", "scope", "check", "known_answers", "size", "part_names")
     if lacking := [name for name in needed if not hasattr(model, name)]:
         raise RewardError(
             f"{type(model).__name__} is not a reward model: it lacks {', '.join(lacking)}; inherit from "

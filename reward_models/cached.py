@@ -66,6 +66,10 @@ class Cached(RewardModel):
         """Return the size of what scores."""
         return self.reward.size()
 
+    def part_names(self) -> tuple[str, ...] | None:
+        """Return those of what scores."""
+        return self.reward.part_names()
+
     def load(self, *, device: torch.device) -> _CachedScorer:
         """Load the reward and open the file.
 

@@ -69,6 +69,10 @@ class Guarded(RewardModel):
         """Return the size of what scores."""
         return self.reward.size()
 
+    def part_names(self) -> tuple[str, ...] | None:
+        """Return those of what scores."""
+        return self.reward.part_names()
+
     def load(self, *, device: torch.device) -> _GuardedScorer:
         """Load the reward."""
         return _GuardedScorer(self, load_reward(self.reward, device=device))

@@ -56,6 +56,10 @@ class Motion(RewardModel):
         bands = ((0.99, 1.0), *(2 * [((1 - self.strict) / 2, (1 - self.strict) / 2)]))
         return (KnownAnswer(says, Media(clips / 255), ("a red square moves left",) * 3, bands),)
 
+    def part_names(self) -> tuple[str, ...]:
+        """Return what is judged by itself."""
+        return _PARTS
+
     def load(self, *, device: torch.device) -> _MotionScorer:
         """Return the scorer; it works on the CPU whatever the device is."""
         return _MotionScorer(self)

@@ -58,6 +58,10 @@ class Shapes(RewardModel):
         """Nothing: there is no network."""
         return Size()
 
+    def part_names(self) -> tuple[str, ...]:
+        """Return the two scores."""
+        return ("strict", "graded")
+
     def load(self, *, device: torch.device) -> _ShapesScorer:
         """Return the scorer; it works on the CPU whatever the device is."""
         return _ShapesScorer(self)

@@ -96,6 +96,10 @@ class Weighted(RewardModel):
         known = [size for size in sizes if size is not None]
         return sum(known, start=Size()) if len(known) == len(sizes) else None
 
+    def part_names(self) -> tuple[str, ...]:
+        """Return the names of the terms, and "passed" with gates."""
+        return (*self.parts, *(() if self.gated is None else ("passed",)))
+
     def load(self, *, device: torch.device) -> _WeightedScorer:
         """Load every part on `device`."""
         return _WeightedScorer(

@@ -44,8 +44,8 @@ class Plan:
         choice: Which steps are stochastic and trained.
         dynamics: Rule of the stochastic steps.
         noise: Their noise.
-        tail: Most denoiser calls for the steps after the window, by a second-order solver; null takes every step,
-            natively.
+        tail: Most denoiser calls for the steps after the window, by a second-order solver, or, as a float, their share
+            of those steps; null takes every step, natively.
         share_prefix: Run what a group has in common once a prompt. The result is the same; it exists to be measured.
     """
 
@@ -56,7 +56,7 @@ class Plan:
     choice: Choice
     dynamics: Dynamics
     noise: Noise
-    tail: int | None = None
+    tail: int | float | None = None
     share_prefix: bool = True
 
     @property
@@ -157,8 +157,9 @@ def _script(plan: Plan, first: int | None, parted: Recorded | None) -> list[Roun
             script.append(Native())
     if plan.tail is None:
         return [*script, *([Native()] * (plan.rounds - window_end))]
-    solver = SecondOrder()
-    for i, j in strides(window_end, plan.rounds, min(plan.tail, plan.rounds - window_end)):
+    solver, left = SecondOrder(), plan.rounds - window_end
+    calls = plan.tail if isinstance(plan.tail, int) else max(1, round(plan.tail * left))
+    for i, j in strides(window_end, plan.rounds, min(calls, left)):
         script += [Solve(solver, to=j), *([Skip()] * (j - i - 1))]
     return script
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from alignment.batches import Batch
+from alignment.batches import B, Batch
 from alignment.context import Context
 from samplers.path import noised, target
 from samplers.times import Times
@@ -41,6 +41,11 @@ def draw_points(ctx: Context, batch: Batch, x0: Tensor, times: Times, count: int
         path = ctx.policy.path
         points.append(Point(t, noised(path, x0, noise, t), target(path, x0, noise, t)))
     return points
+
+
+def noised_alike(ctx: Context, batch: B) -> B:
+    """Return the batch with one random stream a group, so that `draw_points` noises its samples alike."""
+    return replace(batch, seeds=ctx.draw.keys("noise of a group", batch.group))
 
 
 def frozen_answers(ctx: Context, batch: Batch, points: list[Point], name: str) -> dict[int, Tensor]:

@@ -43,12 +43,14 @@ class Objective(Protocol[B_contra]):
         spatial: Whether it takes an advantage that is a map over the latent, and needs one.
         whole_groups: Whether a row's loss depends on the other rows of its group, so that a group is learned from as
             a whole: no update and no microbatch splits one.
+        differentiates: Whether it takes the reward's own gradient, which then has to reach the pixels.
     """
 
     home: ClassVar[str] = "alignment.objectives"
     consumes: ClassVar[type[Batch]]
     spatial: ClassVar[bool] = False
     whole_groups: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = False
 
     @property
     def snapshots(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from alignment.advantages._credit import group_rows, group_spread, group_variance
+from alignment.advantages._parts import conflicts
 from alignment.advantages.base import Advantage
 from alignment.batches import Groups
 from alignment.context import Context
@@ -104,7 +105,8 @@ def reward_metrics(rewards: Rewards, group: Tensor) -> dict[str, float]:
         "reward/zero_std_fraction": (group_spread(rewards.value, index, groups) == 0).float().mean().item(),
         "reward/unscored_fraction": rewards.value.isnan().float().mean().item(),
     }
-    return metrics | {f"reward/{name}": part.nanmean().item() for name, part in rewards.parts.items()}
+    metrics |= {f"reward/{name}": part.nanmean().item() for name, part in rewards.parts.items()}
+    return metrics | {f"conflict/{a}~{b}": r for (a, b), r in conflicts(rewards, group).items()}
 
 
 def refuse(ctx: Context, value: Tensor, what: RewardModel) -> None:

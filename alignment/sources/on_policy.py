@@ -11,6 +11,7 @@ from alignment.batches import Batch, Experience, Groups, Samples
 from alignment.context import Context
 from alignment.sources._clean import clean_samples
 from alignment.sources._collect import assign, check_geometry
+from alignment.sources._extremes import check_keep, extremes
 from alignment.sources.base import Source
 from reward_models.base import RewardModel
 
@@ -25,6 +26,8 @@ class OnPolicy(Source[Samples]):
         reward: What scores the samples.
         advantage: How scores become credit.
         weights: Which weights sample: the live ones, or the slow copy DiffusionNFT calls "old".
+        keep: Learn from the keep / 2 samples of each group with the most credit and the keep / 2 with the least; null
+            learns from all.
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
         overlap: Score the samples of one pipeline call while the next one makes its own; false scores them in between.
             The result is the same.
@@ -35,12 +38,14 @@ class OnPolicy(Source[Samples]):
     group_size: int = 8
     advantage: Advantage = GroupNorm()
     weights: Literal["live", "behaviour"] = "live"  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
+    keep: int | None = None
     prompts_per_call: int | None = None
     overlap: bool = True
     produces: ClassVar[type[Batch]] = Samples
 
     def __post_init__(self) -> None:
         check_geometry(self.prompts, self.group_size, self.prompts_per_call)
+        check_keep(self.keep, self.group_size)
 
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Samples]:
         """Sample, score and credit."""
@@ -49,4 +54,5 @@ class OnPolicy(Source[Samples]):
         batch = Samples(
             made.texts, made.seeds, made.group, ctx.policy.form.chunk(made.texts, made.group), made.x0, credit
         )
+        batch = extremes(batch, credit, self.group_size, self.keep)
         return Experience(batch, metrics, made.media, made.texts, made.rewards, made.seconds)

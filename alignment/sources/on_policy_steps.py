@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from alignment.batches import Batch, Experience, Groups, Transitions, concatenat
 from alignment.context import Context
 from alignment.errors import ConfigError
 from alignment.sources._collect import Stopwatch, assign, check_geometry, repeat, sample_ids, spread
+from alignment.sources._extremes import check_keep, extremes
 from alignment.sources._scoring import Scoring
 from alignment.sources.base import Source
 from alignment.structures.base import Structure
@@ -40,7 +42,10 @@ class OnPolicySteps(Source[Transitions]):
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
         overlap: Score the samples of one pipeline call while the next one makes its own; false scores them in between.
             The result is the same.
-        tail: Denoiser calls for the steps after the window, by a second-order solver; null takes every step.
+        tail: Denoiser calls for the steps after the window, by a second-order solver: a number of them, or a share of
+            the steps that are left (0.4 for MixGRPO-Flash); null takes every step.
+        keep: Learn from the keep / 2 samples of each group with the most credit and the keep / 2 with the least
+            (DanceGRPO's best-of-N on video, whose code sorts over all prompts of a process); null learns from all.
         share_prefix: Run what a group has in common once a prompt; false exists to be measured against.
         structure: What spreads the credit of a sample over its latent, for objectives that take a map; null gives all
             of it everywhere.
@@ -55,13 +60,17 @@ class OnPolicySteps(Source[Transitions]):
     shared_noise: bool = True
     prompts_per_call: int | None = None
     overlap: bool = True
-    tail: int | None = None
+    tail: int | float | None = None
+    keep: int | None = None
     share_prefix: bool = True
     structure: Structure | None = None
     produces: ClassVar[type[Batch]] = Transitions
 
     def __post_init__(self) -> None:
         check_geometry(self.prompts, self.group_size, self.prompts_per_call)
+        check_keep(self.keep, self.group_size)
+        if self.tail is not None and not 0 < self.tail <= (math.inf if isinstance(self.tail, int) else 1):
+            raise ConfigError(f"tail is a number of denoiser calls, or a share above 0 and up to 1.0, got {self.tail}")
         if not self.dynamics.stochastic:
             raise ConfigError(
                 f"dynamics: {type(self.dynamics).__name__} is deterministic here, but a policy gradient needs the "
@@ -104,7 +113,8 @@ class OnPolicySteps(Source[Transitions]):
                 zip(calls, plans, paths, credits.split(size * self.group_size), strict=True), start=offset
             )
         ]
-        return Experience(concatenate(batches), metrics, media, texts, rewards, watch.seconds, maps)
+        batch = extremes(concatenate(batches), credits, self.group_size, self.keep)
+        return Experience(batch, metrics, media, texts, rewards, watch.seconds, maps)
 
     def _choose(self, ctx: Context, number: int) -> Choice:
         generator = ctx.draw.generator("window", ctx.step, number)

@@ -2,9 +2,11 @@
 
     python examples/benchmarks/recipes.py configs/quickstart.yaml configs/quickstart_dancegrpo.yaml ...
 
-Each recipe first runs a few steps to learn what a step costs here. The first recipe then takes the steps of its config;
-every other one takes as many as fit into the time of those, evaluation not counted. Every run is an ordinary run in
-`runs/`; the table is written as JSON.
+Each recipe first runs a few steps to learn what a step costs here. With `--seconds` every recipe takes as many steps as
+fit into that time, evaluation not counted. Without it the first one takes the steps of its config, and every other one
+as many as fit into the time of those. Every run is an ordinary run in the folder. A run that is finished there is not
+run again, so that a benchmark that was stopped goes on where it was. The table is written as JSON, and with `--table`
+into a page of Markdown.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ import argparse
 import json
 import math
 import os
+import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,6 +31,11 @@ from alignment import config, run_folder
 from alignment.statistics import over_runs
 
 CALIBRATION_STEPS = 6
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+"""What the table stands between in a page."""
+
+Outcome = Mapping[str, Any]
+"""What a finished run says of itself."""
 
 
 def train(recipe: str, *overrides: str, log: Path, threads: int) -> None:
@@ -40,13 +49,14 @@ def train(recipe: str, *overrides: str, log: Path, threads: int) -> None:
 def seconds_a_step(recipe: str, folder: Path, threads: int) -> float:
     """Return the median seconds of a step, the first one left out."""
     name = f"{Path(recipe).stem}-calibration"
-    common = (f"name={name}", f"output.folder={folder}", "evaluation.prompts=null", f"steps={CALIBRATION_STEPS}")
-    train(recipe, *common, log=folder / f"{name}.log", threads=threads)
+    if not (folder / name / run_folder.SUMMARY).exists():
+        common = (f"name={name}", f"output.folder={folder}", "evaluation.prompts=null", f"steps={CALIBRATION_STEPS}")
+        train(recipe, *common, log=folder / f"{name}.log", threads=threads)
     lines = run_folder.read_metrics(folder / name / run_folder.METRICS)
     return statistics.median(line["seconds/total"] for line in lines[1:])
 
 
-def outcome(folder: Path) -> dict[str, Any]:
+def outcome(folder: Path) -> Outcome:
     """Return what a finished run says of itself."""
     summary = json.loads((folder / run_folder.SUMMARY).read_text(encoding="utf-8"))
     lines = run_folder.read_metrics(folder / run_folder.METRICS)
@@ -58,14 +68,20 @@ def outcome(folder: Path) -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, list[dict[str, Any]]], metrics: list[str]) -> Table:
+def metric_of(run: Outcome, metric: str) -> Mapping[str, Any] | None:
+    """Return a held-out metric of a run, also where it is a part of a part; None if it has none."""
+    found = (ends for name, ends in run["evaluation"].items() if name.split("/")[-1] == metric)
+    return next(found, None)
+
+
+def table(found: Mapping[str, Sequence[Outcome]], metrics: Sequence[str]) -> Table:
     """Return a row a recipe: means over seeds before and after, and the gain of each seed."""
     made = Table(title="held-out prompts; gain of each seed, and its mean with a 95 % interval over seeds")
     for heading in ("recipe", "steps", "training s", "metric", "before", "after", "gain of each seed", "mean gain"):
         made.add_column(heading)
     for recipe, runs in found.items():
         for metric in metrics:
-            ends = [run["evaluation"][metric] for run in runs if metric in run["evaluation"]]
+            ends = [end for run in runs if (end := metric_of(run, metric)) is not None]
             if not ends:
                 continue
             gains = [end["final"]["mean"] - end["base"]["mean"] for end in ends]
@@ -83,37 +99,89 @@ def table(found: dict[str, list[dict[str, Any]]], metrics: list[str]) -> Table:
     return made
 
 
+def page(found: Mapping[str, Sequence[Outcome]], metric: str, links: Mapping[str, str]) -> str:
+    """Return a Markdown table of one metric, a row a recipe, the largest mean gain first."""
+    rows = []
+    for recipe, runs in found.items():
+        ends = [end for run in runs if (end := metric_of(run, metric)) is not None]
+        if len(ends) < len(runs):
+            continue
+        gains = [end["final"]["mean"] - end["base"]["mean"] for end in ends]
+        spread = over_runs(gains) if len(gains) > 1 else None
+        cells = (
+            f"[`{recipe}`]({links[recipe]})",
+            " ".join(str(run["steps"]) for run in runs),
+            f"{statistics.mean(run['training_seconds'] for run in runs):.0f}",
+            f"{statistics.mean(end['base']['mean'] for end in ends):.3f}",
+            f"{statistics.mean(end['final']['mean'] for end in ends):.3f}",
+            " ".join(f"{gain:+.3f}" for gain in gains),
+            "" if spread is None else f"{spread.mean:+.3f} [{spread.low:+.3f}, {spread.high:+.3f}]",
+        )
+        rows.append((-statistics.mean(gains), f"| {' | '.join(cells)} |"))
+    heading = "| recipe | steps | training s | before | after | gain of each seed | mean gain, 95 % over seeds |"
+    return "\n".join([heading, "|---|---|---|---|---|---|---|", *(row for _, row in sorted(rows))])
+
+
+def write_page(file: Path, text: str) -> None:
+    """Put a table into a page, between its marks.
+
+    Raises:
+        SystemExit: If the page has no marks.
+    """
+    before = file.read_text(encoding="utf-8")
+    if BEGIN not in before or END not in before:
+        raise SystemExit(f"{file} has no place for a table: it needs the lines {BEGIN} and {END}")
+    start, rest = before.split(BEGIN, 1)
+    file.write_text(f"{start}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+
+
+def run_all(given: argparse.Namespace) -> dict[str, list[Outcome]]:
+    """Run what is not finished, and return every recipe's outcomes, a seed each."""
+    given.folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(given.parallel) as pool:
+        costs = list(pool.map(lambda recipe: seconds_a_step(recipe, given.folder, given.threads), given.recipes))
+        budget = given.seconds or config.load(given.recipes[0]).steps * costs[0]
+        steps = {recipe: max(1, math.floor(budget / cost)) for recipe, cost in zip(given.recipes, costs, strict=True)}
+        jobs = [(recipe, seed) for recipe in given.recipes for seed in given.seeds]
+
+        def one(job: tuple[str, int]) -> Outcome:
+            recipe, seed = job
+            name = f"{Path(recipe).stem}-seed{seed}"
+            if not (given.folder / name / run_folder.SUMMARY).exists():
+                overrides = [f"name={name}", f"output.folder={given.folder}", f"seed={seed}", f"steps={steps[recipe]}"]
+                train(recipe, *overrides, *given.set, log=given.folder / f"{name}.log", threads=given.threads)
+            return outcome(given.folder / name)
+
+        outcomes = list(pool.map(one, jobs))
+    found: dict[str, list[Outcome]] = {}
+    for (recipe, _), result in zip(jobs, outcomes, strict=True):
+        found.setdefault(Path(recipe).stem, []).append(result)
+    return found
+
+
 def main() -> None:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seconds", type=float, help="training time of every run; default: that of the first recipe")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of each run")
     parser.add_argument("--metrics", nargs="+", default=["strict", "graded"])
     parser.add_argument("--folder", type=Path, default=Path("runs"))
+    parser.add_argument(
+        "--table", type=Path, help="a page of Markdown, whose table of the first metric is written anew"
+    )
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="laid over every recipe")
     given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
-    first = config.load(given.recipes[0])
-    with ThreadPoolExecutor(given.parallel) as pool:
-        costs = list(pool.map(lambda recipe: seconds_a_step(recipe, given.folder, given.threads), given.recipes))
-        budget = first.steps * costs[0]
-        steps = dict(zip(given.recipes, (math.floor(budget / cost) for cost in costs), strict=True))
-        jobs = [(recipe, seed) for recipe in given.recipes for seed in given.seeds]
-
-        def one(job: tuple[str, int]) -> dict[str, Any]:
-            recipe, seed = job
-            name = f"{Path(recipe).stem}-seed{seed}"
-            overrides = [f"name={name}", f"output.folder={given.folder}", f"seed={seed}", f"steps={steps[recipe]}"]
-            train(recipe, *overrides, log=given.folder / f"{name}.log", threads=given.threads)
-            return outcome(given.folder / name)
-
-        outcomes = list(pool.map(one, jobs))
-    found: dict[str, list[dict[str, Any]]] = {}
-    for (recipe, _), result in zip(jobs, outcomes, strict=True):
-        found.setdefault(Path(recipe).stem, []).append(result)
+    found = run_all(given)
     Console(width=160).print(table(found, given.metrics))
     (given.folder / "recipes.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+    if given.table is not None:
+        links = {Path(recipe).stem: os.path.relpath(recipe, given.table.parent) for recipe in given.recipes}
+        told = page(found, given.metrics[0], links)
+        where = f"{platform.machine()} with {os.cpu_count()} cores, {given.parallel} at once, threads: {given.threads}"
+        write_page(given.table, f"{told}\n\nSeeds {' '.join(map(str, given.seeds))}; {where}.")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ def metrics(step: int, steps: int) -> dict[str, float]:
         "reward/zero_std_fraction": 0.1 + 0.3 * progress,
         "reward/unscored_fraction": 0.0,
         "reward/strict": 0.3 + 0.25 * progress + 0.03 * noise[3],
+        "reward/brevity": 0.6 - 0.2 * progress + 0.03 * noise[1],
+        "conflict/strict~brevity": -0.4 - 0.3 * progress,
         "ratio/mean": 1 + 1e-5 * noise[4],
         "ratio/max": 1 + 2e-4 * (1 + abs(noise[5])),
         "ratio/min": 1 - 2e-4 * (1 + abs(noise[6])),

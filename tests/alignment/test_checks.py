@@ -192,3 +192,13 @@ def test_the_launcher_says_how_many_processes_there_are(monkeypatch: pytest.Monk
     assert checks.processes() == 1
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert checks.processes() == 4
+
+
+def test_an_advantage_that_reads_a_part_nobody_gives_is_refused(path: Path) -> None:
+    shapes = ("source.reward={type: shapes}",)
+    config.load(path, (*shapes, "source.advantage={type: gdpo, weights: {strict: 1.0, graded: 2.0}}"))
+    says = r"command line: source.advantage: GDPO reads the part 'strikt' of the reward, but Shapes has strict, graded"
+    with pytest.raises(ConfigError, match=says):
+        config.load(path, (*shapes, "source.advantage={type: gdpo, weights: {strikt: 1.0}}"))
+    # What says nothing of its parts before it scores is asked when it does.
+    config.load(path, ("source.advantage={type: min, parts: [strikt]}",))

@@ -16,12 +16,15 @@ from alignment.advantages.group_norm import GroupNorm
 from alignment.loop import Trainer
 from alignment.objectives.base import Objective
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
+from alignment.objectives.dgpo import DGPO
+from alignment.objectives.fpo import FPO
 from alignment.objectives.nft import NFT
 from alignment.objectives.weighted_matching import WeightedMatching
 from alignment.run import Optimizer
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
+from alignment.sources.on_policy_tree import OnPolicyTree
 from samplers.dynamics.base import Dynamics
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.flow_sde import FlowSDE
@@ -101,6 +104,13 @@ def test_policy_gradients_climb(folder: Path, base: Measured, source: Source) ->
     assert found.right > 0.85
 
 
+def test_a_tree_climbs(folder: Path, base: Measured) -> None:
+    source = OnPolicyTree(GROUPS, FlowSDE(0.7), REWARD, splits=(0, 1, 3, 5))
+    lines, found = trained(folder, source, ClippedSurrogate(clip=1e-2, weight="equal"))
+    assert max(line["ratio/first_error_max"] for line in lines) <= EXACT
+    assert found.reward > base.reward + GAIN
+
+
 def test_branching_climbs(folder: Path, base: Measured) -> None:
     source = steps(FlowSDE(0.7), shared_noise=True, window=Branch((0, 1, 2, 3)), prompts_per_call=2)
     lines, found = trained(folder, source, ClippedSurrogate(clip=1e-2, weight="equal"))
@@ -108,7 +118,10 @@ def test_branching_climbs(folder: Path, base: Measured) -> None:
     assert found.reward > base.reward + GAIN
 
 
-@pytest.mark.parametrize("objective", [NFT(), WeightedMatching()], ids=["NFT", "AWM"])
+FORWARD = {"NFT": NFT(), "AWM": WeightedMatching(), "DGPO": DGPO(beta=1.0, clip=1.0), "FPO": FPO(clip=1.0, points=4)}
+
+
+@pytest.mark.parametrize("objective", FORWARD.values(), ids=FORWARD)
 def test_forward_process_methods_climb(folder: Path, base: Measured, objective: Objective) -> None:
     source = OnPolicy(GROUPS, REWARD, group_size=24, weights="behaviour")
     _, found = trained(folder, source, objective)

@@ -108,6 +108,13 @@ def test_it_tells_what_changed(folder, text):
     assert "not finished" not in words
 
 
+def test_rewards_are_told_one_by_one_and_against_each_other(text):
+    words = Page(text).words
+    assert "Do the rewards agree?" in words
+    assert "-0.68" in words  # mean over the last quarter of the synthetic run
+    assert "brevity" in words
+
+
 def test_colours_are_the_pages_own(text):
     assert not re.search(r"#01001\d|#0[123]0[123]0[123]", text)
     assert "prefers-color-scheme: dark" in text

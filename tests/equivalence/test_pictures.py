@@ -136,7 +136,7 @@ def rolled_out(policy: Policy, case: Case, prompts: tuple[str, ...], *, shared_n
 
 
 def surroundings(policy: Policy) -> Context:
-    return Context(0, policy, Draw(0), World(PartialState(cpu=True), CPU))
+    return Context(0, policy, Draw(0), World(PartialState(cpu=True), CPU), LikeTheSource())
 
 
 def parts(batch: Batch, size: int) -> list[Tensor]:

@@ -108,6 +108,8 @@ def test_a_rollout_remembers_nothing_of_the_one_before(policy, dynamics):
         ({}, [2, 2, 6, 6, 6, 6]),
         ({"tail": 2}, [2, 2, 6, 6]),
         ({"tail": 9}, [2, 2, 6, 6, 6, 6]),
+        ({"tail": 0.5}, [2, 2, 6, 6]),
+        ({"tail": 0.01}, [2, 2, 6]),
         ({"share_prefix": False}, [6] * 6),
         ({"share_prefix": False, "tail": 1}, [6] * 3),
     ],

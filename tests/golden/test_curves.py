@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 
 from alignment.advantages.batch_norm import BatchNorm
+from alignment.advantages.gdpo import GDPO
 from alignment.backbones.saliency import Saliency
+from alignment.objectives.alignprop import AlignProp
 from alignment.objectives.base import Objective
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
+from alignment.objectives.dgpo import DGPO
 from alignment.objectives.dpo import DPO
+from alignment.objectives.fpo import FPO
 from alignment.objectives.nft import NFT
+from alignment.objectives.refl import ReFL
 from alignment.objectives.vipo import ViPO
 from alignment.objectives.weighted_matching import WeightedMatching
 from alignment.run import Batch, Optimizer, PolicySpec, Snapshots
@@ -24,13 +29,17 @@ from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
 from alignment.sources.on_policy_steps import OnPolicySteps
+from alignment.sources.on_policy_tree import OnPolicyTree
+from alignment.sources.prompts_only import PromptsOnly
 from alignment.spec import Lora
 from alignment.structures.perceptual import Perceptual
 from reward_models.colour import Colour
+from reward_models.weighted import Weighted, WeightedPart
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.branch import Branch
 from samplers.windows.fraction import Fraction
+from samplers.windows.random import Random
 from tests.tiny import FLUX_CALL
 from tests.toy import fit, toy_run, trainer_of
 
@@ -41,6 +50,7 @@ STEPS = 20
 RELATIVE, ABSOLUTE = 1e-3, 1e-5
 UNTOLD = ("seconds/", "memory/", "samples_per_second", "ratio/first_error_max")
 
+TWO = Weighted({"a": WeightedPart(Colour()), "b": WeightedPart(Colour("green"))})
 METHODS: dict[str, tuple[Source, Objective]] = {
     "branch": (
         OnPolicySteps(2, Colour(), FlowSDE(), Branch((0, 1)), group_size=4, prompts_per_call=1, advantage=BatchNorm()),
@@ -56,6 +66,17 @@ METHODS: dict[str, tuple[Source, Objective]] = {
     "nft": (OnPolicy(2, Colour(), group_size=4, weights="behaviour"), NFT()),
     "dpo": (OnPolicyPairs(2, Colour(), group_size=4), DPO()),
     "awm": (OnPolicy(2, Colour(), group_size=4, weights="behaviour"), WeightedMatching(kl=0.1)),
+    "dgpo": (OnPolicy(2, Colour(), group_size=4, weights="behaviour"), DGPO(kl=0.02)),
+    "fpo": (OnPolicy(2, Colour(), group_size=4, weights="behaviour"), FPO(points=2)),
+    "tree": (OnPolicyTree(2, FlowSDE(), Colour(), splits=(0, 1)), ClippedSurrogate(clip=1e-2, weight="sigma")),
+    "gdpo": (
+        OnPolicySteps(
+            2, TWO, FlowSDE(), Random(1), group_size=6, keep=4, tail=0.5, advantage=GDPO({"a": 1.0, "b": 2.0})
+        ),
+        ClippedSurrogate(clip=1e-4),
+    ),
+    "alignprop": (PromptsOnly(2, Colour(), group_size=2), AlignProp()),
+    "refl": (PromptsOnly(2, Colour(), group_size=2), ReFL(weight=1.0, share=0.5)),
 }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import alignment.objectives
 from alignment.backbones.saliency import Saliency
-from alignment.batches import Batch, Pairs, Samples, Transitions
+from alignment.batches import Batch, Pairs, Samples, Starts, Transitions
 from alignment.context import Context
 from alignment.loop import Trainer, microbatches, together
 from alignment.objectives.base import Loss, Objective
@@ -24,7 +24,9 @@ from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
 from alignment.sources.on_policy_steps import OnPolicySteps
+from alignment.sources.prompts_only import PromptsOnly
 from alignment.structures.perceptual import Perceptual
+from reward_models.colour import Colour
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.all import All
 from tests.toy import REWARD, saved, toy_run, trainer_of
@@ -36,6 +38,7 @@ KINDS = [
     if isinstance(kind, type) and Objective in kind.__mro__ and kind.__module__ == module.__name__
 ]  # fmt: skip
 SOURCES = {  # one for each batch type that an objective may consume
+    Starts: PromptsOnly(4, Colour(), group_size=4),
     Samples: OnPolicy(4, REWARD, group_size=4),
     Pairs: OnPolicyPairs(4, REWARD, group_size=4),
     Transitions: OnPolicySteps(4, REWARD, FlowSDE(), All(), group_size=4, shared_noise=False),
@@ -119,6 +122,8 @@ def mapped(batch: Batch) -> Batch:
 
 
 def credited(batch: Batch, factor: float) -> Batch:
+    if isinstance(batch, Starts):
+        pytest.skip("its rows have no credit")
     return replace(batch, advantage=factor * batch.advantage)
 
 

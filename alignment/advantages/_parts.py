@@ -1,0 +1,66 @@
+"""What advantages over several rewards share: the parts they read, and the credit of each by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from alignment.advantages._credit import credit, group_rows, group_variance
+from reward_models.base import RewardError, Rewards
+
+
+def parts_of(rewards: Rewards, names: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Return the parts `names` of a reward, in that order, `[B]` float32 each.
+
+    A sample that lacks the score of one of them is unscored (NaN) in all: what it got from the others could not be
+    compared. Without names these are all its parts, except parts of parts; a reward without parts is its own only one.
+
+    Raises:
+        RewardError: If there is no part of a name.
+    """
+    if lacking := [name for name in names if name not in rewards.parts]:
+        known = ", ".join(rewards.parts) or "none"
+        raise RewardError(f"advantage: the reward has no part called {', '.join(lacking)}; its parts are: {known}")
+    found = {name: rewards.parts[name] for name in names or top(rewards)} or {"value": rewards.value}
+    missing = torch.stack(list(found.values())).isnan().any(dim=0)
+    return {name: part.masked_fill(missing, torch.nan) for name, part in found.items()}
+
+
+def top(rewards: Rewards) -> list[str]:
+    """Return the names of the parts that are not parts of parts."""
+    return [name for name in rewards.parts if "/" not in name]
+
+
+def weighted(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Return the sum of the parts `[B]`, each times its weight; without weights each counts once."""
+    return torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum(dim=0)
+
+
+def z_score(value: Tensor, group: Tensor, delta: float = 1e-8, limit: float = torch.inf) -> Tensor:
+    """Return (score - mean of its group) / (std of its group + delta), `[B]` float32, unbiased, clamped to +-limit.
+
+    Unscored samples and groups without spread get exactly 0.
+    """
+    index, groups = group_rows(group)
+    return credit(value, group, group_variance(value, index, groups, ddof=1).sqrt()[index] + delta, limit)
+
+
+def conflicts(rewards: Rewards, group: Tensor) -> dict[tuple[str, str], float]:
+    """Return the correlation of the credits that each two parts would give by themselves, in [-1, 1].
+
+    Below 0 one part tends to praise what the other blames. Groups in which one of the two ties tell nothing and are
+    left out; two parts that are never told apart together have no entry.
+    """
+    found = {}
+    for one, other in combinations(top(rewards), 2):
+        parts = parts_of(rewards, (one, other))
+        a, b = (z_score(part, group).double() for part in parts.values())
+        index, groups = group_rows(group)
+        power = torch.zeros(2, groups, dtype=torch.float64).index_add(1, index, torch.stack([a, b]).square())
+        told = (power > 0).all(dim=0)[index]
+        if told.any():
+            found[one, other] = ((a * b)[told].sum() / (a[told].norm() * b[told].norm())).item()
+    return found

@@ -1,0 +1,66 @@
+"""Rewards in order of importance: a later one decides where the earlier ones tie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alignment.advantages._parts import parts_of, z_score
+from alignment.advantages.base import Advantage
+from alignment.errors import ConfigError
+from reward_models.base import Rewards
+
+
+@dataclass(frozen=True)
+class Lexicographic(Advantage):
+    """The z-score within the group of each sample's place in the order by part 1, then part 2, and so on.
+
+    Samples that tie in all parts share a place. Only order counts: any increasing change of a reward leaves the credit
+    as it was.
+
+    Attributes:
+        parts: Names of the parts of the reward, most important first; empty takes every part in the reward's own order,
+            or the reward itself where it has none.
+        tolerance: Two neighbouring scores of a part tie where they are no further apart than this, in standard
+            deviations of the part within the group, >= 0.
+        delta: Added to the std.
+        limit: Largest |A|.
+
+    Source: the lexicographic order of multi-objective decisions; places in place of scores, and ties by gaps so that
+    being tied carries over from neighbour to neighbour, are ours.
+    """
+
+    parts: tuple[str, ...] = ()
+    tolerance: float = 0.0
+    delta: float = 1e-8
+    limit: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.tolerance < 0:
+            raise ConfigError(f"tolerance must be >= 0, got {self.tolerance}")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The parts."""
+        return self.parts
+
+    def __call__(self, rewards: Rewards, group: Tensor) -> Tensor:
+        """Return `[B]` float32."""
+        parts = torch.stack(list(parts_of(rewards, self.parts).values()))
+        place = torch.full_like(rewards.value, torch.nan)
+        for one in group.unique():
+            rows = ((group == one) & ~parts[0].isnan()).nonzero().flatten()
+            if len(rows):
+                levels = torch.stack([self._levels(part[rows].double()) for part in parts], dim=1)
+                place[rows] = torch.unique(levels, dim=0, return_inverse=True)[1].to(place)
+        return z_score(place, group, self.delta, self.limit)
+
+    def _levels(self, score: Tensor) -> Tensor:
+        """Return `[n]` int64: 0 for the lowest scores, one more after each gap."""
+        ordered, order = score.sort(stable=True)
+        apart = ordered.diff() > self.tolerance * (score.std() if self.tolerance else 0.0)
+        levels = torch.zeros_like(order)
+        levels[order[1:]] = apart.cumsum(0)
+        return levels

@@ -1,0 +1,84 @@
+"""What direct reward gradients share: sample with a graph at the end, decode, score, and climb."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from alignment.batches import Batch, Starts, made_from
+from alignment.context import Context
+from alignment.errors import PipelineError
+from alignment.objectives.base import Learn, Loss, Objective
+from reward_models.base import Rewards
+from samplers import Conductor, Native, Round, Skip
+
+
+@dataclass(frozen=True)
+class Direct(Objective[Starts]):
+    """A loss of the reward itself, whose gradient goes through the scorer, the decoder and the last rounds of sampling.
+
+    The rounds before `first` run without graph. The pipeline's own `__call__` samples and decodes, so that guidance and
+    masks are those of use.
+    """
+
+    consumes: ClassVar[type[Batch]] = Starts
+    differentiates: ClassVar[bool] = True
+
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @abstractmethod
+    def first(self, ctx: Context) -> int:
+        """Return the first round with a graph, in a call of `ctx.policy.rounds` rounds."""
+
+    def finish(self, first: int, rounds: int) -> Sequence[Round]:
+        """Return what happens from round `first` on."""
+        return [Native()] * (rounds - first)
+
+    def of_reward(self, reward: Tensor) -> Tensor:
+        """Return what is minimised, `[n]`."""
+        return -reward
+
+    def __call__(self, ctx: Context, batch: Starts, learn: Learn) -> None:
+        """Sample the rows, score them, and learn.
+
+        Raises:
+            PipelineError: If the pipeline's pictures carry no graph.
+        """
+        first, rounds = self.first(ctx), ctx.policy.rounds
+        start = [*([Skip()] * (first - 1)), Skip(_state(ctx, batch, first))] if first else []
+        conductor = Conductor([*start, *self.finish(first, rounds)])
+        with torch.enable_grad():
+            pixels = ctx.policy.call(conductor, batch.prompts, batch.seeds, pixels=True, grad=True)
+            if pixels is None or not pixels.requires_grad:
+                raise PipelineError(
+                    f"policy.pipeline: what {type(ctx.policy.pipe).__name__} does after its last round lets no "
+                    "gradient through (decoding without graph, or conversion to numpy); choose an objective that "
+                    "learns from samples, such as nft or clipped_surrogate"
+                )
+            media = made_from(batch.prompts, pixels.float())
+            learn(self.loss(ctx.world.scorer(ctx.reward)(media=media, prompts=batch.prompts)))
+
+    def loss(self, rewards: Rewards) -> Loss:
+        """Return each row's loss; a row without a score has none."""
+        value = rewards.value
+        scored = ~value.detach().isnan()
+        per_row = torch.zeros_like(value).masked_scatter(scored, self.of_reward(value[scored]))
+        shown = {f"reward/{name}": part.detach() for name, part in rewards.parts.items()}
+        metrics = {"reward/mean": value.detach(), **shown}
+        metrics = {name: part[~part.isnan()] for name, part in metrics.items()}
+        return Loss(per_row, metrics | {"reward/unscored_fraction": (~scored).float()})
+
+
+def _state(ctx: Context, batch: Starts, first: int) -> Tensor | None:
+    """Return the states before round `first`, by the pipeline's own sampler."""
+    conductor = Conductor([*([Native()] * first), *([Skip()] * (ctx.policy.rounds - first))])
+    ctx.policy.call(conductor, batch.prompts, batch.seeds, pixels=False)
+    return conductor.final

@@ -1,0 +1,43 @@
+"""AlignProp: climb the reward through a random number of sampling steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from alignment.context import Context
+from alignment.errors import ConfigError
+from alignment.objectives._direct import Direct
+
+
+@dataclass(frozen=True)
+class AlignProp(Direct):
+    """L = -r(x_0), with a graph through the last k steps of sampling, k drawn anew for each training step.
+
+    Now and then early steps get a gradient too, at a cost that is bounded on average. `policy.gradient_checkpointing`
+    keeps long graphs small.
+
+    Attributes:
+        least: Fewest steps with a graph, >= 1.
+        most: Most of them; null means all steps of a call.
+
+    Source: AlignProp (arXiv 2310.03739), randomised truncated backpropagation. Its code draws k for each sample; here
+    the rows of a training step share it, so that they go through the pipeline together. The mean gradient is the same.
+    """
+
+    least: int = 1
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= (self.most or self.least):
+            raise ConfigError(f"1 <= least <= most is needed, got least {self.least} and most {self.most}")
+
+    def first(self, ctx: Context) -> int:
+        """Return the round before which the graph of this training step ends."""
+        rounds = ctx.policy.rounds
+        most = self.most or rounds
+        if most > rounds or self.least > rounds:
+            raise ConfigError(f"objective: up to {max(most, self.least)} steps with a graph, but a call takes {rounds}")
+        generator = ctx.draw.generator("truncation", ctx.step)
+        return rounds - int(torch.randint(self.least, most + 1, (1,), generator=generator))

@@ -1,0 +1,85 @@
+"""DGPO: a group's preference for its good samples over its bad ones, without pairs and without an SDE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from alignment.batches import Batch, Samples
+from alignment.context import Context
+from alignment.errors import ConfigError
+from alignment.objectives._noising import Point, draw_points, frozen_answers, mean_square, noised_alike
+from alignment.objectives._surrogate import clipped
+from alignment.objectives.base import Learn, Loss, Objective
+from samplers.times import Times
+
+
+@dataclass(frozen=True)
+class DGPO(Objective[Samples]):
+    """L = mean_i w_g max(-A_i rho_i, -A_i clip(rho_i, 1 - clip, 1 + clip)) + kl mean |v - v_ref|^2.
+
+    With e = mean |v - v*|^2 at a time and noise that all samples of a group share:
+        rho = exp(e_old - e)       w_g = sigmoid(beta mean_{i in g} A_i (e_i - e_ref,i)), without gradient
+    A group pulls less the more its good samples have gained on its bad ones already. With two samples and A = +-1 the
+    gradient is that of Diffusion-DPO, divided by its beta.
+
+    Attributes:
+        beta: How fast a group stops pulling, in the units of a mean squared error.
+        clip: Range of the ratio to the behaviour policy.
+        kl: Weight of the distance to the reference.
+        times: Distribution of the noised copies' times.
+        points: Noised copies a sample.
+
+    Source: Direct Group Preference Optimization, its authors' code: beta is no factor of the gradient there, and the
+    weight is taken without gradient. Their reference may be a moving average; here it is the policy at the start.
+    """
+
+    beta: float = 100.0
+    clip: float = 1e-2
+    kl: float = 0.0
+    times: Times = Times()
+    points: int = 1
+    consumes: ClassVar[type[Batch]] = Samples
+    whole_groups: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.beta < 0 or self.clip <= 0 or self.kl < 0 or self.points < 1:
+            raise ConfigError("objective needs beta >= 0, clip > 0, kl >= 0 and points >= 1")
+
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """The policy of the ratio, and the one that gains are measured from."""
+        return ("behaviour", "reference")
+
+    def __call__(self, ctx: Context, batch: Samples, learn: Learn) -> None:
+        """Noise the samples of each group alike, ask the frozen copies, then learn point by point."""
+        points = draw_points(ctx, noised_alike(ctx, batch), batch.x0, self.times, self.points)
+        old = frozen_answers(ctx, batch, points, "behaviour")
+        reference = frozen_answers(ctx, batch, points, "reference")
+
+        def receive(k: int, velocity: Tensor) -> None:
+            learn(self.loss(batch, points[k], velocity.float(), old[k], reference[k]))
+
+        ctx.policy.visit(batch, [(p.x, p.t) for p in points], receive, grad=True)
+
+    def loss(self, batch: Samples, point: Point, velocity: Tensor, old: Tensor, reference: Tensor) -> Loss:
+        """Return the loss of one noised copy, each row's share; `velocity` has the graph."""
+        error = mean_square(velocity - point.target)
+        lost = batch.advantage * (error.detach() - mean_square(reference - point.target))
+        _, index, count = torch.unique(batch.group, return_inverse=True, return_counts=True)
+        pull = torch.sigmoid(self.beta * lost.new_zeros(len(count)).index_add(0, index, lost) / count)[index]
+        ratio = (mean_square(old - point.target) - error).exp()
+        drift = mean_square(velocity - reference)
+        metrics = {
+            "ratio/mean": ratio.detach(),
+            "ratio/max": ratio.detach(),
+            "ratio/min": ratio.detach(),
+            "clip/fraction": ((ratio - 1).abs() > self.clip).float(),
+            "dgpo/pull": pull,
+            "kl/reference": drift.detach(),
+            "matching/error": error.detach(),
+        }
+        return Loss((pull * clipped(ratio, batch.advantage, self.clip) + self.kl * drift) / self.points, metrics)

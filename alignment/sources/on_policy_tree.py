@@ -1,0 +1,190 @@
+"""Trees of trajectories: samples share what comes before they part, and each parting is credited with all it led to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from alignment.advantages.base import Advantage
+from alignment.advantages.group_norm import GroupNorm
+from alignment.batches import Batch, Experience, Groups, Transitions, concatenate, made_from
+from alignment.context import Context
+from alignment.errors import ConfigError
+from alignment.sources._collect import Stopwatch, check_geometry, gathered, refuse, repeat, reward_metrics, sample_ids
+from alignment.sources._scoring import Scoring
+from alignment.sources.base import Source
+from reward_models.base import RewardModel, Rewards
+from samplers import Grid, rows_of
+from samplers.conductor import Conductor, Look, Native, Recorded, Round, Skip
+from samplers.dynamics.base import Dynamics
+from samplers.grid import take
+
+
+@dataclass(frozen=True)
+class OnPolicyTree(Source[Transitions]):
+    """Split every trajectory in `branching` at each of `splits`, and take ODE steps in between.
+
+    A prompt has branching ** len(splits) samples, its leaves, and one row of the pipeline for each node on the way:
+    with splits (0, 1, 2) of 6 steps and 2 branches 1 + 2 + 4 + 3 x 8 denoiser calls, where 8 samples apart take 48. A
+    node is worth the mean reward of its leaves. The step into a node is credited by comparing the node with all others
+    of its prompt at that depth. A row of the batch is a node with its `branching` actions, so the update runs the
+    denoiser once for them.
+
+    Attributes:
+        prompts: Prompts a step, over all processes.
+        dynamics: Rule of the splitting steps.
+        reward: What scores the leaves.
+        splits: Steps at which trajectories part, ascending.
+        branching: Children of a node, >= 2.
+        advantage: How the worths of one depth become credit.
+        prompts_per_call: Prompts in one pipeline call; null means all of this process.
+        overlap: Score the leaves of one pipeline call while the next one makes its own. The result is the same.
+
+    Source: BranchGRPO and TreeGRPO. BranchGRPO takes SDE steps between the splits and trains them too; here, as in
+    TreeGRPO, these are ODE steps, so that a node's worth is that of its split alone. Its code draws the noise of a
+    split four times too large and takes the density without that factor; here both are the dynamics' own. Its pruning
+    is not offered. Depths weigh alike in the update, however many nodes they have.
+    """
+
+    prompts: int
+    dynamics: Dynamics
+    reward: RewardModel
+    splits: tuple[int, ...] = (0, 1, 2)
+    branching: int = 2
+    advantage: Advantage = GroupNorm()
+    prompts_per_call: int | None = None
+    overlap: bool = True
+    produces: ClassVar[type[Batch]] = Transitions
+
+    def __post_init__(self) -> None:
+        if not self.splits or self.splits[0] < 0 or list(self.splits) != sorted(set(self.splits)):
+            raise ConfigError(f"splits must be one or more steps >= 0, ascending, got {self.splits}")
+        if self.branching < 2:
+            raise ConfigError(f"branching must be >= 2, got {self.branching}: a node without siblings has no credit")
+        check_geometry(self.prompts, self.group_size, self.prompts_per_call)
+        if not self.dynamics.stochastic:
+            raise ConfigError(
+                f"dynamics: {type(self.dynamics).__name__} is deterministic here, so branches would not part; choose "
+                "dance_sde, flow_sde, coefficient_preserving or ddim with noise above 0"
+            )
+
+    @property
+    def group_size(self) -> int:
+        """Leaves of a prompt."""
+        return self.branching ** len(self.splits)
+
+    def __call__(self, ctx: Context, groups: Groups) -> Experience[Transitions]:
+        """Grow, score and credit."""
+        self._check(ctx)
+        watch, size = Stopwatch(), ctx.policy.form.prompts_per_call(groups.prompts, self.prompts_per_call)
+        calls = [groups[i : i + size] for i in range(0, len(groups), size)]
+        trees, pixels = [], []
+        with Scoring(ctx, self.reward, watch, overlap=self.overlap) as scoring:
+            with ctx.policy.sampling():
+                for part in calls:
+                    with watch.time("rollout"):
+                        nodes, clips = self._grow(ctx, part)
+                        trees.append([node.to(ctx.policy.storage) for node in nodes])
+                        pixels.append(clips.float().cpu())
+                    texts = repeat(part.prompts, self.group_size)
+                    scoring.add(made_from(texts, pixels[-1]), texts, part.ids.repeat_interleave(self.group_size))
+            rewards = scoring.rewards()
+        group = groups.ids.repeat_interleave(self.group_size)
+        everywhere, ids = gathered(ctx, rewards), ctx.world.gather(group)
+        refuse(ctx, everywhere.value, self.reward)
+        first = ctx.world.rank * len(calls)
+        batches = []
+        for depth in range(len(self.splits)):
+            credit = self._credit(ctx, everywhere, ids, depth).split(size * self.branching ** (depth + 1))
+            for number, (part, tree, shares) in enumerate(zip(calls, trees, credit, strict=True), start=first):
+                batches.append(self._batch(ctx, part, tree[depth], shares, depth, number))
+        batch = concatenate(batches)
+        if ctx.policy.form.single:
+            batch = replace(batch, chunk=torch.arange(len(batch)))
+        texts = repeat(groups.prompts, self.group_size)
+        made = made_from(texts, torch.cat(pixels))
+        return Experience(batch, reward_metrics(everywhere, ids), made, texts, rewards, watch.seconds)
+
+    def _check(self, ctx: Context) -> None:
+        if self.splits[-1] >= ctx.policy.rounds - 1:
+            raise ConfigError(
+                f"source.splits: a split at step {self.splits[-1]} needs more than {ctx.policy.rounds} steps: the last "
+                "one is not trained"
+            )
+        if not ctx.policy.stubs:
+            raise ConfigError(
+                "source: this pipeline keeps something from round to round, so a tree cannot start from its nodes; "
+                "choose on_policy_steps"
+            )
+
+    def _grow(self, ctx: Context, part: Groups) -> tuple[list[Recorded], Tensor]:
+        """Return the split of every depth, states `[n, ...]` and next states `[n, branching, ...]`, and the leaves."""
+        leaves = sample_ids(part, self.group_size)
+        nodes: list[Recorded] = []
+        for depth, k in enumerate(self.splits):
+            rows = self.branching**depth
+            seen: list[tuple[Tensor, Tensor, Grid]] = []
+            look = Look(lambda x, v, grid, seen=seen: seen.append((x, v, grid)))
+            script = [*self._behind(nodes), *self._between(depth), look]
+            script += [Skip()] * (ctx.policy.rounds - len(script))
+            ctx.policy.call(Conductor(script), repeat(part.prompts, rows), self._seeds(ctx, part, rows), pixels=False)
+            x, v, grid = seen[0]
+            step = take(self.dynamics, grid, k, k + 1).to(x.device).for_actions()
+            if not step.random:
+                raise ConfigError(f"source.splits: {type(self.dynamics).__name__} has no noise at step {k}")
+            children = leaves.view(-1, self.group_size // (rows * self.branching))[:, 0]
+            noise = ctx.draw.normal("action", children, k, x.shape[1:]).to(x.device).unflatten(0, (len(x), -1))
+            x_next = step.sample(x[:, None], v[:, None], noise).to(x.dtype)
+            nodes.append(Recorded(x.float(), v.float(), x_next.float(), step))
+        seeds = self._seeds(ctx, part, self.group_size)
+        script = [*self._behind(nodes), *([Native()] * (ctx.policy.rounds - self.splits[-1] - 1))]
+        clips = ctx.policy.call(Conductor(script), repeat(part.prompts, self.group_size), seeds, pixels=True)
+        assert clips is not None
+        return nodes, clips
+
+    def _behind(self, nodes: list[Recorded]) -> list[Round]:
+        """Return the rounds up to the last split, which hands over its actions."""
+        if not nodes:
+            return []
+        return [*([Skip()] * self.splits[len(nodes) - 1]), Skip(nodes[-1].x_next.flatten(0, 1))]
+
+    def _between(self, depth: int) -> list[Round]:
+        before = self.splits[depth - 1] + 1 if depth else 0
+        return [Native()] * (self.splits[depth] - before)
+
+    def _seeds(self, ctx: Context, part: Groups, rows: int) -> Tensor:
+        return ctx.draw.keys("initial noise", part.ids).repeat_interleave(rows)
+
+    def _credit(self, ctx: Context, leaves: Rewards, group: Tensor, depth: int) -> Tensor:
+        """Return the credit of this process's actions at `depth`, node by node."""
+        below = self.group_size // self.branching ** (depth + 1)
+
+        def worth(score: Tensor) -> Tensor:
+            return score.view(-1, below).nanmean(dim=1)
+
+        nodes = Rewards(worth(leaves.value), {name: worth(part) for name, part in leaves.parts.items()})
+        credit = self.advantage(nodes, group[::below])
+        # A row counts once in the mean over rows, and there are more of them the deeper they are.
+        rows = [self.branching**d for d in range(len(self.splits))]
+        return credit[ctx.world.share(len(credit))] * (sum(rows) / (len(rows) * rows[depth]))
+
+    def _batch(
+        self, ctx: Context, part: Groups, node: Recorded, credit: Tensor, depth: int, number: int
+    ) -> Transitions:
+        rows = self.branching**depth
+        n = len(part) * rows
+        return Transitions(
+            prompts=repeat(part.prompts, rows),
+            seeds=self._seeds(ctx, part, rows),
+            group=part.ids.repeat_interleave(rows),
+            chunk=torch.full((n,), number * len(self.splits) + depth),
+            index=torch.full((n, 1), self.splits[depth]),
+            x=node.x[:, None],
+            x_next=node.x_next[:, None],
+            velocity=node.velocity[:, None],
+            coefficients=rows_of([node.step], n),
+            advantage=credit.reshape(n, self.branching),
+        )
