@@ -172,7 +172,16 @@ def main(path: str, overrides: Sequence[str], setup: Setup, *, as_json: bool = F
 
 
 def plan(run: Run, setup: Setup) -> Plan:
-    """Return what a run takes."""
+    """Return what a run takes.
+
+    Raises:
+        ConfigError: If it keeps the graph of what is not rehearsed.
+    """
+    if run.objective.differentiates:
+        raise ConfigError(
+            f"objective: {type(run.objective).__name__} keeps the graph of decoder and reward model, whose size is not "
+            "planned yet; see memory/peak_bytes of a run with steps=2"
+        )
     with _quietly(), tempfile.TemporaryDirectory() as folder:
         prompts, notes = _prompts(run, Path(folder))
         rehearsal = Rehearsal(run, prompts, setup.gpus)

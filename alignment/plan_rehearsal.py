@@ -345,11 +345,6 @@ class Rehearsal:
     """
 
     def __init__(self, run: Run, prompts: Prompts, processes: int) -> None:
-        if run.objective.differentiates:
-            raise ConfigError(
-                f"objective: {type(run.objective).__name__} keeps the graph of decoder and reward model, whose size is "
-                "not planned yet; measure memory/peak_bytes in a run of two steps (steps=2)"
-            )
         each, over = divmod(run.source.prompts, processes)
         if over or not each:
             raise ConfigError(

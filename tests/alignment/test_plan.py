@@ -240,3 +240,9 @@ def test_sizes_are_those_of_the_checkpoints(name: str) -> None:
 
 def test_gpus_have_names_of_their_own() -> None:
     assert len({one.name for one in GPUS}) == len(GPUS)
+
+
+def test_a_gradient_through_the_decoder_is_not_planned_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ("data.prompts=prompts.txt", "evaluation={prompts: null}", "source.prompts=2")
+    assert cli.run(["plan", "configs/quickstart_draft.yaml", *changes]) == 2
+    assert "DRaFT keeps the graph of decoder and reward model" in capsys.readouterr().err
