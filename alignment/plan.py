@@ -25,8 +25,9 @@ from alignment.data import Prompts, read_prompts
 from alignment.errors import ConfigError
 from alignment.loading import no_progress_bars
 from alignment.plan_blueprint import stand_in_prompts
+from alignment.plan_counts import Step
 from alignment.plan_gpus import GPU
-from alignment.plan_rehearsal import Rehearsal, RehearsedPolicy, Step
+from alignment.plan_rehearsal import Rehearsal, RehearsedPolicy
 from alignment.run import Run
 
 FULL = 4
@@ -238,6 +239,7 @@ def _flops(rehearsal: Rehearsal, steps: Sequence[Step]) -> tuple[dict[str, float
     }
     calls = [call for step in steps for call in step.calls]
     encoded = {p: sum(policy.before.of(c.rows).flops for c in calls if c.phase == p) / count for p in phases}
+    encoded["rollout"] += sum(step.encoded for step in steps) / count * policy.encoding.flops
     decoded = sum(policy.after.of(c.rows).flops for c in calls if c.decodes) / count
     scored = sum(step.scored for step in steps) / count
     size = rehearsal.run.source.reward.size()
@@ -280,7 +282,7 @@ def _memory(
     # Without sharding, gradients are summed over processes as one flat copy and its sum; AdamW makes one temporary.
     temporary = max(trained / parts, 2 * trained if setup.gpus > parts else 0)
     calls = [call for step in steps for call in step.calls]
-    encoding = max(policy.before.of(call.rows).bytes for call in calls)
+    encoding = max(policy.encoding.bytes, *(policy.before.of(call.rows).bytes for call in calls))
     decoding = max((policy.after.of(call.rows).bytes for call in calls if call.decodes), default=0)
     events = [event for step in steps for event in step.events]
     sampling = max((e.cost.bytes for e in events if e.phase == "rollout"), default=0)
@@ -292,7 +294,7 @@ def _memory(
         "update": always | gradients | {"activations": learning} | kept,
         "optimizer step": always | gradients | {"temporaries": temporary} | kept,
     }
-    if policy.before.one.flops:
+    if policy.encoding.flops or policy.before.one.flops:
         phases["encode"] = always | {"activations": encoding}
     return {phase: {name: size for name, size in parts.items() if size} for phase, parts in phases.items()}
 

@@ -55,6 +55,9 @@ _SIDE = 512
 
 Settings = dict[str, Any]
 
+_HERE = property(lambda self: torch.device("cpu"))
+"""The device of what stays on the CPU."""
+
 
 @dataclass(frozen=True)
 class Description:
@@ -140,8 +143,7 @@ def draw(spec: PolicySpec) -> Any:
         if "processor" in parts and parts["processor"] is None:
             parts["processor"] = _processor(told.parts["processor"], parts["tokenizer"])
         # Tensors of the pipeline's own stay on the CPU; its networks alone are elsewhere.
-        here = property(lambda self: torch.device("cpu"))
-        body = {"_execution_device": here, "device": here, "__module__": told.cls.__module__}
+        body = {"_execution_device": _HERE, "device": _HERE, "__module__": told.cls.__module__}
         pipe = type(told.cls.__name__, (told.cls,), body)(**parts, **told.settings)
     except _UNBUILDABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -233,14 +235,37 @@ def _compute_on_meta(network: Any, *, encodes: bool, in_loop: bool) -> None:
         vars(network)["forward"] = lambda ids: _encoded(network, ids)
         return
     autoencoder = hasattr(network, "encode") and hasattr(network, "decode")  # which call its parts
+    if autoencoder:
+        _read_on_cpu(network)
     for name, module in network.named_children() if autoencoder else [("", network)]:
-        module.register_forward_pre_hook(_to_meta, with_kwargs=True)
+        module.register_forward_pre_hook(_to_meta_in_place if autoencoder else _to_meta, with_kwargs=True)
         if not in_loop and name != "decoder":  # pixels are large and stay where they are
             module.register_forward_hook(_back)
 
 
+def _read_on_cpu(network: nn.Module) -> None:
+    """Let a pipeline find on the CPU what it reads of an autoencoder itself: its device, statistics of its latents."""
+    body = {"device": _HERE, "__module__": type(network).__module__}
+    network.__class__ = type(type(network).__name__, (type(network),), body)
+    for child in (child for child in network.children() if not list(child.parameters())):
+        for name, buffer in list(child.named_buffers(recurse=False)):
+            child.register_buffer(name, torch.ones_like(buffer, device="cpu"))
+
+
 def _to_meta(network: nn.Module, args: Any, named: Any) -> Any:
     return tree_map_only(Tensor, lambda z: z.to(META), (args, named))
+
+
+def _to_meta_in_place(network: nn.Module, args: Any, named: Any) -> Any:
+    """Keep lists: autoencoders of clips are handed one to remember the last frames in."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, list):
+            value[:] = map(moved, value)
+            return value
+        return value.to(META) if isinstance(value, Tensor) else value
+
+    return tuple(map(moved, args)), {name: moved(value) for name, value in named.items()}
 
 
 def _back(network: nn.Module, args: Any, answer: Any) -> Any:

@@ -27,6 +27,7 @@ from alignment.loading import loop_networks
 from alignment.loop import Trainer
 from alignment.objectives.base import Loss
 from alignment.pipeline_call import as_clips
+from alignment.plan_counts import Around, Called, Event, Step
 from alignment.plan_meter import AsOnGPU, Cost, Meter
 from alignment.policy import Policy
 from alignment.run import Run
@@ -44,59 +45,6 @@ TOY = (1, 1, 5)
 
 _UNPLANNABLE = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, LookupError)
 """What a network raises that looks at the values of its inputs, which meta tensors do not have."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """One round of one pipeline call in which the denoiser runs.
-
-    Attributes:
-        phase: "rollout" or "update".
-        rows: Rows of the call.
-        cost: Of all rows.
-        grad: Whether a backward pass is part of it.
-    """
-
-    phase: str
-    rows: int
-    cost: Cost
-    grad: bool
-
-
-@dataclass(frozen=True)
-class Called:
-    """One pipeline call.
-
-    Attributes:
-        phase: "rollout" or "update".
-        rows: Its rows.
-        decodes: Whether it decodes to pixels.
-    """
-
-    phase: str
-    rows: int
-    decodes: bool
-
-
-@dataclass(frozen=True)
-class Around:
-    """What a call costs before or after its denoising loop.
-
-    Attributes:
-        one: With one row.
-        two: With two rows; some encode a picture once for all rows, some decode row by row.
-    """
-
-    one: Cost
-    two: Cost
-
-    def of(self, rows: int) -> Cost:
-        """Return the cost with any number of rows."""
-        more = rows - 1
-        return Cost(
-            self.one.flops + more * (self.two.flops - self.one.flops),
-            self.one.bytes + more * (self.two.bytes - self.one.bytes),
-        )
 
 
 @dataclass
@@ -122,13 +70,13 @@ class Observed(Routes):
         self.rounds.setdefault(conductor.round, []).append(key)
         self.rounds_seen[name].add(conductor.round)
         if key not in self.calls:
-            self.calls[key], self.blanks[key] = run, self.measure(key, run)
+            self.calls[key], out = run, self.measure(key, run)
+            self.remember(key, rows, tree_map_only(Tensor, self._on_cpu, out))
         self.lap()
-        return tree_map_only(Tensor, lambda z: self._blank(z, rows), self.blanks[key])
+        return self.blank(key, rows)
 
-    def _blank(self, z: Tensor, rows: int) -> Tensor:
-        blank = torch.zeros((), dtype=torch.float32 if z.dtype == self.autocast else z.dtype)
-        return blank.expand(rows * len(z), *z.shape[1:]) if z.ndim else blank
+    def _on_cpu(self, z: Tensor) -> Tensor:
+        return plan_blueprint.zeros(z.float() if z.dtype == self.autocast else z)
 
 
 class RehearsedPolicy(Policy):
@@ -142,8 +90,10 @@ class RehearsedPolicy(Policy):
         calls: Every call of the pipeline.
         latent: Shape of a row's latents.
         frames: Frames of a row, once decoded.
-        before: Cost of what a call does before its denoising loop: encoding pictures.
+        encoding: Cost of a picture that is encoded for the first time.
+        before: Cost of what every call does before its denoising loop.
         after: Cost of what it does after it: decoding.
+        brought: What prompts brought since `forget`.
     """
 
     def __init__(self, run: Run) -> None:
@@ -160,6 +110,7 @@ class RehearsedPolicy(Policy):
         """Count from zero."""
         self.events: list[Event] = []
         self.calls: list[Called] = []
+        self.brought: set[tuple[object, ...]] = set()
         self.phase = "rollout"
 
     def observe(self, prompt: str, *, mixed: bool) -> None:
@@ -178,7 +129,9 @@ class RehearsedPolicy(Policy):
             self.form = form
             return self._look((prompt,) * rows)
 
-        one = two = first_accepted(functools.partial(look, rows=1))
+        fresh, _ = first_accepted(functools.partial(look, rows=1))
+        one = two = look(self.form, 1)
+        self.encoding = Cost(fresh.flops - one[0].flops, fresh.bytes)
         together = (Form.SHARED, Form.ALIKE, Form.REPEATED) if pictured and not mixed else (Form.ROWS,)
         # Which one is right shows in values; here the first that the pipeline takes.
         for form in () if self.form.single else together:
@@ -221,6 +174,10 @@ class RehearsedPolicy(Policy):
     @property
     def _switched_off(self) -> bool:
         return any(layer.disable_adapters for layer in self._adapters)
+
+    def _run(self, conductor: Conductor, prompts: Sequence[str], seeds: Tensor, *, pixels: bool) -> Tensor | None:
+        self.brought.update(map(pictures_of, prompts))
+        return super()._run(conductor, prompts, seeds, pixels=pixels)
 
     def _conduct(self, conductor: Conductor, given: dict[str, Any], routes: Routes, seeds: Tensor) -> Tensor:
         """Walk through the rounds of a call as `conductor` says, and count where the denoiser would run."""
@@ -280,23 +237,6 @@ def _weights(networks: Iterable[nn.Module]) -> list[Tensor]:
 def pictures_of(prompt: str) -> tuple[object, ...]:
     """Return what a prompt brings, to compare it with what another does."""
     return tuple(value for value in inputs_of(prompt).values() if not isinstance(value, str))
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step of one process takes.
-
-    Attributes:
-        events: Rounds in which the denoiser runs.
-        calls: Every call of the pipeline.
-        scored: Samples scored.
-        kept: Bytes of experience kept from rollout to update.
-    """
-
-    events: Sequence[Event]
-    calls: Sequence[Called]
-    scored: int
-    kept: int
 
 
 @dataclass(frozen=True)
@@ -384,7 +324,7 @@ class Rehearsal:
                 f"{type(self.run.source).__name__} with {type(self.run.objective).__name__} cannot be rehearsed "
                 f"without weights: {error}"
             ) from error
-        return Step(policy.events, policy.calls, sum(self._world.scored), self._bytes(batch))
+        return Step(policy.events, policy.calls, len(policy.brought), sum(self._world.scored), self._bytes(batch))
 
     def _bytes(self, batch: Batch) -> int:
         """Return the memory of a batch whose latents were of full size."""

@@ -89,14 +89,22 @@ class Routes:
         key = (name, nth)
         if conductor.skipping and self.in_loop(name) and key in self.blanks:
             if self.stubs:
-                return _scaled(self.blanks[key], rows)
+                return self.blank(key, rows)
             with torch.no_grad():
                 return self._run(run)
         out = self._run(run)
         self.rounds_seen[name].add(conductor.round)
+        self.remember(key, rows, out)
+        return out
+
+    def remember(self, key: tuple[str, int], rows: int, out: Any) -> None:
+        """Keep the shape of an answer to so many rows, if it is the first."""
         if key not in self.blanks:
             self.blanks[key] = tree_map_only(Tensor, lambda z: _Blank(rows, tuple(z.shape), z.dtype, z.device), out)
-        return out
+
+    def blank(self, key: tuple[str, int], rows: int) -> Any:
+        """Return zeros of the shape of that answer to so many rows."""
+        return _scaled(self.blanks[key], rows)
 
     def _run(self, run: Callable[[], Any]) -> Any:
         out = run()
