@@ -25,6 +25,16 @@ class PipelineError(VisalignError, RuntimeError):
     """A pipeline that cannot be loaded, or does not follow the scheduler contract."""
 
 
+class ForwardProcessError(PipelineError):
+    """The pipeline cannot be handed noised samples of one's own, which some objectives learn from."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"policy.pipeline: {reason}; objectives that noise clean samples themselves cannot train this pipeline. "
+            "clipped_surrogate can: it learns from the pipeline's own steps"
+        )
+
+
 class CheckpointError(VisalignError, RuntimeError):
     """A checkpoint that is missing, damaged, or does not fit this run."""
 

@@ -69,10 +69,12 @@ class Form(Enum):
         return self is Form.ROWS
 
     def same(self, prompt: str) -> object:
-        """Return what rows of one call have to have in common."""
-        if self is Form.ROWS:
-            return None
-        return prompt if self is Form.REPEATED else tuple(_pictures(prompt).items())
+        """Return what rows of one call have to have in common.
+
+        Rows that share a picture share their prompt, too, as those of a group do: prompts that were read together with
+        a picture have any length, and do not fit into one call.
+        """
+        return None if self is Form.ROWS else prompt
 
     def calls(self, prompts: Sequence[str]) -> list[list[int]]:
         """Return the rows of each call that `prompts` take: as few calls as can be."""
@@ -116,14 +118,13 @@ def arrange(form: Form, pipe: Any, prompts: Sequence[str], common: Mapping[str, 
         common: Arguments of every call; texts and pictures among them are those of rows that bring no others.
 
     Raises:
-        PipelineError: If rows bring different pictures and the form has room for one.
+        PipelineError: If rows bring different prompts and the form has room for one.
     """
     by_row = {name: value for name, value in common.items() if _is_by_row(name, value)}
     rows = [{"prompt": str(prompt), **by_row, **inputs_of(prompt)} for prompt in prompts]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     if len(form.calls(prompts)) > 1:
-        what = ", ".join(_pictures(prompts[0])) if form in (Form.SHARED, Form.ALIKE) else "prompt"
-        raise PipelineError(f"{type(pipe).__name__} takes one {what} a call, but rows of this call bring several")
+        raise PipelineError(f"{type(pipe).__name__} takes one prompt a call here, but rows of this call bring several")
     texts = {name: column for name, column in columns.items() if isinstance(column[0], str)}
     pictures = {name: [_opened(value) for value in column] for name, column in columns.items() if name not in texts}
     if form in (Form.ROWS, Form.ALIKE):
@@ -215,15 +216,22 @@ def first_accepted(call: Callable[[Form], Answer]) -> Answer:
 
 
 def makes_two(call: Call, prompt: str, rounds: int) -> bool:
-    """Return whether the pipeline makes two rows in one call, to the end."""
-    conductor = Conductor([Native(), *([Skip()] * (rounds - 1))])
+    """Return whether the pipeline makes two rows in one call, to the end, and each of them as it makes it alone."""
+
+    def state(rows: int, *, pixels: bool) -> Tensor:
+        conductor = Conductor([Native(), *([Skip()] * (rounds - 1))])
+        call(conductor, (prompt,) * rows, torch.arange(rows), pixels=pixels)
+        assert conductor.final is not None
+        return conductor.final.float()
+
     try:
-        call(conductor, (prompt, prompt), torch.arange(2), pixels=True)
+        two = state(2, pixels=True)
     except torch.OutOfMemoryError:
         raise
     except REFUSALS:
         return False
-    return True
+    alone = state(1, pixels=False)
+    return bool(_distance(two[:1], alone) <= _SAME * alone.abs().max())
 
 
 def _mixes(first: str, other: str, alone: Tensor, observe: Observe) -> bool:

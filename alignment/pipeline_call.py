@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignment.errors import ConfigError, PipelineError, VisalignError
+from alignment.errors import ConfigError, ForwardProcessError, PipelineError, VisalignError
+from samplers import ReplayMismatch
 
 _OURS = (
     "self", "prompt", "generator", "latents", "output_type", "return_dict",
@@ -61,6 +62,23 @@ def blaming(key: str, pipe: Any) -> Iterator[None]:
         if isinstance(error, LookupError | AttributeError):  # their words say little without their kind
             cause = f"{type(error).__name__}: {cause}"
         raise PipelineError(f"{key}: {type(pipe).__name__} cannot be called with these arguments: {cause}") from error
+
+
+@contextlib.contextmanager
+def same_states(pipe: Any, *, own: bool) -> Iterator[None]:
+    """Say what it means that a pipeline met another state than the one that was recorded, or `own`: made elsewhere."""
+    try:
+        yield
+    except ReplayMismatch as error:
+        name = type(pipe).__name__
+        if own:
+            raise ForwardProcessError(
+                f"{name} changes the states it is handed, as inpainting does ({error})"
+            ) from error
+        raise PipelineError(
+            f"{name} did not come by its recorded states again ({error}): a replay with the same seeds has to meet "
+            "them bit for bit"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -162,6 +162,9 @@ class RehearsedPolicy(Policy):
             raise self._unplannable(error) from error
         if conductor.final is None:
             raise PipelineError(f"{type(self.pipe).__name__} never stepped its scheduler: it cannot be conducted")
+        if not conductor.heard().in_step:
+            name = type(self.pipe).__name__
+            raise PipelineError(f"{name} cannot be planned: it denoises its streams one after the other in this call")
         self.rounds, self.latent, self.frames = conductor.round, conductor.final.shape[1:], pixels.shape[1]
         return laps[0], laps[-1]
 

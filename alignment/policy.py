@@ -20,10 +20,10 @@ from torch import Tensor
 from alignment.batches import Batch, Transitions, made_from, one_of_each_state
 from alignment.embeddings import Embeddings
 from alignment.encodings import Encodings
-from alignment.errors import PipelineError
+from alignment.errors import ForwardProcessError, PipelineError
 from alignment.forms import Form, arrange, brings_pictures, find_form, first_accepted, makes_two
 from alignment.loading import experts, load_pipeline, loop_networks, trained_scheduler
-from alignment.pipeline_call import as_clips, blaming, checked_arguments, global_stream, taken
+from alignment.pipeline_call import as_clips, blaming, checked_arguments, global_stream, same_states, taken
 from alignment.self_check import check_replay
 from alignment.sizes import check_media, check_picture_size
 from alignment.spec import PolicySpec
@@ -34,7 +34,6 @@ from samplers import (
     Grid,
     Look,
     Native,
-    ReplayMismatch,
     Round,
     Routes,
     Score,
@@ -99,15 +98,12 @@ class Policy(Weights):
         """The forward process, for methods that noise clean samples themselves.
 
         Raises:
-            PipelineError: If it cannot be read from the scheduler.
+            ForwardProcessError: If it cannot be read from the scheduler.
         """
         try:
             return read_path(self._stand_in)
         except ValueError as error:
-            raise PipelineError(
-                f"policy.pipeline: {error}; objectives that noise clean samples themselves cannot train this pipeline. "
-                "clipped_surrogate can: it learns from the pipeline's own steps"
-            ) from error
+            raise ForwardProcessError(str(error)) from error
 
     @property
     def storage(self) -> torch.device:
@@ -190,6 +186,10 @@ class Policy(Weights):
         alike = bool((times == times[:, :1]).all())  # one time a round, as the pipeline knows it from its own scheduler
         times = times[:, 0] if alike else times.as_subclass(RowTimes)
         assert self._score is not None
+        if not self._score.in_step:
+            raise ForwardProcessError(
+                f"{type(self.pipe).__name__} denoises its streams one after the other in this call"
+            )
         before, after = self._score.before, self._score.after
         # What a pipeline leaves out at the start may depend on how many times there are: there are as many as ever.
         most = self.rounds - 1 if before else len(points)
@@ -366,15 +366,12 @@ class Policy(Weights):
     def _conduct(self, conductor: Conductor, given: dict[str, Any], routes: Routes, seeds: Tensor) -> Tensor:
         vars(self.pipe)["scheduler"] = self._stand_in
         self._stand_in.conduct(conductor)
+        conductor.rows = len(seeds)
         try:
-            with routes.on(self.pipe, conductor, len(seeds)), global_stream(seeds, self.device):
-                call = type(self.pipe).__call__
+            call = type(self.pipe).__call__
+            routed, drawn = routes.on(self.pipe, conductor, len(seeds)), global_stream(seeds, self.device)
+            with same_states(self.pipe, own=conductor.times is not None), routed, drawn:
                 return (inspect.unwrap(call) if torch.is_grad_enabled() else call)(self.pipe, **given)[0]
-        except ReplayMismatch as error:
-            raise PipelineError(
-                f"{type(self.pipe).__name__} did not come by its recorded states again ({error}): a replay with the "
-                "same seeds has to meet them bit for bit"
-            ) from error
         finally:
             self._stand_in.conduct(None)
             vars(self.pipe)["scheduler"] = self._native

@@ -72,7 +72,7 @@ def _refuse_keywords(denoiser: nn.Module) -> None:
     from peft.tuners.lora import LoraLayer
 
     adapted = {name: module for name, module in denoiser.named_modules() if isinstance(module, LoraLayer)}
-    kinds = sorted({name.rsplit(".", 1)[-1] for name in adapted})
+    kinds = sorted({kind for name in adapted if (kind := name.rsplit(".", 1)[-1]).isidentifier()})
 
     def refuse(name: str, _: nn.Module, args: tuple[object, ...], named: dict[str, object]) -> None:
         if not args and "input" in named:

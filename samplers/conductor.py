@@ -136,6 +136,11 @@ class Stepped:
     offered: int = 0
     remembers: bool = False
 
+    def of(self, rows: int) -> Stepped:
+        """Return it as a step of `rows` samples, each of several rows of the pipeline's."""
+        x, v, native = (z.unflatten(0, (rows, -1)) for z in (self.x, self.v, self.native))
+        return replace(self, x=x, v=v, native=native)
+
 
 def _alike(found: Tensor, expected: Tensor, tolerance: float) -> bool:
     if tolerance == 0 or found.shape != expected.shape:
@@ -154,12 +159,15 @@ class Conductor:
         times: Network times to offer in place of the scheduler's own, `[R]` or `[R, B]`; the native step then never
             runs, because these times are on nobody's grid.
         score: The pipeline's loop, where a call has shown it; without it every step is all of its round.
+        rows: Samples of the call; null where a state has as many. Pipelines that step the frames of a clip as rows of
+            their own have more, and are heard and answered in whole samples.
         records: The `Act` rounds.
     """
 
     script: Sequence[Round] = ()
     times: Tensor | None = None
     score: Score | None = None
+    rows: int | None = None
     records: dict[int, Recorded] = field(default_factory=dict)
     _calls: list[list[int]] = field(default_factory=list)
     _here: dict[int, tuple[Stepped, Tensor]] = field(default_factory=dict)
@@ -232,12 +240,13 @@ class Conductor:
         to_come = self._to_come(k)
         if call.stream in to_come:  # only a question: what follows is answered by a later step of this round
             return call.native
-        state = self._next(action, k, call)
-        self._here[call.stream] = call, state
+        sample = call if self.rows in (None, len(call.x)) else call.of(self.rows)
+        state = self._next(action, k, sample)
+        self._here[call.stream] = sample, state
         self._states[call.stream] = state
         if not to_come:
             self._close(action, k)
-        return state
+        return state if sample is call else state.flatten(0, 1)
 
     def _to_come(self, k: int) -> tuple[int, ...]:
         """Return the streams that are still to be stepped in round k."""
@@ -284,10 +293,10 @@ class Conductor:
             case Visit(receive=receive):
                 receive(self._joined(lambda call, _: call.v))
             case Look(receive):
-                receive(self._joined(lambda call, _: call.x), self._joined(lambda call, _: call.v), self._joint_grid(k))
+                receive(self._joint(lambda call, _: call.x), self._joined(lambda call, _: call.v), self._joint_grid(k))
             case Act(dynamics, _):
-                x, v = self._joined(lambda call, _: call.x), self._joined(lambda call, _: call.v)
-                x_next, step = self._joined(lambda _, state: state), take(dynamics, self._joint_grid(k), k, k + 1)
+                x, v = self._joint(lambda call, _: call.x), self._joined(lambda call, _: call.v)
+                x_next, step = self._joint(lambda _, state: state), take(dynamics, self._joint_grid(k), k, k + 1)
                 self.records[k] = Recorded(x.float(), v.float(), x_next.float().clone(), step.to(x.device))
             case _:
                 pass
@@ -299,6 +308,11 @@ class Conductor:
 
     def _joined(self, of: Callable[[Stepped, Tensor], Tensor]) -> Tensor:
         return self.heard().join({stream: of(*made) for stream, made in self._here.items()})
+
+    def _joint(self, of: Callable[[Stepped, Tensor], Tensor]) -> Tensor:
+        """Return the state of all streams; one that does not move in this round is where it was left."""
+        moved = {stream: of(*made) for stream, made in self._here.items()}
+        return self.heard().join({**self._states, **moved})
 
     def _noise_of(self, noise: Callable[[Tensor], Tensor], call: Stepped) -> Tensor:
         if self.score is None or self.score.single:

@@ -1,11 +1,17 @@
 """Paths from data to noise, x = alpha x0 + sigma eps, and what the network predicts on them.
 
-    flow          v = eps - x0            (needs alpha + sigma = 1)
+The clean prediction of a state and its network's answer is x0 = cx x + cv v:
+
+    flow          v = eps - x0               (needs alpha + sigma = 1)
     epsilon       v = eps
     v_prediction  v = alpha eps - sigma x0   (needs alpha^2 + sigma^2 = 1)
     sample        v = x0
 
-In each case x0 and eps are linear in (x, v); `clean_and_noise` gives the four numbers.
+For these `clean_and_noise` gives the numbers. Networks that were made to answer in units of one (EDM's preconditioning,
+TrigFlow) have numbers of their own; what a perfect one answers follows from them, whatever they are.
+
+Times t in [0, 1] mean the same on all paths whose noise has no end: those of the rectified flow with as much noise to a
+unit of data, sigma / (alpha d) = t / (1 - t), d being the standard deviation of the data as the path scales it.
 """
 
 from __future__ import annotations
@@ -42,22 +48,29 @@ def clean_and_noise(
 class Path(Protocol):
     """The forward process of a pipeline, for methods that noise clean samples themselves."""
 
-    @property
-    def prediction(self) -> Prediction:
-        """What the network predicts."""
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (alpha, sigma), each `[B]` in the dtype of `t`, at times `t` in [0, 1], `[B]`."""
         ...
 
-    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (alpha, sigma), each `[B]` float32, at times `t` in [0, 1], `[B]`."""
+    def linear(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (cx, cv) of the clean prediction cx x + cv v, each `[B]` in the dtype of `t`."""
         ...
+
+    def input_scale(self, t: Tensor) -> Tensor:
+        """Return what the scheduler multiplies a state by before the network sees it, `[B]`; 1 on most paths."""
+        return torch.ones_like(t)
 
     def network_time(self, t: Tensor) -> Tensor:
         """Return the time steps a diffusers pipeline passes for `t`, `[B]`."""
         ...
 
+    def time(self, step: Tensor) -> Tensor:
+        """Return t, float64, of time steps as `network_time` gives them."""
+        ...
+
 
 @dataclass(frozen=True)
-class RectifiedFlow:
+class RectifiedFlow(Path):
     """x = (1 - t) x0 + t eps; the network is told t times the number of training steps, or 1 - t where `inverted`."""
 
     num_train_timesteps: int = 1000
@@ -68,13 +81,22 @@ class RectifiedFlow:
         """Return (1 - t, t)."""
         return 1 - t, t
 
+    def linear(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (cx, cv) of `clean_and_noise`."""
+        return clean_and_noise(self.prediction, *self.marginal(t))[0]
+
     def network_time(self, t: Tensor) -> Tensor:
         """Return t, or 1 - t, times the number of training steps, float."""
         return (1 - t if self.inverted else t) * self.num_train_timesteps
 
+    def time(self, step: Tensor) -> Tensor:
+        """Return the share of the training steps, or what is left of it."""
+        t = step.double() / self.num_train_timesteps
+        return 1 - t if self.inverted else t
+
 
 @dataclass(frozen=True)
-class VariancePreserving:
+class VariancePreserving(Path):
     """x = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps over integer steps; t in [0, 1] is rounded to the nearest."""
 
     alphas_cumprod: Tensor
@@ -85,9 +107,107 @@ class VariancePreserving:
         abar = self.alphas_cumprod.to(t.device)[self.network_time(t)].to(t.dtype)
         return abar.sqrt(), (1 - abar).sqrt()
 
+    def linear(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (cx, cv) of `clean_and_noise`."""
+        return clean_and_noise(self.prediction, *self.marginal(t))[0]
+
     def network_time(self, t: Tensor) -> Tensor:
         """Return the nearest integer steps, int64."""
         return (t * (len(self.alphas_cumprod) - 1)).round().long()
+
+    def time(self, step: Tensor) -> Tensor:
+        """Return the share of the steps."""
+        return step.double() / (len(self.alphas_cumprod) - 1)
+
+
+@dataclass(frozen=True)
+class VarianceExploding(Path):
+    """x = x0 + s eps, with s between `low` and `high`.
+
+    A raw network answers with the noise. A preconditioned one sees x / sqrt(s^2 + d^2) and answers f in units of one,
+
+        x0 = d^2 / (s^2 + d^2) x + sign s d / sqrt(s^2 + d^2) f        sign +1, or -1 where f is called a velocity
+
+    Attributes:
+        low: Smallest s.
+        high: Largest s.
+        spread: d, the standard deviation of the data.
+        sign: 0 for a raw network.
+        steps: The network is told s times this; null for log(s) / 4.
+
+    Source: EDM (arXiv 2206.00364), table 1.
+    """
+
+    low: float
+    high: float
+    spread: float = 1.0
+    sign: int = 0
+    steps: int | None = None
+
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (1, s)."""
+        return torch.ones_like(t), self._sigma(t).to(t.dtype)
+
+    def linear(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (cx, cv): those of noise, or of EDM's preconditioning."""
+        s, d = self._sigma(t), self.spread
+        if self.sign == 0:
+            return torch.ones_like(t), -s.to(t.dtype)
+        squares = s.square() + d * d
+        return (d * d / squares).to(t.dtype), (self.sign * s * d / squares.sqrt()).to(t.dtype)
+
+    def input_scale(self, t: Tensor) -> Tensor:
+        """Return 1 / sqrt(s^2 + d^2), or 1 for a raw network."""
+        if self.sign == 0:
+            return torch.ones_like(t)
+        return (self._sigma(t).square() + self.spread**2).rsqrt().to(t.dtype)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """Return what the network is told of s, float32."""
+        s = self._sigma(t)
+        return (s.log() / 4 if self.steps is None else s * self.steps).float()
+
+    def time(self, step: Tensor) -> Tensor:
+        """Return s / (s + d)."""
+        told = step.double()
+        s = (4 * told).exp() if self.steps is None else told / self.steps
+        return s / (s + self.spread)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        t = t.double()
+        return (self.spread * t / (1 - t)).clamp(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class TrigFlow(Path):
+    """x = cos(a) x0 + d sin(a) eps, v = d cos(a) eps - sin(a) x0; the network is told the angle a.
+
+    Attributes:
+        spread: d, the standard deviation of the data.
+
+    Source: sCM (arXiv 2410.11081), section 3.
+    """
+
+    spread: float
+
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (cos a, d sin a)."""
+        a = torch.atan2(t, 1 - t)
+        return a.cos(), self.spread * a.sin()
+
+    def linear(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (cos a, -sin a)."""
+        a = torch.atan2(t, 1 - t)
+        return a.cos(), -a.sin()
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """Return the angle, between 0 and pi / 2."""
+        return torch.atan2(t, 1 - t)
+
+    def time(self, step: Tensor) -> Tensor:
+        """Return sin a / (sin a + cos a)."""
+        a = step.double()
+        return a.sin() / (a.sin() + a.cos())
 
 
 def noised(path: Path, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -97,21 +217,26 @@ def noised(path: Path, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 
 def target(path: Path, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Return what a perfect network would answer for this (x0, noise, t)."""
-    if path.prediction == "flow":
-        return noise - x0
-    if path.prediction == "epsilon":
-        return noise
-    if path.prediction == "sample":
-        return x0
-    alpha, sigma = path.marginal(t)
-    return expand(alpha, x0) * noise - expand(sigma, x0) * x0
+    """Return what a perfect network would answer for this (x0, noise, t): the v that gives x0 = cx x + cv v.
+
+    Its share of x0 is (1 - cx alpha) / cv, its share of the noise -cx sigma / cv; in float64, because both differences
+    are small near the ends.
+    """
+    (alpha, sigma), (cx, cv) = path.marginal(t.double()), path.linear(t.double())
+    of_data, of_noise = ((1 - cx * alpha) / cv).to(x0.dtype), (-cx * sigma / cv).to(x0.dtype)
+    return expand(of_data, x0) * x0 + expand(of_noise, x0) * noise
 
 
 def clean(path: Path, x: Tensor, v: Tensor, t: Tensor) -> Tensor:
     """Return the clean prediction x0 from the network's answer v at (x, t)."""
-    (cx, cv), _ = clean_and_noise(path.prediction, *path.marginal(t))
+    cx, cv = path.linear(t)
     return expand(cx, x) * x + expand(cv, x) * v
+
+
+def share_of_noise(path: Path, t: Tensor) -> Tensor:
+    """Return how much of an answer is in the noise it predicts, (x - alpha x0) / sigma: -alpha cv / sigma."""
+    (alpha, sigma), (_, cv) = path.marginal(t.double()), path.linear(t.double())
+    return (-alpha * cv / sigma).to(t.dtype)
 
 
 def own_name(scheduler: object) -> str:
@@ -149,15 +274,29 @@ def read_path(scheduler: object) -> Path:
     and visits of states of one's own speak of.
 
     Raises:
-        ValueError: For a scheduler on neither a rectified flow nor a variance-preserving path.
+        ValueError: For a scheduler whose forward process is none of these.
     """
-    config = scheduler.config  # type: ignore[attr-defined]
+    config, known = scheduler.config, vars(scheduler)  # type: ignore[attr-defined]
+    if hasattr(scheduler, "precondition_outputs"):
+        sign = -1 if prediction_of(scheduler) == "v_prediction" else 1
+        return VarianceExploding(config.sigma_min, config.sigma_max, config.sigma_data, sign)
     if is_flow(scheduler):
-        if prediction_of(scheduler) == "flow" and (config.get("sigma_max") or 0) <= EXPLODING:
-            return RectifiedFlow(config.num_train_timesteps, inverted=bool(config.get("invert_sigmas")))
-    elif "alphas_cumprod" in vars(scheduler):
-        table = torch.as_tensor(scheduler.alphas_cumprod)  # type: ignore[attr-defined]
-        return VariancePreserving(table, prediction_of(scheduler))
+        if prediction_of(scheduler) == "flow":
+            highest = config.get("sigma_max") or 0
+            if highest <= EXPLODING:
+                return RectifiedFlow(config.num_train_timesteps, inverted=bool(config.get("invert_sigmas")))
+            return VarianceExploding(config.get("sigma_min") or 0.0, highest, steps=config.num_train_timesteps)
+    elif "alphas_cumprod" in known:
+        table, prediction = torch.as_tensor(known["alphas_cumprod"]), prediction_of(scheduler)
+        if config.get("timestep_type") == "continuous" and prediction == "v_prediction":
+            ratio = ((1 - table) / table).sqrt()
+            return VarianceExploding(
+                config.get("sigma_min") or float(ratio[0]), config.get("sigma_max") or float(ratio[-1]), sign=-1
+            )
+        return VariancePreserving(table, prediction)
+    elif config.get("prediction_type") == "trigflow":
+        return TrigFlow(config.sigma_data)
     raise ValueError(
-        f"{own_name(scheduler)} has neither flow sigmas nor alphas_cumprod, so its forward process is unknown"
+        f"{own_name(scheduler)} has neither flow sigmas nor alphas_cumprod nor a preconditioning, so its forward "
+        "process is unknown"
     )

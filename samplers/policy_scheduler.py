@@ -10,6 +10,7 @@ hands back is decided by a `Conductor`, round by round.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -20,7 +21,9 @@ from torch import Tensor
 
 from samplers.conductor import Conductor, Stepped
 from samplers.grid import Grid
+from samplers.path import Path, read_path
 from samplers.schedules import answering_clean, bounded, clips, grid_of_tokens, read_grid, remembers, used_output
+from samplers.step import expand
 
 
 class _StandIn:
@@ -61,10 +64,32 @@ class _StandIn:
         self.__dict__["_own_timesteps"] = value
         self.__dict__["_read"] = None
 
+    @property
+    def sigmas(self) -> Any:
+        """The noise of each time that is offered, and of the end: some pipelines look there in place of the times."""
+        if self._conductor is not None and self._conductor.times is not None:
+            _, sigma = self._path.marginal(self._path.time(self._conductor.times))
+            return torch.cat([sigma, sigma[-1:]]).float()
+        try:
+            return self.__dict__["sigmas"]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no sigmas") from None
+
+    @sigmas.setter
+    def sigmas(self, value: Tensor) -> None:
+        self.__dict__["sigmas"] = value
+
+    @functools.cached_property
+    def _path(self) -> Path:
+        return read_path(self)
+
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
-        """Return what the network sees; states visited at times of our own are in its own scale already."""
-        own_times = self._conductor is not None and self._conductor.times is not None
-        return sample if own_times or self._native_scaling is None else self._native_scaling(self, sample, timestep)
+        """Return what the network sees."""
+        if self._conductor is not None and self._conductor.times is not None:
+            assert timestep is not None
+            scale = self._path.input_scale(_times_of(timestep, sample, self._path))
+            return sample * expand(scale.to(sample.dtype), sample)
+        return sample if self._native_scaling is None else self._native_scaling(self, sample, timestep)
 
     def _index_of(self, t: Tensor | float) -> int:
         """Return the step index of time `t`; a call count would be wrong where a pipeline skips its first times."""
@@ -90,16 +115,33 @@ class _StandIn:
         bound.apply_defaults()
         given = bound.arguments
         if conductor.times is not None:
-            x, v = given["sample"], used_output(self, given)
-            state = conductor.advance(Stepped(self._stream, None, x, v, x, self._grid))
-            return SimpleNamespace(prev_sample=state) if given.get("return_dict", True) else (state,) * self._outputs
+            state, clean = self._step_of_our_own(conductor, given)
+            if given.get("return_dict", True):
+                return SimpleNamespace(prev_sample=state, pred_original_sample=clean)
+            return state, *[clean] * (self._outputs - 1)
         out = self._native_step(self, *args, **named)
+        self.__dict__["_outputs"] = len(out)
         if isinstance(out, tuple):
-            self.__dict__["_outputs"] = len(out)
             return (conductor.advance(self._stepped(given, out[0])), *out[1:])
         out = copy.copy(out)
         out["prev_sample"] = conductor.advance(self._stepped(given, out.prev_sample))
         return out
+
+    def _step_of_our_own(self, conductor: Conductor, given: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Return the next state, and the clean prediction if it is asked for, where the time is on nobody's grid.
+
+        No native step runs. A pipeline that hands over the clean prediction itself is understood to have that answer of
+        the network which gives it.
+        """
+        x, v, clean = given["sample"], used_output(self, given), given.get("pred_original_sample")
+        if clean is not None or self._outputs > 1:
+            cx, cv = (expand(z.float(), x) for z in self._path.linear(_times_of(given["timestep"], x, self._path)))
+            v = v if clean is None else (clean - cx * x) / cv
+            clean = cx * x + cv * v
+        state = conductor.advance(Stepped(self._stream, None, x, v, x, self._grid))
+        if "_step_index" in vars(self):  # which some pipelines count back
+            self.__dict__["_step_index"] = (self.__dict__["_step_index"] or 0) + 1
+        return state, clean
 
     def _stepped(self, given: dict[str, Any], native: Tensor) -> Stepped:
         """Return what a step was about, once the native one has run."""
@@ -112,6 +154,11 @@ class _StandIn:
         elif self._clips:
             v = bounded(self, self._grid(), index, x, v)
         return Stepped(self._stream, index, x, v, native, grid, len(self.timesteps), self._remembers)
+
+
+def _times_of(step: Tensor | float, x: Tensor, path: Path) -> Tensor:
+    """Return t of each row of `x`, `[n]` float64, from the time step that a pipeline passes for them."""
+    return path.time(torch.as_tensor(step, device=x.device).flatten().expand(len(x)).as_subclass(Tensor))
 
 
 def stand_in(base: object) -> Any:

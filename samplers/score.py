@@ -37,12 +37,17 @@ class Score:
         return len(self.shapes) == 1
 
     @property
+    def in_step(self) -> bool:
+        """Whether all streams move in every round, and so may all be at one time."""
+        return all(set(calls) == set(self.shapes) for calls in self.calls)
+
+    @property
     def streams(self) -> tuple[int, ...]:
         """The streams, in the order in which they lie side by side."""
         return tuple(sorted(self.shapes))
 
     def join(self, pieces: Mapping[int, Tensor]) -> Tensor:
-        """Return the state `[n, *latent]` of these streams; one that does not move in this round is 0 there."""
+        """Return the state `[n, *latent]` of these streams; one that is not among them is 0 there."""
         if self.single:
             return next(iter(pieces.values()))
         some = next(iter(pieces.values()))

@@ -14,7 +14,7 @@ from alignment.errors import ConfigError
 from alignment.objectives._noising import Point, draw_points, frozen_answers, mean_square
 from alignment.objectives._surrogate import clipped
 from alignment.objectives.base import Learn, Loss, Objective
-from samplers.path import Path, clean_and_noise
+from samplers.path import Path, share_of_noise
 from samplers.step import expand
 from samplers.times import Times
 
@@ -92,7 +92,7 @@ class FPO(Objective[Samples]):
 
 def noise_error(path: Path, point: Point, velocity: Tensor) -> Tensor:
     """Return the mean squared error of the noise that `velocity` predicts, `[n]`, whatever the network predicts."""
-    _, (_, factor) = clean_and_noise(path.prediction, *path.marginal(point.t))
+    factor = share_of_noise(path, point.t)
     return mean_square(expand(factor, velocity) * (velocity - point.target))
 
 

@@ -199,7 +199,7 @@ def test_pictures_of_several_sizes_do_not_share_a_call_that_makes_them_alike(tmp
     wide = made_prompts(tmp_path, (32, 32), (64, 32))
     policy = loaded(CASES["FLUX Kontext"], wide, tmp_path / "pipeline")
     assert policy.form is Form.SHARED
-    with pytest.raises(PipelineError, match="takes one image a call, but rows of this call bring several"):
+    with pytest.raises(PipelineError, match="takes one prompt a call here, but rows of this call bring several"):
         policy.call(Conductor(), wide, torch.tensor([1, 2]), pixels=False)
 
 

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from diffusers import FluxPipeline
+from PIL import Image
 
-from alignment.errors import PipelineError
+from alignment.batches import Batch
+from alignment.errors import ForwardProcessError, PipelineError
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.base import Choice
 from tests.policies import CASES, PROMPTS, build, log_ratio, perturb, plan, replayed, transitions
@@ -83,3 +85,16 @@ def test_a_decoder_that_refuses_is_named(fresh, monkeypatch):
     monkeypatch.setattr(fresh.pipe.vae, "decode", refuse)
     with pytest.raises(PipelineError, match=r"policy\.call, policy\.decode: FluxPipeline .* decoding without tiling"):
         fresh.prepare(PROMPTS)
+
+
+def test_a_pipeline_that_changes_its_states_learns_from_its_own_steps_only(sd15_folder):
+    white, middle = Image.new("RGB", (32, 32), "white"), Image.new("L", (32, 32))
+    middle.paste(255, (8, 8, 24, 24))
+    call = {**CASES["sd15"], "image": white, "mask_image": middle}
+    policy = build(sd15_folder, call, pipeline_class="StableDiffusionInpaintPipeline")
+    rows = torch.arange(2)
+    x = torch.randn(2, *policy._probed[1].shape[1:])
+    with pytest.raises(ForwardProcessError, match=r"changes the states it is handed.*clipped_surrogate can"):
+        policy.visit(
+            Batch(PROMPTS[:1] * 2, rows, rows, rows), [(x, torch.full((2,), 0.5))], lambda k, v: None, grad=False
+        )

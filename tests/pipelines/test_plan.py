@@ -20,8 +20,9 @@ pytestmark = pytest.mark.slow
 FLOPS = 0.05
 """Not planned: products outside of networks, and text encoders that answer again in every call."""
 
-VALUES = {"lumina2", "ltx_video", "ltx_i2v", "ltx2", "mochi"}
-"""Networks that look at the values of their inputs: masks that are counted, a device that is asked about autocast."""
+VALUES = {"lumina2", "ltx_video", "ltx_i2v", "ltx2", "mochi", "hunyuan_video_1_5", "cosmos", "skyreels_v2_forcing"}
+"""Networks that look at the values of their inputs: masks that are counted, a device that is asked about autocast; and
+streams that are denoised one after the other."""
 
 
 def learned(loss: Loss) -> None:

@@ -143,5 +143,5 @@ def test_an_unknown_path_or_prediction_is_refused():
     with pytest.raises(ValueError, match="'score' of DDIMScheduler is unknown"):
         read_path(scheduler)
     del scheduler.alphas_cumprod
-    with pytest.raises(ValueError, match="neither flow sigmas nor alphas_cumprod"):
+    with pytest.raises(ValueError, match="neither flow sigmas nor alphas_cumprod nor a preconditioning"):
         read_path(scheduler)

@@ -1,29 +1,140 @@
 """Noising clean samples, and coming back."""
 
+import math
+
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import (
+    DDIMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SCMScheduler,
+)
 
-from samplers.path import RectifiedFlow, VariancePreserving, clean, noised, target
+from samplers import Conductor, Score, Skip, Visit, read_path, stand_in
+from samplers.path import (
+    RectifiedFlow,
+    VarianceExploding,
+    VariancePreserving,
+    clean,
+    noised,
+    share_of_noise,
+    target,
+)
+from samplers.row_times import RowTimes
 from samplers.times import Times
 
 ROUNDING = 1e-4
 """x0 = (x - sigma v) / alpha loses digits where alpha is small."""
 
 
-def paths():
-    table = DDIMScheduler().alphas_cumprod
-    yield RectifiedFlow()
-    for prediction in ("epsilon", "v_prediction", "sample"):
-        yield VariancePreserving(table, prediction)
+TOLD = 1e-5
+"""Times in float32, and logarithms of them."""
+OF_NOISE = {"prediction_type": "v_prediction", "timestep_type": "continuous", "sigma_min": 0.002, "sigma_max": 700.0}
+SCHEDULERS = {
+    "flow": FlowMatchEulerDiscreteScheduler(),
+    "flow, counted from data": FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+    "epsilon": DDIMScheduler(clip_sample=False),
+    "v": DDIMScheduler(clip_sample=False, prediction_type="v_prediction"),
+    "sample": DDIMScheduler(clip_sample=False, prediction_type="sample"),
+    "EDM": EDMEulerScheduler(),
+    "EDM v": EDMEulerScheduler(prediction_type="v_prediction", sigma_data=1.0),
+    "Euler told of its noise": EulerDiscreteScheduler(**OF_NOISE),
+    "trigflow": SCMScheduler(),
+}
+EXPLODING = FlowMatchEulerDiscreteScheduler()
+EXPLODING.register_to_config(sigma_max=80.0, sigma_min=0.002)  # as pipelines do it
 
 
-@pytest.mark.parametrize("path", list(paths()), ids=lambda path: path.prediction)
-def test_a_perfect_answer_gives_the_clean_sample_back(path):
+@pytest.mark.parametrize("scheduler", [*SCHEDULERS.values(), EXPLODING], ids=[*SCHEDULERS, "flow above one"])
+def test_a_perfect_answer_gives_the_clean_sample_back(scheduler):
+    path = read_path(scheduler)
     x0, noise = torch.randn(2, 6, 3, 4)
     t = torch.linspace(0.05, 0.9, 6)
     x = noised(path, x0, noise, t)
     torch.testing.assert_close(clean(path, x, target(path, x0, noise, t), t), x0, atol=ROUNDING, rtol=ROUNDING)
+    step = 1e-2 * torch.randn(6, 3, 4)  # of the answer, and what it does to the noise that is predicted
+    moved = clean(path, x, target(path, x0, noise, t) + step, t)
+    (alpha, sigma), share = path.marginal(t), share_of_noise(path, t)
+    found = (x - alpha[:, None, None] * moved) / sigma[:, None, None] - noise
+    torch.testing.assert_close(found, share[:, None, None] * step, atol=10 * ROUNDING, rtol=ROUNDING)
+    alpha, sigma = path.marginal(path.time(path.network_time(t)))
+    torch.testing.assert_close((sigma / alpha).float(), torch.div(*path.marginal(t)[::-1]), atol=TOLD, rtol=TOLD)
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if "flow" not in name or name == "trigflow"])
+def test_schedulers_find_the_clean_sample_in_a_perfect_answer(name):
+    """What noise, scale and answer are is the scheduler's to say: its own step takes them for the same."""
+    scheduler = SCHEDULERS[name]
+    path, (x0, noise) = read_path(scheduler), torch.randn(2, 2, 3, 4)
+    scheduler.set_timesteps(4, **({"intermediate_timesteps": None} if name == "trigflow" else {}))
+    for step in scheduler.timesteps[:4]:
+        t = path.time(step.expand(2)).float()
+        x = noised(path, x0, noise, t)
+        if hasattr(scheduler, "scale_model_input"):
+            seen = scheduler.scale_model_input(x, step)
+            torch.testing.assert_close(seen, x * path.input_scale(t)[:, None, None], atol=TOLD, rtol=TOLD)
+        out = scheduler.step(target(path, x0, noise, t), step, x).pred_original_sample
+        torch.testing.assert_close(out, x0, atol=ROUNDING, rtol=ROUNDING)
+
+
+def test_equal_times_have_equal_noise_on_paths_without_end():
+    t = torch.linspace(0.1, 0.9, 5)
+    for name, spread in (
+        ("flow", 1.0),
+        ("EDM", 0.5),
+        ("EDM v", 1.0),
+        ("Euler told of its noise", 1.0),
+        ("trigflow", 0.5),
+    ):
+        alpha, sigma = read_path(SCHEDULERS[name]).marginal(t)
+        torch.testing.assert_close(sigma / alpha / spread, t / (1 - t), atol=TOLD, rtol=TOLD)
+
+
+def test_an_exploding_path_ends_where_its_scheduler_does():
+    path = read_path(SCHEDULERS["EDM"])
+    assert isinstance(path, VarianceExploding)
+    ends = path.marginal(torch.tensor([0.0, 1.0]))[1]
+    assert ends.tolist() == pytest.approx([0.002, 80.0])
+    assert path.network_time(torch.tensor([1.0])).item() == pytest.approx(math.log(80) / 4)
+
+
+def rows_at(scheduler, x, times, answer, rows):
+    """Conduct a call of two rounds with guidance by a question, as pipelines do it; return what is seen and heard."""
+    made, seen, heard = stand_in(scheduler), [], []
+    score = Score(((0, 0),) * 2, {0: x.shape[1:]})
+    made.conduct(Conductor([Skip(x), Visit(x, heard.append)], times=times, score=score))
+    made.set_timesteps(4)
+    made.__dict__["_outputs"] = 2
+    state = torch.zeros_like(x)
+    for t in made.timesteps:
+        seen.append(made.scale_model_input(torch.cat([state, state]), t))
+        asked = made.step(answer(torch.cat([state, state])), t, torch.cat([state, state]), return_dict=False)[1]
+        made._step_index -= 1
+        asked = asked.chunk(2)[0]
+        state = made.step(asked, t, state, return_dict=False, pred_original_sample=asked)[0]
+    return seen[1][:rows], heard[0]
+
+
+def test_rows_at_times_of_their_own_are_preconditioned_each():
+    x, times = torch.randn(2, 3, 4), torch.tensor([[-1.0, 0.5], [-0.5, 1.0]])
+    path = read_path(SCHEDULERS["EDM"])
+    seen, heard = rows_at(SCHEDULERS["EDM"], x, times.as_subclass(RowTimes), torch.tanh, 2)
+    scale = path.input_scale(path.time(times[1])).float()
+    torch.testing.assert_close(seen, x * scale[:, None, None], atol=TOLD, rtol=TOLD)
+    torch.testing.assert_close(heard, torch.tanh(x), atol=ROUNDING, rtol=ROUNDING)
+
+
+def test_sigmas_are_those_of_the_times_that_are_offered():
+    made = stand_in(EXPLODING)
+    made.set_timesteps(4)
+    own = made.sigmas
+    made.conduct(Conductor(times=torch.tensor([2000.0, 500.0])))
+    assert made.sigmas.tolist() == pytest.approx([2.0, 0.5, 0.5])
+    made.conduct(None)
+    assert made.sigmas is own
+    assert not hasattr(stand_in(DDIMScheduler()), "sigmas")
 
 
 def test_the_ends_of_a_flow():

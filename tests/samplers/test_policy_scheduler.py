@@ -213,6 +213,40 @@ def test_a_loop_that_changes_is_refused(base):
         run(made, torch.randn(2, 4))
 
 
+def test_a_stream_that_waits_is_where_it_was_left(base):
+    """Some pipelines denoise the frames of a clip one after the other."""
+    score = Score(((1,), (1, 2), (2,)), {1: torch.Size([4]), 2: torch.Size([4])})
+    conductor = Conductor([Native(), Native(), Act(CoefficientPreserving(0.5), noise)], score=score)
+    made, states = stand_in(base), dict(zip((1, 2), torch.randn(2, 3, 4), strict=True))
+    made.conduct(conductor)
+    frames = {1: copy.deepcopy(made), 2: copy.deepcopy(made)}
+    for frame in frames.values():
+        frame.set_timesteps(2)
+    for k, moving in enumerate(score.calls):
+        conductor.open()
+        for stream in moving:
+            t = frames[stream].timesteps[k + 1 - stream]
+            states[stream] = frames[stream].step(0.1 * states[stream], t, states[stream], return_dict=False)[0]
+    record = conductor.records[2]
+    assert torch.equal(record.x[:, :4], states[1])
+    assert torch.equal(record.x_next, torch.cat([states[1], states[2]], dim=1))
+    assert (record.velocity[:, :4] == 0).all()
+    assert not score.in_step
+
+
+def test_frames_that_are_stepped_as_rows_are_one_sample(base):
+    x, shapes = torch.randn(6, 4), []
+    act = Act(CoefficientPreserving(0.5), lambda z: noise(z) if shapes.append(z.shape) is None else z)
+    conductor = Conductor([act, Skip(torch.ones(2, 3, 4))], rows=2)
+    states = conducted(base, conductor, x)
+    record = conductor.records[0]
+    assert shapes == [(2, 3, 4)]
+    assert torch.equal(record.x, x.unflatten(0, (2, 3)))
+    assert torch.equal(record.x_next.flatten(0, 1), states[1])
+    assert torch.equal(states[2], torch.ones(6, 4))
+    assert conductor.final.shape == (2, 3, 4)
+
+
 def test_a_question_is_no_action():
     """Some pipelines step twice a round, at first only for the clean prediction of stacked rows."""
     made, x, seen = stand_in(FlowMatchEulerDiscreteScheduler()), torch.randn(2, 4), []

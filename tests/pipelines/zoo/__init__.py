@@ -9,9 +9,7 @@ from __future__ import annotations
 from tests.pipelines.zoo import edits, images, videos, worlds
 from tests.pipelines.zoo.member import Member, builders
 
-PENDING = {"cosmos", "hunyuan_video_1_5", "qwen_image_edit", "skyreels_v2_forcing"}
-"""Builders whose pipelines cannot be trained yet."""
-ZOO = {name: build for name, build in builders(images, videos, edits, worlds).items() if name not in PENDING}
+ZOO = builders(images, videos, edits, worlds)
 """Builders by name."""
 
 

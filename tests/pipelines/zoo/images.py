@@ -24,7 +24,9 @@ from diffusers import (
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SanaPipeline,
+    SanaSprintPipeline,
     SanaTransformer2DModel,
+    SCMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -199,10 +201,18 @@ def z_image() -> Member:
     return Member(pipe, {**CALL, "max_sequence_length": 48, "guidance_scale": 3.0})
 
 
-def sana() -> Member:
-    """Sana: linear attention, a multistep solver."""
-    words, encoder = texts.gemma2()
-    transformer = SanaTransformer2DModel(
+SANA_CALL = {
+    **TEXT_CALL,
+    "use_resolution_binning": False,
+    "complex_human_instruction": None,
+    "height": 32,
+    "width": 32,
+}
+
+
+def sana_transformer(**more: object) -> SanaTransformer2DModel:
+    """Return Sana's transformer."""
+    return SanaTransformer2DModel(
         in_channels=4,
         out_channels=4,
         num_layers=2,
@@ -213,11 +223,24 @@ def sana() -> Member:
         cross_attention_dim=16,
         caption_channels=16,
         sample_size=8,
+        **more,
     )
+
+
+def sana() -> Member:
+    """Sana: linear attention, a multistep solver."""
+    words, encoder = texts.gemma2()
     scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    pipe = SanaPipeline(words, encoder, decoders.dc(), transformer, scheduler)
-    plain = {"use_resolution_binning": False, "complex_human_instruction": None}
-    return Member(pipe, {**TEXT_CALL, **plain, "height": 32, "width": 32, "guidance_scale": 3.0})
+    pipe = SanaPipeline(words, encoder, decoders.dc(), sana_transformer(), scheduler)
+    return Member(pipe, {**SANA_CALL, "guidance_scale": 3.0})
+
+
+def sana_sprint() -> Member:
+    """SANA-Sprint: TrigFlow, noise of its scheduler's own."""
+    words, encoder = texts.gemma2()
+    transformer = sana_transformer(guidance_embeds=True, qk_norm="rms_norm_across_heads")
+    pipe = SanaSprintPipeline(words, encoder, decoders.dc(), transformer, SCMScheduler())
+    return Member(pipe, {**SANA_CALL, "intermediate_timesteps": None})
 
 
 def pixart_sigma() -> Member:

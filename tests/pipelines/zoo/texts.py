@@ -176,9 +176,14 @@ def glm() -> Texts:
     return words, GlmModel(GlmConfig(**_decoder(words, 2), head_dim=8))
 
 
-def qwen25_vl_text() -> Texts:
-    """Return the language half of a Qwen 2.5 VL, of width 16."""
-    words = tokenizer(end=False, extra=CHAT_TOKENS, chat=CHAT, longest=1024)
+def qwen25_vl_text(cut: int) -> Texts:
+    """Return the language half of a Qwen 2.5 VL, of width 16.
+
+    Args:
+        cut: Tokens that a pipeline takes for its own words before the prompt, and cuts off again. Words of this
+            tokenizer are fewer: without as many in front, the prompt would be cut off, too.
+    """
+    words = tokenizer(end=False, extra=CHAT_TOKENS, chat=CHAT_TOKENS[0] * cut + CHAT, longest=2048)
     return words, Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**_decoder(words, 3), rope_parameters=ROPE))
 
 

@@ -32,6 +32,8 @@ CALL: dict[str, object] = {"height": 32, "width": 32, "num_frames": 5, "num_infe
 TEXT_CALL = {**CALL, "max_sequence_length": texts.TOKENS}
 CLIP_TOKENS = 77
 """HunyuanVideo pads to this, whatever the tokenizer says."""
+SYSTEM_TOKENS = 108
+"""HunyuanVideo 1.5 cuts this many off."""
 TEMPLATE = (
     "<|start_header_id|>system<|end_header_id|>the picture moves<|eot_id|><|start_header_id|>user<|end_header_id|>{}"
 )
@@ -94,7 +96,7 @@ def hunyuan15_transformer(task: str) -> HunyuanVideo15Transformer3DModel:
 
 def hunyuan_video_1_5() -> Member:
     """HunyuanVideo 1.5: guidance by a component."""
-    (words, encoder), (words_2, encoder_2) = texts.qwen25_vl_text(), texts.byt5()
+    (words, encoder), (words_2, encoder_2) = texts.qwen25_vl_text(SYSTEM_TOKENS), texts.byt5()
     pipe = HunyuanVideo15Pipeline(
         encoder,
         words,
@@ -166,7 +168,9 @@ def skyreels_v2_forcing() -> Member:
     words, encoder = texts.t5(umt5=True)
     transformer = wan_transformer(SkyReelsV2Transformer3DModel)
     pipe = SkyReelsV2DiffusionForcingPipeline(words, encoder, transformer, decoders.wan(), unipc(8.0))
-    return Member(pipe, {**TEXT_CALL, "guidance_scale": 3.0, "ar_step": 2, "causal_block_size": 1})
+    one_after_the_other = "denoises its streams one after the other in this call"
+    cannot = {"nft_step": one_after_the_other, "dpo_step": one_after_the_other}
+    return Member(pipe, {**TEXT_CALL, "guidance_scale": 3.0, "ar_step": 2, "causal_block_size": 1}, cannot)
 
 
 def ltx_transformer() -> LTXVideoTransformer3DModel:
