@@ -1,8 +1,8 @@
 """Our scores against those of the packages hpsv2 and image-reward, installed as they want to be.
 
-Run with `make oracle`. The first time, an environment is made in `.oracle/` (or `$VISALIGN_ORACLE`): a few minutes and
-about 6 GB, for the packages need versions of torch and transformers that nothing else can live with. Real sizes take
-10 GB of memory and some minutes more; leave them out with `-k tiny`.
+Run with `make oracle`. The first time, an environment is made in `.oracle/` (or `$VISALIGN_ORACLE`), for the packages
+need versions of torch and transformers that nothing else can live with: 2 GB where PyTorch's index of CPU builds can be
+reached, 6 GB where only PyPI can. Real sizes take 10 GB of memory and some minutes more; leave them out with `-k tiny`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore:.*tokens of
 PARITY = 1e-4  # what a port has to reach; rounding alone is about 1e-6
 
 # Pins under which both packages run unmodified; later ones lack what they import.
+TORCH = ("torch==2.2.2", "torchvision==0.17.2")
+CPU_BUILDS = ("--extra-index-url", "https://download.pytorch.org/whl/cpu", "--timeout", "15", "--retries", "1")
+"""Without the libraries for GPUs, which are most of the size; pip goes on without an index that does not answer."""
 PINNED = (
-    "torch==2.2.2", "torchvision==0.17.2", "numpy<2", "transformers==4.40.2", "timm==0.6.13", "diffusers==0.27.2",
+    "numpy<2", "transformers==4.40.2", "timm==0.6.13", "diffusers==0.27.2",
     "huggingface_hub==0.23.5", "accelerate==0.30.1", "datasets==2.19.2", "protobuf<4", "regex", "ftfy", "einops",
     "pandas<2.3", "braceexpand", "sentencepiece", "webdataset==0.2.86", "pyarrow<17", "requests", "clint",
     "setuptools<70", "wheel", "pillow<13",
@@ -64,7 +67,8 @@ def python() -> Path:
         pytest.skip("the packages need Python 3.11")
     subprocess.run([base, "-m", "venv", "--clear", folder], check=True)
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*install, *PINNED], check=True)
+    subprocess.run([*install, *CPU_BUILDS, *TORCH], check=True)
+    subprocess.run([*install, *TORCH, *PINNED], check=True)
     subprocess.run([*install, "--no-deps", *ALONE], check=True)
     vocabulary = "bpe_simple_vocab_16e6.txt.gz"  # the wheel of hpsv2 forgot it, and open_clip has the same one
     ours = Path(pytest.importorskip("open_clip").__file__).with_name(vocabulary)
