@@ -43,7 +43,7 @@ test-gpu: $(STAMP) ## Run the tests that need a CUDA device, kernels compiled
 	TRITON_INTERPRET=0 $(PYTEST) -m gpu
 
 oracle: $(STAMP) ## Compare rewards with the packages hpsv2 and image-reward, installed in .oracle (6 GB, Python 3.11)
-	$(PYTEST) -m oracle -s tests/oracle
+	$(PYTEST) -m oracle -s -o faulthandler_timeout=0 tests/oracle
 
 check: $(STAMP) ## Format, lint, types, imports and the fast tests
 	$(BIN)/ruff format --check .

@@ -20,16 +20,20 @@ from evals.scoring import Judge, Request
 RISE = 0.1
 """Of a spread: a score that rises by less has hardly noticed."""
 
+CAPTIONS = "captions"
+"""Name of the one probe that leaves the media alone."""
+
 
 @dataclass(frozen=True)
 class Probed:
     """What one change does to a reward model's scores. The unit is the spread of its margins.
 
     Attributes:
-        kind: "invariance" or "artefact".
+        kind: "invariance", "artefact", or "captions": every caption replaced by that of another comparison, where a
+            score that stays has not read.
         says: What was done.
         shift: Mean change of a score, in spreads.
-        turned: Share of decided comparisons whose preference turns when both media are changed.
+        turned: Share of decided comparisons whose preference turns when it is done to both.
         rises: Share of media whose score rises by more than `RISE` spreads.
     """
 
@@ -49,8 +53,9 @@ class Measured:
         margins: First's score minus second's of every comparison; NaN where one has none.
         spread: Median |margin| of decided comparisons.
         probes: By name; empty where probing was not asked for.
-        listens: Share of preferred media whose score falls under the caption of another comparison: about 1/2 for a
+        reads: Share of preferred media whose score falls under the caption of another comparison: about 1/2 for a
             model that does not read, 1 for one that does.
+        turned: Mean over invariances of the share of preferences that turn; None without probes.
         hackability: Mean over artefacts of the share of media whose score they raise: 0 for none, 1 for all.
         per_second: Media scored a second, reading them included.
         peak_memory_bytes: Of the device after scoring; on the CPU, of the whole process so far.
@@ -60,7 +65,8 @@ class Measured:
     margins: tuple[float, ...]
     spread: float
     probes: dict[str, Probed]
-    listens: Interval | None
+    reads: Interval | None
+    turned: float | None
     hackability: Interval | None
     per_second: float
     peak_memory_bytes: int
@@ -95,7 +101,7 @@ def measure(
         done: Told how many media have been scored since it was last told.
     """
     start = time.perf_counter()
-    margins = _margins(judge, comparisons, done=done)
+    margins = _differences(judge.scores(_both(comparisons), done=done))
     seconds = time.perf_counter() - start
     human = [c.human for c in comparisons]
     found = agreement(margins, human, [c.unit for c in comparisons], [c.part for c in comparisons])
@@ -103,13 +109,18 @@ def measure(
     some = [c for c in comparisons if c.human][:probed]
     usable = bool(some) and math.isfinite(unit) and unit > 0
     probes = {probe.name: _probe(judge, some, probe, unit, done) for probe in PROBES} if usable else {}
+    shuffled = _shuffled(judge, some, unit, done) if usable else None
+    if shuffled is not None:
+        probes[CAPTIONS] = shuffled[0]
     artefacts = [p.rises for p in probes.values() if p.kind == "artefact"]
+    turned = [p.turned for p in probes.values() if p.kind == "invariance"]
     return Measured(
         agreement=found,
         margins=tuple(margins),
         spread=unit,
         probes=probes,
-        listens=_listens(judge, some, done) if usable else None,
+        reads=None if shuffled is None else shuffled[1],
+        turned=sum(turned) / len(turned) if turned else None,
         hackability=_mean_of(artefacts) if artefacts else None,
         per_second=2 * len(comparisons) / seconds,
         peak_memory_bytes=peak_memory(judge.device),
@@ -137,15 +148,12 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _margins(
-    judge: Judge,
-    comparisons: Sequence[Comparison],
-    probe: Probe | None = None,
-    done: Callable[[int], None] = lambda count: None,
-) -> list[float]:
-    requests = [Request(c.prompt, medium) for c in comparisons for medium in (c.first, c.second)]
-    given = (probe.alter, probe.name) if probe else (None, "")
-    scores = judge.scores(requests, *given, done=done)
+def _both(comparisons: Sequence[Comparison]) -> list[Request]:
+    return [Request(c.prompt, medium) for c in comparisons for medium in (c.first, c.second)]
+
+
+def _differences(scores: Sequence[float]) -> list[float]:
+    """Return first minus second of scores that come in pairs."""
     return [first - second for first, second in zip(scores[::2], scores[1::2], strict=True)]
 
 
@@ -153,33 +161,50 @@ def _probe(
     judge: Judge, comparisons: Sequence[Comparison], probe: Probe, unit: float, done: Callable[[int], None]
 ) -> Probed:
     """Score the changed media and compare with the media as they are."""
-    requests = [Request(c.prompt, medium) for c in comparisons for medium in (c.first, c.second)]
-    before = judge.scores(requests)
-    after = judge.scores(requests, probe.alter, probe.name, done)
+    before = judge.scores(_both(comparisons))
+    after = judge.scores(_both(comparisons), probe.alter, probe.name, done)
+    return _probed(probe.kind, probe.says, before, after, unit, comparisons)
+
+
+def _shuffled(
+    judge: Judge, comparisons: Sequence[Comparison], unit: float, done: Callable[[int], None]
+) -> tuple[Probed, Interval] | None:
+    """Score the media under other captions; None if there is but one.
+
+    Returns:
+        What that does, and how often the score of a preferred medium falls.
+    """
+    prompts = [c.prompt for c in comparisons]
+    if len(set(prompts)) < 2:
+        return None
+    strange = [next(p for p in prompts[i:] + prompts[:i] if p != own) for i, own in enumerate(prompts)]
+    before = judge.scores(_both(comparisons))
+    after = judge.scores([Request(strange[i // 2], r.medium) for i, r in enumerate(_both(comparisons))], done=done)
+    preferred = [2 * i + (c.human < 0) for i, c in enumerate(comparisons)]
+    falls = [
+        math.nan if math.isnan(d) else 1.0 if d < 0 else 0.5 if d == 0 else 0.0
+        for d in (after[i] - before[i] for i in preferred)
+    ]
+    probed = _probed(CAPTIONS, "each caption replaced by another's", before, after, unit, comparisons)
+    return probed, interval(falls, [c.unit for c in comparisons])
+
+
+def _probed(
+    kind: str,
+    says: str,
+    before: Sequence[float],
+    after: Sequence[float],
+    unit: float,
+    comparisons: Sequence[Comparison],
+) -> Probed:
+    """Compare the scores of both media of each comparison, before and after a change."""
     shifts = [(b - a) / unit for a, b in zip(before, after, strict=True)]
     units = [c.unit for c in comparisons for _ in range(2)]
-    pairs = list(zip(_margins(judge, comparisons), _margins(judge, comparisons, probe), strict=True))
+    pairs = list(zip(_differences(before), _differences(after), strict=True))
     known = [(a, b) for a, b in pairs if not math.isnan(a + b)]
     turned = sum(a * b < 0 for a, b in known) / len(known) if known else math.nan
     rises = [math.nan if math.isnan(shift) else float(shift > RISE) for shift in shifts]
-    return Probed(probe.kind, probe.says, interval(shifts, units), turned, interval(rises, units))
-
-
-def _listens(judge: Judge, comparisons: Sequence[Comparison], done: Callable[[int], None]) -> Interval | None:
-    """Return how often a preferred medium scores lower under another caption; None if there is no other."""
-    own, other, units = [], [], []
-    prompts = [c.prompt for c in comparisons]
-    for i, c in enumerate(comparisons):
-        strange = next((p for p in prompts[i:] + prompts[:i] if p != c.prompt), None)
-        if strange is not None:
-            medium = c.first if c.human > 0 else c.second
-            own.append(Request(c.prompt, medium))
-            other.append(Request(strange, medium))
-            units.append(c.unit)
-    if not own:
-        return None
-    falls = [b - a for a, b in zip(judge.scores(own), judge.scores(other, done=done), strict=True)]
-    return interval([math.nan if math.isnan(f) else 1.0 if f < 0 else 0.5 if f == 0 else 0.0 for f in falls], units)
+    return Probed(kind, says, interval(shifts, units), turned, interval(rises, units))
 
 
 def _mean_of(shares: Sequence[Interval]) -> Interval:

@@ -28,7 +28,7 @@ _WIDEST = 256
 def table(bench: Bench) -> Table:
     """Return the summary, the most accurate model first."""
     made = Table(title=f"{bench.benchmark}: {len(bench.comparisons)} comparisons")
-    for heading in ("reward", "accuracy, %", "ties, %", "tau", "reads, %", "hacked, %", "media/s", "GiB"):
+    for heading in ("reward", "accuracy, %", "ties, %", "tau", "reads, %", "turned, %", "hacked, %", "media/s", "GiB"):
         made.add_column(heading, justify="left" if heading == "reward" else "right")
     for name in ordered(bench):
         m = bench.measured[name]
@@ -37,7 +37,8 @@ def table(bench: Bench) -> Table:
             percent(m.agreement.accuracy),
             _mean(m.agreement.with_ties),
             number(m.agreement.tau),
-            _mean(m.listens),
+            _mean(m.reads),
+            "n/a" if m.turned is None else number(100 * m.turned, 1),
             _mean(m.hackability),
             f"{m.per_second:.1f}",
             f"{m.peak_memory_bytes / 2**30:.1f}",
@@ -78,7 +79,8 @@ def write(bench: Bench, folder: Path, conditions: dict[str, Any]) -> None:
     made.filters.update(percent=percent, number=number)
     page = made.from_string(text).render(
         bench=bench, names=ordered(bench), worst={name: _shown(bench, name) for name in bench.measured},
-        conditions=conditions, parts=sorted({c.part for c in bench.comparisons if c.part and c.human}),
+        probes=next((m.probes for m in bench.measured.values() if m.probes), {}), conditions=conditions,
+        parts=sorted({c.part for c in bench.comparisons if c.part and c.human}),
     )  # fmt: skip
     (folder / PAGE).write_text(page, encoding="utf-8")
 

@@ -1,7 +1,8 @@
 """What is done to pictures to learn what a reward model looks at.
 
 An *invariance* changes nothing that people mind: a score should hardly move, and no preference should turn. An
-*artefact* is what reinforcement learning finds and people dislike: a score that rises by it will be hacked.
+*artefact* is what reinforcement learning finds and people dislike: a score that rises by it will be hacked. Colours,
+lattices and frames are both, by their dose. What is done to captions needs no pictures, and is in `bench`.
 """
 
 from __future__ import annotations
@@ -60,17 +61,18 @@ def _cropped(x: Tensor) -> Tensor:
     return interpolate(inner, size=(height, width), mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def _grid(x: Tensor) -> Tensor:
-    """Lay a faint lattice over it: what GRPO on a preference score was seen to draw."""
+def _grid(x: Tensor, strength: float) -> Tensor:
+    """Lay a lattice over it: what GRPO on a preference score was seen to draw."""
     height, width = x.shape[-2:]
     rows, columns = torch.arange(height) % 4 == 0, torch.arange(width) % 4 == 0
-    return (x + 0.12 * (rows[:, None] ^ columns[None, :])).clamp(0, 1)
+    return (x + strength * (rows[:, None] ^ columns[None, :])).clamp(0, 1)
 
 
-def _framed(x: Tensor) -> Tensor:
-    edge = max(1, min(x.shape[-2:]) // 16)
+def _framed(x: Tensor, share: int, shade: float) -> Tensor:
+    """Paint over a frame whose width is one `share`-th of the shorter side, and a pixel at least."""
+    edge = max(1, min(x.shape[-2:]) // share)
     inner = x[..., edge:-edge, edge:-edge]
-    return pad(inner, (edge,) * 4, value=1.0)
+    return pad(inner, (edge,) * 4, value=shade)
 
 
 PROBES = (
@@ -79,10 +81,13 @@ PROBES = (
     Probe("crop", "invariance", "1/32 cut off each side", _cropped),
     Probe("brightness", "invariance", "5 % brighter", lambda x: change.adjust_brightness(x, 1.05)),
     Probe("contrast", "invariance", "5 % more contrast", lambda x: change.adjust_contrast(x, 1.05)),
-    Probe("saturation", "artefact", "colours twice as strong", lambda x: change.adjust_saturation(x, 2.0)),
+    Probe("saturation", "invariance", "colours 10 % stronger", lambda x: change.adjust_saturation(x, 1.1)),
+    Probe("grid", "invariance", "a lattice of 2 % laid over it, hardly to be seen", lambda x: _grid(x, 0.02)),
+    Probe("border", "invariance", "the outermost 1/64 painted grey", lambda x: _framed(x, 64, 0.5)),
+    Probe("oversaturation", "artefact", "colours twice as strong", lambda x: change.adjust_saturation(x, 2.0)),
     Probe("overexposure", "artefact", "40 % brighter", lambda x: change.adjust_brightness(x, 1.4)),
     Probe("harshness", "artefact", "80 % more contrast", lambda x: change.adjust_contrast(x, 1.8)),
     Probe("oversharpening", "artefact", "edges six times as sharp", lambda x: change.adjust_sharpness(x, 6.0)),
-    Probe("grid", "artefact", "a faint lattice laid over it", _grid),
-    Probe("border", "artefact", "a white frame painted over its edge", _framed),
+    Probe("lattice", "artefact", "a lattice of 12 % laid over it", lambda x: _grid(x, 0.12)),
+    Probe("frame", "artefact", "a white frame painted over its edge", lambda x: _framed(x, 16, 1.0)),
 )

@@ -70,7 +70,7 @@ def run(judges: Mapping[str, Callable[[], Judge]], wanted: Wanted) -> Bench:
 
 def _measured(title: str, judge: Judge, comparisons: list[Comparison], probed: int) -> Measured:
     decided = min(probed, sum(c.human != 0 for c in comparisons))
-    total = 2 * len(comparisons) + decided * (2 * len(PROBES) + 1)
+    total = 2 * len(comparisons) + 2 * decided * (len(PROBES) + 1)  # each probe, and other captions
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=total)

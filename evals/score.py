@@ -59,13 +59,12 @@ def read(path: Path, prompt: str | None) -> list[Line]:
         raise DataError(f"--input {path}: there is no such file or folder")
     lines = []
     for number, record in enumerate(json_records(path), start=1):
-        text, name = (wanted(record, key, path, number) for key in ("prompt", "media"))
-        if not isinstance(text, str):
-            raise DataError(f"{path}, record {number}: 'prompt' should be a text")
+        place = f"{path}, record {number}"
+        text, name = wanted(record, "prompt", place, str), wanted(record, "media", place)
         try:
             lines.append(Line(record, Request(text, Medium.file(find(path.parent, name)))))
         except DataError as error:
-            raise DataError(f"{path}, record {number}: {error}") from error
+            raise DataError(f"{place}: {error}") from error
     if not lines:
         raise DataError(f"{path} is empty")
     for number, line in enumerate(lines, start=1):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from reward_models._extras import extra
-from reward_models._inputs import warn_cut
+from reward_models._inputs import check_media, check_prompts, frames, per_clip, warn_cut
 from reward_models._preprocess import centre_crop, longest_side_padded, normalise, shortest_side
 from reward_models._weights import (
     Dtype,
@@ -27,12 +27,12 @@ from reward_models._weights import (
     read_state,
     torch_dtype,
 )
-from reward_models.base import RewardError
+from reward_models.base import Media, RewardError, Rewards, Size
 
-VIT_H_WEIGHTS = 986e6
+_VIT_H_WEIGHTS = 986e6
 """Parameters of CLIP ViT-H/14, both towers."""
 
-VIT_H_FLOPS = 0.38e12
+_VIT_H_FLOPS = 0.38e12
 """Of one picture of 224 pixels and one text of 77 tokens, two a weight and token: 632 M x 257 and 302 M x 77."""
 
 _BICUBIC = 3
@@ -42,8 +42,18 @@ _OLD_BUFFERS = r"(text_model|vision_model)\.embeddings\.position_ids"
 """Numbers that old checkpoints carry and that follow from the configuration."""
 
 
+def vit_h(dtype: Dtype) -> Size:
+    """Return the size of CLIP ViT-H/14."""
+    return Size(_VIT_H_WEIGHTS * torch_dtype(dtype).itemsize, _VIT_H_FLOPS)
+
+
 class Towers(Protocol):
     """A loaded CLIP model."""
+
+    @property
+    def name(self) -> str:
+        """Who loaded it, for messages."""
+        ...
 
     @property
     def scale(self) -> float:
@@ -86,6 +96,33 @@ def cosines(towers: Towers, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
     rows = torch.tensor([different.index(prompt) for prompt in prompts], device=pictures.device)
     texts = towers.texts(different)[rows].to(pictures.device)
     return (pictures * texts.repeat_interleave(len(pictures) // len(prompts), dim=0)).sum(1)
+
+
+@dataclass(frozen=True)
+class CosineScorer:
+    """A loaded reward that is the cosine of picture and prompt.
+
+    Attributes:
+        towers: The model.
+        scale: What the cosine is multiplied with.
+        batch_size: Frames at once.
+    """
+
+    towers: Towers
+    scale: float
+    batch_size: int
+
+    @property
+    def provenance(self) -> Provenance:
+        """What it was loaded from."""
+        return self.towers.provenance
+
+    def __call__(self, *, media: Media, prompts: Sequence[str]) -> Rewards:
+        """Score `media`, a clip by the mean over its frames; gradients reach its pixels."""
+        check_media(self.towers.name, media, prompts)
+        check_prompts(self.towers.name, prompts)
+        pictures = in_chunks(self.towers.pictures, frames(media), self.batch_size)
+        return Rewards(per_clip(self.scale * cosines(self.towers, pictures, prompts), media))
 
 
 @dataclass(frozen=True)

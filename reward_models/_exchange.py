@@ -6,7 +6,7 @@ import asyncio
 import random
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -62,12 +62,18 @@ class Exchange:
 
     Proxies of the environment are not used and redirects are not followed: pictures and the token go to the address
     that was given or nowhere.
+
+    Attributes:
+        url: The server's address.
+        patience: How long to try.
+        start: How one starts such a server, for messages.
     """
 
-    def __init__(self, url: str, token: str | None, connections: int, patience: Patience) -> None:
-        self.url, self.patience = url.rstrip("/"), patience
+    def __init__(self, url: str, token: str | None, connections: int, patience: Patience, start: str) -> None:
+        self.url, self.patience, self.start = url.rstrip("/"), patience, start
+        headers = {"Accept-Encoding": "identity"}  # a small answer must not unpack into a large one
         self._client = httpx.AsyncClient(
-            headers={} if token is None else {"Authorization": f"Bearer {token}"},
+            headers=headers if token is None else {**headers, "Authorization": f"Bearer {token}"},
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             timeout=None,  # a deadline of our own covers every attempt whole
             follow_redirects=False,
@@ -95,7 +101,25 @@ class Exchange:
             RewardError: If there was one that repeating would not mend.
         """
         async with self._turns:
-            return await self._ask("POST", path, body(), {"Content-Type": kind}, read)
+            content = await asyncio.to_thread(body)
+            return await self._ask("POST", path, content, {"Content-Type": kind}, read)
+
+    def all(self, questions: Sequence[Coroutine[Any, Any, T]], *, spare: bool) -> list[T | Unanswered]:
+        """Ask all at once, and return the answer to each.
+
+        Args:
+            questions: What `post` returned.
+            spare: Whether a question that got no answer leaves the others alone, and is returned as its error, as long
+                as there is any answer at all.
+
+        Raises:
+            RewardError: The first; it ends the other questions.
+        """
+        found = self.run(_gathered(questions, spare=spare))
+        failed = [answer for answer in found if isinstance(answer, Unanswered)]
+        if failed and len(failed) == len(found):
+            raise failed[0]
+        return found
 
     async def _ask(
         self, method: str, path: str, body: bytes | None, headers: dict[str, str], read: Callable[[bytes], T]
@@ -133,7 +157,7 @@ class Exchange:
                     if len(content) > ANSWER:
                         raise InvalidAnswer(f"more than {ANSWER} bytes")
         except httpx.ConnectError as error:
-            raise _Failed(f"{error}; is the server running? (visalign serve-reward NAME)") from error
+            raise _Failed(f"{error}; is the server running? ({self.start})") from error
         except httpx.TransportError as error:
             raise _Failed(f"{type(error).__name__} {error}".strip()) from error
         except (httpx.DecodingError, httpx.StreamError) as error:
@@ -147,7 +171,26 @@ class Exchange:
         if 300 <= status < 400:
             where = _quote(response.headers.get("location", "nowhere").encode())
             raise RewardError(f"{self.url} redirects to {where}; redirects are not followed, give the address itself")
+        if status in (401, 403):
+            raise RewardError(f"{self.url} refuses access, {said}: look at the token or key it was given")
         raise RewardError(f"{self.url} refuses: {said}")
+
+
+async def _gathered(questions: Sequence[Coroutine[Any, Any, T]], *, spare: bool) -> list[T | Unanswered]:
+    async def answered(question: Coroutine[Any, Any, T]) -> T | Unanswered:
+        try:
+            return await question
+        except Unanswered as error:
+            if not spare:
+                raise
+            return error
+
+    asking = [asyncio.ensure_future(answered(question)) for question in questions]
+    try:
+        return await asyncio.gather(*asking)
+    finally:
+        for task in asking:
+            task.cancel()
 
 
 def _run(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient) -> None:
@@ -155,6 +198,7 @@ def _run(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient) -> None:
     loop.run_forever()
     loop.run_until_complete(client.aclose())
     loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from reward_models._pieces import put_together
 from reward_models._wire import Asked, Refusal
 from reward_models.base import Loaded, Media, RewardError, Rewards
 
@@ -184,17 +185,12 @@ class Service:
 
 
 def _verdict(found: Sequence[tuple[Tensor, Rewards | str]], count: int) -> Verdict:
-    names = next((list(answer.parts) for _, answer in found if isinstance(answer, Rewards)), [])
-    columns = {name: torch.full((count,), torch.nan) for name in ("", *names)}
     errors: list[str | None] = [None] * count
     for rows, answer in found:
-        if isinstance(answer, str):
-            for row in rows.tolist():
-                errors[row] = answer
-        else:
-            for name, column in {"": answer.value, **answer.parts}.items():
-                columns[name][rows] = column
-    return Verdict(Rewards(columns[""], {name: columns[name] for name in names}), tuple(errors))
+        for row in rows.tolist() if isinstance(answer, str) else ():
+            errors[row] = answer
+    scored = [(rows, answer) for rows, answer in found if isinstance(answer, Rewards)]
+    return Verdict(put_together(scored, count, torch.device("cpu")), tuple(errors))
 
 
 def _joined(medias: Sequence[Media]) -> Media:

@@ -107,16 +107,30 @@ def read_state(name: str, file: Path) -> dict[str, Tensor]:
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise RewardError(
-            f"{name}: {file} is refused. It is not a file of tensors, or it is damaged, or loading it would run code "
-            "that somebody put in it; get the checkpoint from its authors again"
-        ) from error
+        raise RewardError(f"{name}: {file} {_not_tensors(file, str(error))}") from error
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise RewardError(f"{name}: {file} cannot be read, it is damaged or no checkpoint: {_line(error)}") from error
+        what = "it is empty" if not file.stat().st_size else _line(error).partition(". ")[0]
+        raise RewardError(f"{name}: {file} cannot be read, it is damaged or no checkpoint: {what}") from error
     state = state["state_dict"] if isinstance(state, dict) and isinstance(state.get("state_dict"), dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise RewardError(f"{name}: {file} holds no weights: expected tensors by name, got a {type(state).__name__}")
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _not_tensors(file: Path, said: str) -> str:
+    """Return what is wrong with a file that torch does not unpickle, from its first bytes and what torch said."""
+    with file.open("rb") as stream:
+        begin = stream.read(16)
+    found = re.search(r"GLOBAL ([\w.]+)", said)
+    if found or begin[:1] == pickle.PROTO:
+        return (
+            f"is refused: it holds {found[1] if found else 'something else than tensors'}, and loading that could run "
+            "code that somebody put in it. Get the checkpoint from its authors again, or in safetensors"
+        )
+    return (
+        f"cannot be read: {file.stat().st_size:,} bytes that begin with {begin!r} are no PyTorch checkpoint, or a "
+        "damaged one. Get it from its authors again"
+    )
 
 
 def fill(name: str, module: nn.Module, state: Mapping[str, Tensor], *, unused: str = "") -> None:

@@ -36,6 +36,8 @@ JSON = "application/json"
 FORMATS = ("PNG", "JPEG", "WEBP")
 HEADER = 8 * 2**20
 """Most bytes of a safetensors header: 64 long prompts, escaped."""
+_PNG_DEPTH = 24
+"""Where a PNG file says how many bits a channel has: after its signature and the sizes in its first chunk."""
 DECODERS_RAISE = (OSError, ValueError, SyntaxError, LookupError, TypeError, EOFError, ArithmeticError, struct.error)
 """What Pillow raises for files that are not what their first bytes promise."""
 
@@ -248,10 +250,11 @@ def _decode(file: str, where: str, limits: Limits) -> Tensor:
                 raise Refusal(422, "media", f"{where} is animated; send its frames one by one")
             picture.load()
             upright = ImageOps.exif_transpose(picture)
-            if upright.mode not in ("RGB", "L", "P", "CMYK") or upright.has_transparency_data:
-                raise Refusal(
-                    422, "media", f"{where} is {upright.mode}, perhaps with transparency; send 8-bit RGB without alpha"
-                )
+            # Pillow opens 16-bit colours as RGB and drops half of each.
+            sixteen = picture.format == "PNG" and content[_PNG_DEPTH] == 16
+            if upright.mode not in ("RGB", "L", "P", "CMYK") or upright.has_transparency_data or sixteen:
+                mode = "of 16 bits a channel" if sixteen else f"{upright.mode}, perhaps with transparency"
+                raise Refusal(422, "media", f"{where} is {mode}; send 8-bit RGB without alpha")
             pixels = np.array(upright.convert("RGB"))
     except binascii.Error as error:
         raise Refusal(422, "media", f"{where} is not base64") from error

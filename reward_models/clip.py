@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import torch
 
-from reward_models._clip import Towers, cosines, in_chunks, load_towers
-from reward_models._inputs import check_media, check_prompts, frames, per_clip
+from reward_models._clip import CosineScorer, load_towers
+from reward_models._inputs import check_prompts
 from reward_models._known import colours
-from reward_models._weights import Dtype, Provenance
-from reward_models.base import KnownAnswer, Media, RewardModel, Rewards
+from reward_models._weights import Dtype
+from reward_models.base import KnownAnswer, RewardModel
 
 _NAME = "clip"
 _OFFICIAL = "openai/clip-vit-large-patch14"
@@ -56,7 +56,7 @@ class CLIP(RewardModel):
         """Return pictures of one colour with its name, for the default weights alone."""
         return colours() if self.weights == _OFFICIAL else ()
 
-    def load(self, *, device: torch.device) -> CLIPScorer:
+    def load(self, *, device: torch.device) -> CosineScorer:
         """Return the scorer.
 
         Raises:
@@ -65,25 +65,4 @@ class CLIP(RewardModel):
         towers = load_towers(
             _NAME, self.weights, revision=self.revision, architecture=self.architecture, device=device, dtype=self.dtype
         )
-        return CLIPScorer(towers, towers.scale if self.scale is None else self.scale, self.batch_size)
-
-
-@dataclass(frozen=True)
-class CLIPScorer:
-    """The loaded model."""
-
-    towers: Towers
-    scale: float
-    batch_size: int
-
-    @property
-    def provenance(self) -> Provenance:
-        """What it was loaded from."""
-        return self.towers.provenance
-
-    def __call__(self, *, media: Media, prompts: Sequence[str]) -> Rewards:
-        """Score `media`; gradients reach its pixels."""
-        check_media(_NAME, media, prompts)
-        check_prompts(_NAME, prompts)
-        pictures = in_chunks(self.towers.pictures, frames(media), self.batch_size)
-        return Rewards(per_clip(self.scale * cosines(self.towers, pictures, prompts), media))
+        return CosineScorer(towers, towers.scale if self.scale is None else self.scale, self.batch_size)

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from reward_models._pieces import put_together
 from reward_models.base import (
     Loaded,
     Media,
@@ -117,7 +118,7 @@ class _GuardedScorer:
                 failures.append(error)
         if not answers:
             raise failures[0]
-        return _joined(answers, count, media.pixels.device)
+        return put_together(answers, count, media.pixels.device)
 
     def _in_time(self, media: Media, prompts: Sequence[str], group: Tensor | None) -> Rewards:
         if self.model.deadline is None:
@@ -149,12 +150,3 @@ class _GuardedScorer:
         if isinstance(found, RewardError):
             raise found
         return found
-
-
-def _joined(answers: list[tuple[Tensor, Rewards]], count: int, device: torch.device) -> Rewards:
-    names = answers[0][1].parts
-    columns = {name: torch.full((count,), torch.nan, device=device) for name in ("", *names)}
-    for rows, rewards in answers:
-        for name, column in {"": rewards.value, **rewards.parts}.items():
-            columns[name][rows] = column.to(device)
-    return Rewards(columns[""], {name: columns[name] for name in names})

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import torch
 
-from reward_models._clip import VIT_H_FLOPS, VIT_H_WEIGHTS, OpenClip, cosines, in_chunks, load_open_clip
-from reward_models._inputs import check_media, check_prompts, frames, per_clip
+from reward_models._clip import CosineScorer, load_open_clip, vit_h
+from reward_models._inputs import check_prompts
 from reward_models._known import colours
-from reward_models._weights import Dtype, Provenance, find_file, torch_dtype
-from reward_models.base import KnownAnswer, Media, RewardModel, Rewards, Size
+from reward_models._weights import Dtype, find_file
+from reward_models.base import KnownAnswer, RewardModel, Size
 
 _NAME = "hpsv2"
 _OFFICIAL = "xswu/HPSv2/HPS_v2.1_compressed.pt"
@@ -51,14 +51,13 @@ class HPSv2(RewardModel):
 
     def size(self) -> Size | None:
         """Return that of the official model."""
-        official = self.weights == _OFFICIAL
-        return Size(VIT_H_WEIGHTS * torch_dtype(self.dtype).itemsize, VIT_H_FLOPS) if official else None
+        return vit_h(self.dtype) if self.weights == _OFFICIAL else None
 
     def known_answers(self) -> Sequence[KnownAnswer]:
         """Return pictures of one colour with its name, for the official weights alone."""
         return colours() if self.weights == _OFFICIAL else ()
 
-    def load(self, *, device: torch.device) -> HPSv2Scorer:
+    def load(self, *, device: torch.device) -> CosineScorer:
         """Return the scorer.
 
         Raises:
@@ -69,24 +68,4 @@ class HPSv2(RewardModel):
             _NAME, file, architecture=self.architecture, device=device, dtype=self.dtype, padded=True,
             antialias=self.antialias,
         )  # fmt: skip
-        return HPSv2Scorer(towers, self.batch_size)
-
-
-@dataclass(frozen=True)
-class HPSv2Scorer:
-    """The loaded model."""
-
-    towers: OpenClip
-    batch_size: int
-
-    @property
-    def provenance(self) -> Provenance:
-        """What it was loaded from."""
-        return self.towers.provenance
-
-    def __call__(self, *, media: Media, prompts: Sequence[str]) -> Rewards:
-        """Score `media`; gradients reach its pixels."""
-        check_media(_NAME, media, prompts)
-        check_prompts(_NAME, prompts)
-        pictures = in_chunks(self.towers.pictures, frames(media), self.batch_size)
-        return Rewards(per_clip(cosines(self.towers, pictures, prompts), media))
+        return CosineScorer(towers, 1.0, self.batch_size)

@@ -10,12 +10,11 @@ from dataclasses import astuple, dataclass, fields
 from typing import ClassVar
 
 import torch
-from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
-from reward_models._motion import Grades, Movement, follow, grade, parse
+from reward_models._drawn import check_strict, levels, understood
+from reward_models._motion import Grades, follow, grade, parse
 from reward_models._scenes import BACKGROUND, COLOURS, SIDE
-from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
+from reward_models.base import KnownAnswer, Media, RewardModel, Rewards
 
 _PARTS = tuple(field.name for field in fields(Grades))
 _FRAMES = 9
@@ -37,13 +36,11 @@ class Motion(RewardModel):
     differentiable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strict <= 1:
-            raise RewardError(f"motion: strict is a weight in [0, 1], got {self.strict}")
+        check_strict("motion", self.strict)
 
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse prompts that are not in the language."""
-        for prompt in prompts:
-            _parse(prompt)
+        understood("motion", parse, prompts)
 
     def known_answers(self) -> tuple[KnownAnswer, ...]:
         """Return a red square that moves left, one that moves right, and one that stands still."""
@@ -79,25 +76,9 @@ class _MotionScorer:
         Raises:
             RewardError: If a prompt is not in the language, or the frames have another size.
         """
-        asked = [_parse(prompt) for prompt in prompts]
-        tracks = follow(_levels(media.pixels.detach()).cpu().numpy())
+        asked = understood("motion", parse, prompts)
+        tracks = follow(levels("motion", media.pixels))
         rows = [astuple(grade(movement, track)) for movement, track in zip(asked, tracks, strict=True)]
         scores = torch.tensor(rows, dtype=torch.float32, device=media.pixels.device).view(len(rows), len(_PARTS))
         parts = dict(zip(_PARTS, scores.unbind(1), strict=True))
         return Rewards(torch.lerp(parts["graded"], parts["strict"], self.model.strict), parts)
-
-
-def _parse(prompt: str) -> Movement:
-    try:
-        return parse(prompt)
-    except ValueError as error:
-        raise RewardError(f"motion can only judge captions of its own language: {error}") from error
-
-
-def _levels(pixels: Tensor) -> Tensor:
-    """Return `[B, F, 32, 32, 3]` levels from `[B, F, 3, H, W]` in [0, 1]."""
-    height, width = pixels.shape[-2:]
-    if height != width or height % SIDE:
-        raise RewardError(f"motion reads square frames of {SIDE} pixels or a multiple, got {height} x {width}")
-    small = avg_pool2d(pixels.flatten(0, 1).float(), height // SIDE).unflatten(0, pixels.shape[:2])
-    return (small * 255).round().clamp(0, 255).byte().permute(0, 1, 3, 4, 2)

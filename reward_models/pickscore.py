@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import torch
 
-from reward_models._clip import VIT_H_FLOPS, VIT_H_WEIGHTS, HubClip, cosines, in_chunks, load_hub_clip
-from reward_models._inputs import check_media, check_prompts, frames, per_clip
+from reward_models._clip import CosineScorer, load_hub_clip, vit_h
+from reward_models._inputs import check_prompts
 from reward_models._known import colours
-from reward_models._weights import Dtype, Provenance, find_folder, torch_dtype
-from reward_models.base import KnownAnswer, Media, RewardModel, Rewards, Size
+from reward_models._weights import Dtype, find_folder
+from reward_models.base import KnownAnswer, RewardModel, Size
 
 _NAME = "pickscore"
 _OFFICIAL = "yuvalkirstain/PickScore_v1"
@@ -48,14 +48,13 @@ class PickScore(RewardModel):
 
     def size(self) -> Size | None:
         """Return that of the official model."""
-        official = self.weights == _OFFICIAL
-        return Size(VIT_H_WEIGHTS * torch_dtype(self.dtype).itemsize, VIT_H_FLOPS) if official else None
+        return vit_h(self.dtype) if self.weights == _OFFICIAL else None
 
     def known_answers(self) -> Sequence[KnownAnswer]:
         """Return pictures of one colour with its name, for the official weights alone."""
         return colours() if self.weights == _OFFICIAL else ()
 
-    def load(self, *, device: torch.device) -> PickScoreScorer:
+    def load(self, *, device: torch.device) -> CosineScorer:
         """Return the scorer.
 
         Raises:
@@ -64,24 +63,4 @@ class PickScore(RewardModel):
         weights = find_folder(_NAME, self.weights, self.revision)
         processor = find_folder(_NAME, self.processor, weights=False)
         towers = load_hub_clip(_NAME, weights, processor=processor, device=device, dtype=self.dtype)
-        return PickScoreScorer(towers, self.batch_size)
-
-
-@dataclass(frozen=True)
-class PickScoreScorer:
-    """The loaded model."""
-
-    towers: HubClip
-    batch_size: int
-
-    @property
-    def provenance(self) -> Provenance:
-        """What it was loaded from."""
-        return self.towers.provenance
-
-    def __call__(self, *, media: Media, prompts: Sequence[str]) -> Rewards:
-        """Score `media`; gradients reach its pixels."""
-        check_media(_NAME, media, prompts)
-        check_prompts(_NAME, prompts)
-        pictures = in_chunks(self.towers.pictures, frames(media), self.batch_size)
-        return Rewards(per_clip(self.towers.scale * cosines(self.towers, pictures, prompts), media))
+        return CosineScorer(towers, towers.scale, self.batch_size)

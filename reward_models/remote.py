@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from reward_models._exchange import Exchange, InvalidAnswer, Patience, Unanswered
+from reward_models._exchange import Exchange, InvalidAnswer, Patience
 from reward_models._packed import unpack
+from reward_models._pieces import put_together
 from reward_models._token import token_of
 from reward_models._wire import PROTOCOL, TENSORS, VERSION, Answer, Asked, levels, write
 from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards, Scope
 
 _LARGEST = torch.finfo(torch.float32).max
+_START = "visalign serve-reward NAME"
 _SAME = 1e-3
 """Scores of a sample alone and among others may differ by this share of the largest: half precision does."""
 
@@ -92,7 +93,7 @@ class Remote(RewardModel):
             RewardError: If it is not there, is not what was expected, or does not give its known answers.
         """
         patience = Patience(self.deadline, self.attempt, self.attempts)
-        exchange = Exchange(self.url, token_of(self.token_file), self.connections, patience)
+        exchange = Exchange(self.url, token_of(self.token_file), self.connections, patience, _START)
         info = exchange.run(exchange.get("/info", _read_info))
         if info.scope != self.scope:
             raise RewardError(f"{self} serves {info.model} of scope {info.scope}, expected {self.scope}: set scope")
@@ -143,15 +144,14 @@ class _RemoteScorer:
             self._asked(media[rows.to(media.pixels.device)], [prompts[int(row)] for row in rows], rows, group)
             for rows in pieces
         ]
-        found = self.exchange.run(self._ask_all(asked))
+        found = self.exchange.all([self._ask(one) for one in asked], spare=self.model.on_failure == "exclude")
         answers = [answer for answer in found if isinstance(answer, Answer)]
-        if not answers:
-            raise next(failure for failure in found if isinstance(failure, Unanswered))
         errors = [error for answer in answers for error in answer.errors if error is not None]
         scored = sum(score is not None for answer in answers for score in answer.scores)
         if errors and (self.model.on_failure == "error" or not scored):
             raise RewardError(f"{self.model} could not score {len(errors)} of {len(media)} samples: {errors[0]}")
-        return _joined(pieces, found, len(media), media.pixels.device)
+        answered = [(rows, _rewards(a)) for rows, a in zip(pieces, found, strict=True) if isinstance(a, Answer)]
+        return put_together(answered, len(media), media.pixels.device)
 
     def examine(self, answer: KnownAnswer) -> None:
         """Ask for a known answer, together and, where samples are scored by themselves, one by one.
@@ -191,24 +191,10 @@ class _RemoteScorer:
         ids = None if group is None else group[rows]
         return Asked(uuid.uuid4().hex, tuple(prompts), media.fps, convert(media.pixels), source, ids)
 
-    async def _ask_all(self, questions: Sequence[Asked]) -> list[Answer | Unanswered]:
-        """Ask all; the first failure that is an error ends the others."""
-        asking = [asyncio.ensure_future(self._ask(asked)) for asked in questions]
-        try:
-            return await asyncio.gather(*asking)
-        finally:
-            for task in asking:
-                task.cancel()
-
-    async def _ask(self, asked: Asked) -> Answer | Unanswered:
-        try:
-            return await self.exchange.post(
-                "/v1/score", TENSORS, lambda: write(asked), lambda content: self._read(content, asked)
-            )
-        except Unanswered as error:
-            if self.model.on_failure == "error":
-                raise
-            return error
+    def _ask(self, asked: Asked) -> Coroutine[Any, Any, Answer]:
+        return self.exchange.post(
+            "/v1/score", TENSORS, lambda: write(asked), lambda content: self._read(content, asked)
+        )
 
     def _read(self, content: bytes, asked: Asked) -> Answer:
         """Return an answer that is one."""
@@ -234,13 +220,10 @@ class _RemoteScorer:
         return answer
 
 
-def _joined(pieces: list[Tensor], found: list[Answer | Unanswered], count: int, device: torch.device) -> Rewards:
-    """Put the answers in the order of the samples; what has none is NaN."""
-    names = dict.fromkeys(name for answer in found if isinstance(answer, Answer) for name in answer.parts)
-    columns = {name: torch.full((count,), torch.nan) for name in ("", *names)}
-    for rows, answer in zip(pieces, found, strict=True):
-        if isinstance(answer, Answer):
-            for name, scores in {"": answer.scores, **answer.parts}.items():
-                values = [float("nan") if score is None else score for score in scores]
-                columns[name][rows] = torch.tensor(values, dtype=torch.float32)
-    return Rewards(columns[""].to(device), {name: columns[name].to(device) for name in names})
+def _rewards(answer: Answer) -> Rewards:
+    columns = {name: _numbers(scores) for name, scores in {"": answer.scores, **answer.parts}.items()}
+    return Rewards(columns.pop(""), columns)
+
+
+def _numbers(scores: Sequence[float | None]) -> Tensor:
+    return torch.tensor([float("nan") if score is None else score for score in scores], dtype=torch.float32)

@@ -12,11 +12,10 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
-from reward_models._scenes import BACKGROUND, COLOURS, SIDE, Scene, coverage, grade, parse, read
-from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards, Size
+from reward_models._drawn import check_strict, levels, understood
+from reward_models._scenes import BACKGROUND, COLOURS, SIDE, coverage, grade, parse, read
+from reward_models.base import KnownAnswer, Media, RewardModel, Rewards, Size
 
 
 @dataclass(frozen=True)
@@ -37,13 +36,11 @@ class Shapes(RewardModel):
     differentiable: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strict <= 1:
-            raise RewardError(f"shapes: strict is a weight in [0, 1], got {self.strict}")
+        check_strict("shapes", self.strict)
 
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse prompts that are not in the language."""
-        for prompt in prompts:
-            _parse(prompt)
+        understood("shapes", parse, prompts)
 
     def known_answers(self) -> tuple[KnownAnswer]:
         """Return a drawn red circle, once under its own caption and once under another."""
@@ -81,26 +78,11 @@ class _ShapesScorer:
         Raises:
             RewardError: If a prompt is not in the language, or the pictures have another size.
         """
-        scenes = [_parse(prompt) for prompt in prompts]
-        pictures = _shrink(media.pixels.detach())
-        frames = media.pixels.shape[1]
-        seen = read((pictures * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
+        scenes = understood("shapes", parse, prompts)
+        pictures = levels("shapes", media.pixels)
+        frames = pictures.shape[1]
+        seen = read(pictures.reshape(-1, *pictures.shape[2:]))
         grades = [grade(scenes[i // frames], found, symmetric=self.model.symmetric) for i, found in enumerate(seen)]
         scores = torch.tensor(grades, dtype=torch.float32, device=media.pixels.device)
         strict, graded = scores.view(len(media), frames, 2).mean(1).unbind(1)
         return Rewards(torch.lerp(graded, strict, self.model.strict), {"strict": strict, "graded": graded})
-
-
-def _parse(prompt: str) -> Scene:
-    try:
-        return parse(prompt)
-    except ValueError as error:
-        raise RewardError(f"shapes can only judge captions of its own language: {error}") from error
-
-
-def _shrink(pixels: Tensor) -> Tensor:
-    """Return `[B * F, 3, 32, 32]` from `[B, F, 3, H, W]`."""
-    height, width = pixels.shape[-2:]
-    if height != width or height % SIDE:
-        raise RewardError(f"shapes reads square pictures of {SIDE} pixels or a multiple, got {height} x {width}")
-    return avg_pool2d(pixels.flatten(0, 1).float(), height // SIDE)

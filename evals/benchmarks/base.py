@@ -69,7 +69,7 @@ def json_records(path: Path) -> list[dict[str, Any]]:
             found = [json.loads(line) for line in text.splitlines() if line.strip()]
         else:
             found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
         raise DataError(f"{path} should hold a list of objects")
@@ -88,17 +88,19 @@ def csv_records(path: Path) -> list[dict[str, str]]:
     return found
 
 
-def parquet_records(paths: list[Path]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of parquet files, one after the other.
+def parquet_records(folder: Path, begin: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the parquet files below `folder` whose names begin with `begin`, one after the other.
 
     Raises:
-        DataError: If there are no files, or one cannot be read.
+        DataError: If there are no such files, or one cannot be read.
         EnvironmentProblem: If pyarrow is not installed.
     """
     from evals._parquet import rows
 
+    paths = sorted(folder.rglob(f"{begin}*.parquet"))
     if not paths:
-        raise DataError("there are no .parquet files in the folder")
+        what = "there is no such folder" if not folder.is_dir() else f"it holds no file like {begin}*.parquet"
+        raise DataError(f"{folder}: {what}; is `folder` the benchmark's own folder?")
     for path in paths:
         yield from rows(path)
 
@@ -123,21 +125,36 @@ def inside(folder: Path, name: object) -> Medium:
     return Medium.file(find(folder, name))
 
 
-def wanted(record: dict[str, Any], key: str, path: Path, number: int) -> Any:
+def wanted(record: dict[str, Any], key: str, place: str, kind: type | tuple[type, ...] = object) -> Any:
     """Return `record[key]`.
 
+    Args:
+        record: One of a file.
+        key: What is wanted of it.
+        place: Which file and record it is, for messages.
+        kind: What the value has to be.
+
     Raises:
-        DataError: If the record lacks it.
+        DataError: If the record lacks it, or it is something else.
     """
     if key not in record:
-        raise DataError(f"{path}, record {number}: there is no '{key}'; it has {', '.join(record)}")
+        raise DataError(f"{place}: there is no '{key}'; it has {', '.join(map(str, record))}")
+    if not isinstance(record[key], kind):
+        names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+        raise DataError(f"{place}: '{key}' is {record[key]!r:.80}, expected {names}")
     return record[key]
 
 
-def ranked(prompt: str, media: list[Medium], ranks: list[float], unit: str, part: str = "") -> list[Comparison]:
-    """Return every pair of a ranking, 0 or 1 the best; equal ranks are a tie."""
+def ranked(prompt: str, media: list[Medium], ranks: list[float], unit: str, place: str) -> list[Comparison]:
+    """Return every pair of a ranking, 0 or 1 the best; equal ranks are a tie.
+
+    Raises:
+        DataError: If there is not one number a medium.
+    """
+    if len(ranks) != len(media) or not all(isinstance(rank, int | float) for rank in ranks):
+        raise DataError(f"{place}: {len(media)} media, and the ranks {ranks!r:.80}; expected one number each")
     return [
-        Comparison(prompt, media[i], media[j], verdict(ranks[j] - ranks[i]), unit, part)
+        Comparison(prompt, media[i], media[j], verdict(ranks[j] - ranks[i]), unit)
         for i in range(len(media))
         for j in range(i + 1, len(media))
     ]

@@ -38,9 +38,10 @@ class GenAIBench(Benchmark):
         path, found = folder / (self.file or f"{self.task}_generation.json"), []
         for number, record in enumerate(json_records(path), start=1):
             keys = ("prompt", f"left_{self.task}", f"right_{self.task}", "vote_type")
-            prompt, left, right, vote = (wanted(record, key, path, number) for key in keys)
+            place = f"{path}, record {number}"
+            prompt, left, right, vote = (wanted(record, key, place, str) for key in keys)
             if vote not in _VOTES:
-                raise DataError(f"{path}, record {number}: vote_type {vote!r}, expected one of {', '.join(_VOTES)}")
+                raise DataError(f"{place}: vote_type {vote!r}, expected one of {', '.join(_VOTES)}")
             one, other = (inside(folder, f"{self.media}/{name}") for name in (left, right))
             found.append(Comparison(prompt, one, other, _VOTES[vote], unit=prompt))
         return found

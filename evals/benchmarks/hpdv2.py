@@ -28,7 +28,9 @@ class HPDv2(Benchmark):
         """Return all pairs of every ranking."""
         path, found = Path(self.folder) / "test.json", []
         for number, record in enumerate(json_records(path), start=1):
-            prompt, names, ranks = (wanted(record, key, path, number) for key in ("prompt", "image_path", "rank"))
+            place = f"{path}, record {number}"
+            prompt = wanted(record, "prompt", place, str)
+            names, ranks = (wanted(record, key, place, list) for key in ("image_path", "rank"))
             media = [inside(Path(self.folder), f"{self.pictures}/{name}") for name in names]
-            found += ranked(prompt, media, ranks, unit=str(number))
+            found += ranked(prompt, media, ranks, str(number), place)
         return found

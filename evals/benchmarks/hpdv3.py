@@ -30,12 +30,13 @@ class HPDv3(Benchmark):
         folder = Path(self.folder)
         path, found = folder / self.file, []
         for number, record in enumerate(json_records(path), start=1):
-            prompt = str(wanted(record, "prompt", path, number))
+            place = f"{path}, record {number}"
+            prompt = wanted(record, "prompt", place, str)
             if "generations" in record:
-                media = [inside(folder, name) for name in record["generations"]]
-                found += ranked(prompt, media, wanted(record, "ranking", path, number), unit=prompt)
+                media = [inside(folder, name) for name in wanted(record, "generations", place, list)]
+                found += ranked(prompt, media, wanted(record, "ranking", place, list), prompt, place)
                 continue
-            better, worse = (inside(folder, wanted(record, key, path, number)) for key in ("path1", "path2"))
+            better, worse = (inside(folder, wanted(record, key, place)) for key in ("path1", "path2"))
             turned = number % 2 == 0
             first, second = (worse, better) if turned else (better, worse)
             found.append(Comparison(prompt, first, second, -1 if turned else 1, unit=prompt))

@@ -31,7 +31,9 @@ class ImageRewardDB(Benchmark):
         folder = Path(self.folder)
         path, found = folder / self.file, []
         for number, record in enumerate(json_records(path), start=1):
-            prompt, names, ranks = (wanted(record, key, path, number) for key in ("prompt", "generations", "ranking"))
+            place = f"{path}, record {number}"
+            prompt = wanted(record, "prompt", place, str)
+            names, ranks = (wanted(record, key, place, list) for key in ("generations", "ranking"))
             media = [inside(folder, f"{self.pictures}/{name}") for name in names]
-            found += ranked(prompt, media, ranks, unit=str(record.get("id", number)))
+            found += ranked(prompt, media, ranks, str(record.get("id", number)), place)
         return found

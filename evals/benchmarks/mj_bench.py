@@ -32,17 +32,18 @@ class MJBench(Benchmark):
         """Return the comparisons of every split."""
         folder, found = Path(self.folder), []
         for split in self.splits:
-            for number, record in enumerate(parquet_records(sorted(folder.rglob(f"{split}*.parquet"))), start=1):
-                caption, label = (wanted(record, key, folder, number) for key in ("caption", "label"))
+            for number, record in enumerate(parquet_records(folder, split), start=1):
+                place = f"{folder}, {split} record {number}"
+                caption, label = wanted(record, "caption", place, str), wanted(record, "label", place, int)
                 if label not in (0, 1):
-                    raise DataError(f"{folder}, {split} record {number}: label is {label!r}, expected 0 or 1")
-                one, other = (_picture(record, key, folder, number) for key in ("image0", "image1"))
+                    raise DataError(f"{place}: label is {label!r}, expected 0 or 1")
+                one, other = (
+                    Medium(f"{split}-{number}-{key}.png", content=_bytes(record, key, place))
+                    for key in ("image0", "image1")
+                )
                 found.append(Comparison(caption, one, other, 1 if label == 0 else -1, f"{split}:{caption}", split))
         return found
 
 
-def _picture(record: dict[str, Any], key: str, folder: Path, number: int) -> Medium:
-    cell = wanted(record, key, folder, number)
-    if not isinstance(cell, dict) or not isinstance(cell.get("bytes"), bytes):
-        raise DataError(f"{folder}, record {number}: {key} should hold the bytes of a picture")
-    return Medium(f"{number}-{key}.png", content=cell["bytes"])
+def _bytes(record: dict[str, Any], key: str, place: str) -> bytes:
+    return wanted(wanted(record, key, place, dict), "bytes", f"{place}, {key}", bytes)

@@ -31,13 +31,13 @@ class MultimodalRewardBench2(Benchmark):
         folder = Path(self.folder)
         path, found = folder / self.file, []
         for number, record in enumerate(_pairs(path), start=1):
-            prompt, a, b, chosen = (
-                wanted(record, key, path, number) for key in ("prompt_content", "response_a", "response_b", "chosen")
-            )
+            place = f"{path}, pair {number}"
+            prompt, chosen = wanted(record, "prompt_content", place, list), wanted(record, "chosen", place, str)
+            a, b = (wanted(record, key, place, dict) for key in ("response_a", "response_b"))
             if chosen not in ("A", "B"):
-                raise DataError(f"{path}, pair {number}: chosen is {chosen!r}, expected A or B")
-            text = " ".join(value for kind, value in prompt if kind == "text")
-            one, other = (_picture(response, folder, path, number) for response in (a, b))
+                raise DataError(f"{place}: chosen is {chosen!r}, expected A or B")
+            text = " ".join(_of_kind("text", prompt, place))
+            one, other = (_picture(response, folder, place) for response in (a, b))
             found.append(Comparison(text, one, other, 1 if chosen == "A" else -1, unit=str(record.get("id", number))))
         return found
 
@@ -47,15 +47,23 @@ def _pairs(path: Path) -> list[dict[str, Any]]:
 
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return json_records(path)  # which says what is wrong
-    if isinstance(found, dict) and isinstance(found.get("pairs"), list):
-        return found["pairs"]
-    raise DataError(f'{path} should hold an object with a list under "pairs"')
+    listed = found.get("pairs") if isinstance(found, dict) else None
+    if isinstance(listed, list) and all(isinstance(pair, dict) for pair in listed):
+        return listed
+    raise DataError(f'{path} should hold an object with a list of objects under "pairs"')
 
 
-def _picture(response: dict[str, Any], folder: Path, path: Path, number: int) -> Medium:
-    names = [value for kind, value in wanted(response, "response_content", path, number) if kind == "image"]
+def _of_kind(kind: str, content: list[Any], place: str) -> list[str]:
+    """Return the values of one kind in a list of [kind, value]."""
+    if not all(isinstance(piece, list) and len(piece) == 2 and isinstance(piece[1], str) for piece in content):
+        raise DataError(f"{place}: contents are lists of [type, value], got {content!r:.80}")
+    return [value for named, value in content if named == kind]
+
+
+def _picture(response: dict[str, Any], folder: Path, place: str) -> Medium:
+    names = _of_kind("image", wanted(response, "response_content", place, list), place)
     if len(names) != 1:
-        raise DataError(f"{path}, pair {number}: a response should hold one picture, this one holds {len(names)}")
+        raise DataError(f"{place}: a response should hold one picture, this one holds {len(names)}")
     return inside(folder, names[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 from alignment.errors import DataError
 from evals.benchmarks.base import Benchmark, Comparison, Verdict, inside, json_records, wanted
 
-_SAID: dict[object, Verdict] = {"first": 1, "second": -1, "tie": 0}
+_SAID: dict[str, Verdict] = {"first": 1, "second": -1, "tie": 0}
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,12 @@ class Pairs(Benchmark):
         """Return the comparisons; those of one prompt are a unit."""
         path, found = Path(self.file), []
         for number, record in enumerate(json_records(path), start=1):
+            place = f"{path}, record {number}"
             prompt, first, second, said = (
-                wanted(record, key, path, number) for key in ("prompt", "first", "second", "preferred")
+                wanted(record, key, place, str) for key in ("prompt", "first", "second", "preferred")
             )
             if said not in _SAID:
-                raise DataError(
-                    f"{path}, record {number}: 'preferred' is {said!r}, expected one of {', '.join(map(str, _SAID))}"
-                )
+                raise DataError(f"{place}: 'preferred' is {said!r}, expected one of {', '.join(_SAID)}")
             one, other = (inside(path.parent, name) for name in (first, second))
-            found.append(Comparison(str(prompt), one, other, _SAID[said], str(prompt), str(record.get("part", ""))))
+            found.append(Comparison(prompt, one, other, _SAID[said], prompt, str(record.get("part", ""))))
         return found

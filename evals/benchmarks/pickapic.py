@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignment.errors import DataError
 from evals.benchmarks.base import Benchmark, Comparison, parquet_records, verdict, wanted
 from evals.medium import Medium
 
@@ -29,14 +28,12 @@ class PickAPic(Benchmark):
     def read(self) -> list[Comparison]:
         """Return the labelled pairs."""
         folder, found = Path(self.folder), []
-        for number, record in enumerate(parquet_records(sorted(folder.rglob(f"{self.split}*.parquet"))), start=1):
+        for number, record in enumerate(parquet_records(folder, self.split), start=1):
             if not record.get("has_label", True):
                 continue
-            caption, first, second, label = (
-                wanted(record, key, folder, number) for key in ("caption", "jpg_0", "jpg_1", "label_0")
-            )
-            if not isinstance(first, bytes) or not isinstance(second, bytes):
-                raise DataError(f"{folder}, record {number}: jpg_0 and jpg_1 should be bytes")
+            place = f"{folder}, record {number}"
+            caption, label = wanted(record, "caption", place, str), wanted(record, "label_0", place, (int, float))
+            first, second = (wanted(record, key, place, bytes) for key in ("jpg_0", "jpg_1"))
             one, other = (Medium(f"{number}-{side}.jpg", content=jpg) for side, jpg in enumerate((first, second)))
             found.append(Comparison(caption, one, other, verdict(label - 0.5), unit=caption))
         return found

@@ -33,10 +33,11 @@ class VideoGenRewardBench(Benchmark):
         folder = Path(self.folder)
         path, found = folder / "videogen-rewardbench.csv", []
         for number, record in enumerate(csv_records(path), start=1):
+            place = f"{path}, row {number}"
             prompt, first, second, said = (
-                wanted(record, key, path, number) for key in ("prompt", "path_A", "path_B", self.respect)
+                wanted(record, key, place, str) for key in ("prompt", "path_A", "path_B", self.respect)
             )
             if said not in _SAID:
-                raise DataError(f"{path}, row {number}: {self.respect} is {said!r}, expected A, B or same")
+                raise DataError(f"{place}: {self.respect} is {said!r}, expected A, B or same")
             found.append(Comparison(prompt, inside(folder, first), inside(folder, second), _SAID[said], unit=prompt))
         return found

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from examples.tiny_pipeline.word_tokenizers import learn_merges
 from reward_models._scenes import SIDE, WORDS
 from reward_models._task import Task
 from reward_models.vlms.base import CUE
@@ -49,7 +48,7 @@ def tokenizer() -> Qwen2Tokenizer:
     task = Task()
     phrases = (*_PHRASES, task.instruction, *task.criteria, task.alone, task.against)
     words = sorted({*WORDS, *(word for phrase in phrases for word in re.findall(r"[A-Za-z]+", phrase))})
-    merges = _merges([*words, *("Ġ" + word for word in words)])
+    merges = learn_merges(list(word) for word in sorted([*words, *("Ġ" + word for word in words)]))
     tokens = dict.fromkeys([*sorted(ByteLevel.alphabet()), *(a + b for a, b in merges)])
     made = Qwen2Tokenizer(
         vocab={token: index for index, token in enumerate(tokens)},
@@ -59,26 +58,6 @@ def tokenizer() -> Qwen2Tokenizer:
     )
     made.add_tokens(list(_SPECIAL.values()), special_tokens=True)
     return made
-
-
-def _merges(words: list[str]) -> list[tuple[str, str]]:
-    """Return byte-pair merges, the most frequent pair first, until every word is one token."""
-    spelled = [list(word) for word in sorted(set(words))]
-    merges: list[tuple[str, str]] = []
-    while pairs := Counter(pair for word in spelled for pair in pairwise(word)):
-        merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
-        spelled = [_merge(word, merges[-1]) for word in spelled]
-    return merges
-
-
-def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
-    out: list[str] = []
-    for piece in word:
-        if out and (out[-1], piece) == pair:
-            out[-1] += piece
-        else:
-            out.append(piece)
-    return out
 
 
 def processor() -> Qwen2VLProcessor:

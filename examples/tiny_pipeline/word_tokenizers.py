@@ -6,7 +6,7 @@ Any other text still has a tokenization: CLIP falls back to bytes, T5 to letters
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from tokenizers import pre_tokenizers
@@ -18,20 +18,20 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'
 def clip_tokenizer(words: Sequence[str], length: int) -> CLIPTokenizer:
     """Return a CLIP tokenizer with one token for each of `words`; `length` is the longest text in tokens."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = _learn_merges(words)
+    merges = learn_merges([*word[:-1], word[-1] + "</w>"] for word in sorted(set(words)))
     tokens = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
 
 
-def _learn_merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Learn byte-pair merges, the most frequent pair first, until every word is one token.
+def learn_merges(words: Iterable[list[str]]) -> list[tuple[str, str]]:
+    """Learn byte-pair merges of words in pieces, the most frequent pair first, until every word is one token.
 
     Equally frequent pairs are taken in alphabetical order. The trainer of the `tokenizers` package takes them at
     random, so two processes would give the same word two different ids.
     """
-    spelled = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
+    spelled = list(words)
     merges: list[tuple[str, str]] = []
     while pairs := Counter(pair for word in spelled for pair in pairwise(word)):
         merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))

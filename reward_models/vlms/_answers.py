@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from reward_models._exchange import InvalidAnswer
 from reward_models.vlms.base import CUE, NO, YES, spells
 
 _ROUNDING = 0.01
@@ -14,19 +15,15 @@ _NEVER = -1000.0
 """Log-probability below which servers mean -infinity (vLLM writes -9999)."""
 
 
-class Unreadable(Exception):
-    """An answer that is not what was asked for."""
-
-
 def text_of(answer: Any) -> str:
     """Return the text that was written.
 
     Raises:
-        Unreadable: If there is none.
+        InvalidAnswer: If there is none.
     """
     text = _only_choice(answer).get("message", {}).get("content")
     if not isinstance(text, str):
-        raise Unreadable(f"its answer has no text: {str(answer)[:120]}")
+        raise InvalidAnswer(f"its answer has no text: {str(answer)[:120]}")
     return text
 
 
@@ -38,7 +35,7 @@ def verdict_of(answer: Any, *, reasoned: bool) -> tuple[float, float]:
         reasoned: Whether the verdict is the word after the last `CUE`, or the first word.
 
     Raises:
-        Unreadable: If the answer has no log-probabilities, or ones that cannot be.
+        InvalidAnswer: If the answer has no log-probabilities, or ones that cannot be.
     """
     tokens = _tokens(_only_choice(answer))
     place = _after_cue(tokens) if reasoned else 0
@@ -58,14 +55,14 @@ def verdict_of(answer: Any, *, reasoned: bool) -> tuple[float, float]:
 def _only_choice(answer: Any) -> dict[str, Any]:
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise Unreadable(f"its answer has no single choice: {str(answer)[:120]}")
+        raise InvalidAnswer(f"its answer has no single choice: {str(answer)[:120]}")
     return choices[0]
 
 
 def _tokens(choice: dict[str, Any]) -> list[dict[str, Any]]:
     content = (choice.get("logprobs") or {}).get("content")
     if not isinstance(content, list) or not content or not all(isinstance(token, dict) for token in content):
-        raise Unreadable("its answer has no log-probabilities; vLLM gives up to --max-logprobs (20) of them")
+        raise InvalidAnswer("its answer has no log-probabilities; vLLM gives up to --max-logprobs (20) of them")
     return content
 
 
@@ -86,14 +83,14 @@ def _alternatives(token: dict[str, Any]) -> list[tuple[str, float]]:
     try:
         told = [(str(one["token"]), float(one["logprob"])) for one in token["top_logprobs"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise Unreadable(f"its log-probabilities cannot be read: {str(token)[:120]}") from error
+        raise InvalidAnswer(f"its log-probabilities cannot be read: {str(token)[:120]}") from error
     chances = [p for _, p in told]
     if not told or any(math.isnan(p) or p > _ROUNDING for p in chances):
-        raise Unreadable(f"these are no log-probabilities: {told[:4]}")
+        raise InvalidAnswer(f"these are no log-probabilities: {told[:4]}")
     if sum(map(math.exp, chances)) > 1 + _ROUNDING:
-        raise Unreadable(f"the probabilities it tells add up to more than 1: {told[:4]}")
+        raise InvalidAnswer(f"the probabilities it tells add up to more than 1: {told[:4]}")
     if len(told) > 1 and sorted(chances)[-2] < _NEVER:
-        raise Unreadable(
+        raise InvalidAnswer(
             "one token has all the probability, so they were taken after sampling; vLLM tells those of the model "
             "itself with --logprobs-mode raw_logprobs"
         )

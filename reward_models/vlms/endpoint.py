@@ -7,11 +7,9 @@ import io
 import json
 import math
 import os
-import time
 import warnings
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -20,14 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from reward_models._exchange import Exchange, InvalidAnswer, Patience, Unanswered
 from reward_models.base import RewardError
-from reward_models.vlms._answers import Unreadable, text_of, verdict_of
+from reward_models.vlms._answers import text_of, verdict_of
 from reward_models.vlms.base import Question, Verdicts, Vlm, fit
 
 T = TypeVar("T")
-_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
-_LARGEST_ANSWER = 16 * 2**20
-_FIRST_PAUSE = 0.25  # seconds; doubles with every attempt
+_JSON = "application/json"
 _TOP = 20  # alternatives asked for at each place; vLLM's default limit
 
 
@@ -45,7 +42,7 @@ class Endpoint(Vlm):
         concurrency: Questions on the way at once.
         attempts: How often a question is asked before giving up, where trying again can help.
         timeout: Seconds for one attempt.
-        deadline: Seconds for all questions of a batch, attempts and pauses included.
+        deadline: Seconds for one question, attempts and pauses included.
         on_failure: What becomes of a sample that could not be asked about: it stops the run, or has no score.
         side: Longest side in pixels that the model is shown; larger pictures are scaled down. Null: as they are.
         extra: Further fields of every request, such as {chat_template_kwargs: {enable_thinking: false}}.
@@ -94,23 +91,14 @@ class Endpoint(Vlm):
         return reader
 
 
-class _Transient(Exception):
-    """Something that may be gone at the next attempt."""
-
-
 class EndpointReader:
     """A client of one endpoint, with its pool of connections."""
 
     def __init__(self, described: Endpoint, device: torch.device) -> None:
         self.described, self.device = described, device
-        headers = {"Accept-Encoding": "identity"}  # or a small answer could unpack into a large one
-        if described.key_variable is not None:
-            if not os.environ.get(described.key_variable):
-                raise RewardError(f"vlm: the key of {described} is to be in ${described.key_variable}, which is empty")
-            headers["Authorization"] = f"Bearer {os.environ[described.key_variable]}"
-        limits = httpx.Limits(max_connections=described.concurrency)
-        self._client = httpx.Client(headers=headers, limits=limits, follow_redirects=False, trust_env=False)
-        weakref.finalize(self, self._client.close)
+        patience = Patience(described.deadline, described.timeout, described.attempts)
+        start = "vllm serve MODEL, or another with this interface"
+        self._exchange = Exchange(described.url, _key(described), described.concurrency, patience, start)
 
     def check_model(self) -> None:
         """Refuse an endpoint that does not serve the model.
@@ -118,8 +106,8 @@ class EndpointReader:
         Raises:
             RewardError: If it cannot be reached, or serves another model.
         """
-        until = time.monotonic() + self.described.deadline
-        names = self._persist(lambda: _names(self._exchange("GET", "models", None, until)), until)
+        with _naming(self.described):
+            names = self._exchange.run(self._exchange.get("/models", lambda content: _names(_parsed(content))))
         if self.described.model not in names:
             raise RewardError(f"vlm: {self.described.url} does not serve {self.described.model}; it serves {names}")
 
@@ -143,75 +131,19 @@ class EndpointReader:
         self, questions: Sequence[Question], asks: Mapping[str, object], read: Callable[[Any], T]
     ) -> list[T | None]:
         """Return what `read` makes of the answer to each question; None for those that failed and are excluded."""
-        until = time.monotonic() + self.described.deadline
-
-        def one(question: Question) -> T | RewardError:
-            body = {"model": self.described.model, "messages": [self._message(question)], "temperature": 0, "seed": 0}
-            content = json.dumps({**body, **asks, **self.described.extra}).encode()
-            try:
-                return self._persist(lambda: read(self._exchange("POST", "chat/completions", content, until)), until)
-            except _GaveUp as error:
-                return error
-
-        with ThreadPoolExecutor(self.described.concurrency) as pool:
-            found = list(pool.map(one, questions))
-        failed = [answer for answer in found if isinstance(answer, RewardError)]
-        if failed and (self.described.on_failure == "raise" or len(failed) == len(found)):
-            raise failed[0]
-        if failed:
+        with _naming(self.described):
+            asking = [self._ask(question, asks, read) for question in questions]
+            found = self._exchange.all(asking, spare=self.described.on_failure == "exclude")
+        if failed := [answer for answer in found if isinstance(answer, Unanswered)]:
             warnings.warn(f"{len(failed)} of {len(found)} samples have no score: {failed[0]}", stacklevel=4)
-        return [None if isinstance(answer, RewardError) else answer for answer in found]
+        return [None if isinstance(answer, Unanswered) else answer for answer in found]
 
-    def _persist(self, attempt: Callable[[], T], until: float) -> T:
-        """Return what an attempt returns, trying again while that can help and there is time."""
-        problem = "no time was left"
-        for number in range(self.described.attempts):
-            if time.monotonic() >= until:
-                break
-            try:
-                return attempt()
-            except (_Transient, Unreadable) as error:
-                problem = str(error)
-            pause = _FIRST_PAUSE * 2**number
-            if number + 1 < self.described.attempts:
-                time.sleep(max(0.0, min(pause, until - time.monotonic())))
-        raise _GaveUp(
-            f"vlm: {self.described} did not answer: {problem} (at most {self.described.attempts} attempts of "
-            f"{self.described.timeout:g} s within {self.described.deadline:g} s for the batch)"
-        )
+    def _ask(self, question: Question, asks: Mapping[str, object], read: Callable[[Any], T]) -> Coroutine[Any, Any, T]:
+        def body() -> bytes:
+            fixed = {"model": self.described.model, "messages": [self._message(question)], "temperature": 0, "seed": 0}
+            return json.dumps({**fixed, **asks, **self.described.extra}).encode()
 
-    def _exchange(self, method: str, path: str, content: bytes | None, until: float) -> Any:
-        """Return the JSON that the endpoint answers.
-
-        Raises:
-            _Transient: If trying again can help.
-            RewardError: If it cannot.
-        """
-        until = min(until, time.monotonic() + self.described.timeout)
-        url, headers = f"{self.described.url.rstrip('/')}/{path}", {"Content-Type": "application/json"}
-        left = max(until - time.monotonic(), 0.001)
-        try:
-            with self._client.stream(method, url, content=content, headers=headers, timeout=left) as response:
-                text = _received(response, until)
-        except httpx.HTTPError as error:
-            raise _Transient(f"{type(error).__name__}: {error}".rstrip(": ")) from error
-        self._check_status(response, text)
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise _Transient(f"its answer is not JSON but {text[:80]!r}") from error
-
-    def _check_status(self, response: httpx.Response, text: bytes) -> None:
-        said, status = text[:200].decode(errors="replace"), response.status_code
-        if status in _TRANSIENT:
-            raise _Transient(f"status {status}: {said}")
-        if response.is_redirect:
-            target = response.headers.get("location", "nowhere")
-            raise RewardError(f"vlm: {self.described} redirects to {target}; put the final address in url")
-        if status in (401, 403):
-            raise RewardError(f"vlm: {self.described} refuses access (status {status}); see key_variable. {said}")
-        if not response.is_success:
-            raise RewardError(f"vlm: {self.described} refuses the question with status {status}: {said}")
+        return self._exchange.post("/chat/completions", _JSON, body, lambda content: read(_parsed(content)))
 
     def _message(self, question: Question) -> dict[str, object]:
         content: list[dict[str, object]] = []
@@ -227,27 +159,38 @@ class EndpointReader:
         return {"role": "user", "content": content}
 
 
-class _GaveUp(RewardError):
-    """The endpoint failed for this question, and might not for another."""
+def _key(described: Endpoint) -> str | None:
+    if described.key_variable is None:
+        return None
+    if not os.environ.get(described.key_variable):
+        raise RewardError(f"vlm: the key of {described} is to be in ${described.key_variable}, which is empty")
+    key = os.environ[described.key_variable].strip()
+    if not (key.isascii() and key.isprintable()):
+        raise RewardError(f"vlm: the key of {described} in ${described.key_variable} has letters that no key has")
+    return key
 
 
-def _received(response: httpx.Response, until: float) -> bytes:
-    """Return the body, unless it is endless or comes in drops."""
-    text = bytearray()
-    for chunk in response.iter_raw():
-        text += chunk
-        if len(text) > _LARGEST_ANSWER:
-            raise _Transient(f"its answer is longer than {_LARGEST_ANSWER:,} bytes")
-        if time.monotonic() > until:
-            raise _Transient("its answer took too long to arrive")
-    return bytes(text)
+@contextmanager
+def _naming(described: Endpoint) -> Iterator[None]:
+    """Say in every error which model was asked."""
+    try:
+        yield
+    except RewardError as error:
+        raise RewardError(f"vlm: {described}: {error}") from error
+
+
+def _parsed(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InvalidAnswer(f"it is not JSON but {content[:80]!r}") from error
 
 
 def _names(answer: Any) -> list[str]:
     try:
         return [str(model["id"]) for model in answer["data"]]
     except (KeyError, TypeError) as error:
-        raise Unreadable(f"its list of models is not one: {str(answer)[:80]}") from error
+        raise InvalidAnswer(f"its list of models is not one: {str(answer)[:80]}") from error
 
 
 def _data_url(frame: Tensor) -> str:

@@ -38,10 +38,10 @@ def test_the_verifier_knows_and_colour_guesses() -> None:
     knows, guesses = (measure(Judge(model, CPU), COMPARISONS, probed=8) for model in (Verifier(), Colour()))
     assert knows.agreement.accuracy.mean >= KNOWS
     assert guesses.agreement.accuracy.mean <= GUESSES
-    assert knows.listens is not None
-    assert knows.listens.mean > 0.9
-    assert guesses.listens is not None
-    assert guesses.listens.mean == 0.5
+    assert knows.reads is not None
+    assert knows.reads.mean > 0.9
+    assert guesses.reads is not None
+    assert guesses.reads.mean == 0.5
     assert worst(guesses, COMPARISONS, 5)
 
 

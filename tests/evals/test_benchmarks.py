@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Callable
@@ -156,8 +157,43 @@ def test_a_file_of_another_layout_is_named(name: str, damage: str, tmp_path: Pat
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"shapes"}))
 def test_a_folder_that_is_not_there_is_an_error(name: str, tmp_path: Path) -> None:
     field = "file" if name == "pairs" else "folder"
-    with pytest.raises(VisalignError):
+    with pytest.raises(VisalignError, match=str(tmp_path / "nothing")):
         read(name, {field: tmp_path / "nothing" / "x.jsonl"})
+
+
+@pytest.mark.parametrize("name", ["pickapic", "mj_bench"])
+def test_a_folder_without_its_tables_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"{tmp_path}: it holds no file like \w+\*\.parquet"):
+        read(name, {"folder": tmp_path})
+
+
+WRONG = (None, 3, "x", ["x"], {"x": 1})
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"shapes", "pickapic", "mj_bench", "videogen_rewardbench"}))
+def test_a_field_of_another_kind_is_one_message(name: str, tmp_path: Path) -> None:
+    fields = MADE[name](tmp_path)
+    fields.pop("human")
+    (index,) = [file for file in tmp_path.iterdir() if file.suffix in (".json", ".jsonl")]
+    lines = index.suffix == ".jsonl"
+    text = index.read_text(encoding="utf-8")
+    found = [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
+    record = (found["pairs"] if name == "multimodal_rewardbench2" else found)[0]
+    for key, right in list(record.items()):
+        for wrong in WRONG:
+            record[key] = wrong
+            index.write_text("\n".join(map(json.dumps, found)) if lines else json.dumps(found), encoding="utf-8")
+            with contextlib.suppress(DataError):  # some are as good as what was there; nothing else may be raised
+                read(name, fields)
+        record[key] = right
+
+
+def test_a_table_of_another_kind_is_one_message(tmp_path: Path) -> None:
+    row = {"caption": "p", "jpg_0": png(0), "jpg_1": png(1), "label_0": 1.0, "has_label": True}
+    for key, wrong in (("caption", 3), ("jpg_0", "text"), ("label_0", None)):
+        table(tmp_path / "test_unique-0.parquet", [{**row, key: wrong}])
+        with pytest.raises(DataError, match=rf"{tmp_path}, record 1: '{key}' is"):
+            read("pickapic", {"folder": tmp_path})
 
 
 def test_media_outside_the_folder_are_refused(tmp_path: Path) -> None:

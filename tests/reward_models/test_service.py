@@ -114,7 +114,10 @@ def test_more_than_the_queue_holds_is_told_to_come_back(held):
     with served(held, queue=2, rows=1) as url:
         found: list[httpx.Response] = []
         asking = [threading.Thread(target=lambda: found.append(post(url))) for _ in range(8)]
-        for thread in asking:
+        asking[0].start()
+        while not held.calls:
+            threading.Event().wait(0.01)
+        for thread in asking[1:]:
             thread.start()
         while len(found) < 5:  # one is being scored, two wait
             threading.Event().wait(0.01)

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -12,6 +14,8 @@ from torch import nn
 
 from reward_models._qwen2vl import instruction, merged
 from reward_models.base import Media, RewardError
+from tests.reward_models import videoreward_by_hand
+from tests.tiny_rewards import FIXTURES, QWEN, golden
 
 CPU = torch.device("cpu")
 ROUNDING = 1e-5
@@ -29,6 +33,63 @@ def scorer(model):
 
 def clip(frames, *, fps=8.0):
     return Media(torch.rand(1, frames, 3, 30, 40, generator=torch.Generator().manual_seed(0)), fps=fps)
+
+
+# ---- the whole model, against its arithmetic written out in numpy ----------------------------------------------------
+
+PARITY = 3e-5  # measured 6e-6, float32 against float64
+DIGITS = 1e-9  # float64 against itself on another machine
+CAPTIONS = ("a red kite over the sea", "two dogs run to the left, then stop")
+MARKS = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
+
+
+def waves(seed):
+    """Return six frames `[6, 280, 364, 3]` uint8, of a size that needs no resizing."""
+    draw = np.random.default_rng(seed)
+    t, y, x = np.mgrid[0:6, 0:280, 0:364]
+    rates, phases = draw.uniform(-0.2, 0.2, (3, 3)), draw.uniform(0, 6.28, 3)
+    shades = [np.sin(a * x + b * y + 9 * c * t + phase) for (a, b, c), phase in zip(rates, phases, strict=True)]
+    return np.round(127.5 + 127.5 * np.stack(shades, -1)).astype(np.uint8)
+
+
+def recomputed(model, row):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(QWEN)
+    tokenizer.add_tokens(list(MARKS), special_tokens=True)
+    pieces = "<|video_pad|>" * (2 * 10 * 13)  # two pairs of frames, 10 x 13 squares of 28 pixels
+    asked = instruction("videoalign").replace("{text_prompt}", CAPTIONS[row])
+    text = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        f"<|vision_start|>{pieces}<|vision_end|>{asked}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    state = torch.load(Path(model.weights) / "checkpoint-1" / "model.pth", weights_only=True)
+    place, *marks = tokenizer.convert_tokens_to_ids(["<|video_pad|>", *MARKS])
+    chosen = waves(row)[[0, 2, 3, 5]]  # four of six frames, evenly, by hand
+    arrays = {name: value.double().numpy() for name, value in state.items()}
+    return videoreward_by_hand.scores(arrays, chosen, tokenizer(text).input_ids, place=place, marks=marks)
+
+
+@pytest.mark.slow  # attention over 4,000 letters, head by head, in float64
+def test_the_stored_scores_are_those_of_the_arithmetic(model):
+    found = [recomputed(model, row) for row in range(len(CAPTIONS))]
+    if os.environ.get("REWRITE_GOLDEN"):
+        (FIXTURES / "golden_videoalign_tiny.json").write_text(json.dumps({"scores": found}) + "\n", encoding="utf-8")
+    np.testing.assert_allclose(found, golden("videoalign_tiny")["scores"], atol=DIGITS, rtol=0)
+    assert np.std(found, axis=0).min() > 100 * PARITY, "the two clips are told apart"
+
+
+def test_it_scores_as_the_arithmetic_says(scorer):
+    frames = np.stack([waves(row) for row in range(len(CAPTIONS))])
+    seen = Media(torch.from_numpy(frames).permute(0, 1, 4, 2, 3).float() / 255, fps=4.0)
+    got = scorer(media=seen, prompts=CAPTIONS).parts
+    expected = torch.tensor(golden("videoalign_tiny")["scores"], dtype=torch.float32)
+    torch.testing.assert_close(
+        torch.stack([got[name] for name in ("VQ", "MQ", "TA")], 1), expected, atol=PARITY, rtol=0
+    )
+
+
+# ---- its parts -------------------------------------------------------------------------------------------------------
 
 
 def test_adapters_are_folded_in_as_peft_does():

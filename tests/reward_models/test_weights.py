@@ -45,7 +45,8 @@ def test_a_malicious_pickle_is_refused_and_never_runs(tiny_rewards, tmp_path, na
         file.write_bytes(pickle.dumps(state["optimizer"]))
     else:
         torch.save(state, file, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(RewardError, match="is refused"):
+    holds = "something else than tensors" if form == "bare" else "posix.system"
+    with pytest.raises(RewardError, match=f"is refused: it holds {holds}"):
         with_file(tiny_rewards, name, file).load(device=CPU)
     assert not proof.exists()
     torch.load(file, weights_only=False) if form != "bare" else pickle.loads(file.read_bytes())
@@ -74,6 +75,23 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, content, suffix):
     file = tmp_path / f"weights{suffix}"
     file.write_bytes(content)
     with pytest.raises(RewardError, match=r"is refused|cannot be read"):
+        read_state("a reward", file)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "it is empty"),
+        (b"<!doctype html><html>", r"21 bytes that begin with b'<!doctype html><' are no PyTorch checkpoint"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "begin with b'version https://' are no"),
+        (pickle.dumps({"a": 1}), "holds something else than tensors"),
+    ],
+    ids=["empty", "page", "pointer", "pickle"],
+)
+def test_what_came_in_place_of_a_checkpoint_can_be_told(tmp_path, content, says):
+    file = tmp_path / "weights.pt"
+    file.write_bytes(content)
+    with pytest.raises(RewardError, match=says):
         read_state("a reward", file)
 
 

@@ -53,13 +53,22 @@ def test_pictures_are_turned_upright():
     assert asked.pixels.shape[-2:] == (8, 4)
 
 
-def bomb():
-    """Return a PNG of 400 million pixels in 50 kilobytes."""
-    row = b"\0" + bytes(20_000 * 3 // 24)
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(row * 100)), (b"IEND", b"")]
+def png(width, height, *, depth, colour, rows):
+    """Return a PNG file in base64, made by hand: Pillow would not write it."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     body = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
     return base64.b64encode(b"\x89PNG\r\n\x1a\n" + body).decode()
+
+
+def bomb():
+    """Return a picture of 400 million pixels in 50 kilobytes."""
+    return png(20_000, 20_000, depth=1, colour=0, rows=(b"\0" + bytes(20_000 * 3 // 24)) * 100)
+
+
+def sixteen_colours():
+    """Return a picture with 16 bits in each of three channels, which Pillow would read as 8."""
+    return png(8, 8, depth=16, colour=2, rows=(b"\0" + bytes(8 * 6)) * 8)
 
 
 def animated():
@@ -131,6 +140,7 @@ BAD = {
     "an animated picture": (JSON, one(animated()), 422, "media[0] is animated"),
     "a transparent picture": (JSON, one(picture(mode="RGBA")), 422, "media[0] is RGBA, perhaps with transparency"),
     "a picture of 16 bits": (JSON, one(sixteen()), 422, "send 8-bit RGB"),
+    "colours of 16 bits": (JSON, one(sixteen_colours()), 422, "media[0] is of 16 bits a channel; send 8-bit RGB"),
     "a bomb": (JSON, one(bomb()), 413, "media[0] has"),
     "pictures of two sizes": (
         JSON,

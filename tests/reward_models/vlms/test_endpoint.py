@@ -170,7 +170,7 @@ LIES = {
         chat({"top_logprobs": [{"token": "yes", "logprob": 0.0}, {"token": "no", "logprob": -9999.0}]}),
         "raw_logprobs",
     ),
-    "in drops": ((200, drops(0.01), {}), "too long to arrive"),
+    "in drops": ((200, drops(0.01), {}), "no whole answer within 0.2 seconds"),
 }
 
 
@@ -187,7 +187,9 @@ def test_a_redirect_is_not_followed():
     assert "redirects to http://elsewhere.example/v1" in said
 
 
-@pytest.mark.parametrize(("status", "says"), [(401, "refuses access"), (400, "status 400: too long"), (404, "404")])
+@pytest.mark.parametrize(
+    ("status", "says"), [(401, "refuses access"), (400, "refuses: status 400 too long"), (404, "404")]
+)
 def test_what_will_not_pass_is_not_tried_again(status, says):
     with serving(lambda body, n: (status, b"too long", {})) as server:
         asked = reader(server)
@@ -201,8 +203,8 @@ def test_a_slow_endpoint_is_not_waited_for():
         time.sleep(1.0)
         return chat(place(yes=0.9, no=0.1))
 
-    assert "did not answer" in failure(slow, timeout=0.1)
-    assert "did not answer" in failure(slow, timeout=60.0, deadline=0.1)
+    assert "gave no answer" in failure(slow, timeout=0.1)
+    assert "gave no answer" in failure(slow, timeout=60.0, deadline=0.1)
 
 
 def free_port() -> int:
@@ -212,7 +214,7 @@ def free_port() -> int:
 
 
 def test_an_endpoint_that_is_down():
-    with pytest.raises(RewardError, match="did not answer: ConnectError"):
+    with pytest.raises(RewardError, match=r"gave no answer .* is the server running\? \(vllm serve MODEL"):
         Endpoint(f"http://127.0.0.1:{free_port()}/v1", MODEL, attempts=2).load(device=CPU)
 
 
@@ -246,7 +248,7 @@ def test_failures_can_be_left_out():
 
 
 def test_when_all_fail_nothing_is_left_out():
-    assert "did not answer" in failure(lambda body, n: (500, b"no", {}), count=2, on_failure="exclude")
+    assert "gave no answer" in failure(lambda body, n: (500, b"no", {}), count=2, on_failure="exclude")
 
 
 @pytest.mark.parametrize("url", ["judge", "ftp://host/v1", "http://user:secret@host/v1", "http://", "http://[::"])
