@@ -13,7 +13,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-gpu oracle check format coverage pipelines-table golden bench bench-recipes bench-algorithms clean distclean
+.PHONY: help install quickstart test test-gpu oracle check format coverage pipelines-table golden bench bench-gpu bench-recipes bench-algorithms clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,12 @@ golden: $(STAMP) ## Write the golden curves anew; look at the difference before 
 
 bench: $(STAMP) ## Measure what the machinery costs (minutes)
 	$(BIN)/python examples/benchmarks/run.py
+
+bench-gpu: $(STAMP) ## Test the fused kernels on a GPU, then measure them against eager, torch.compile and a plain copy
+	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)' || { \
+		echo "make bench-gpu measures a GPU, and torch sees none here; nothing was measured" >&2; exit 3; }
+	TRITON_INTERPRET=0 $(PYTEST) -q tests/kernels
+	$(BIN)/python examples/benchmarks/kernels_gpu.py
 
 bench-recipes: $(STAMP) ## Run the quickstart's task by four methods on three seeds (half an hour)
 	$(BIN)/python examples/benchmarks/recipes.py configs/quickstart.yaml configs/quickstart_dancegrpo.yaml \

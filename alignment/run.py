@@ -10,6 +10,7 @@ from alignment.objectives.base import Objective
 from alignment.sources.base import Source
 from alignment.spec import Lora, PolicySpec
 from reward_models.base import RewardModel
+from samplers.kernels.dispatch import Kernels
 
 __all__ = ["Batch", "Data", "Evaluation", "Lora", "Optimizer", "Output", "PolicySpec", "Run", "Snapshots"]
 
@@ -125,7 +126,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Run:
-    """A whole run."""
+    """A whole run.
+
+    Attributes:
+        kernels: What computes steps, surrogates and matching errors: torch, Triton's fused kernels, or "auto", which
+            takes Triton for tensors on a GPU where it is installed.
+    """
 
     name: str
     policy: PolicySpec
@@ -141,6 +147,7 @@ class Run:
     output: Output = Output()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
+    kernels: Kernels = "auto"
 
     def __post_init__(self) -> None:
         source, objective = type(self.source), type(self.objective)

@@ -21,6 +21,7 @@ from alignment.objectives.base import Loss
 from alignment.policy import Policy
 from alignment.run import Optimizer, Run
 from alignment.world import World
+from samplers.kernels.dispatch import INSTALLED, choose, interpreted
 
 _MAX_SKIPPED = 3
 """Updates in a row that may be skipped for gradients that are not finite."""
@@ -37,6 +38,8 @@ class Runtime:
     def __init__(self, run: Run) -> None:
         if run.device == "cuda" and not torch.cuda.is_available():
             raise EnvironmentProblem("device: cuda was asked for, but torch sees no GPU; set device to auto or cpu")
+        _check_kernels(run)
+        choose(run.kernels)
         if run.threads is not None:
             torch.set_num_threads(run.threads)
         self._accelerator = Accelerator(cpu=run.device == "cpu" or not torch.cuda.is_available())
@@ -191,6 +194,16 @@ def _check_world(size: int) -> None:
             "accelerate was asked for several processes and started one, as it does on CPUs; launch with "
             "`torchrun --nproc_per_node N -m alignment.train CONFIG`, or for one process unset MASTER_ADDR"
         )
+
+
+def _check_kernels(run: Run) -> None:
+    """Refuse kernels that cannot run here."""
+    if run.kernels != "triton":
+        return
+    if not INSTALLED:
+        raise EnvironmentProblem("kernels: triton is not installed; `pip install triton`, or set kernels to auto")
+    if (run.device == "cpu" or not torch.cuda.is_available()) and not interpreted():
+        raise EnvironmentProblem("kernels: triton needs a GPU, and this run has none; set kernels to auto or torch")
 
 
 def learning_rate(settings: Optimizer, step: int, steps: int) -> float:

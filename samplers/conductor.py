@@ -13,6 +13,7 @@ from torch import Tensor
 from samplers.dynamics.base import Dynamics
 from samplers.dynamics.ode import ODE
 from samplers.grid import Grid, patched, take
+from samplers.kernels.gaussian import drawn
 from samplers.multistep import Solver
 from samplers.score import Score
 from samplers.step import Step
@@ -274,7 +275,7 @@ class Conductor:
                 return own.step(self._grid(k, call), k, to, call.x, call.v).to(call.native.dtype)
             case Act(dynamics, noise):
                 step = take(dynamics, self._grid(k, call), k, k + 1).to(call.x.device)
-                return step.sample(call.x, call.v, self._noise_of(noise, call)).to(call.native.dtype)
+                return drawn(call.x, call.v, self._noise_of(noise, call), step, call.native.dtype)
 
     def _native(self, k: int, call: Stepped) -> Tensor:
         if call.remembers and not self._all_native:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignment.batches import B, Batch
 from alignment.context import Context
-from samplers.path import noised, target
+from alignment.kernels.matching import noised_pair
 from samplers.times import Times
 
 
@@ -38,8 +38,7 @@ def draw_points(ctx: Context, batch: Batch, x0: Tensor, times: Times, count: int
         t = times(ctx.draw.uniform("time", batch.seeds, k)).to(x0.device)
         t = t if ctx.policy.row_times else t[:1].expand_as(t)
         noise = ctx.draw.normal("noise", batch.seeds, k, x0.shape[1:]).to(x0.device)
-        path = ctx.policy.path
-        points.append(Point(t, noised(path, x0, noise, t), target(path, x0, noise, t)))
+        points.append(Point(t, *noised_pair(ctx.policy.path, x0, noise, t)))
     return points
 
 

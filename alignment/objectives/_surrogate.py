@@ -12,18 +12,17 @@ from torch import Tensor
 from alignment.batches import Batch, Transitions
 from alignment.context import Context
 from alignment.errors import ConfigError
+from alignment.kernels.surrogate import Actions, Ratios
 from alignment.objectives.base import Learn, Loss, Objective
 from samplers import Step
 from samplers.step import per_row
 
 
 @dataclass(frozen=True)
-class Surrogate(Objective[Transitions]):
-    """A loss made of ratios rho and credit A, averaged over samples, trained steps, and positions where A is a map.
+class Stepwise(Objective[Transitions]):
+    """A loss made of the likelihood ratios of recorded actions, averaged over samples and trained steps.
 
-    rho = exp(l - l_old), with l the log density of the recorded action averaged over the latent's elements; clip ranges
-    are in those units (for 65,536 elements, 1e-4 allows a summed log ratio of 6.55). Where several actions leave one
-    state the network runs once for all of them.
+    Where several actions leave one state the network runs once for all of them.
 
     Attributes:
         clip: How far a ratio may go.
@@ -65,9 +64,9 @@ class Surrogate(Objective[Transitions]):
             reference: The same under the reference weights, where there is a KL term.
         """
         step = Step.from_coefficients(batch.coefficients[:, k])
-        ratio = self.log_ratio(step, batch, k, velocity).exp()
-        loss = self._step_weight(step) * self.of_ratio(ratio, batch.advantage).flatten(1).mean(dim=1)
-        metrics = _ratio_metrics(ratio.detach(), int(batch.index[0, k]), self.clip)
+        surrogate, ratios = self.surrogate(step, batch, k, velocity)
+        loss = self._step_weight(step) * surrogate
+        metrics = _ratio_metrics(ratios, int(batch.index[0, k]))
         if reference is not None:
             x = batch.x[:, k]
             divergence = step.kl(x[:, None], velocity[:, None], reference[:, None]).flatten(1).mean(dim=1)
@@ -76,13 +75,8 @@ class Surrogate(Objective[Transitions]):
         return Loss(loss / batch.index.shape[1], metrics)
 
     @abstractmethod
-    def of_ratio(self, ratio: Tensor, advantage: Tensor) -> Tensor:
-        """Return what is minimised, of ratios and credit of one shape: `[n, A]`, or `[n, A, *map]`."""
-
-    def log_ratio(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> Tensor:
-        """Return `[n, A]`, or `[n, A, *map]`: log rho of each action of the k-th trained step."""
-        x, x_next = batch.x[:, k], batch.x_next[:, k]
-        return mean_log_prob(step, x, velocity, x_next) - mean_log_prob(step, x, batch.velocity[:, k], x_next)
+    def surrogate(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> tuple[Tensor, Ratios]:
+        """Return what is minimised at the k-th trained step, `[n]`, and what is told of its ratios."""
 
     def _step_weight(self, step: Step) -> Tensor:
         match self.weight:
@@ -94,9 +88,32 @@ class Surrogate(Objective[Transitions]):
                 return per_row(step.std)
 
 
-def clipped(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """Return the larger, that is the more pessimistic, of the losses with and without the clip, `[n, A]`."""
-    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+@dataclass(frozen=True)
+class Surrogate(Stepwise):
+    """A loss made of ratios rho and credit A.
+
+    rho = exp(l - l_old), with l the log density of the recorded action averaged over the latent's elements; clip ranges
+    are in those units (for 65,536 elements, 1e-4 allows a summed log ratio of 6.55).
+    """
+
+    def surrogate(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> tuple[Tensor, Ratios]:
+        """Return the loss of ratios and credit, averaged over actions."""
+        ratio = self.log_ratio(step, batch, k, velocity).exp()
+        return self.of_ratio(ratio, batch.advantage).mean(dim=1), Ratios.of(ratio, self.clip)
+
+    @abstractmethod
+    def of_ratio(self, ratio: Tensor, advantage: Tensor) -> Tensor:
+        """Return what is minimised, `[n, A]`, of ratios and credit of that shape."""
+
+    def log_ratio(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> Tensor:
+        """Return `[n, A]`: log rho of each action of the k-th trained step."""
+        x, x_next = batch.x[:, k], batch.x_next[:, k]
+        return mean_log_prob(step, x, velocity, x_next) - mean_log_prob(step, x, batch.velocity[:, k], x_next)
+
+
+def actions(step: Step, batch: Transitions, k: int) -> Actions:
+    """Return what was done at the k-th trained step."""
+    return Actions(batch.x[:, k], batch.x_next[:, k], batch.velocity[:, k], step)
 
 
 def mean_log_prob(step: Step, x: Tensor, velocity: Tensor, x_next: Tensor) -> Tensor:
@@ -104,15 +121,14 @@ def mean_log_prob(step: Step, x: Tensor, velocity: Tensor, x_next: Tensor) -> Te
     return step.log_prob(x[:, None], velocity[:, None], x_next).flatten(2).mean(dim=2)
 
 
-def _ratio_metrics(ratio: Tensor, index: int, clip: float) -> dict[str, Tensor]:
-    outside = ((ratio - 1).abs() > clip).float()
+def _ratio_metrics(ratios: Ratios, index: int) -> dict[str, Tensor]:
     return {
-        "ratio/mean": ratio,
-        "ratio/max": ratio,
-        "ratio/min": ratio,
-        "ratio/first_error_max": (ratio - 1).abs(),
-        f"ratio/step_{index}_mean": ratio,
-        f"ratio/step_{index}_max": ratio,
-        f"ratio/step_{index}_min": ratio,
-        "clip/fraction": outside,
+        "ratio/mean": ratios.mean,
+        "ratio/max": ratios.largest,
+        "ratio/min": ratios.smallest,
+        "ratio/first_error_max": torch.maximum((ratios.largest - 1).abs(), (ratios.smallest - 1).abs()),
+        f"ratio/step_{index}_mean": ratios.mean,
+        f"ratio/step_{index}_max": ratios.largest,
+        f"ratio/step_{index}_min": ratios.smallest,
+        "clip/fraction": ratios.outside,
     }

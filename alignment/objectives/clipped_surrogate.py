@@ -6,12 +6,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from alignment.objectives._surrogate import Surrogate, clipped
+from alignment.batches import Transitions
+from alignment.kernels.surrogate import Ratios, clipped_surrogate
+from alignment.objectives._surrogate import Stepwise, actions
+from samplers import Step
 
 
 @dataclass(frozen=True)
-class ClippedSurrogate(Surrogate):
+class ClippedSurrogate(Stepwise):
     """L = mean max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) + kl KL(policy || reference).
+
+    rho = exp(l - l_old), with l the log density of the recorded action averaged over the latent's elements; clip ranges
+    are in those units (for 65,536 elements, 1e-4 allows a summed log ratio of 6.55).
 
     Attributes:
         clip: How far a ratio may go before its gradient is cut.
@@ -22,6 +28,6 @@ class ClippedSurrogate(Surrogate):
 
     clip: float = 1e-4
 
-    def of_ratio(self, ratio: Tensor, advantage: Tensor) -> Tensor:
+    def surrogate(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> tuple[Tensor, Ratios]:
         """Return the clipped loss."""
-        return clipped(ratio, advantage, self.clip)
+        return clipped_surrogate(velocity, actions(step, batch, k), batch.advantage, self.clip, "mean")

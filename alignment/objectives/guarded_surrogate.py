@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from alignment.batches import Transitions
-from alignment.objectives._surrogate import Surrogate, clipped
+from alignment.kernels.surrogate import clipped
+from alignment.objectives._surrogate import Surrogate
 from samplers import Step
 from samplers.step import expand
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
 from alignment.batches import Transitions
-from alignment.objectives._surrogate import Surrogate, clipped
+from alignment.kernels.surrogate import Channels, Ratios, clipped_surrogate
+from alignment.objectives._surrogate import Stepwise, actions
 from samplers import Step
 
 
 @dataclass(frozen=True)
-class ViPO(Surrogate):
+class ViPO(Stepwise):
     """L = mean over positions p of max(-A_p rho_p, -A_p clip(rho_p, 1 - clip, 1 + clip)), with A_p = M_p A.
 
     rho_p = exp(l_p - l_p_old), with l_p the log density of what the recorded action did to the channels of position p.
@@ -32,23 +33,9 @@ class ViPO(Surrogate):
     """
 
     clip: float = 2e-2
-    channels: Literal["sum", "mean"] = "sum"
+    channels: Channels = "sum"
     spatial: ClassVar[bool] = True
 
-    def of_ratio(self, ratio: Tensor, advantage: Tensor) -> Tensor:
-        """Return the clipped loss."""
-        return clipped(ratio, advantage, self.clip)
-
-    def log_ratio(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> Tensor:
-        """Return `[n, A, *map]`: log rho of each action at each position."""
-        x, x_next = batch.x[:, k, None], batch.x_next[:, k]
-        now = step.log_prob(x, velocity[:, None], x_next)
-        return over_channels(now - step.log_prob(x, batch.velocity[:, k, None], x_next), batch.advantage, self.channels)
-
-
-def over_channels(elements: Tensor, like: Tensor, how: Literal["sum", "mean"]) -> Tensor:
-    """Return `elements` summed or averaged over the axes in which `like`, a map, has one number for all."""
-    axes = [axis for axis in range(2, like.ndim) if like.shape[axis] == 1]
-    if not axes:  # to torch, no axes are all of them
-        return elements
-    return elements.sum(axes, keepdim=True) if how == "sum" else elements.mean(axes, keepdim=True)
+    def surrogate(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> tuple[Tensor, Ratios]:
+        """Return the clipped loss, averaged over positions."""
+        return clipped_surrogate(velocity, actions(step, batch, k), batch.advantage, self.clip, self.channels)

@@ -11,6 +11,7 @@ from torch import Tensor
 from alignment.batches import Batch, Samples
 from alignment.context import Context
 from alignment.errors import ConfigError
+from alignment.kernels.matching import matching_error
 from alignment.objectives._noising import Point, draw_points, frozen_answers, mean_square
 from alignment.objectives.base import Learn, Loss, Objective
 from samplers.times import Times
@@ -66,8 +67,8 @@ class WeightedMatching(Objective[Samples]):
     def loss(self, batch: Samples, point: Point, velocity: Tensor, old: Tensor, anchor: Tensor) -> Loss:
         """Return the loss of one noised copy, each row's share; `velocity` has the graph."""
         w = {"one": torch.ones_like(point.t), "t": point.t, "t_squared": point.t.square()}[self.weighting]
-        error = mean_square(velocity - point.target)
-        ratio = (w * (mean_square(old - point.target) - error)).exp()
+        error = matching_error(velocity, point.target)
+        ratio = (w * (matching_error(old, point.target) - error)).exp()
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         surrogate = torch.maximum(-batch.advantage * ratio, -batch.advantage * clipped)
         drift = mean_square(velocity - anchor)

@@ -12,7 +12,9 @@ from torch import Tensor
 from alignment.backbones.saliency import Saliency
 from alignment.batches import Transitions
 from alignment.errors import ConfigError, PipelineError
+from alignment.kernels.surrogate import log_ratio
 from alignment.latent_grid import latent_grid
+from alignment.objectives._surrogate import actions
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.vipo import ViPO
 from alignment.pictures import heat
@@ -88,9 +90,9 @@ def test_p4_positions_learn_as_much_as_they_are_credited(packed: bool) -> None:
 def test_p7_positions_add_up_to_the_scalar_ratio(packed: bool) -> None:
     batch = transitions(torch.ones(ROWS, ACTIONS), torch.ones(ROWS, ACTIONS, HEIGHT, WIDTH), packed)
     step, v = Step.from_coefficients(batch.coefficients[:, 0]), torch.randn_like(batch.velocity[:, 0])
-    here = ViPO().log_ratio(step, batch, 0, v)
+    here = log_ratio(v, actions(step, batch, 0), batch.advantage, "sum")
     assert here.shape == batch.advantage.shape
-    scalar = ClippedSurrogate().log_ratio(step, batch, 0, v)
+    scalar = log_ratio(v, actions(step, batch, 0), batch.advantage.flatten(2)[:, :, 0], "mean")
     torch.testing.assert_close(here.flatten(2).mean(dim=2) / CHANNELS, scalar, rtol=FLOAT32, atol=FLOAT32)
 
 
@@ -98,7 +100,7 @@ def test_each_position_is_clipped_by_itself(packed: bool) -> None:
     batch = transitions(torch.ones(ROWS, ACTIONS), torch.ones(ROWS, ACTIONS, HEIGHT, WIDTH), packed)
     moved = batch.velocity[:, 0] + 0.3 * torch.randn_like(batch.velocity[:, 0])
     step = Step.from_coefficients(batch.coefficients[:, 0])
-    ratio = ViPO().log_ratio(step, batch, 0, moved).exp()
+    ratio = log_ratio(moved, actions(step, batch, 0), batch.advantage, "sum").exp()
     dead = (ratio > 1 + ViPO().clip).all(dim=1)  # of every action
     found = gradient(ViPO(), batch, moved).expand_as(batch.x[:, 0])
     positions = found.abs().amax(dim=2 if packed else 1, keepdim=True)

@@ -1,0 +1,47 @@
+"""What forward-process objectives do at the latent's size: noise clean samples, and measure the error of an answer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from samplers.kernels.dispatch import fused
+from samplers.path import Path, noised, target
+
+
+def noised_pair(path: Path, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (x_t, what a perfect network answers there), each `[n, *latent]` in the dtype of `x0`.
+
+    Args:
+        path: The forward process.
+        x0: `[n, *latent]`, clean samples.
+        noise: Standard normal, of the same shape.
+        t: `[n]` in [0, 1].
+    """
+    if fused(x0, noise):
+        from alignment.kernels._matching_triton import noised_pair as kernel
+
+        alpha, sigma = path.marginal(t)
+        zero, one = alpha * 0, alpha * 0 + 1
+        of_clean, of_noise = {
+            "flow": (-one, one), "epsilon": (zero, one), "sample": (one, zero), "v_prediction": (-sigma, alpha),
+        }[path.prediction]  # fmt: skip
+        return kernel(x0, noise, (alpha, sigma, of_clean, of_noise))
+    return noised(path, x0, noise, t).to(x0.dtype), target(path, x0, noise, t).to(x0.dtype)
+
+
+def matching_error(velocity: Tensor, wanted: Tensor) -> Tensor:
+    """Return the mean square of each row's error, `[n]`, at least in float32, with its gradient.
+
+    A weight of a row multiplies what is returned.
+
+    Args:
+        velocity: `[n, *latent]`, the network's answer, with graph.
+        wanted: `[n, *latent]`, what a perfect network answers.
+    """
+    if fused(velocity, wanted):
+        from alignment.kernels._matching_triton import matching_error as kernel
+
+        return kernel(velocity, wanted)
+    wanted = wanted.to(torch.promote_types(wanted.dtype, torch.float32))
+    return (velocity - wanted).square().flatten(1).mean(dim=1)

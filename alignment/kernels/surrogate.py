@@ -1,0 +1,136 @@
+"""The clipped loss of recorded actions, position by position, and its gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from samplers import Step
+from samplers.kernels.dispatch import fused
+from samplers.kernels.gaussian import one_a_row
+from samplers.kernels.layout import Layout, layout_of
+from samplers.step import expand
+
+Channels = Literal["sum", "mean"]
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What was done at one trained step.
+
+    Attributes:
+        x: `[n, *latent]`, the states.
+        x_next: `[n, A, *latent]`, the actions drawn from each.
+        velocity: `[n, *latent]`, the network output that drew them.
+        step: The three numbers.
+    """
+
+    x: Tensor
+    x_next: Tensor
+    velocity: Tensor
+    step: Step
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """What is told of likelihood ratios, `[n]` each, over the actions and positions of a row; without graph.
+
+    Attributes:
+        mean: Their mean.
+        largest: Their maximum.
+        smallest: Their minimum.
+        outside: Share of them outside the clip range.
+    """
+
+    mean: Tensor
+    largest: Tensor
+    smallest: Tensor
+    outside: Tensor
+
+    @classmethod
+    def of(cls, ratio: Tensor, clip: float) -> Ratios:
+        """Return what is told of ratios `[n, A, ...]`."""
+        flat = ratio.detach().flatten(1)
+        outside = ((flat - 1).abs() > clip).float()
+        return cls(flat.mean(dim=1), flat.amax(dim=1), flat.amin(dim=1), outside.mean(dim=1))
+
+
+def clipped(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """Return the larger, that is the more pessimistic, of the losses with and without the clip."""
+    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
+def clipped_surrogate(
+    velocity: Tensor, actions: Actions, advantage: Tensor, clip: float, channels: Channels
+) -> tuple[Tensor, Ratios]:
+    """Return each row's mean of max(-A rho, -A clip(rho, 1 - clip, 1 + clip)), and what is told of its ratios.
+
+    The mean is over actions and positions. rho = exp(l - l_old) with l the log density of what an action did to the
+    channels of a position. The axes in which `advantage` has one number for all are the channels; with a scalar
+    advantage all of the latent is one position.
+
+    Args:
+        velocity: `[n, *latent]`, the network output now, with graph.
+        actions: What was recorded.
+        advantage: `[n, A]`, or `[n, A, *map]` with a map that broadcasts against the latent.
+        clip: Range of the ratio.
+        channels: Whether a position's log density is the "sum" or the "mean" of its channels'.
+
+    Returns:
+        The loss, `[n]` float32, and the ratios.
+
+    Raises:
+        ValueError: If the step has no density.
+    """
+    if fused(velocity, actions.x) and one_a_row(actions.step):
+        latent = velocity.shape[1:]
+        scalar = advantage.ndim == 2
+        layout = None if scalar else layout_of(latent, advantage.shape[2:])
+        if scalar or layout is not None:
+            return _fused(velocity, actions, advantage, layout, clip, channels)
+    ratio = log_ratio(velocity, actions, advantage, channels).exp()
+    return clipped(ratio, advantage, clip).flatten(1).mean(dim=1), Ratios.of(ratio, clip)
+
+
+def _fused(
+    velocity: Tensor, actions: Actions, advantage: Tensor, layout: Layout | None, clip: float, channels: Channels
+) -> tuple[Tensor, Ratios]:
+    from alignment.kernels import _surrogate_triton as kernels
+
+    if layout is None:
+        return kernels.clipped_scalar(velocity, actions, advantage, clip, channels)
+    return kernels.clipped_map(velocity, actions, advantage, layout, clip, channels)
+
+
+def log_ratio(velocity: Tensor, actions: Actions, advantage: Tensor, channels: Channels) -> Tensor:
+    """Return log rho of each action at each position, `[n, A]` or `[n, A, *map]`; see `clipped_surrogate`."""
+    step = actions.step
+    if not step.random:
+        raise ValueError("a step with std 0 has no density: choose a stochastic dynamics for the trained steps")
+    each = _elementwise(velocity, actions)
+    axes = list(range(2, each.ndim))
+    if advantage.ndim > 2:
+        axes = [axis for axis in axes if advantage.shape[axis] == 1]
+    if not axes:  # to torch, no axes are all of them
+        return each
+    keep = advantage.ndim > 2
+    return each.sum(axes, keepdim=keep) if channels == "sum" else each.mean(axes, keepdim=keep)
+
+
+def _elementwise(velocity: Tensor, actions: Actions) -> Tensor:
+    """Return log rho of each element, `[n, A, *latent]` float32.
+
+    With d mu = b (v - v_old) and e = x' - a x - b v_old, it is d mu (e - d mu / 2) / std^2: exactly 0 where v is v_old,
+    and two large densities need not cancel. An element without noise is no part of the action.
+    """
+    step = actions.step
+    x, old, v = actions.x[:, None].float(), actions.velocity[:, None].float(), velocity[:, None].float()
+    shift = expand(step.b, x) * (v - old)
+    variance = expand(step.std, actions.x_next).square()
+    moved = shift * ((actions.x_next.float() - expand(step.a, x) * x - expand(step.b, x) * old) - shift / 2)
+    if one_a_row(step):
+        return moved / variance
+    return torch.where(variance > 0, moved / variance.clamp(min=torch.finfo(variance.dtype).tiny), 0.0)
