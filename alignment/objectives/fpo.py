@@ -11,8 +11,8 @@ from torch import Tensor
 from alignment.batches import Batch, Samples
 from alignment.context import Context
 from alignment.errors import ConfigError
+from alignment.kernels.surrogate import clipped
 from alignment.objectives._noising import Point, draw_points, frozen_answers, mean_square
-from alignment.objectives._surrogate import clipped
 from alignment.objectives.base import Learn, Loss, Objective
 from samplers.path import Path, share_of_noise
 from samplers.step import expand
