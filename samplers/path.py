@@ -217,14 +217,18 @@ def noised(path: Path, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 
 def target(path: Path, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Return what a perfect network would answer for this (x0, noise, t): the v that gives x0 = cx x + cv v.
+    """Return what a perfect network would answer for this (x0, noise, t): the v that gives x0 = cx x + cv v."""
+    of_data, of_noise = (share.to(x0.dtype) for share in target_shares(path, t))
+    return expand(of_data, x0) * x0 + expand(of_noise, x0) * noise
 
-    Its share of x0 is (1 - cx alpha) / cv, its share of the noise -cx sigma / cv; in float64, because both differences
-    are small near the ends.
+
+def target_shares(path: Path, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how much of x0 and how much of the noise a perfect network's answer is, `[B]` each, float64.
+
+    They are (1 - cx alpha) / cv and -cx sigma / cv; in float64, because both differences are small near the ends.
     """
     (alpha, sigma), (cx, cv) = path.marginal(t.double()), path.linear(t.double())
-    of_data, of_noise = ((1 - cx * alpha) / cv).to(x0.dtype), (-cx * sigma / cv).to(x0.dtype)
-    return expand(of_data, x0) * x0 + expand(of_noise, x0) * noise
+    return (1 - cx * alpha) / cv, -cx * sigma / cv
 
 
 def clean(path: Path, x: Tensor, v: Tensor, t: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def noised_pair(x0: Tensor, noise: Tensor, mix: tuple[Tensor, Tensor, Tensor, Te
     x0, noise = x0.contiguous(), noise.contiguous()
     size = math.prod(x0.shape[1:])
     block = 1 << (min(size, BLOCK) - 1).bit_length()
-    factors = torch.stack([number.expand(len(x0)) for number in mix], dim=1).to(x0.device, torch.float32).contiguous()
+    factors = torch.stack([number.to(x0.device, torch.float32).expand(len(x0)) for number in mix], dim=1)
     x, wanted = torch.empty_like(x0), torch.empty_like(x0)
     grid = (len(x0), -(-size // block))
     _noise[grid](x0, noise, factors, x, wanted, size, BLOCK=block, num_warps=WARPS)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from samplers.kernels.dispatch import fused
-from samplers.path import Path, noised, target
+from samplers.path import Path, noised, target, target_shares
 
 
 def noised_pair(path: Path, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,12 +21,7 @@ def noised_pair(path: Path, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tenso
     if fused(x0, noise):
         from alignment.kernels._matching_triton import noised_pair as kernel
 
-        alpha, sigma = path.marginal(t)
-        zero, one = alpha * 0, alpha * 0 + 1
-        of_clean, of_noise = {
-            "flow": (-one, one), "epsilon": (zero, one), "sample": (one, zero), "v_prediction": (-sigma, alpha),
-        }[path.prediction]  # fmt: skip
-        return kernel(x0, noise, (alpha, sigma, of_clean, of_noise))
+        return kernel(x0, noise, (*path.marginal(t), *target_shares(path, t)))
     return noised(path, x0, noise, t).to(x0.dtype), target(path, x0, noise, t).to(x0.dtype)
 
 

@@ -17,7 +17,7 @@ from samplers import Step
 from samplers.kernels.dispatch import choosing, fused
 from samplers.kernels.gaussian import drawn, gaussian_step
 from samplers.kernels.layout import Layout, in_pieces, layout_of
-from samplers.path import Path, RectifiedFlow, VariancePreserving
+from samplers.path import Path, RectifiedFlow, VarianceExploding, VariancePreserving
 
 pytest.importorskip("triton")
 
@@ -135,6 +135,7 @@ PATHS: dict[str, Path] = {
         kind: VariancePreserving(torch.linspace(0.99, 0.01, 100), kind)
         for kind in ("epsilon", "v_prediction", "sample")
     },
+    "preconditioned": VarianceExploding(0.002, 80.0, spread=0.5, sign=1),
 }
 
 
