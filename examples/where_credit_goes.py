@@ -1,6 +1,6 @@
 """Where an update goes when one region of the picture decides the reward: ViPO against scalar GRPO.
 
-    python examples/where_credit_goes.py --steps 10 --seeds 0 1 2 --output docs/vipo_region.png
+    python examples/where_credit_goes.py --steps 1 --seeds 0 --output docs/vipo_region.png
 
 The reward is how red the drawn objects are; the background counts for nothing. Both methods run the DanceGRPO recipe
 of the quickstart on the tiny FLUX pipeline and see the same first samples. Two things are measured on those samples, at
@@ -132,7 +132,7 @@ def measure(method: Sequence[str], seed: int, steps: int) -> tuple[Shares, Media
 def main() -> None:
     """Print the shares of every seed as JSON, and write a picture of samples over their maps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", help="file for the picture")
     arguments = parser.parse_args()

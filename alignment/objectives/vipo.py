@@ -28,8 +28,8 @@ class ViPO(Stepwise):
         channels: What is done with the log densities of a position's channels: their "sum" is the density of all of
             them, and what clip ranges above are for; "mean" makes gradients those of `clipped_surrogate`.
 
-    Source: ViPO (arXiv 2511.18719), eq. 8. Summing channels is public code's choice; the paper is open about it. The
-        clip of 1e-4 in that code is at work in the first update only, where every ratio is 1.
+    Source: ViPO (arXiv 2511.18719), eq. 8. Summing channels is public code's choice; the paper is open about it. That
+        code keeps a clip of 1e-4, under which little but the first update of a rollout learns.
     """
 
     clip: float = 2e-2
