@@ -29,7 +29,8 @@ class Stepwise(Objective[Transitions]):
         kl: Weight of the step's Gaussian divergence from the reference, averaged over elements; 0 for none.
         weight: What multiplies a step's loss, with dL/dv = A z |b| / std at rho = 1: "true" leaves it; "equal" gives
             std / |b|, so that every step pulls alike (late steps of Flow-SDE otherwise hold most of the gradient and
-            none of the signal); "sigma" gives std (TempFlow-GRPO's noise-aware weight, unnormalised).
+            none of the signal); "sigma" gives std, TempFlow-GRPO's noise-aware weight. The authors divide it by its
+            mean over the steps: a factor that all steps share, which Adam divides out, and which `kl` is relative to.
     """
 
     clip: float = 1e-4

@@ -1,0 +1,90 @@
+"""What an algorithm cannot work with is refused when the config loads: file, line, key, and the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alignment import config
+from alignment.errors import ConfigError
+from tests.alignment.recipe import write
+
+HEAD = """name: trial
+policy:
+  pipeline: nowhere
+  call: {num_inference_steps: 6}
+data: {prompts: nowhere.txt}
+steps: 10
+"""
+POLICY_GRADIENT = """source:
+  type: on_policy_steps
+  prompts: 6
+  group_size: 4
+  window: {type: random}
+  dynamics: {type: flow_sde}
+  reward: {type: shapes}
+objective: {type: clipped_surrogate}
+"""
+TREE = """source:
+  type: on_policy_tree
+  prompts: 6
+  splits: [0, 1]
+  dynamics: {type: flow_sde}
+  reward: {type: shapes}
+objective: {type: clipped_surrogate}
+"""
+DIRECT = """source:
+  type: prompts_only
+  prompts: 6
+  reward: {type: colour}
+objective: {type: draft}
+"""
+GROUPS = """source:
+  type: on_policy
+  prompts: 6
+  group_size: 8
+  reward: {type: shapes}
+objective: {type: dgpo}
+batch: {microbatch: 8}
+"""
+BODIES = {"steps": POLICY_GRADIENT, "tree": TREE, "direct": DIRECT, "groups": GROUPS}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_what_they_stand_for_loads(tmp_path: Path, body: str) -> None:
+    config.load(write(tmp_path, HEAD + body))
+
+
+@pytest.mark.parametrize(
+    ("body", "instead", "says"),
+    [
+        ("steps", ("{type: flow_sde}", "{type: ode}"), r"a.yaml:7: source: dynamics: ODE is deterministic here"),
+        ("steps", ("{type: flow_sde}", "{type: flow_sde, a: 0.0}"), r"a.yaml:7: source: .* is deterministic here"),
+        ("steps", ("group_size: 4", "group_size: 1"), r"a.yaml:7: source: group_size must be >= 2, got 1"),
+        ("steps", ("group_size: 4", "group_size: 4\n  keep: 3"), r"a.yaml:7: source: keep has to be an even number"),
+        ("steps", ("{type: clipped_surrogate}", "{type: draft}"), r"DRaFT consumes Starts, but source OnPolicySteps"),
+        ("tree", ("{type: flow_sde}", "{type: ode}"), r"a.yaml:7: source: dynamics: ODE is deterministic here"),
+        ("tree", ("[0, 1]", "[1, 1]"), r"a.yaml:7: source: splits must be one or more steps >= 0, ascending"),
+        ("tree", ("[0, 1]", "[0, 1]\n  branching: 1"), r"a.yaml:7: source: branching must be >= 2, got 1"),
+        (
+            "direct",
+            ("{type: colour}", "{type: shapes}"),
+            r"a.yaml:10: source.reward: DRaFT climbs the gradient .* Shapes gives it none",
+        ),
+        (
+            "direct",
+            ("{type: colour}", "{type: weighted, parts: {a: {reward: {type: colour}}, b: {reward: {type: jpeg}}}}"),
+            r"a.yaml:10: source.reward: DRaFT climbs the gradient .* Weighted gives it none",
+        ),
+        ("groups", ("microbatch: 8", "microbatch: 7"), r"a.yaml:13: batch.microbatch: got 7, but DGPO compares the 8"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else None,
+)
+def test_what_cannot_work_is_refused_with_its_place(
+    tmp_path: Path, body: str, instead: tuple[str, str], says: str
+) -> None:
+    text = HEAD + BODIES[body]
+    assert instead[0] in text
+    with pytest.raises(ConfigError, match=says):
+        config.load(write(tmp_path, text.replace(*instead)))
