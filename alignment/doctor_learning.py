@@ -42,7 +42,7 @@ out from rounding), and the share of it that it must make. Half is left where a 
 is divided by its own size without graph (DiffusionNFT)."""
 MOSTLY_TIED = 0.5
 """Share of groups without any spread above which most of the work is for nothing."""
-SMALL = {"prompts": 2, "group_size": 4, "prompts_per_call": 2}
+SMALL = {"prompts": 2, "group_size": 4, "keep": None, "prompts_per_call": 2}
 """A step's experience, small."""
 SIGMAS = 6.0
 """Standard errors allowed where a law is statistical: a healthy run fails once in a billion times."""

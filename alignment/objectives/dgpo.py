@@ -19,12 +19,13 @@ from samplers.times import Times
 
 @dataclass(frozen=True)
 class DGPO(Objective[Samples]):
-    """L = mean_i w_g max(-A_i rho_i, -A_i clip(rho_i, 1 - clip, 1 + clip)) + kl mean |v - v_ref|^2.
+    """L = mean_i w_g max(A_i (1 - rho_i), A_i (1 - clip(rho_i, 1 - clip, 1 + clip))) + kl mean |v - v_ref|^2.
 
     With e = mean |v - v*|^2 at a time and noise that all samples of a group share:
         rho = exp(e_old - e)       w_g = sigmoid(beta mean_{i in g} A_i (e_i - e_ref,i)), without gradient
     A group pulls less the more its good samples have gained on its bad ones already. With two samples and A = +-1 the
-    gradient is that of Diffusion-DPO, divided by its beta.
+    gradient is that of Diffusion-DPO, divided by its beta. The clipped loss is 0 at rho = 1, so that a weight without
+    gradient has no say in what the loss is there.
 
     Attributes:
         beta: How fast a group stops pulling, in the units of a mean squared error.
@@ -82,4 +83,5 @@ class DGPO(Objective[Samples]):
             "kl/reference": drift.detach(),
             "matching/error": error.detach(),
         }
-        return Loss((pull * clipped(ratio, batch.advantage, self.clip) + self.kl * drift) / self.points, metrics)
+        surrogate = batch.advantage + clipped(ratio, batch.advantage, self.clip)
+        return Loss((pull * surrogate + self.kl * drift) / self.points, metrics)
