@@ -54,6 +54,7 @@ def values(run: Run) -> Iterator[Problem]:
     yield from _policy(run.policy)
     yield from _call(run)
     yield from _rows(run)
+    yield from _rounds(run)
     yield from _credit(run)
 
 
@@ -90,6 +91,16 @@ def _call(run: Run) -> Iterator[Problem]:
         rounds = call.get("num_inference_steps", 1)
         if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
             yield f"{key}.num_inference_steps", f"got {rounds!r}, expected a whole number of at least 1"
+
+
+def _rounds(run: Run) -> Iterator[Problem]:
+    rounds = run.policy.call.get("num_inference_steps")
+    if isinstance(rounds, int) and rounds > 0:
+        for key, part in {"source": run.source, "objective": run.objective}.items():
+            try:
+                part.check_rounds(rounds)
+            except ConfigError as error:
+                yield key, f"with policy.call.num_inference_steps {rounds}: {error}"
 
 
 def _numbers(run: Run) -> Iterator[Problem]:

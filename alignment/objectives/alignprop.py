@@ -33,11 +33,14 @@ class AlignProp(Direct):
         if not 1 <= self.least <= (self.most or self.least):
             raise ConfigError(f"1 <= least <= most is needed, got least {self.least} and most {self.most}")
 
+    def check_rounds(self, rounds: int) -> None:
+        """Refuse more steps with a graph than there are."""
+        if (most := self.most or self.least) > rounds:
+            raise ConfigError(f"up to {most} steps are to have a graph, but a call takes {rounds}")
+
     def first(self, ctx: Context) -> int:
         """Return the round before which the graph of this training step ends."""
         rounds = ctx.policy.rounds
-        most = self.most or rounds
-        if most > rounds or self.least > rounds:
-            raise ConfigError(f"objective: up to {max(most, self.least)} steps with a graph, but a call takes {rounds}")
+        self.check_rounds(rounds)
         generator = ctx.draw.generator("truncation", ctx.step)
-        return rounds - int(torch.randint(self.least, most + 1, (1,), generator=generator))
+        return rounds - int(torch.randint(self.least, (self.most or rounds) + 1, (1,), generator=generator))

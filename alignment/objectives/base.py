@@ -57,6 +57,13 @@ class Objective(Protocol[B_contra]):
         """Names of the frozen copies it reads."""
         ...
 
+    def check_rounds(self, rounds: int) -> None:
+        """Refuse a pipeline call of `rounds` denoising steps; nothing, unless an objective has a say in it.
+
+        Raises:
+            ConfigError: If it cannot work with so many.
+        """
+
     def __call__(self, ctx: Context, batch: B_contra, learn: Learn) -> None:
         """Evaluate the policy on one microbatch and hand every loss to `learn`."""
         ...

@@ -29,9 +29,12 @@ class DRaFT(Direct):
         if self.last < 1:
             raise ConfigError(f"last must be >= 1, got {self.last}")
 
+    def check_rounds(self, rounds: int) -> None:
+        """Refuse more steps with a graph than there are."""
+        if self.last > rounds:
+            raise ConfigError(f"last: {self.last} steps are to have a graph, but a call takes {rounds}")
+
     def first(self, ctx: Context) -> int:
         """Return the round before which the graph ends."""
-        rounds = ctx.policy.rounds
-        if self.last > rounds:
-            raise ConfigError(f"objective.last: {self.last} steps are to have a graph, but a call takes {rounds}")
-        return rounds - self.last
+        self.check_rounds(ctx.policy.rounds)
+        return ctx.policy.rounds - self.last

@@ -32,6 +32,13 @@ class Source(Protocol[B_co]):
     weights: str = "live"
     structure: Structure | None = None
 
+    def check_rounds(self, rounds: int) -> None:
+        """Refuse a pipeline call of `rounds` denoising steps; nothing, unless a source has a say in it.
+
+        Raises:
+            ConfigError: If it cannot work with so many.
+        """
+
     def __call__(self, ctx: Context, groups: Groups) -> Experience[B_co]:
         """Sample, score and credit this process's share of the step: `groups`."""
         ...

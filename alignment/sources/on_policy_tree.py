@@ -108,12 +108,15 @@ class OnPolicyTree(Source[Transitions]):
         made = made_from(texts, torch.cat(pixels))
         return Experience(batch, reward_metrics(everywhere, ids), made, texts, rewards, watch.seconds)
 
-    def _check(self, ctx: Context) -> None:
-        if self.splits[-1] >= ctx.policy.rounds - 1:
+    def check_rounds(self, rounds: int) -> None:
+        """Refuse a split at the last step or beyond."""
+        if self.splits[-1] >= rounds - 1:
             raise ConfigError(
-                f"source.splits: a split at step {self.splits[-1]} needs more than {ctx.policy.rounds} steps: the last "
-                "one is not trained"
+                f"splits: a split at step {self.splits[-1]} needs more than {rounds} steps: the last one is not trained"
             )
+
+    def _check(self, ctx: Context) -> None:
+        self.check_rounds(ctx.policy.rounds)
         if not ctx.policy.stubs:
             raise ConfigError(
                 "source: this pipeline keeps something from round to round, so a tree cannot start from its nodes; "
