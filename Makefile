@@ -13,10 +13,10 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-gpu oracle check format coverage pipelines-table golden bench bench-gpu bench-recipes bench-algorithms clean distclean
+.PHONY: help install quickstart quickstart-video test test-gpu oracle check format coverage pipelines-table golden bench bench-gpu bench-recipes bench-algorithms clean distclean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Create .venv and install visalign in it, in editable form
 
@@ -35,6 +35,10 @@ $(STAMP): pyproject.toml
 
 quickstart: $(STAMP) ## Align the tiny FLUX pipeline on the CPU and write runs/quickstart
 	$(BIN)/visalign train configs/quickstart.yaml
+
+quickstart-video: $(STAMP) ## Align the tiny Wan pipeline on the CPU, from text, then from a first frame
+	$(BIN)/visalign train configs/quickstart_video.yaml
+	$(BIN)/visalign train configs/quickstart_image_to_video.yaml
 
 test: $(STAMP) ## Run the whole test-suite on the CPU
 	$(PYTEST) -n 2 --dist loadgroup

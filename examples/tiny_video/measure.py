@@ -74,8 +74,8 @@ def measure_vae(vae: AutoencoderKLWan, count: int = 5) -> dict[str, object]:
 
 def measure_pipeline(folder: str, count: int, seed: int = 7) -> dict[str, dict[str, dict[str, float | int]]]:
     """Return grades of about `count` samples of each split, from text alone and from a first frame."""
-    text = WanPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    image = WanImageToVideoPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    text = WanPipeline.from_pretrained(folder, dtype=torch.float32)
+    image = WanImageToVideoPipeline.from_pretrained(folder, dtype=torch.float32)
     table: dict[str, dict[str, dict[str, float | int]]] = {"text": {}, "image": {}}
     for split in ("train", "dev", "test"):
         known = movements(split)

@@ -76,7 +76,7 @@ def new_pipeline(vae: AutoencoderKLWan) -> WanPipeline:
         tokenizer=tokenizer,
         text_encoder=UMT5EncoderModel(text_config),
         vae=vae,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=False),
         transformer=new_transformer(),
         expand_timesteps=True,
     )
