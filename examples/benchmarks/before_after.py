@@ -1,6 +1,7 @@
-"""Draw a run's held-out pictures before and after, from the same noise: `before_after.py RUN OUTPUT.png [METRIC]`.
+"""Draw held-out pictures before and after, from the same noise: `before_after.py RUN OUTPUT.png [METRIC [EACH]]`.
 
-A clip is drawn as a few of its moments side by side. METRIC, a share such as "direction", colours the frames.
+A clip is drawn as a few of its moments side by side. METRIC, a share such as "direction", colours the frames; the first
+EACH pictures of every caption are shown, or all that the run kept.
 """
 
 from __future__ import annotations
@@ -37,14 +38,15 @@ def still(result: Evaluated, row: int) -> Image.Image:
     return picture.resize((round(picture.width * SIDE / picture.height), SIDE), Image.Resampling.NEAREST)
 
 
-def main(run: str, output: str, metric: str = "strict") -> None:
+def main(run: str, output: str, metric: str = "strict", each: str | None = None) -> None:
     """Write one block a caption: its first pictures side by side, above before and below after."""
     found = run_folder.read_evaluations(Path(run))
     before, after = found[run_folder.BASE][1], found[run_folder.FINAL][1]
     shown = range(len(before.media))
     captions = list(dict.fromkeys(before.prompts[row] for row in shown))
-    rows = {caption: [row for row in shown if before.prompts[row] == caption] for caption in captions}
-    widest, width = max(len(each) for each in rows.values()), still(before, 0).width + GAP
+    most = int(each) if each else len(shown)
+    rows = {caption: [row for row in shown if before.prompts[row] == caption][:most] for caption in captions}
+    widest, width = max(map(len, rows.values())), still(before, 0).width + GAP
     block_width, block_height = widest * width + 3 * GAP, 2 * (SIDE + GAP) + TEXT + 2 * GAP
     across = 3 if len(captions) > 4 else 1
     down = -(-len(captions) // across)
@@ -59,6 +61,6 @@ def main(run: str, output: str, metric: str = "strict") -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 4):
+    if len(sys.argv) not in (3, 4, 5):
         sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -10,7 +10,8 @@ from reward_models._scenes import BACKGROUND, COLOURS, SIDE, coverage
 FRAMES = 9
 SIZES = (8.8, 10.4)  # square root of the object's area, pixels
 TRAVEL = (5.5, 7.5)  # pixels from the first frame to the last
-CENTRE = 1.0  # pixels off the middle at most where a first frame must not tell where the object is going
+START = 4.0  # pixels off the middle, either way, at most, where the object starts: from there every direction is open
+CENTRE = 1.0  # the same for the first frames that ship with the prompts
 _AXIS = np.arange(SIDE, dtype=np.float32) + 0.5
 # How far the outline of an object of size 1 reaches from its centroid: to either side, up, down.
 _REACH = {"circle": (0.565, 0.565, 0.565), "square": (0.5, 0.5, 0.5), "triangle": (0.76, 0.878, 0.439)}
@@ -22,16 +23,14 @@ def draw(movement: Movement, rng: np.random.Generator, *, centred: bool = False)
     Args:
         movement: What it shows.
         rng: Where the differences come from.
-        centred: Start near the middle, from where every direction is open.
+        centred: Start as near to the middle as the first frames of the prompts.
     """
     size, travel = rng.uniform(*SIZES), rng.uniform(*TRAVEL)
     side, up, down = (size * reach for reach in _REACH[movement.shape])
     low, high = np.array([side + 1, up + 1]), np.array([SIDE - side - 1, SIDE - down - 1])
     way = np.array(DIRECTIONS[movement.direction]) * travel
-    if centred:
-        start = np.clip(SIDE / 2 + rng.uniform(-CENTRE, CENTRE, 2), low - np.minimum(way, 0), high - np.maximum(way, 0))
-    else:
-        start = rng.uniform(low - np.minimum(way, 0), high - np.maximum(way, 0))
+    off = rng.uniform(-1, 1, 2) * (CENTRE if centred else START)
+    start = np.clip(SIDE / 2 + off, low - np.minimum(way, 0), high - np.maximum(way, 0))
     x, y = (start + way * np.linspace(0, 1, FRAMES)[:, None]).T[..., None, None].astype(np.float32)
     alpha = coverage(movement.shape, _AXIS - x, _AXIS[:, None] - y, size)[..., None]
     ground = np.full((1, SIDE, SIDE, 3), BACKGROUND, np.float32) + rng.uniform(-8, 8)

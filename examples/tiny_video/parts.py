@@ -94,5 +94,16 @@ def from_unit(video: Tensor) -> Tensor:
 
 def to_network(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
     """Return latents `[B, 16, T, h, w]` in the transformer's scaling, as the pipeline makes them."""
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+    mean, std = _scaling(vae)
     return (z - mean) / std
+
+
+def from_network(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
+    """Return what `to_network` was given."""
+    mean, std = _scaling(vae)
+    return z * std + mean
+
+
+def _scaling(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+    return mean, std

@@ -7,12 +7,13 @@ import torch
 from diffusers import WanImageToVideoPipeline, WanPipeline
 from PIL import Image
 
+from alignment import cli
 from examples.tiny_video.build import write_prompts
 from examples.tiny_video.draw_clips import FRAMES, describe, draw, draw_dataset
 from examples.tiny_video.measure import grades, sample_clips, sample_from_images, strips
-from examples.tiny_video.parts import TEXT_LENGTH, from_unit, new_pipeline, new_vae, to_unit
-from examples.tiny_video.train_vae import train_vae
-from examples.tiny_video.train_wan import encode_clips, train_wan
+from examples.tiny_video.parts import TEXT_LENGTH, from_network, from_unit, new_pipeline, new_vae, to_network, to_unit
+from examples.tiny_video.train_vae import encode_clips, train_decoder, train_vae
+from examples.tiny_video.train_wan import train_wan
 from reward_models._motion import WORDS, movements, parse, split_of
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +31,7 @@ def test_nothing_of_dev_or_test_is_drawn_or_told_in_training():
     told = [parse(caption) for caption in describe(shown, lies=1.0, seed=6)]
     assert {split_of(movement) for movement in [*shown, *told]} == {"train"}
     assert all((a.colour, a.shape) == (b.colour, b.shape) for a, b in zip(shown, told, strict=True))
-    assert 0.3 < np.mean([a.direction == b.direction for a, b in zip(shown, told, strict=True)]) < 0.6
+    assert 0.1 < np.mean([a.direction == b.direction for a, b in zip(shown, told, strict=True)]) < 0.4  # a quarter
     assert describe(shown, lies=0.0, seed=6) == [movement.caption for movement in shown]
 
 
@@ -96,13 +97,32 @@ def test_the_prompt_files_are_those_that_the_script_writes(tmp_path):
         assert path.read_text() == (ROOT / "assets" / "prompts" / path.relative_to(tmp_path)).read_text()
 
 
-def test_both_trainings_run():
+@pytest.mark.parametrize("recipe", ["quickstart_video", "quickstart_image_to_video"])
+def test_a_recipe_takes_two_steps_and_shows_its_clips(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    small = ["steps=2", "source.prompts=2", "source.group_size=2", "source.prompts_per_call=2", "batch.updates=1"]
+    held_out = ["evaluation.images_per_prompt=1", "evaluation.every=1", "evaluation.curve_images_per_prompt=1"]
+    assert cli.run(["train", f"configs/{recipe}.yaml", f"output.folder={tmp_path}", *small, *held_out]) == 0
+    run = tmp_path / recipe
+    assert "direction" in json.loads((run / "summary.json").read_text())["evaluation"]
+    assert "data:video/mp4" in (run / "report.html").read_text()
+    pipe = WanPipeline.from_pretrained(ASSET, dtype=torch.float32, local_files_only=True)
+    pipe.load_lora_weights(run / "checkpoint-2")
+    assert pipe.get_active_adapters()
+
+
+def test_all_three_trainings_run():
     torch.manual_seed(0)
     clips, shown = draw_dataset(12, seed=8)
     vae = train_vae(torch.from_numpy(clips), 1, 1)
     latents = encode_clips(vae, torch.from_numpy(clips))
     assert latents.shape == (12, 16, 3, 4, 4)
     assert latents.std().item() == pytest.approx(1, abs=0.05)
+    drawn, encoder = vae.decoder.conv_out.weight.clone(), vae.encoder.conv_in.weight.clone()
+    train_decoder(vae, torch.from_numpy(clips), 2)
+    assert not torch.equal(vae.decoder.conv_out.weight, drawn)
+    assert torch.equal(vae.encoder.conv_in.weight, encoder)
+    assert torch.allclose(to_network(vae, from_network(vae, latents)), latents, atol=1e-5)
     pipe = new_pipeline(vae)
     before = pipe.transformer.proj_out.weight.clone()
     train_wan(pipe, latents, describe(shown, 0.5, 0), steps=2)

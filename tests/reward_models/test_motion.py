@@ -79,7 +79,10 @@ def test_splits_are_apart_and_balanced():
     assert {m for found in splits.values() for m in found} == set(movements())
     for name in ("dev", "test"):
         assert {(m.shape, m.direction) for m in splits[name]} == {(s, d) for s in SHAPES for d in DIRECTIONS}
-        assert sorted(m.colour for m in splits[name]) == sorted([*COLOURS] * 2)
+        assert len({m.colour for m in splits[name]}) == len(SHAPES)
+    objects = [{(m.colour, m.shape) for m in found} for found in splits.values()]
+    assert sum(map(len, objects)) == len(set.union(*objects)) == len(COLOURS) * len(SHAPES)
+    assert {m.colour for m in splits["train"]} == set(COLOURS)
     assert split_of(parse("a red circle moves left")) == "test"
 
 
