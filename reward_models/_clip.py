@@ -189,7 +189,9 @@ def load_hub_clip(
         pictures = CLIPImageProcessor.from_pretrained(processor)
         tokenizer = AutoTokenizer.from_pretrained(processor)
     except (OSError, ValueError, TypeError) as error:
-        raise RewardError(f"{name}: {weights} and {processor} do not hold a CLIP model: {error}") from error
+        raise RewardError(
+            f"{name}: no CLIP model in {' and '.join(dict.fromkeys(map(str, (weights, processor))))}: {error}"
+        ) from error
     if config.model_type != "clip":
         raise RewardError(f"{name}: {weights} holds a model of type {config.model_type!r}, expected 'clip'")
     side, crop = pictures.size["shortest_edge"], pictures.crop_size["height"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,19 @@ from reward_models.base import RewardError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 """What a network computes in. Scores are float32 whatever it is."""
+
+_UNPICKLERS_RAISE = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+"""What unpickling raises for bytes that are no pickle; which of these is chance."""
 
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _NAMED = 3
@@ -106,11 +120,11 @@ def read_state(name: str, file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise RewardError(f"{name}: {file} {_not_tensors(file, str(error))}") from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except (SafetensorError, RuntimeError, OSError, EOFError) as error:
         what = "it is empty" if not file.stat().st_size else _line(error).partition(". ")[0]
         raise RewardError(f"{name}: {file} cannot be read, it is damaged or no checkpoint: {what}") from error
+    except _UNPICKLERS_RAISE as error:
+        raise RewardError(f"{name}: {file} {_not_tensors(file, str(error))}") from error
     state = state["state_dict"] if isinstance(state, dict) and isinstance(state.get("state_dict"), dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise RewardError(f"{name}: {file} holds no weights: expected tensors by name, got a {type(state).__name__}")
@@ -214,7 +228,7 @@ def load_pretrained(
                 source, config=config, state_dict=state, dtype=torch_dtype(dtype), output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )  # fmt: skip
-    except (pickle.UnpicklingError, SafetensorError, OSError, RuntimeError, ValueError) as error:
+    except (*_UNPICKLERS_RAISE, SafetensorError, OSError, RuntimeError, EOFError) as error:
         raise RewardError(f"{name}: {source or 'the checkpoint'} cannot be loaded: {_line(error)}") from error
     if report["mismatched_keys"]:
         raise _other_architecture(name, "of another shape", sorted(key for key, *_ in report["mismatched_keys"]))

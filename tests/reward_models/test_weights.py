@@ -84,9 +84,10 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, content, suffix):
         (b"", "it is empty"),
         (b"<!doctype html><html>", r"21 bytes that begin with b'<!doctype html><' are no PyTorch checkpoint"),
         (b"version https://git-lfs.github.com/spec/v1\n", "begin with b'version https://' are no"),
+        (b"hello" * 100, r"500 bytes that begin with b'hellohello"),
         (pickle.dumps({"a": 1}), "holds something else than tensors"),
     ],
-    ids=["empty", "page", "pointer", "pickle"],
+    ids=["empty", "page", "pointer", "text", "pickle"],
 )
 def test_what_came_in_place_of_a_checkpoint_can_be_told(tmp_path, content, says):
     file = tmp_path / "weights.pt"
