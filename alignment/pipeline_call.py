@@ -89,6 +89,11 @@ def global_stream(seeds: Tensor, device: torch.device) -> Iterator[None]:
         yield
 
 
+def output(answer: Any) -> Any:
+    """Return what a call with `return_dict=False` made: the first of a tuple, or what comes without one."""
+    return answer[0] if isinstance(answer, tuple) else answer
+
+
 def as_clips(images: Any) -> Tensor:
     """Return pictures `[n, 3, H, W]` or clips `[n, F, 3, H, W]`, as a tensor or one a row, as clips.
 

@@ -23,7 +23,7 @@ from alignment.encodings import Encodings
 from alignment.errors import ForwardProcessError, PipelineError
 from alignment.forms import Form, arrange, brings_pictures, find_form, first_accepted, makes_two
 from alignment.loading import experts, load_pipeline, loop_networks, trained_scheduler
-from alignment.pipeline_call import as_clips, blaming, checked_arguments, global_stream, same_states, taken
+from alignment.pipeline_call import as_clips, blaming, checked_arguments, global_stream, output, same_states, taken
 from alignment.self_check import check_replay
 from alignment.sizes import check_media, check_picture_size
 from alignment.spec import PolicySpec
@@ -222,7 +222,7 @@ class Policy(Weights):
             given = self._given([prompts[row] for row in rows], seeds[rows], "pt", other)
             routed = self._fresh_routes().on(self.pipe, Conductor(), len(rows))
             with torch.no_grad(), self.sampling(), global_stream(seeds[rows], self.device), routed:
-                for row, clip in zip(rows, as_clips(self.pipe(**given)[0]).float().cpu(), strict=True):
+                for row, clip in zip(rows, as_clips(output(self.pipe(**given))).float().cpu(), strict=True):
                     made[row] = clip
         return made_from(prompts, torch.stack([clip for clip in made if clip is not None]))
 
@@ -371,7 +371,7 @@ class Policy(Weights):
             call = type(self.pipe).__call__
             routed, drawn = routes.on(self.pipe, conductor, len(seeds)), global_stream(seeds, self.device)
             with same_states(self.pipe, own=conductor.times is not None), routed, drawn:
-                return (inspect.unwrap(call) if torch.is_grad_enabled() else call)(self.pipe, **given)[0]
+                return output((inspect.unwrap(call) if torch.is_grad_enabled() else call)(self.pipe, **given))
         finally:
             self._stand_in.conduct(None)
             vars(self.pipe)["scheduler"] = self._native

@@ -68,7 +68,7 @@ def write(cells: Sequence[Cell]) -> None:
         row = [marks[name, column] for column in COLUMNS]
         lines.append(f"| {told} (`{row[0].kind}`) | {' | '.join(cell.mark for cell in row)} |")
         reasons += [f"- {told}, {cell.check}: {cell.reason}" for cell in row if cell.reason]
-    what = [f"- **{name.replace('_', ' ')}**: {(build.__doc__ or '').strip()}" for name, build in ZOO.items()]
+    what = [f"- **{name.replace('_', ' ')}**: {(build.__doc__ or '').splitlines()[0]}" for name, build in ZOO.items()]
     body = [HEAD + "\n".join(checks), BODY.format(count=len(ZOO)) + "\n".join(lines), "", *reasons, ""]
     PAGE.write_text("\n".join([*body, "## What is special about each", "", *what, ""]), encoding="utf-8")
 
