@@ -76,22 +76,37 @@ def made_from(prompts: Sequence[str], pixels: Tensor) -> Media:
 
 
 @dataclass(frozen=True)
+class Example:
+    """What a record of a data file holds to learn from, beside its prompt.
+
+    Attributes:
+        media: A winner; or the sample that was chosen, and the one that was rejected.
+        label: How much the first one is wanted: 1, or less than 0 where it is not; None where the record does not say.
+    """
+
+    media: tuple[Picture | Clip, ...]
+    label: float | None = None
+
+
+@dataclass(frozen=True)
 class Groups:
     """The prompts of one step, before anything is sampled.
 
     Attributes:
         prompts: One text a group.
         ids: `[P]` int64, unique over the run; given by the position in the data, never by the text.
+        examples: One a prompt, for sources that learn from samples of a data file; empty for the others.
     """
 
     prompts: tuple[str, ...]
     ids: Tensor
+    examples: tuple[Example, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, rows: slice) -> Groups:
-        return Groups(self.prompts[rows], self.ids[rows])
+        return Groups(self.prompts[rows], self.ids[rows], self.examples[rows])
 
 
 @dataclass(frozen=True)
@@ -227,9 +242,10 @@ class Experience(Generic[B_co]):
     Attributes:
         batch: The rows to learn from.
         metrics: Numbers for the record, already the same on every process.
-        media: Pixels of this process's samples, on the CPU; none where the objective makes the samples.
-        prompts: One text a sample of `media`.
-        rewards: Scores of `media`.
+        media: Pixels of this process's samples, on the CPU; none where the objective makes the samples, the first of
+            them only where they come from a file.
+        prompts: One text a sample.
+        rewards: Scores of the samples; what a file says of them, where they come from one.
         seconds: Time spent, by name.
         maps: `[B, frames, height, width]`, where in each sample its credit went; None where all of it was given
             everywhere.

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from alignment.advantages.base import Advantage
-from alignment.errors import ConfigError
+from alignment.errors import ConfigError, VisalignError
+from alignment.records import data_file, read_records
 from alignment.run import Run
 from alignment.spec import PolicySpec
 from reward_models.base import RewardError, require_reward_model
@@ -56,6 +57,7 @@ def values(run: Run) -> Iterator[Problem]:
     yield from _rows(run)
     yield from _rounds(run)
     yield from _credit(run)
+    yield from _records(run)
 
 
 def _policy(policy: PolicySpec) -> Iterator[Problem]:
@@ -159,9 +161,16 @@ def _rows(run: Run) -> Iterator[Problem]:
                 yield f"source.{name}", f"with policy.call.num_inference_steps {rounds}: {error}"
                 return
             rows = run.source.prompts if choice.branch else rows
-    what = "rows"
+    group, what = parts.get("rows_per_group", group), "rows"
     if run.objective.whole_groups:
-        rows, what = run.source.prompts, "groups"
+        rows, what = run.source.prompts // (group if run.source.media and isinstance(group, int) else 1), "groups"
+        if group == 1:
+            yield (
+                "source.rows_per_group",
+                f"got 1, but {type(run.objective).__name__} compares the samples of a group, and a group of one has "
+                "none to compare; use at least 2",
+            )
+            return
         if isinstance(group, int) and run.batch.microbatch < group:
             yield (
                 "batch.microbatch",
@@ -179,7 +188,10 @@ def _rows(run: Run) -> Iterator[Problem]:
 
 def _credit(run: Run) -> Iterator[Problem]:
     """Look at whether the reward has what is asked of it: a gradient, parts by name."""
-    reward, known = run.source.reward, run.source.reward.part_names()
+    reward = run.source.reward
+    if reward is None:
+        return
+    known = reward.part_names()
     if run.objective.differentiates and not (reward.differentiable and reward.scope == "sample"):
         lacks = "compares the samples of a group" if reward.differentiable else "gives it none that reaches the pixels"
         yield (
@@ -196,6 +208,23 @@ def _credit(run: Run) -> Iterator[Problem]:
                         f"{type(advantage).__name__} reads the part {part!r} of the reward, but "
                         f"{type(reward).__name__} has {', '.join(known) or 'no parts'}",
                     )
+
+
+def _records(run: Run) -> Iterator[Problem]:
+    """Look at how many records there are to learn from, where that is to be seen; reading them says what else is."""
+    file = data_file(Path(run.data.prompts))
+    if not run.source.media or not file.exists():
+        return
+    try:
+        count = sum(1 for _ in read_records(file, ("prompt",)))
+    except VisalignError:
+        return
+    if count < run.source.prompts:
+        yield (
+            "source.prompts",
+            f"got {run.source.prompts}, but {run.data.prompts} holds {count} records, so that a step would learn from "
+            f"the same sample twice; use at most {count}, or more data",
+        )
 
 
 def _parts(run: Run) -> dict[str, object]:
@@ -246,7 +275,13 @@ def _rewards(run: Run) -> Iterator[Problem]:
                 yield key, str(error)
                 return
     judge = run.evaluation.reward or run.source.reward
-    if run.evaluation.prompts is not None and judge.scope == "group":
+    if run.evaluation.prompts is not None and judge is None:
+        yield (
+            "evaluation.reward",
+            f"{type(run.source).__name__} has no reward of its own, so nothing says what to measure on "
+            "evaluation.prompts; give a reward, or set evaluation.prompts=null",
+        )
+    elif run.evaluation.prompts is not None and judge is not None and judge.scope == "group":
         yield (
             "evaluation.reward",
             f"{judge} compares the samples of a group with each other, which says nothing of before and after; give a "
@@ -272,11 +307,16 @@ def describe(run: Run, world_size: int) -> str:
     trains = f"LoRA adapters of rank {policy.lora.rank}" if policy.lora else "the denoiser's own weights"
     group = _parts(run).get("group_size")
     samples = f" x {group} samples = {source.prompts * group} pictures or clips" if isinstance(group, int) else ""
-    held = {*run.objective.snapshots, *(["ema"] if run.snapshots.ema > 0 else [])}
+    held = {*run.objective.snapshots, *source.snapshots, *(["ema"] if run.snapshots.ema > 0 else [])}
+    if source.reward is None:
+        given = f"{type(source).__name__} takes {source.prompts} records ({', '.join(source.media)}) on"
+        scored = ""
+    else:
+        given = f"{type(source).__name__} makes {source.prompts} prompts{samples} on"
+        scored = f"{type(source.reward).__name__} scores them, "
     sentences = [
         f"This run, {run.name}, would train {trains} of {policy.pipeline} for {run.steps} steps.",
-        f"In each, {type(source).__name__} makes {source.prompts} prompts{samples} on {world_size} "
-        f"process{'es' if world_size > 1 else ''}, {type(source.reward).__name__} scores them, and "
+        f"In each, {given} {world_size} process{'es' if world_size > 1 else ''}, {scored}and "
         f"{type(run.objective).__name__} learns from them in {run.batch.updates} "
         f"update{'s' if run.batch.updates > 1 else ''}, at most {run.batch.microbatch} rows in a backward pass.",
         f"Frozen copies of the trained weights: {', '.join(sorted(held)) or 'none'}.",

@@ -129,7 +129,7 @@ def _dry_run(args: argparse.Namespace) -> int:
 
     run = config.load(args.config, args.overrides)
     checks.check(run, checks.processes())
-    read_prompts(run.data.prompts, run.data.dedupe, run.data.columns)
+    read_prompts(run.data.prompts, run.data.dedupe, run.data.columns, run.source.media)
     if run.evaluation.prompts is not None:
         read_prompts(run.evaluation.prompts, columns=run.data.columns)
     show(f"{config.resolved(run)}\n{checks.describe(run, checks.processes())}")

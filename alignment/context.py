@@ -19,11 +19,11 @@ class Context:
         policy: The network being trained, behind its pipeline.
         draw: Random streams keyed by what they are for.
         world: This process among the others, and the scorers loaded on it.
-        reward: What the run's samples are scored with.
+        reward: What the run's samples are scored with; None where nothing is scored.
     """
 
     step: int
     policy: Policy
     draw: Draw
     world: World
-    reward: RewardModel
+    reward: RewardModel | None

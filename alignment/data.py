@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Literal
 
 import torch
 
-from alignment.batches import Groups, Input, Prompt, inputs_of
+from alignment.batches import Example, Groups, Input, Prompt, inputs_of
 from alignment.draw import Draw
 from alignment.errors import DataError
-from alignment.media import find_clip, find_picture
+from alignment.media import Clip, Picture, find_clip, find_medium, find_picture
 from alignment.records import LINES, Record, data_file, read_records
 
 LONGEST_PROMPT = 4000
@@ -22,15 +23,21 @@ COLUMNS = ("prompt", "negative_prompt", "image", "last_image", "mask_image", "co
 """Columns that are read where nothing is said: the prompt, and arguments by which most pipelines know media."""
 
 
+LABEL = "label"
+"""Column that says how much a sample is wanted."""
+
+
 @dataclass(frozen=True)
 class Prompts:
     """The prompts of a file, in its order.
 
     Attributes:
         texts: One or more; those that bring a picture or another text are `Prompt`s.
+        examples: What there is to learn from beside each, where that was asked for; else empty.
     """
 
     texts: tuple[str, ...]
+    examples: tuple[Example, ...] = ()
 
     def at(self, step: int, count: int, draw: Draw) -> Groups:
         """Return the prompts of a step: every prompt once in a random order, then again in another one.
@@ -44,26 +51,32 @@ class Prompts:
         epochs = {position // len(self.texts) for position in positions}
         orders = {e: torch.randperm(len(self.texts), generator=draw.generator("order", e)).tolist() for e in epochs}
         chosen = [orders[p // len(self.texts)][p % len(self.texts)] for p in positions]
-        return Groups(tuple(self.texts[i] for i in chosen), torch.tensor(list(positions)))
+        examples = tuple(self.examples[i] for i in chosen) if self.examples else ()
+        return Groups(tuple(self.texts[i] for i in chosen), torch.tensor(list(positions)), examples)
 
 
 def read_prompts(
-    path: str, dedupe: Literal["error", "drop", "keep"] = "error", columns: Mapping[str, str] | None = None
+    path: str,
+    dedupe: Literal["error", "drop", "keep"] = "error",
+    columns: Mapping[str, str] | None = None,
+    media: tuple[str, ...] = (),
 ) -> Prompts:
     """Read the prompts of a data file: a `.txt`, `.jsonl` or `.parquet` file, or a folder that `datasets` saved.
 
     Args:
         path: The file. Media that its records name are looked for in its folder.
-        dedupe: What to do with a prompt that occurs twice.
+        dedupe: What to do with a prompt that occurs twice; with other samples beside it, it is another record.
         columns: Which column holds what, by the name of the pipeline's argument, where it has another name than that.
+        media: Names of the samples that every record brings to learn from, in their order.
 
     Raises:
         DataError: Naming the file and every line that cannot be used.
         EnvironmentProblem: If reading the file takes a package that is not installed.
     """
     file = data_file(Path(path))
-    named = {name: name for name in COLUMNS} | ({"image": "file_name"} if file.name == LINES else {})
-    reader = _Reader(file if file.is_dir() else file.parent, named | dict(columns or {}))
+    named = {name: name for name in (*COLUMNS, *media, *([LABEL] if media else []))}
+    described = {media[0] if media else "image": "file_name"} if file.name == LINES else {}
+    reader = _Reader(file if file.is_dir() else file.parent, named | described | dict(columns or {}), media)
     for place, record in read_records(file, tuple(reader.columns.values())):
         reader.take(place, record)
     prompts = reader.prompts if dedupe == "keep" else _without_repeats(reader, tell=dedupe == "error")
@@ -72,7 +85,7 @@ def read_prompts(
         told = [f"{place}: {problem}" for place, problem in sorted(reader.problems, key=_number)]
         more = f" (and {len(told) - 5} more)" if len(told) > 5 else ""
         raise DataError(f"{path}: " + "; ".join(told[:5]) + more)
-    return Prompts(tuple(prompts.values()))
+    return Prompts(tuple(prompts.values()), tuple(reader.examples[place] for place in prompts) if media else ())
 
 
 @dataclass
@@ -82,35 +95,64 @@ class _Reader:
     Attributes:
         folder: Where media are.
         columns: Column of each argument.
+        media: Names of the samples to learn from.
         prompts: Prompts by place.
+        examples: What there is to learn from, by place.
         problems: (place, problem).
     """
 
     folder: Path
     columns: Mapping[str, str]
+    media: tuple[str, ...] = ()
     prompts: dict[str, str] = field(default_factory=dict)
+    examples: dict[str, Example] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
 
     def take(self, place: str, record: Record | str) -> None:
         """Add the prompt of a record, or what is wrong with it."""
         try:
-            self.prompts[place] = self._prompt(record)
+            if isinstance(record, str):
+                raise DataError(record)
+            prompt = self._prompt(record)
+            if self.media:
+                self.examples[place] = self._example(record)
+            self.prompts[place] = prompt
         except DataError as error:
             self.problems.append((place, str(error)))
 
-    def _prompt(self, record: Record | str) -> str:
-        if isinstance(record, str):
-            raise DataError(record)
+    def _prompt(self, record: Record) -> str:
         text = record.get(self.columns["prompt"])
         if not isinstance(text, str):
             raise DataError(f'not an object with a text under "{self.columns["prompt"]}"')
         text = _checked(text)
+        others = {"prompt", *([*self.media, LABEL] if self.media else [])}
+        claimed = {self.columns[name] for name in others}
         inputs = {
             argument: self._input(argument, record[column])
             for argument, column in self.columns.items()
-            if argument != "prompt" and record.get(column) is not None
+            if argument not in others and column not in claimed and record.get(column) is not None
         }
         return Prompt(text, inputs) if inputs else text
+
+    def _example(self, record: Record) -> Example:
+        media = tuple(self._sample(name, record.get(self.columns[name])) for name in self.media)
+        for name, other in zip(self.media[1:], media[1:], strict=True):
+            if other.digest == media[0].digest:
+                raise DataError(f"{self.media[0]} and {name} are the same file: neither is preferred")
+            if _shape(other) != _shape(media[0]):
+                raise DataError(
+                    f"{self.media[0]} is {_shape(media[0])}, {name} {_shape(other)}: both sides of a pair have one "
+                    "shape; cut or scale one of them"
+                )
+        return Example(media, _number_of(record.get(self.columns[LABEL])))
+
+    def _sample(self, name: str, value: object) -> Picture | Clip:
+        if value is None:
+            raise DataError(f'"{self.columns[name]}" is missing: the {name} sample to learn from')
+        try:
+            return find_medium(self.folder, value)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
 
     def _input(self, argument: str, value: object) -> Input:
         try:
@@ -119,6 +161,22 @@ class _Reader:
             return find_clip(self.folder, value) if "video" in argument else find_picture(self.folder, value)
         except DataError as error:
             raise DataError(f"{argument}: {error}") from error
+
+
+def _shape(sample: Picture | Clip) -> str:
+    frames = f"{sample.frames} frames of " if isinstance(sample, Clip) else ""
+    return f"{frames}{sample.size[0]} x {sample.size[1]}"
+
+
+def _number_of(label: object) -> float | None:
+    """Return what a record says of its samples: a number, or true and false for 1 and -1."""
+    if isinstance(label, bool):
+        return 1.0 if label else -1.0
+    if label is None:
+        return None
+    if not isinstance(label, int | float) or not math.isfinite(label):
+        raise DataError(f"{LABEL}: {label!r:.80} is neither a number nor true or false")
+    return float(label)
 
 
 def _number(problem: tuple[str, str]) -> int:
@@ -140,14 +198,15 @@ def _checked(text: object) -> str:
 
 
 def _without_repeats(reader: _Reader, *, tell: bool) -> dict[str, str]:
-    first: dict[str, str] = {}
+    first: dict[tuple[str, Example | None], str] = {}
     for place, prompt in reader.prompts.items():
-        if prompt not in first:
-            first[prompt] = place
+        record = (prompt, reader.examples.get(place))
+        if record not in first:
+            first[record] = place
         elif tell:
-            repeats = f"repeats {first[prompt]} ({str(prompt)[:60]!r}); remove it, or set data.dedupe to drop or keep"
+            repeats = f"repeats {first[record]} ({str(prompt)[:60]!r}); remove it, or set data.dedupe to drop or keep"
             reader.problems.append((place, repeats))
-    return {place: prompt for prompt, place in first.items()}
+    return {place: prompt for (prompt, _), place in first.items()}
 
 
 def _check_alike(reader: _Reader, prompts: Mapping[str, str]) -> None:

@@ -119,7 +119,7 @@ def reward_repeats(patient: Patient) -> Finding:
 
 def reward_of_a_batch(patient: Patient) -> Finding:
     """The score of a batch is the scores of its rows, or of its groups where the reward compares within them."""
-    whole, grouped = patient.score().value, patient.trainer.run.source.reward.scope == "group"
+    whole, grouped = patient.score().value, patient.reward.scope == "group"
     size = PAIR if grouped else 1
     alone = torch.cat([patient.score(slice(i, i + size)).value for i in range(0, len(whole), size)])
     cause = "the scorer mixes rows: a whole list of prompts for one picture, padding, or statistics over the batch"
@@ -128,7 +128,7 @@ def reward_of_a_batch(patient: Patient) -> Finding:
 
 def reward_knows_its_answers(patient: Patient) -> Finding:
     """Samples whose scores are known get those scores."""
-    scorer = patient.ctx.world.scorer(patient.trainer.run.source.reward)
+    scorer = patient.ctx.world.scorer(patient.reward)
     answers = scorer.examine()
     if not answers:
         raise NotApplicable(f"{scorer.model} has no known answers")

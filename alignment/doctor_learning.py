@@ -68,6 +68,7 @@ def noise_at_trained_steps(patient: Patient) -> Finding:
 def reward_spread(patient: Patient) -> Finding:
     """The rewards of one step tell the samples of a prompt apart."""
     found = patient.look_at_a_step()
+    _ = patient.reward
     if not len(found.rewards.value):
         raise NotApplicable("the objective makes and scores its samples itself, and compares none")
     spread, mean = group_std(found), found.rewards.value.nanmean().item()
@@ -221,6 +222,7 @@ def gradient_reaches_all(patient: Patient) -> Finding:
 
 def zero_credit_zero_gradient(patient: Patient) -> Finding:
     """Where nothing is better than anything else, nothing is learned."""
+    _signed(patient)
     batch, size = patient.credited, _size(patient)
     rest = gradient(patient.trainer, replace(batch, advantage=torch.zeros_like(batch.advantage))).norm().item() / size
     cause = "the objective pulls whatever the reward says"
@@ -229,11 +231,22 @@ def zero_credit_zero_gradient(patient: Patient) -> Finding:
 
 def flipped_credit_flipped_gradient(patient: Patient) -> Finding:
     """Turning every judgement round turns the gradient round."""
+    _signed(patient)
     batch, size = patient.credited, _size(patient)
     flipped = gradient(patient.trainer, replace(batch, advantage=-batch.advantage))
     apart = (patient.start + flipped).norm().item() / size
     cause = "first ratios leave the clip range before anything is learned, or the objective is not odd in its credit"
     return at_most(apart, _rounding(patient), "|g(A) + g(-A)| / |g(A)|", cause)
+
+
+def _signed(patient: Patient) -> None:
+    """Leave objectives alone in which credit is no push.
+
+    Raises:
+        NotApplicable: For those.
+    """
+    if not patient.trainer.run.objective.signed:
+        raise NotApplicable("credit weighs what is imitated, or sets a target: it has no sign to turn")
 
 
 def a_step_down_lowers_the_loss(patient: Patient) -> Finding:

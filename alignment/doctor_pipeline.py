@@ -373,7 +373,7 @@ def _step(patient: Patient, run: Run) -> Finding:
     policy, trainer = patient.policy, replace(patient.trainer, run=run)
     told: list[Mapping[str, float]] = []
     with patient.moved(), preserved(policy):
-        for name in {*run.objective.snapshots} | {run.source.weights} - {"live"}:
+        for name in {*run.objective.snapshots, *run.source.snapshots}:
             policy.keep(name)
         trainer.runtime.attach(policy, run.optimizer)
         before = {name: p.detach().clone() for name, p in policy.trainable.items()}

@@ -343,9 +343,14 @@ def _fingerprint(pipe: Any) -> str:
             told = json.dumps([component.get_vocab(), component.model_max_length], sort_keys=True)
             digest.update(f"{name}{told}".encode())
     for name, encoder in sorted(text_encoders(pipe).items()):
-        digest.update(f"{name}{encoder.config}".encode())
-        for key, weight in encoder.named_parameters():
-            flat = weight.detach().flatten()
-            sample = flat[:: max(len(flat) // _SAMPLED, 1)].float().cpu()
-            digest.update(key.encode() + sample.numpy().tobytes() + str(weight.dtype).encode())
+        add_network(digest, name, encoder)
     return digest.hexdigest()[:16]
+
+
+def add_network(digest: Any, name: str, network: Any) -> None:
+    """Add what makes a network's answers to a digest: its configuration, samples of every weight."""
+    digest.update(f"{name}{network.config}".encode())
+    for key, weight in network.named_parameters():
+        flat = weight.detach().flatten()
+        sample = flat[:: max(len(flat) // _SAMPLED, 1)].float().cpu()
+        digest.update(key.encode() + sample.numpy().tobytes() + str(weight.dtype).encode())

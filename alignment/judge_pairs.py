@@ -13,11 +13,10 @@ from torch import Tensor
 
 from alignment.draw import Draw
 from alignment.errors import DataError
-from alignment.media import Clip, Picture, find_clip, find_picture
+from alignment.media import Clip, Picture, find_medium
 from reward_models._task import check_prompt
 from reward_models.base import RewardError
 
-_CLIPS = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif")
 _TOLD = 5
 """Lines that a message names."""
 
@@ -79,16 +78,12 @@ def _pair(folder: Path, line: str, reasoned: bool) -> Pair:
     if not isinstance(record, Mapping) or not all(isinstance(record.get(name), str) for name in texts):
         raise DataError(f"not an object with texts under {', '.join(texts)}")
     check_prompt(record["prompt"])
-    chosen, rejected = (_medium(folder, record[name]) for name in ("chosen", "rejected"))
+    chosen, rejected = (find_medium(folder, record[name]) for name in ("chosen", "rejected"))
     if isinstance(chosen, Clip) != isinstance(rejected, Clip):
         raise DataError(f"{record['chosen']} and {record['rejected']} are a picture and a clip; compare like with like")
     if chosen.digest == rejected.digest:
         raise DataError(f"{record['chosen']} and {record['rejected']} are the same file: nothing was preferred")
     return Pair(record["prompt"], chosen, rejected, (record["reason"], record["reason_reversed"]) if reasoned else None)
-
-
-def _medium(folder: Path, name: str) -> Picture | Clip:
-    return find_clip(folder, name) if name.lower().endswith(_CLIPS) else find_picture(folder, name)
 
 
 def pairs_of_step(pairs: Sequence[Pair], step: int, count: int, draw: Draw) -> list[Pair]:

@@ -71,7 +71,7 @@ class Trainer:
             self.runtime.update(learning_rate(self.run.optimizer, ctx.step, self.run.steps))
 
     def _metrics(self, step: int, experience: Experience[Batch], seconds: dict[str, float]) -> dict[str, float]:
-        samples = (len(experience.media) or len(experience.batch)) * self.runtime.world.size
+        samples = (len(experience.prompts) or len(experience.batch)) * self.runtime.world.size
         return {
             **experience.metrics,
             **self.runtime.metrics(),

@@ -35,6 +35,9 @@ _BROKEN = (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, EO
 FRAMES_AT_MOST = 1000
 """Of one clip: forty seconds at 25 frames a second, eight times what pipelines of today make."""
 
+_CLIPS = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif")
+"""Endings of the names of clips."""
+
 _CLIPS_IN_MEMORY = 4
 
 _IN_MEMORY = 64
@@ -98,6 +101,16 @@ class Clip:
             DataError: If the file is gone or changed its content since it was checked.
         """
         return _frames(self)
+
+
+def find_medium(folder: Path, value: object) -> Picture | Clip:
+    """Return the clip or, by any other name, the picture that a record of a data file in `folder` brings.
+
+    Raises:
+        DataError: As `find_clip` and `find_picture` do.
+    """
+    is_clip = isinstance(value, str) and value.lower().endswith(_CLIPS)
+    return find_clip(folder, value) if is_clip else find_picture(folder, value)
 
 
 def find_clip(folder: Path, value: object) -> Clip:

@@ -16,7 +16,7 @@ from alignment.context import Context
 from alignment.loop import Trainer, microbatches, together
 from alignment.objectives.base import Loss
 from alignment.policy import Policy
-from reward_models.base import Media, Rewards
+from reward_models.base import Media, RewardModel, Rewards
 from samplers import Conductor
 from samplers.dynamics.base import Dynamics
 from samplers.windows.base import Window
@@ -160,9 +160,11 @@ class Patient:
 
     @property
     def rows(self) -> Batch:
-        """The first rows of the first pipeline call."""
+        """The first rows of the first pipeline call; whole groups of them where those are learned from as a whole."""
         batch = self.experience.batch
-        return batch[(batch.chunk == batch.chunk[0]).nonzero().flatten()[:ROWS]].to(self.policy.device)
+        unit = together(self.trainer.run.objective, batch)
+        size = max(ROWS - ROWS % unit, unit)
+        return batch[(batch.chunk == batch.chunk[0]).nonzero().flatten()[:size]].to(self.policy.device)
 
     @property
     def credited(self) -> Samples | Pairs | Transitions:
@@ -202,10 +204,22 @@ class Patient:
         prompts = tuple(texts[i // PAIR % len(texts)] for i in range(PICTURES))
         return self.policy.generate(prompts, torch.arange(PICTURES), {}), prompts
 
+    @property
+    def reward(self) -> RewardModel:
+        """The source's reward.
+
+        Raises:
+            NotApplicable: If it has none.
+        """
+        reward = self.trainer.run.source.reward
+        if reward is None:
+            raise NotApplicable("nothing is scored: this source learns from samples of a file")
+        return reward
+
     def score(self, rows: slice = slice(None)) -> Rewards:
         """Return the reward's answer on some of `pictures`."""
+        scorer, group = self.ctx.world.scorer(self.reward), torch.arange(PICTURES) // PAIR
         media, prompts = self.pictures
-        scorer, group = self.ctx.world.scorer(self.trainer.run.source.reward), torch.arange(PICTURES) // PAIR
         return scorer(media=media[rows], prompts=prompts[rows], group=group[rows])
 
     def latents(self) -> Tensor:

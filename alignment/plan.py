@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +21,11 @@ from rich.console import Console
 from torch import nn
 
 from alignment import config, plan_table
+from alignment.batches import Example
 from alignment.data import Prompts, read_prompts
 from alignment.errors import ConfigError
 from alignment.loading import no_progress_bars
+from alignment.media import Picture
 from alignment.plan_blueprint import stand_in_prompts
 from alignment.plan_counts import Step
 from alignment.plan_gpus import GPU
@@ -208,8 +210,9 @@ def plan(run: Run, setup: Setup) -> Plan:
 def _prompts(run: Run, folder: Path) -> tuple[Prompts, list[str]]:
     """Return the run's prompts, or some in place of a file that is not there yet."""
     if Path(run.data.prompts).exists():
-        return read_prompts(run.data.prompts, "drop", run.data.columns), []
+        return read_prompts(run.data.prompts, "drop", run.data.columns, run.source.media), []
     made = stand_in_prompts(run.policy, folder)
+    made = replace(made, examples=(Example((Picture(folder, "", (1, 1)),) * len(run.source.media)),))
     return made, [f"there is no file {run.data.prompts}: planned with a prompt of {len(made.texts[0].split())} words"]
 
 
@@ -242,10 +245,10 @@ def _flops(rehearsal: Rehearsal, steps: Sequence[Step]) -> tuple[dict[str, float
     encoded["rollout"] += sum(step.encoded for step in steps) / count * policy.encoding.flops
     decoded = sum(policy.after.of(c.rows).flops for c in calls if c.decodes) / count
     scored = sum(step.scored for step in steps) / count
-    size = rehearsal.run.source.reward.size()
-    notes = (
-        [] if size else [f"{rehearsal.run.source.reward} does not say how large it is: its memory and time are 0 here"]
-    )
+    reward_model = rehearsal.run.source.reward
+    size = None if reward_model is None else reward_model.size()
+    silent = reward_model is not None and not size
+    notes = [f"{reward_model} does not say how large it is: its memory and time are 0 here"] if silent else []
     reward = scored * policy.frames * size.flops if size else 0.0
     return {
         "rollout": phases["rollout"] + encoded["rollout"],
@@ -267,7 +270,7 @@ def _memory(
     others = sum(n.bytes for n in networks) - weights - texts
     if policy.spec.offload:
         texts, others = 0, 0
-    size = rehearsal.run.source.reward.size()
+    size = None if rehearsal.run.source.reward is None else rehearsal.run.source.reward.size()
     always = {
         f"{policy.component} weights": weights / parts + (0 if parts == 1 else _gathered(policy.denoiser)),
         "other networks": others + (0 if policy.embeddings.cacheable else texts),

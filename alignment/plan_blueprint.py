@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map_only
 
 from alignment.data import Prompts, read_prompts
 from alignment.errors import PipelineError
+from alignment.latents import Conducted, Latents, Sample
 from alignment.loading import loop_networks
 from alignment.low_memory import decode_in_parts
 from alignment.plan_meter import META
@@ -154,6 +155,22 @@ def draw(spec: PolicySpec) -> Any:
         if isinstance(part, nn.Module):
             _compute_on_meta(part, encodes=name.startswith("text_encoder"), in_loop=name in loop_networks(pipe))
     return pipe
+
+
+class BlankLatents(Latents):
+    """Latents of samples where nothing is encoded: a run does that once, and keeps it."""
+
+    def __init__(self, policy: Conducted, shape: tuple[int, ...]) -> None:
+        super().__init__(policy, None)
+        self._shape = shape
+
+    def __call__(self, samples: Sequence[Sample]) -> Tensor:
+        """Return zeros, `[n, *shape]`."""
+        return torch.zeros(len(samples), *self._shape)
+
+    def pixels(self, sample: Sample) -> Tensor:
+        """Return one black pixel."""
+        return torch.zeros(1, 3, 1, 1)
 
 
 def stand_in_prompts(spec: PolicySpec, folder: Path) -> Prompts:

@@ -101,7 +101,7 @@ class RehearsedPolicy(Policy):
         super().__init__(spec, device=CPU, seed=0, pipe=plan_blueprint.draw(spec))
         self.networks = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
         self._precision = None if spec.autocast is None else torch.bfloat16
-        self.adapters = self._adapters
+        self.adapters, self.latents = self._adapters, plan_blueprint.BlankLatents(self, TOY)
         self._seen = Observed(loop_networks(self.pipe), CPU, self._precision)
         self._costs: dict[tuple[object, ...], Cost] = {}
         self.forget()
@@ -331,9 +331,6 @@ class Rehearsal:
 
     def _bytes(self, batch: Batch) -> int:
         """Return the memory of a batch whose latents were of full size."""
-        total = 0
-        for value in vars(batch).values():
-            if isinstance(value, Tensor):
-                full = value.shape[-len(TOY) :] == TOY
-                total += value.nbytes // torch.Size(TOY).numel() * self.policy.latent.numel() if full else value.nbytes
-        return total
+        tensors = [value for value in vars(batch).values() if isinstance(value, Tensor)]
+        larger = self.policy.latent.numel() // torch.Size(TOY).numel()
+        return sum(z.nbytes * larger if z.shape[-len(TOY) :] == TOY else z.nbytes for z in tensors)

@@ -22,6 +22,7 @@ from alignment.embeddings import Embeddings
 from alignment.encodings import Encodings
 from alignment.errors import ForwardProcessError, PipelineError
 from alignment.forms import Form, arrange, brings_pictures, find_form, first_accepted, makes_two
+from alignment.latents import Latents
 from alignment.loading import experts, load_pipeline, loop_networks, trained_scheduler
 from alignment.pipeline_call import as_clips, blaming, checked_arguments, global_stream, output, same_states, taken
 from alignment.self_check import check_replay
@@ -55,6 +56,8 @@ ROW_TIME_TOLERANCE = 1e-2
 STATE_TOLERANCE = 1e-4
 """Networks that run again with another number of rows round otherwise; another noise would be off by far more."""
 
+_ALONE = torch.zeros(1, dtype=torch.int64)  # seeds of a call that asks one row a question
+
 _ROUNDS_AT_MOST = 10_000
 """Rounds a script covers where nobody knows yet how many the pipeline takes."""
 
@@ -72,6 +75,7 @@ class Policy(Weights):
         snapshots: Named frozen copies of `trainable`.
         rounds: Denoising steps of a call.
         form: How rows that bring pictures are told to the pipeline; found out by `prepare`.
+        probed: The prompt that was run to learn the loop, and the state `[1, *latent]` it ended with.
         share_states: Whether `replay` runs a state that several rows share once; false exists to be measured against.
         device: Where everything runs.
     """
@@ -85,13 +89,12 @@ class Policy(Weights):
         self._native = self.pipe.scheduler
         self._stand_in = stand_in(trained_scheduler(self._native))
         self._routes = self._fresh_routes()
-        self.embeddings = Embeddings(self.pipe, None if spec.embedding_cache is None else Path(spec.embedding_cache))
-        self.encodings = Encodings(self.pipe)
+        cache = None if spec.embedding_cache is None else Path(spec.embedding_cache)
+        self.embeddings, self.encodings = Embeddings(self.pipe, cache), Encodings(self.pipe)
+        self.latents = Latents(self, cache)
         self._score: Score | None = None
-        self.rounds = 0
-        self.form = Form.SHARED
-        self.share_states = True
-        self._probed: tuple[str, Tensor] | None = None
+        self.rounds, self.form, self.share_states = 0, Form.SHARED, True
+        self.probed: tuple[str, Tensor] | None = None
 
     @functools.cached_property
     def path(self) -> ForwardPath:
@@ -238,18 +241,18 @@ class Policy(Weights):
             raise PipelineError(f"{type(self.pipe).__name__} never stepped its scheduler: it cannot be conducted")
         assert conductor.final is not None
         self._score = conductor.heard()
-        self.rounds, self._probed = conductor.round, (prompt, conductor.final)
+        self.rounds, self.probed = conductor.round, (prompt, conductor.final)
 
     def _listen(self, form: Form, prompt: str) -> Conductor:
         self.form, conductor = form, _two_rounds()
-        self.call(conductor, (prompt,), torch.zeros(1, dtype=torch.int64), pixels=False)
+        self.call(conductor, (prompt,), _ALONE, pixels=False)
         return conductor
 
     @functools.cached_property
     def row_times(self) -> bool:
         """Whether the pipeline takes a time for each row; found out when it is first asked, after `probe`."""
-        assert self._probed is not None
-        prompt, state = self._probed
+        assert self.probed is not None
+        prompt, state = self.probed
         rows = torch.arange(2)
         return self.probe_row_times(Batch((prompt, prompt), rows, rows, rows), torch.cat([state, state]))
 
@@ -302,9 +305,7 @@ class Policy(Weights):
             self._embed(held_out, self._fresh_routes(), other)
         check_replay(self, prompts[0])
         with blaming("policy.call, policy.decode", self.pipe):  # the first time that pixels are made
-            made = self.call(
-                Conductor([Skip()] * self.rounds), (prompts[0],), torch.zeros(1, dtype=torch.int64), pixels=True
-            )
+            made = self.call(Conductor([Skip()] * self.rounds), (prompts[0],), _ALONE, pixels=True)
         assert made is not None
         check_picture_size(self.pipe, self._arguments, made)
         self.embeddings.release()
@@ -330,10 +331,9 @@ class Policy(Weights):
         """Run the pipeline on each prompt without its denoiser, so that it asks for the prompt's embeddings."""
         with torch.no_grad():
             for text in dict.fromkeys(prompts):
-                seeds = torch.zeros(1, dtype=torch.int64)
-                given = self._given((text,), seeds, "latent", arguments)
+                given = self._given((text,), _ALONE, "latent", arguments)
                 conductor = Conductor([Skip()] * _ROUNDS_AT_MOST) if routes.known else _two_rounds()
-                self._conduct(conductor, given, routes, seeds)
+                self._conduct(conductor, given, routes, _ALONE)
 
     # ---- the pipeline ------------------------------------------------------------------------------------------
 

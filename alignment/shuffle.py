@@ -29,6 +29,7 @@ from alignment.patient import preserved, settings
 from alignment.run_folder import Evaluated
 from alignment.runtime import learning_rate
 from alignment.statistics import Interval, difference, interval
+from alignment.train import judge
 from reward_models.base import RewardError, Rewards
 
 STEPS = 20
@@ -221,7 +222,7 @@ def _train(trainer: Trainer, evaluator: Evaluator) -> Arm:
 def _evaluator(trainer: Trainer) -> Evaluator:
     settings = trainer.run.evaluation
     prompts = trainer.prompts if settings.prompts is None else read_prompts(settings.prompts)
-    return Evaluator(settings, _distinct(prompts.texts), settings.reward or trainer.run.source.reward)
+    return Evaluator(settings, _distinct(prompts.texts), judge(trainer.run))
 
 
 def _distinct(texts: Sequence[str]) -> Prompts:

@@ -84,17 +84,22 @@ def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> i
 
 def load(run: Run, runtime: Runtime) -> Trainer:
     """Return the trainer of a run: prompts read, pipeline loaded and probed, prompts embedded, copies kept."""
-    prompts = read_prompts(run.data.prompts, run.data.dedupe, run.data.columns)
+    prompts = read_prompts(run.data.prompts, run.data.dedupe, run.data.columns, run.source.media)
     held_out = () if run.evaluation.prompts is None else read_held_out(run).texts
-    check_prompts(run.source.reward, run.data.prompts, prompts.texts)
+    if run.source.reward is not None:
+        check_prompts(run.source.reward, run.data.prompts, prompts.texts)
     if run.evaluation.prompts is not None:
-        check_prompts(run.evaluation.reward or run.source.reward, run.evaluation.prompts, held_out)
-        runtime.world.scorer(run.evaluation.reward or run.source.reward)
-    runtime.world.scorer(run.source.reward)
+        check_prompts(judge(run), run.evaluation.prompts, held_out)
+        runtime.world.scorer(judge(run))
+    if run.source.reward is not None:
+        runtime.world.scorer(run.source.reward)
     if run.source.structure is not None:
         runtime.world.allocator(run.source.structure)
     policy = Policy(run.policy, device=runtime.world.device, seed=Draw(run.seed).key("adapters"))
     policy.prepare(prompts.texts, held_out, run.evaluation.call)
+    if prompts.examples:  # what cannot be encoded is refused before anything is trained
+        policy.latents(prompts.examples[0].media)
+        policy.latents.check([sample for example in prompts.examples for sample in example.media])
     for name in copies(run):
         policy.keep(name)
     runtime.attach(policy, run.optimizer)
@@ -104,7 +109,8 @@ def load(run: Run, runtime: Runtime) -> Trainer:
 def read_held_out(run: Run) -> Prompts:
     """Return the prompts of the run's evaluation."""
     assert run.evaluation.prompts is not None
-    return read_prompts(run.evaluation.prompts, columns=run.data.columns)
+    columns = {name: column for name, column in run.data.columns.items() if name not in run.source.media}
+    return read_prompts(run.evaluation.prompts, columns=columns)
 
 
 def check_prompts(reward: RewardModel, file: str, prompts: Sequence[str]) -> None:
@@ -121,8 +127,15 @@ def check_prompts(reward: RewardModel, file: str, prompts: Sequence[str]) -> Non
 
 def copies(run: Run) -> tuple[str, ...]:
     """Return the frozen copies of the trained weights that a run keeps."""
-    names = set(run.objective.snapshots) | {run.source.weights} - {"live"}
+    names = {*run.objective.snapshots, *run.source.snapshots}
     return tuple(sorted(names | ({"ema"} if run.snapshots.ema > 0 else set())))
+
+
+def judge(run: Run) -> RewardModel:
+    """Return what the run's evaluation measures with; `checks` refuses a run that has nothing."""
+    reward = run.evaluation.reward or run.source.reward
+    assert reward is not None
+    return reward
 
 
 def holds_something(folder: Path) -> bool:
@@ -259,8 +272,7 @@ class Session:
         if run.evaluation.prompts is None:
             return
         if self._evaluator is None:
-            reward = run.evaluation.reward or run.source.reward
-            self._evaluator = Evaluator(run.evaluation, read_held_out(run), reward)
+            self._evaluator = Evaluator(run.evaluation, read_held_out(run), judge(run))
         weights = "ema" if "ema" in self.trainer.policy.snapshots else "live"
         result = self._evaluator(self.trainer.context(step), images_per_prompt, weights)
         if self._recorder is not None:

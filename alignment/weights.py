@@ -86,6 +86,11 @@ class Weights:
             return
         self.snapshots[name] = {key: p.detach().clone() for key, p in self.trainable.items()}
 
+    def copy(self, name: str, other: str) -> None:
+        """Make the frozen copy `other` what the frozen copy `name` is."""
+        for key, kept in self.snapshots[other].items():
+            kept.copy_(self.snapshots[name][key])
+
     def refresh(self, name: str, decay: float) -> None:
         """Move the copy: copy <- decay copy + (1 - decay) live."""
         frozen = self.snapshots[name]

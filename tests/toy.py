@@ -5,6 +5,7 @@ Everything the program does to a pipeline can be done to this one in millisecond
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import diffusers
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from PIL import Image
 from torch import Tensor, nn
 
 from alignment.batches import Batch, Experience
@@ -117,6 +119,46 @@ def saved(folder: Path, updates: int) -> Path:
     base_pipeline(updates).save_pretrained(folder)
     (folder / "prompts.txt").write_text("".join(f"prompt {i}\n" for i in range(GROUPS)))
     return folder
+
+
+def labelled(folder: Path, *, wanted: bool = False, count: int = 256) -> str:
+    """Write a data file of points with labels, half of them on the right and wanted, or all, and return its name."""
+    x = _spots(count)
+    if not wanted:
+        x[1::2, 0] *= -1
+    names = _drawn(folder / "labelled", x)
+    return _records(folder / ("wanted.jsonl" if wanted else "labelled.jsonl"), [
+        {"prompt": f"prompt {i % GROUPS}", "media": name, "label": x[i, 0].item() > 0} for i, name in enumerate(names)
+    ])  # fmt: skip
+
+
+def pairs(folder: Path, count: int = 256) -> str:
+    """Write a data file of pairs, the point on the right chosen, and return its name."""
+    x = _spots(2 * count)
+    x[count:, 0] *= -1
+    names = _drawn(folder / "pairs", x)
+    return _records(folder / "pairs.jsonl", [
+        {"prompt": f"prompt {i % GROUPS}", "chosen": names[i], "rejected": names[count + i]} for i in range(count)
+    ])  # fmt: skip
+
+
+def _spots(count: int) -> Tensor:
+    """Return points of the spot on the right, `[count, 2]`."""
+    return torch.tensor([2.0, 0.0]) + SPREAD * torch.randn(count, 2, generator=torch.Generator().manual_seed(1))
+
+
+def _drawn(folder: Path, x: Tensor) -> list[str]:
+    """Write points as pictures of one pixel and return their names, relative to the folder's own."""
+    folder.mkdir(exist_ok=True)
+    levels = (pixels(x).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    for i, picture in enumerate(levels):
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    return [f"{folder.name}/{i}.png" for i in range(len(x))]
+
+
+def _records(path: Path, records: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
 
 
 def toy_run(folder: Path, source: object, objective: object, steps: int, **changes: object) -> Run:

@@ -52,6 +52,7 @@ class Direct(Objective[Starts]):
         Raises:
             PipelineError: If the pipeline's pictures carry no graph.
         """
+        assert ctx.reward is not None  # `checks` refuses a run without
         first, rounds = self.first(ctx), ctx.policy.rounds
         start = [*([Skip()] * (first - 1)), Skip(_state(ctx, batch, first))] if first else []
         conductor = Conductor([*start, *self.finish(first, rounds)])

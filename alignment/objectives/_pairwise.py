@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from alignment.batches import Batch, Pairs
 from alignment.context import Context
@@ -47,6 +48,10 @@ class Pairwise(Objective[Pairs]):
         """That copy."""
         return (self.frozen,)
 
+    def gain(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Return the gain of each pair from D of both sides, `[n]` each."""
+        return rejected - chosen
+
     @abstractmethod
     def of_gain(self, gain: Tensor, advantage: Tensor) -> Tensor:
         """Return what is minimised, `[n]`, of gains and preferences `[n]`."""
@@ -70,7 +75,7 @@ class Pairwise(Objective[Pairs]):
 
     def loss(self, batch: Pairs, chosen: Tensor, rejected: Tensor) -> Loss:
         """Return each row's share of the loss from D of both sides, `[n]` each."""
-        gain = rejected - chosen
+        gain = self.gain(chosen, rejected)
         right = gain.detach() * batch.advantage.sign()
         metrics = {
             "pairs/accuracy": (right > 0).float(),
@@ -78,3 +83,8 @@ class Pairwise(Objective[Pairs]):
             "pairs/chosen_drift": chosen.detach(),
         }
         return Loss(self.of_gain(gain, batch.advantage) / self.points, metrics)
+
+
+def logistic(gain: Tensor, advantage: Tensor, beta: float) -> Tensor:
+    """Return -log sigmoid(beta/2 gain), weighed by |advantage|; a negative advantage swaps the sides of the pair."""
+    return advantage.abs() * softplus(-beta / 2 * gain * advantage.sign())

@@ -39,6 +39,8 @@ class Objective(Protocol[B_contra]):
     Attributes:
         home: Where `type:` in a config finds implementations.
         consumes: The batch type.
+        signed: Whether credit pushes: none of it gives no gradient, and the opposite gives the opposite one, at the
+            weights that were compared with. False where credit only weighs what is imitated, or sets a target.
         snapshots: Frozen copies of the trained weights it reads: "reference", "behaviour" or "ema".
         spatial: Whether it takes an advantage that is a map over the latent, and needs one.
         whole_groups: Whether a row's loss depends on the other rows of its group, so that a group is learned from as
@@ -48,6 +50,7 @@ class Objective(Protocol[B_contra]):
 
     home: ClassVar[str] = "alignment.objectives"
     consumes: ClassVar[type[Batch]]
+    signed: ClassVar[bool] = True
     spatial: ClassVar[bool] = False
     whole_groups: ClassVar[bool] = False
     differentiates: ClassVar[bool] = False

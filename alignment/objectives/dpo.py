@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from alignment.errors import ConfigError
-from alignment.objectives._pairwise import Pairwise
+from alignment.objectives._pairwise import Pairwise, logistic
 
 
 @dataclass(frozen=True)
@@ -31,4 +30,4 @@ class DPO(Pairwise):
 
     def of_gain(self, gain: Tensor, advantage: Tensor) -> Tensor:
         """Return the logistic loss."""
-        return advantage.abs() * softplus(-self.beta / 2 * gain * advantage.sign())
+        return logistic(gain, advantage, self.beta)

@@ -19,18 +19,25 @@ class Source(Protocol[B_co]):
     Attributes:
         home: Where `type:` in a config finds implementations.
         produces: The batch type.
+        media: Names of the samples that each record of the data file brings to learn from; none where all are sampled.
         prompts: Prompts a step, over all processes.
-        reward: What the samples are scored with.
+        reward: What the samples are scored with; None where nothing is scored.
         weights: Which weights sample: "live", or the name of a frozen copy, which is then kept.
         structure: What spreads the credit of a sample over its latent; null gives all of it everywhere.
     """
 
     home: ClassVar[str] = "alignment.sources"
     produces: ClassVar[type[Batch]]
+    media: ClassVar[tuple[str, ...]] = ()
     prompts: int
-    reward: RewardModel
+    reward: RewardModel | None
     weights: str = "live"
     structure: Structure | None = None
+
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """Names of the frozen copies it samples with, or keeps."""
+        return () if self.weights == "live" else (self.weights,)
 
     def check_rounds(self, rounds: int) -> None:
         """Refuse a pipeline call of `rounds` denoising steps; nothing, unless a source has a say in it.

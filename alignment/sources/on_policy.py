@@ -34,7 +34,7 @@ class OnPolicy(Source[Samples]):
     """
 
     prompts: int
-    reward: RewardModel
+    reward: RewardModel  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
     group_size: int = 8
     advantage: Advantage = GroupNorm()
     weights: Literal["live", "behaviour"] = "live"  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only

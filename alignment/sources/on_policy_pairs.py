@@ -37,7 +37,7 @@ class OnPolicyPairs(Source[Pairs]):
     """
 
     prompts: int
-    reward: RewardModel
+    reward: RewardModel  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
     group_size: int = 8
     margin: float = 0.0
     strength: Literal["one", "difference"] = "one"

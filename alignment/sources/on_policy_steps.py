@@ -52,7 +52,7 @@ class OnPolicySteps(Source[Transitions]):
     """
 
     prompts: int
-    reward: RewardModel
+    reward: RewardModel  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
     dynamics: Dynamics
     window: Window
     group_size: int = 8

@@ -1,0 +1,55 @@
+"""What objectives share that imitate samples: the denoising loss, weighed."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from alignment.batches import Batch, Samples
+from alignment.context import Context
+from alignment.errors import ConfigError
+from alignment.objectives._noising import draw_points, mean_square
+from alignment.objectives.base import Learn, Loss, Objective
+from samplers.times import Times
+
+
+@dataclass(frozen=True)
+class Imitation(Objective[Samples]):
+    """L = w(A) e(x0), e = mean |network(x_t) - target|^2 in the network's own space.
+
+    Attributes:
+        times: Distribution of the noised copies' times.
+        points: Noised copies a sample.
+    """
+
+    times: Times = Times()
+    points: int = 1
+    consumes: ClassVar[type[Batch]] = Samples
+
+    def __post_init__(self) -> None:
+        if self.points < 1:
+            raise ConfigError(f"objective needs points >= 1, got {self.points}")
+
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @abstractmethod
+    def weight(self, advantage: Tensor) -> Tensor:
+        """Return w, `[n]`."""
+
+    def __call__(self, ctx: Context, batch: Samples, learn: Learn) -> None:
+        """Noise the samples, then learn point by point."""
+        points = draw_points(ctx, batch, batch.x0, self.times, self.points)
+        weight = self.weight(batch.advantage)
+
+        def receive(k: int, velocity: Tensor) -> None:
+            error = mean_square(velocity.float() - points[k].target)
+            told = {"imitation/error": error.detach(), "imitation/weight": weight, "imitation/weight_max": weight}
+            learn(Loss(weight * error / self.points, told))
+
+        ctx.policy.visit(batch, [(p.x, p.t) for p in points], receive, grad=True)

@@ -1,0 +1,40 @@
+"""Reward-weighted regression: imitate, the better the more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from alignment.errors import ConfigError
+from alignment.objectives._imitation import Imitation
+
+
+@dataclass(frozen=True)
+class RWR(Imitation):
+    """L = min(exp(A / temperature), limit) e(x0): supervised fine-tuning (`sft`) on samples weighed by their credit.
+
+    At an endless temperature all weigh the same: fine-tuning on what the policy samples. ADPO (`adpo`) is this with
+    the policy's own softmax taken off, so that what it has learned pulls no more; nothing here holds it to a reference.
+
+    Attributes:
+        temperature: In the units of the credit: 1 is one spread of the rewards under `group_norm` and `batch_norm`.
+        limit: Largest weight, so that a single sample cannot be all of an update.
+
+    Source: reward-weighted regression as DDPO (arXiv 2305.13301) has it for diffusion; credit that is already
+    normalised stands for its softmax over the step's rewards.
+    """
+
+    temperature: float = 1.0
+    limit: float = 20.0
+    signed: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0 or self.limit <= 0:
+            raise ConfigError("objective needs temperature > 0 and limit > 0")
+
+    def weight(self, advantage: Tensor) -> Tensor:
+        """Return the exponential of the credit, cut at the limit."""
+        return (advantage / self.temperature).exp().clamp(max=self.limit)

@@ -1,0 +1,42 @@
+"""Preferences of a data file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from alignment.batches import Batch, Experience, Groups, Pairs
+from alignment.context import Context
+from alignment.sources._offline import encoded, labels, said, seen
+from alignment.sources.base import Source
+
+
+@dataclass(frozen=True)
+class OfflinePairs(Source[Pairs]):
+    """Read (prompt, chosen, rejected) from the data file, maybe with a label, and encode both sides.
+
+    Both sides of a record have one shape, and are scaled and cut alike. The label says how much the chosen side is
+    preferred; 1 where there is none. Nothing is sampled and nothing scored.
+
+    Attributes:
+        prompts: Records a step, over all processes.
+    """
+
+    prompts: int
+    reward: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]  # nothing is scored
+    weights: ClassVar[str] = "live"  # pyright: ignore[reportIncompatibleVariableOverride]  # nothing is sampled
+    media: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
+    produces: ClassVar[type[Batch]] = Pairs
+
+    def __call__(self, ctx: Context, groups: Groups) -> Experience[Pairs]:
+        """Encode both sides of the records."""
+        batch = Pairs(
+            prompts=groups.prompts,
+            seeds=ctx.draw.keys("pair", groups.ids),
+            group=groups.ids,
+            chunk=ctx.policy.form.chunk(groups.prompts, groups.ids),
+            chosen=encoded(ctx, groups, 0),
+            rejected=encoded(ctx, groups, 1),
+            advantage=labels(groups),
+        )
+        return Experience(batch, {}, seen(ctx, groups), groups.prompts, said(groups))

@@ -1,0 +1,105 @@
+"""Winners of a data file against samples of an earlier policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from alignment.batches import Batch, Experience, Groups, Pairs
+from alignment.context import Context
+from alignment.errors import ConfigError
+from alignment.sources._collect import Stopwatch
+from alignment.sources._offline import encoded, labels, said, seen
+from alignment.sources.base import Source
+from samplers import Conductor
+
+OPPONENT = "opponent"
+
+
+@dataclass(frozen=True)
+class SemiPolicy(Source[Pairs]):
+    """Read (prompt, media) from the data file and pair each winner with a sample of an earlier policy.
+
+    After every `every` steps the policy is kept as the next of theta_0, theta_1, ..., and one of those that were kept
+    before becomes the opponent: it samples until the next one is chosen, and is what the objective compares with. The
+    first policy and the latest `kept` - 1 stay at hand; the method's authors draw from all of theirs, of which there
+    are seven.
+
+    Attributes:
+        prompts: Records a step, over all processes.
+        opponent: Which of the earlier policies: "uniform", any of them with equal chance; "first", the one before
+            training; "last", the one of the latest change.
+        every: Steps from one change to the next.
+        kept: Earlier policies at hand, >= 2; each takes as much memory as the trained weights.
+        prompts_per_call: Prompts in one pipeline call; null means all of this process.
+
+    Source: SePPO (arXiv 2410.05255), its reference selection; "random checkpoint replay" in the second version.
+    """
+
+    prompts: int
+    opponent: Literal["uniform", "first", "last"] = "uniform"
+    every: int = 30
+    kept: int = 7
+    prompts_per_call: int | None = None
+    reward: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]  # nothing is scored
+    weights: ClassVar[str] = OPPONENT  # pyright: ignore[reportIncompatibleVariableOverride]
+    media: ClassVar[tuple[str, ...]] = ("media",)
+    produces: ClassVar[type[Batch]] = Pairs
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.kept < 2:
+            raise ConfigError(f"source needs every >= 1 and kept >= 2, got {self.every} and {self.kept}")
+        if self.prompts_per_call is not None and (self.prompts_per_call < 1 or self.prompts % self.prompts_per_call):
+            raise ConfigError(f"prompts_per_call must divide prompts: {self.prompts} / {self.prompts_per_call}")
+
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """The opponent, and the earlier policies it is chosen from."""
+        return (OPPONENT, *(f"earlier-{slot}" for slot in range(self.kept)))
+
+    def slot(self, number: int) -> int:
+        """Return where theta_number is kept: the first for good, the others in turn."""
+        return 0 if number == 0 else 1 + (number - 1) % (self.kept - 1)
+
+    def choose(self, change: int, generator: torch.Generator) -> int:
+        """Return which of theta_0 to theta_(change - 1) becomes the opponent, of those at hand."""
+        at_hand = [0, *range(max(1, change - self.kept + 1), change)]
+        if self.opponent == "uniform":
+            return at_hand[int(torch.randint(len(at_hand), (), generator=generator))]
+        return at_hand[0 if self.opponent == "first" else -1]
+
+    def __call__(self, ctx: Context, groups: Groups) -> Experience[Pairs]:
+        """Change the opponent if it is time, encode the winners and sample against them."""
+        change, since = divmod(ctx.step, self.every)
+        if since == 0 and change > 0:  # before that, all copies are the first policy
+            chosen = self.choose(change, ctx.draw.generator("opponent", change))
+            ctx.policy.copy(f"earlier-{self.slot(chosen)}", OPPONENT)
+            ctx.policy.refresh(f"earlier-{self.slot(change)}", decay=0.0)
+        watch = Stopwatch()
+        seeds = ctx.draw.keys("pair", groups.ids)
+        with watch.time("rollout"):
+            samples = self._samples(ctx, groups.prompts, seeds)
+        batch = Pairs(
+            prompts=groups.prompts,
+            seeds=seeds,
+            group=groups.ids,
+            chunk=ctx.policy.form.chunk(groups.prompts, groups.ids),
+            chosen=encoded(ctx, groups),
+            rejected=samples,
+            advantage=labels(groups),
+        )
+        return Experience(batch, {}, seen(ctx, groups), groups.prompts, said(groups), watch.seconds)
+
+    def _samples(self, ctx: Context, prompts: tuple[str, ...], seeds: Tensor) -> Tensor:
+        """Return a sample of the opponent for each prompt, `[P, *latent]` float32."""
+        size, ends = ctx.policy.form.prompts_per_call(prompts, self.prompts_per_call), []
+        with ctx.policy.using(OPPONENT), ctx.policy.sampling():
+            for i in range(0, len(prompts), size):
+                conductor = Conductor()
+                ctx.policy.call(conductor, prompts[i : i + size], seeds[i : i + size], pixels=False)
+                assert conductor.final is not None
+                ends.append(conductor.final.float().to(ctx.policy.storage))
+        return torch.cat(ends)
