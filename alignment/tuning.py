@@ -71,7 +71,8 @@ def _refuse_keywords(denoiser: nn.Module) -> None:
     """Name the adapter that its network calls with `input=`: PEFT's layers have another name for it, and cannot run."""
     from peft.tuners.lora import LoraLayer
 
-    adapted = {name: module for name, module in denoiser.named_modules() if isinstance(module, LoraLayer)}
+    layers = dict(denoiser.named_modules())
+    adapted = [name for name, module in layers.items() if isinstance(module, LoraLayer)]
     kinds = sorted({kind for name in adapted if (kind := name.rsplit(".", 1)[-1]).isidentifier()})
 
     def refuse(name: str, _: nn.Module, args: tuple[object, ...], named: dict[str, object]) -> None:
@@ -83,8 +84,8 @@ def _refuse_keywords(denoiser: nn.Module) -> None:
                 f"policy.lora.targets=[{', '.join(kind for kind in kinds if kind != own)}]"
             )
 
-    for name, module in adapted.items():
-        module.register_forward_pre_hook(functools.partial(refuse, name), with_kwargs=True)
+    for name in adapted:
+        layers[name].register_forward_pre_hook(functools.partial(refuse, name), with_kwargs=True)
 
 
 def unfreeze(denoiser: nn.Module, patterns: tuple[str, ...] | None) -> dict[str, nn.Parameter]:
