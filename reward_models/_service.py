@@ -186,10 +186,13 @@ class Service:
 
 def _verdict(found: Sequence[tuple[Tensor, Rewards | str]], count: int) -> Verdict:
     errors: list[str | None] = [None] * count
+    scored: list[tuple[Tensor, Rewards]] = []
     for rows, answer in found:
-        for row in rows.tolist() if isinstance(answer, str) else ():
+        if isinstance(answer, Rewards):
+            scored.append((rows, answer))
+            continue
+        for row in rows.tolist():
             errors[row] = answer
-    scored = [(rows, answer) for rows, answer in found if isinstance(answer, Rewards)]
     return Verdict(put_together(scored, count, torch.device("cpu")), tuple(errors))
 
 

@@ -145,7 +145,7 @@ def wanted(record: dict[str, Any], key: str, place: str, kind: type | tuple[type
     return record[key]
 
 
-def ranked(prompt: str, media: list[Medium], ranks: list[float], unit: str, place: str) -> list[Comparison]:
+def ranked(prompt: str, media: list[Medium], ranks: list[Any], unit: str, place: str) -> list[Comparison]:
     """Return every pair of a ranking, 0 or 1 the best; equal ranks are a tie.
 
     Raises:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from tests.equivalence.two_processes import CASES, outcome, run_of
 from tests.faults.runs import left_by, prepared, train
-from tests.toy import saved, trainer_of
+from tests.reward_models.served import served
+from tests.toy import REWARD, saved, trainer_of
 
 ROOT = Path(__file__).parents[2]
 ROUNDING = 2e-5  # of weights of unit size: float32 sums in another order, six updates of Adam at 1e-3
@@ -45,7 +46,8 @@ def two(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return what two processes wrote."""
     output = tmp_path_factory.mktemp("two")
     script = Path(__file__).with_name("two_processes.py")
-    done = launched(*TORCHRUN, str(script), str(folder), str(output))
+    with served(REWARD) as url:
+        done = launched(*TORCHRUN, str(script), str(folder), str(output), url)
     assert done.returncode == 0, done.stderr
     return output
 

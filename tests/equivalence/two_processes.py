@@ -1,12 +1,13 @@
 """Train the cases on however many processes a launcher started, and write what came out; test_processes.py runs it.
 
-Usage: torchrun --nproc_per_node 2 two_processes.py TOY_FOLDER OUTPUT_FOLDER
+Usage: torchrun --nproc_per_node 2 two_processes.py TOY_FOLDER OUTPUT_FOLDER REWARD_SERVER
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,6 +28,9 @@ from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.structures.perceptual import Perceptual
+from reward_models.judges.bradley_terry import BradleyTerry
+from reward_models.remote import Remote
+from reward_models.win_rate import WinRate
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.branch import Branch
 from samplers.windows.fraction import Fraction
@@ -55,14 +59,32 @@ CASES: dict[str, tuple[Source, Objective]] = {
         ),
         ViPO(),
     ),
+    "compared": (
+        OnPolicySteps(
+            4,
+            WinRate(BradleyTerry(REWARD, temperature=0.1)),
+            FlowSDE(),
+            Fraction(0.3),
+            group_size=4,
+            prompts_per_call=1,
+        ),
+        ClippedSurrogate(clip=1e-2),
+    ),
+    "served": (
+        OnPolicySteps(4, REWARD, FlowSDE(), Fraction(0.3), group_size=4, prompts_per_call=1),
+        ClippedSurrogate(clip=1e-2),
+    ),
     "nft": (OnPolicy(4, REWARD, group_size=4, weights="behaviour"), NFT()),
 }
 HELD_OUT = Prompts(("prompt 0", "prompt 1", "prompt 2"))
 IMAGES = 3  # of each: 9 pictures, which two processes cannot share evenly
 
 
-def run_of(folder: Path, name: str) -> Run:
+def run_of(folder: Path, name: str, server: str | None = None) -> Run:
+    """Return the run of a case; "served" asks a server for the scores that it else makes itself."""
     source, objective = CASES[name]
+    if server is not None and name == "served":
+        source = replace(source, reward=Remote(server, pixels="float32"))
     return toy_run(
         folder,
         source,
@@ -97,10 +119,10 @@ def broken_on_the_last_process(trainer: Trainer) -> bool:
 
 def main() -> None:
     """Train every case and write CASE.safetensors and CASE.json from the main process."""
-    folder, output = Path(sys.argv[1]), Path(sys.argv[2])
+    folder, output, server = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
     for name in CASES:
-        trainer = trainer_of(run_of(folder, name))
+        trainer = trainer_of(run_of(folder, name, server))
         weights, told = outcome(trainer)
         told["skipped on all"] = trainer.runtime.world.everyone(broken_on_the_last_process(trainer))
         if trainer.runtime.main:

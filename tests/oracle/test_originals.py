@@ -1,8 +1,8 @@
 """Our scores against those of the packages hpsv2 and image-reward, installed as they want to be.
 
 Run with `make oracle`. The first time, an environment is made in `.oracle/` (or `$VISALIGN_ORACLE`), for the packages
-need versions of torch and transformers that nothing else can live with: 2 GB where PyTorch's index of CPU builds can be
-reached, 6 GB where only PyPI can. Real sizes take 10 GB of memory and some minutes more; leave them out with `-k tiny`.
+need versions of torch and transformers that nothing else can live with: 6 GB, and less where PyTorch's index of CPU
+builds can be reached. Real sizes take 10 GB of memory and some minutes more; leave them out with `-k tiny`.
 """
 
 from __future__ import annotations
