@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from alignment import cli, config
 from alignment.batches import Pairs, Samples
@@ -168,6 +169,22 @@ def test_a_dry_run_reads_the_samples_and_says_what_it_would_do(
     file.write_text(file.read_text() + "evaluation: {prompts: PROMPTS}\n".replace("PROMPTS", data))
     assert cli.run(["train", str(file), "--dry-run"]) == 2
     assert "evaluation.reward: OfflinePairs has no reward of its own" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_on_samples_of_a_file_saves_what_it_made_and_goes_on_from_there(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    data = labelled(folder, wanted=True, count=12)
+    source = "semi_policy\n  prompts: 4\n  every: 1\n  kept: 2"
+    file.write_text(CONFIG.format(folder=folder, data=data, source=source, objective="seppo"))
+    words = ["train", str(file), "steps=3", "device=cpu", "output.save_every=2"]
+    assert cli.run([*words, f"output.folder={tmp_path / 'whole'}"]) == 0
+    assert cli.run([*words, "steps=2", f"output.folder={tmp_path / 'parts'}"]) == 0
+    assert cli.run([*words, f"output.folder={tmp_path / 'parts'}", "--resume", "latest"]) == 0
+    whole, parts = (tmp_path / name / "small" / "checkpoint-3" for name in ("whole", "parts"))
+    assert f"| samples | of `{data}` |" in (whole / "README.md").read_text()
+    for tensors in ("trainable", "snapshot-opponent", "snapshot-earlier-1"):
+        there, here = (load_file(where / "state" / f"{tensors}.safetensors") for where in (whole, parts))
+        assert all(torch.equal(there[name], here[name]) for name in there)
 
 
 # ---- sources ---------------------------------------------------------------------------------------------------------
