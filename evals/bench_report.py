@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from alignment.errors import EnvironmentProblem
@@ -27,9 +28,15 @@ _WIDEST = 256
 
 def table(bench: Bench) -> Table:
     """Return the summary, the most accurate model first."""
-    made = Table(title=f"{bench.benchmark}: {len(bench.comparisons)} comparisons")
-    for heading in ("reward", "accuracy, %", "ties, %", "tau", "reads, %", "turned, %", "hacked, %", "media/s", "GiB"):
-        made.add_column(heading, justify="left" if heading == "reward" else "right")
+    # Without lines and with little air between columns, so that eighty characters hold a short name's whole row.
+    made = Table(
+        title=f"{bench.benchmark}: {len(bench.comparisons)} comparisons", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    shares = ("accuracy", "ties", "reads", "turned", "hacked")
+    for heading in ("reward", "accuracy", "ties", "tau", "reads", "turned", "hacked", "media/s", "GiB"):
+        made.add_column(
+            f"{heading}\n%" if heading in shares else heading, justify="left" if heading == "reward" else "right"
+        )
     for name in ordered(bench):
         m = bench.measured[name]
         made.add_row(
