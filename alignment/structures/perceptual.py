@@ -168,7 +168,8 @@ def smoothed(score: Tensor, sigma: float) -> Tensor:
     for axis in (-2, -1):
         index = torch.arange(score.shape[axis], device=score.device)
         weights = torch.exp(-0.5 * ((index[:, None] - index) / sigma).square())
-        score = torch.tensordot(score, weights / weights.sum(dim=1, keepdim=True), dims=([axis], [1])).movedim(-1, axis)
+        shares = weights / weights.sum(dim=1, keepdim=True)
+        score = (score.movedim(axis, -1) @ shares.T).movedim(-1, axis)
     return score
 
 
