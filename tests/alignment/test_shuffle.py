@@ -58,6 +58,7 @@ class Creditless:
     """A source of transitions without credit."""
 
     prompts: int = 2
+    structure: None = None
     produces: ClassVar[type] = Transitions
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from alignment.forms import Form
 from alignment.spec import Lora
 from samplers import Conductor
 from samplers.dynamics.flow_sde import FlowSDE
@@ -90,6 +91,7 @@ def test_what_is_saved_is_the_pipeline_as_it_was(policy_of, folder_of, tmp_path)
     policy = policy_of("flux", prepare=False)
     config = dict(policy.pipe.config)
     policy.probe(PROMPTS[0])
+    policy.form = Form.ROWS
     _, batch = transitions(policy, plan(policy, FlowSDE()))
     learn(policy, batch)
     assert dict(policy.pipe.config) == config

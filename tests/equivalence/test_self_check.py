@@ -93,7 +93,7 @@ def test_a_pipeline_that_changes_its_states_learns_from_its_own_steps_only(sd15_
     call = {**CASES["sd15"], "image": white, "mask_image": middle}
     policy = build(sd15_folder, call, pipeline_class="StableDiffusionInpaintPipeline")
     rows = torch.arange(2)
-    x = torch.randn(2, *policy._probed[1].shape[1:])
+    x = torch.randn(2, *policy.probed[1].shape[1:])
     with pytest.raises(ForwardProcessError, match=r"changes the states it is handed.*clipped_surrogate can"):
         policy.visit(
             Batch(PROMPTS[:1] * 2, rows, rows, rows), [(x, torch.full((2,), 0.5))], lambda k, v: None, grad=False
