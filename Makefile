@@ -13,7 +13,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart quickstart-video test test-gpu oracle check format coverage pipelines-table golden bench bench-gpu bench-recipes bench-algorithms clean distclean
+.PHONY: help install quickstart quickstart-video test test-long test-gpu oracle check format coverage pipelines-table golden bench bench-gpu bench-recipes bench-algorithms clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ quickstart-video: $(STAMP) ## Align the tiny Wan pipeline on the CPU, from text,
 
 test: $(STAMP) ## Run the whole test-suite on the CPU
 	$(PYTEST) -n 2 --dist loadgroup
+
+test-long: $(STAMP) ## Run the minutes-long forms of tests that the suite has in short (10,000 requests with faults)
+	$(PYTEST) -m long
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device, kernels compiled
 	TRITON_INTERPRET=0 $(PYTEST) -m gpu

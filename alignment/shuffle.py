@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from alignment import doctor_figures
 from alignment.advantages.base import Advantage
 from alignment.batches import Batch, Experience
 from alignment.data import Prompts, read_prompts
@@ -148,6 +147,8 @@ class Damage:
         path, ends = folder / "shuffle.png", self._ends()
         curves = {name: arm.curve for name, arm in self.arms.items()}
         changes = {name: self.change(name) for name in self.arms}
+        from alignment import doctor_figures  # matplotlib takes a second to import
+
         doctor_figures.damage(path, curves, changes, f"{self.updates} updates at {self.rate:g}")
         held_out = {
             metric: {name: asdict(end) for name, end in found.items()}

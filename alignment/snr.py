@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from alignment import doctor_figures
 from alignment.batches import Batch, Experience, Transitions
 from alignment.errors import ConfigError
 from alignment.loop import Trainer
@@ -152,6 +151,8 @@ class Signal:
         path = folder / "snr.png"
         title = f"Where the signal is: {self.steps[0].batches} batches of {self.samples} samples"
         ratios = {s.label: (s.snr, s.error) for s in self.steps}
+        from alignment import doctor_figures  # matplotlib takes a second to import
+
         doctor_figures.signal(path, title, ratios, [s.found for s in self.steps])
         steps = [
             {key: None if value != value else value for key, value in asdict(s).items()}  # JSON has no NaN

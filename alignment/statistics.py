@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 9_999
@@ -89,6 +89,8 @@ def over_runs(values: Sequence[float]) -> Interval:
     mean = float(runs.mean())
     if len(runs) < 2:
         return Interval(mean, math.nan, math.nan, len(runs))
+    from scipy import stats  # it takes most of a second to import, and a refused config is not to wait for it
+
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(runs) - 1) * runs.std(ddof=1) / math.sqrt(len(runs)))
     return Interval(mean, mean - half, mean + half, len(runs))
 
@@ -121,6 +123,8 @@ def _bootstrap(sums: np.ndarray, sizes: np.ndarray, seed: int) -> tuple[float, f
     def ratio(totals: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
         return totals.sum(axis=axis) / counts.sum(axis=axis)
 
+    from scipy import stats
+
     ends = stats.bootstrap(
         (sums, sizes.astype(np.float64)),
         ratio,
@@ -151,7 +155,7 @@ def _proportion(sums: np.ndarray, sizes: np.ndarray) -> Interval:
     if clusters > 1 and 0.0 < p < 1.0:
         variance = float(((sums - p * sizes) ** 2).sum()) * clusters / (clusters - 1) / n**2
         effective = min(n, max(float(clusters), p * (1 - p) / variance)) if variance > 0 else n
-    z2 = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) ** 2
+    z2 = float(NormalDist().inv_cdf((1 + CONFIDENCE) / 2)) ** 2
     centre = (p + z2 / (2 * effective)) / (1 + z2 / effective)
     half = math.sqrt(z2 * (p * (1 - p) / effective + z2 / (4 * effective**2))) / (1 + z2 / effective)
     return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), int(n))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from alignment import checks, cli, config, report, run_folder
+from alignment import checks, cli, config, run_folder
 from alignment.artifacts import Card, write_artifacts
 from alignment.batches import Batch, Experience
 from alignment.checkpoint import FINISHED, LOCK, UNFINISHED, Checkpoints
@@ -340,6 +340,8 @@ class Session:
         assert isinstance(table, dict)
         self._table = table
         self._save(run.steps)
+        from alignment import report  # matplotlib takes a second to import
+
         path = report.write(self.checkpoints.folder)
         self._recorder.close()
         checkpoint = self.checkpoints.folder / f"checkpoint-{run.steps}"

@@ -42,10 +42,11 @@ transformers_logging.disable_progress_bar()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out other people's packages unless they are asked for, and skip what needs a GPU where there is none."""
-    if "oracle" not in config.getoption("markexpr"):
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("oracle")])
-        items[:] = [item for item in items if not item.get_closest_marker("oracle")]
+    """Leave out what is run only where it is asked for, and skip what needs a GPU where there is none."""
+    for mark in ("oracle", "long"):
+        if mark not in config.getoption("markexpr"):
+            config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(mark)])
+            items[:] = [item for item in items if not item.get_closest_marker(mark)]
     if torch.cuda.is_available():
         return
     for item in items:

@@ -135,14 +135,23 @@ def test_faults_cost_no_score() -> None:
     assert sum(injected.values()) > 5
 
 
-@pytest.mark.slow
-def test_faults_cost_no_score_in_ten_thousand_requests() -> None:
-    storm(400)  # what imports and pools take is taken now
-    before = resident()
-    injected = storm(10_000)
+def test_faults_cost_no_memory() -> None:
+    keeps(requests=800)
+
+
+@pytest.mark.long
+def test_ten_thousand_requests_with_faults_cost_neither() -> None:
+    injected = keeps(requests=10_000)
     assert set(injected) == set(FAULTS)
     assert sum(injected.values()) > 300
+
+
+def keeps(requests: int) -> Counter[str]:
+    storm(400)  # what imports and pools take is taken now
+    before = resident()
+    injected = storm(requests)
     assert resident() - before < MEMORY
+    return injected
 
 
 def resident() -> int:
