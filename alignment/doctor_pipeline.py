@@ -248,14 +248,14 @@ def grpo_step(patient: Patient) -> Finding:
 def nft_step(patient: Patient) -> Finding:
     """A step of DiffusionNFT changes the weights."""
     source = patient.trainer.run.source
-    samples = OnPolicy(source.prompts, source.reward, group_size=2, weights="behaviour")
+    samples = OnPolicy(source.prompts, source.reward, group_size=2, weights="behaviour")  # type: ignore[arg-type]  # it has one
     return _step(patient, replace(patient.trainer.run, source=samples, objective=NFT()))
 
 
 def dpo_step(patient: Patient) -> Finding:
     """A step of Diffusion-DPO changes the weights."""
     source = patient.trainer.run.source
-    pairs = OnPolicyPairs(source.prompts, source.reward, group_size=2)
+    pairs = OnPolicyPairs(source.prompts, source.reward, group_size=2)  # type: ignore[arg-type]  # it has one
     return _step(patient, replace(patient.trainer.run, source=pairs, objective=DPO()))
 
 

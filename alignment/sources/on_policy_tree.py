@@ -51,7 +51,7 @@ class OnPolicyTree(Source[Transitions]):
 
     prompts: int
     dynamics: Dynamics
-    reward: RewardModel
+    reward: RewardModel  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
     splits: tuple[int, ...] = (0, 1, 2)
     branching: int = 2
     advantage: Advantage = GroupNorm()

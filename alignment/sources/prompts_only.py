@@ -26,7 +26,7 @@ class PromptsOnly(Source[Starts]):
     """
 
     prompts: int
-    reward: RewardModel
+    reward: RewardModel  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
     group_size: int = 1
     produces: ClassVar[type[Batch]] = Starts
 
