@@ -247,15 +247,13 @@ def grpo_step(patient: Patient) -> Finding:
 
 def nft_step(patient: Patient) -> Finding:
     """A step of DiffusionNFT changes the weights."""
-    source = patient.trainer.run.source
-    samples = OnPolicy(source.prompts, source.reward, group_size=2, weights="behaviour")  # type: ignore[arg-type]  # it has one
+    samples = OnPolicy(patient.trainer.run.source.prompts, patient.reward, group_size=2, weights="behaviour")
     return _step(patient, replace(patient.trainer.run, source=samples, objective=NFT()))
 
 
 def dpo_step(patient: Patient) -> Finding:
     """A step of Diffusion-DPO changes the weights."""
-    source = patient.trainer.run.source
-    pairs = OnPolicyPairs(source.prompts, source.reward, group_size=2)  # type: ignore[arg-type]  # it has one
+    pairs = OnPolicyPairs(patient.trainer.run.source.prompts, patient.reward, group_size=2)
     return _step(patient, replace(patient.trainer.run, source=pairs, objective=DPO()))
 
 

@@ -12,7 +12,6 @@ import hashlib
 import inspect
 import json
 import math
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,11 @@ from typing import Any, Literal, TypeGuard
 import torch
 import xxhash
 from PIL.Image import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from alignment.errors import EnvironmentProblem, PipelineError
+from alignment import tensor_files
+from alignment.errors import PipelineError
 
 _IN_MEMORY = 4096
 """Prompts kept in memory where a folder holds them all; a T5-XXL embedding of 512 tokens takes 4 MB."""
@@ -210,32 +208,21 @@ class Embeddings:
             )
 
     def _from_disk(self, key: str) -> _Row | None:
-        if self._folder is None or not (self._folder / f"{key}.safetensors").is_file():
+        tensors = tensor_files.read(self._folder, key)
+        if tensors is None:
             return None
         try:
-            tensors = load_file(self._folder / f"{key}.safetensors")
             layouts = tuple(_LAYOUTS[number] for number in tensors.pop("layouts").tolist())
             bare = bool(tensors.pop("bare"))
-        except (SafetensorError, OSError, LookupError):  # damaged, or of another version: encoded and written again
+        except LookupError:  # of another version: encoded and written again
             return None
         return _Row(tuple(tensors.get(str(i)) for i in range(len(layouts))), layouts, bare)
 
     def _to_disk(self, key: str, row: _Row) -> None:
-        if self._folder is None:
-            return
-        tensors = {str(i): z.contiguous() for i, z in enumerate(row.tensors) if z is not None}
+        tensors = {str(i): z for i, z in enumerate(row.tensors) if z is not None}
         tensors["layouts"] = torch.tensor([_LAYOUTS.index(layout) for layout in row.layouts])
         tensors["bare"] = torch.tensor(row.bare)
-        partial = self._folder / f"{key}.{os.getpid()}.partial"
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial)
-            partial.replace(self._folder / f"{key}.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise EnvironmentProblem(
-                f"policy.embedding_cache: {self._folder.parent} cannot be written to ({error}); choose another folder, "
-                "or null to keep embeddings in memory"
-            ) from error
+        tensor_files.write(self._folder, key, tensors, "embeddings")
 
 
 def text_encoders(pipe: Any) -> dict[str, nn.Module]:

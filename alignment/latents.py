@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,12 +21,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from alignment import tensor_files
 from alignment.embeddings import add_network
-from alignment.errors import ConfigError, DataError, EnvironmentProblem, PipelineError
+from alignment.errors import ConfigError, DataError, PipelineError
 from alignment.media import Clip, Picture
 from samplers import Conductor, Skip
 
@@ -172,7 +170,7 @@ class Latents:
             state = self._from_disk(key)
         if state is None:
             state = self._fresh(sample)
-            self._to_disk(key, state)
+            tensor_files.write(self._folder, key, {"x": state}, "latents")
         self._known[key] = state
         self._known.move_to_end(key)
         if self._folder is not None and len(self._known) > _IN_MEMORY:
@@ -297,26 +295,8 @@ class Latents:
 
     def _from_disk(self, key: str) -> Tensor | None:
         self._look()
-        if self._folder is None or not (self._folder / f"{key}.safetensors").is_file():
-            return None
-        try:
-            return load_file(self._folder / f"{key}.safetensors")["x"]
-        except (SafetensorError, OSError, LookupError):  # damaged: encoded and written again
-            return None
-
-    def _to_disk(self, key: str, state: Tensor) -> None:
-        if self._folder is None:
-            return
-        partial = self._folder / f"{key}.{os.getpid()}.partial"
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            save_file({"x": state.contiguous()}, partial)
-            partial.replace(self._folder / f"{key}.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise EnvironmentProblem(
-                f"policy.embedding_cache: {self._folder.parent} cannot be written to ({error}); choose another folder, "
-                "or null to keep latents in memory"
-            ) from error
+        kept = tensor_files.read(self._folder, key)
+        return None if kept is None else kept.get("x")
 
 
 class _Heard(Exception):

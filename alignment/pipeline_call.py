@@ -85,7 +85,11 @@ def same_states(pipe: Any, *, own: bool) -> Iterator[None]:
 def global_stream(seeds: Tensor, device: torch.device) -> Iterator[None]:
     """Fix the global random stream, from which some pipelines draw in spite of the generators they were handed."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(seeds[0]) if len(seeds) else 0)
+        seed = int(seeds[0]) if len(seeds) else 0
+        # Not torch.manual_seed: it tells every kind of device, and those not in use each keep where they were told.
+        torch.default_generator.manual_seed(seed)
+        if device.type != "cpu":
+            torch.get_device_module(device).manual_seed(seed)
         yield
 
 

@@ -129,9 +129,10 @@ class RehearsedPolicy(Policy):
             self.form = form
             return self._look((prompt,) * rows)
 
-        fresh, _ = first_accepted(functools.partial(look, rows=1))
-        one = two = look(self.form, 1)
-        self.encoding = Cost(fresh.flops - one[0].flops, fresh.bytes)
+        one = two = fresh = first_accepted(functools.partial(look, rows=1))
+        if self.encodings.misses:  # what it encoded is remembered, and is no part of another look
+            one = two = look(self.form, 1)
+        self.encoding = Cost(fresh[0].flops - one[0].flops, fresh[0].bytes)
         together = (Form.SHARED, Form.ALIKE, Form.REPEATED) if pictured and not mixed else (Form.ROWS,)
         # Which one is right shows in values; here the first that the pipeline takes.
         for form in () if self.form.single else together:

@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from alignment.advantages._credit import credit, group_rows, group_variance
+from alignment.advantages.base import Advantage
 from reward_models.base import RewardError, Rewards
+
+
+@dataclass(frozen=True)
+class ByWeight(Advantage):
+    """Credit from a weighted sum over the parts of a reward.
+
+    Attributes:
+        weights: Weight of each part of the reward, by its name; empty takes every part once, or the reward itself where
+            it has none.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The parts with a weight."""
+        return tuple(self.weights)
+
+
+@dataclass(frozen=True)
+class ByPart(Advantage):
+    """Credit from comparing samples part by part.
+
+    Attributes:
+        parts: Names of the parts of the reward, in an order that may matter; empty takes every part in the reward's own
+            order, or the reward itself where it has none.
+    """
+
+    parts: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The parts."""
+        return self.parts
 
 
 def parts_of(rewards: Rewards, names: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -46,6 +82,23 @@ def z_score(value: Tensor, group: Tensor, delta: float = 1e-8, limit: float = to
     """
     index, groups = group_rows(group)
     return credit(value, group, group_variance(value, index, groups, ddof=1).sqrt()[index] + delta, limit)
+
+
+def placed(parts: Mapping[str, Tensor], group: Tensor, place: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the place of each sample in its group, `[B]` float32; NaN where it is unscored.
+
+    Args:
+        parts: Of `parts_of`.
+        group: `[B]` int64.
+        place: Tells the places `[n]` of samples with scores `[n, k]`.
+    """
+    scores = torch.stack(list(parts.values()), dim=1)
+    places = torch.full_like(scores[:, 0], torch.nan)
+    for one in group.unique():
+        rows = ((group == one) & ~scores[:, 0].isnan()).nonzero().flatten()
+        if len(rows):
+            places[rows] = place(scores[rows]).to(places)
+    return places
 
 
 def conflicts(rewards: Rewards, group: Tensor) -> dict[tuple[str, str], float]:

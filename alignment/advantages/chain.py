@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignment.advantages._parts import parts_of, z_score
-from alignment.advantages.base import Advantage
+from alignment.advantages._parts import ByPart, parts_of, placed, z_score
 from reward_models.base import Rewards
 
 
 @dataclass(frozen=True)
-class Chain(Advantage):
+class Chain(ByPart):
     """The z-score within the group of each sample's place in the longest chains through it.
 
     One sample is above another where no part is lower and one is higher. With the longest chain of samples below it
@@ -22,7 +21,6 @@ class Chain(Advantage):
     each other.
 
     Attributes:
-        parts: Names of the parts of the reward; empty takes every part, or the reward itself where it has none.
         delta: Added to the std.
         limit: Largest |A|.
 
@@ -30,25 +28,18 @@ class Chain(Advantage):
     be found; the difference of the two lengths is ours.
     """
 
-    parts: tuple[str, ...] = ()
     delta: float = 1e-8
     limit: float = 5.0
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The parts."""
-        return self.parts
-
     def __call__(self, rewards: Rewards, group: Tensor) -> Tensor:
         """Return `[B]` float32."""
-        parts = torch.stack(list(parts_of(rewards, self.parts).values()), dim=1)
-        place = torch.full_like(rewards.value, torch.nan)
-        for one in group.unique():
-            rows = ((group == one) & ~parts[:, 0].isnan()).nonzero().flatten()
-            scores = parts[rows]
-            above = (scores[:, None] >= scores).all(dim=2) & (scores[:, None] > scores).any(dim=2)
-            place[rows] = _longest(above) - _longest(above.T)
+        place = placed(parts_of(rewards, self.parts), group, _place)
         return z_score(place, group, self.delta, self.limit)
+
+
+def _place(scores: Tensor) -> Tensor:
+    above = (scores[:, None] >= scores).all(dim=2) & (scores[:, None] > scores).any(dim=2)
+    return _longest(above) - _longest(above.T)
 
 
 def _longest(above: Tensor) -> Tensor:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from alignment.advantages._parts import parts_of, weighted, z_score
-from alignment.advantages.base import Advantage
+from alignment.advantages._parts import ByWeight, parts_of, weighted, z_score
 from reward_models.base import Rewards
 
 
 @dataclass(frozen=True)
-class GDPO(Advantage):
+class GDPO(ByWeight):
     """A = (sum of w_k z_k) / (its std over the step + delta), z_k the z-score of part k within the group.
 
     A weighted sum of raw rewards listens most to the reward with the largest spread, and two samples whose sums tie get
     the same credit however different they are. Here each part has a spread of 1 before it is weighed.
 
     Attributes:
-        weights: Weight of each part of the reward, by its name; empty takes every part once, or the reward itself where
-            it has none.
         delta: Added to the std of the step.
         limit: Largest |A|.
 
@@ -30,14 +26,8 @@ class GDPO(Advantage):
     within each group.
     """
 
-    weights: Mapping[str, float] = field(default_factory=dict)
     delta: float = 1e-4
     limit: float = 5.0
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The parts with a weight."""
-        return tuple(self.weights)
 
     def __call__(self, rewards: Rewards, group: Tensor) -> Tensor:
         """Return `[B]` float32."""

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignment.advantages._parts import parts_of, z_score
-from alignment.advantages.base import Advantage
+from alignment.advantages._parts import ByPart, parts_of, placed, z_score
 from alignment.errors import ConfigError
 from reward_models.base import Rewards
 
 
 @dataclass(frozen=True)
-class Lexicographic(Advantage):
+class Lexicographic(ByPart):
     """The z-score within the group of each sample's place in the order by part 1, then part 2, and so on.
 
     Samples that tie in all parts share a place. Only order counts: any increasing change of a reward leaves the credit
@@ -32,7 +31,6 @@ class Lexicographic(Advantage):
     being tied carries over from neighbour to neighbour, are ours.
     """
 
-    parts: tuple[str, ...] = ()
     tolerance: float = 0.0
     delta: float = 1e-8
     limit: float = 5.0
@@ -41,21 +39,14 @@ class Lexicographic(Advantage):
         if self.tolerance < 0:
             raise ConfigError(f"tolerance must be >= 0, got {self.tolerance}")
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The parts."""
-        return self.parts
-
     def __call__(self, rewards: Rewards, group: Tensor) -> Tensor:
         """Return `[B]` float32."""
-        parts = torch.stack(list(parts_of(rewards, self.parts).values()))
-        place = torch.full_like(rewards.value, torch.nan)
-        for one in group.unique():
-            rows = ((group == one) & ~parts[0].isnan()).nonzero().flatten()
-            if len(rows):
-                levels = torch.stack([self._levels(part[rows].double()) for part in parts], dim=1)
-                place[rows] = torch.unique(levels, dim=0, return_inverse=True)[1].to(place)
+        place = placed(parts_of(rewards, self.parts), group, self._place)
         return z_score(place, group, self.delta, self.limit)
+
+    def _place(self, scores: Tensor) -> Tensor:
+        levels = torch.stack([self._levels(part) for part in scores.double().unbind(dim=1)], dim=1)
+        return torch.unique(levels, dim=0, return_inverse=True)[1]
 
     def _levels(self, score: Tensor) -> Tensor:
         """Return `[n]` int64: 0 for the lowest scores, one more after each gap."""

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from alignment.advantages._parts import parts_of, weighted, z_score
-from alignment.advantages.base import Advantage
+from alignment.advantages._parts import ByWeight, parts_of, weighted, z_score
 from reward_models.base import RewardError, Rewards
 
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class LogTamed(Advantage):
+class LogTamed(ByWeight):
     """The z-score within the group of sum w_k r'_k, with r' = log(1 + r) for parts that vary too much.
 
     How much a part varies is h = std / (mean + 1e-6) over all samples of the step; it is tamed where h is above the
@@ -26,8 +25,6 @@ class LogTamed(Advantage):
     would turn the comparison around.
 
     Attributes:
-        weights: Weight of each part of the reward, by its name; empty takes every part once, or the reward itself where
-            it has none.
         threshold: The mean or the median of h over the parts (a single part is then never tamed), or a number.
         delta: Added to the std of the group.
         limit: Largest |A|.
@@ -36,15 +33,9 @@ class LogTamed(Advantage):
     centred always. Statistics are those of the step on all processes.
     """
 
-    weights: Mapping[str, float] = field(default_factory=dict)
     threshold: Literal["mean", "median"] | float = "mean"
     delta: float = 1e-8
     limit: float = 5.0
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The parts with a weight."""
-        return tuple(self.weights)
 
     def __call__(self, rewards: Rewards, group: Tensor) -> Tensor:
         """Return `[B]` float32.

@@ -8,20 +8,18 @@ import torch
 from torch import Tensor
 
 from alignment.advantages._credit import group_rows, group_spread
-from alignment.advantages._parts import parts_of, z_score
-from alignment.advantages.base import Advantage
+from alignment.advantages._parts import ByPart, parts_of, z_score
 from reward_models.base import Rewards
 
 
 @dataclass(frozen=True)
-class Min(Advantage):
+class Min(ByPart):
     """The z-score within the group of min_k z_k, z_k the z-score of part k within the group.
 
     Nothing is gained by raising one reward at the cost of another. A part that ties in a group says nothing there, and
     is no candidate for the minimum.
 
     Attributes:
-        parts: Names of the parts of the reward; empty takes every part, or the reward itself where it has none.
         delta: Added to each std.
         limit: Largest |A|.
 
@@ -29,14 +27,8 @@ class Min(Advantage):
     reward is worst, is ours.
     """
 
-    parts: tuple[str, ...] = ()
     delta: float = 1e-8
     limit: float = 5.0
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The parts."""
-        return self.parts
 
     def __call__(self, rewards: Rewards, group: Tensor) -> Tensor:
         """Return `[B]` float32."""

@@ -11,41 +11,20 @@ from torch import Tensor
 
 from alignment.batches import Batch, Samples
 from alignment.context import Context
-from alignment.errors import ConfigError
+from alignment.objectives._noised import Compared
 from alignment.objectives._noising import Point, draw_points, frozen_answers, mean_square
-from alignment.objectives.base import Learn, Loss, Objective
-from samplers.times import Times
+from alignment.objectives.base import Learn, Loss
 
 
 @dataclass(frozen=True)
-class Gains(Objective[Samples]):
+class Gains(Compared[Samples]):
     """A loss of the gains of a group's samples: gain(x) = e_frozen(x) - e(x), which stands for log rho(x).
 
     e(x) = mean |network(x_t) - target|^2 at the same time and noise for both policies, in the network's own space.
-
-    Attributes:
-        times: Distribution of the noised copies' times.
-        points: Noised copies a sample.
     """
 
-    times: Times = Times()
-    points: int = 1
     consumes: ClassVar[type[Batch]] = Samples
     whole_groups: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.points < 1:
-            raise ConfigError(f"objective needs points >= 1, got {self.points}")
-
-    @property
-    def frozen(self) -> str:
-        """The frozen copy that errors are compared with."""
-        return "reference"
-
-    @property
-    def snapshots(self) -> tuple[str, ...]:
-        """That copy."""
-        return (self.frozen,)
 
     def draw(self, ctx: Context, batch: Samples) -> list[Point]:
         """Return the noised copies."""

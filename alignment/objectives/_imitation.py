@@ -10,33 +10,16 @@ from torch import Tensor
 
 from alignment.batches import Batch, Samples
 from alignment.context import Context
-from alignment.errors import ConfigError
+from alignment.objectives._noised import Noised
 from alignment.objectives._noising import draw_points, mean_square
-from alignment.objectives.base import Learn, Loss, Objective
-from samplers.times import Times
+from alignment.objectives.base import Learn, Loss
 
 
 @dataclass(frozen=True)
-class Imitation(Objective[Samples]):
-    """L = w(A) e(x0), e = mean |network(x_t) - target|^2 in the network's own space.
+class Imitation(Noised[Samples]):
+    """L = w(A) e(x0), e = mean |network(x_t) - target|^2 in the network's own space."""
 
-    Attributes:
-        times: Distribution of the noised copies' times.
-        points: Noised copies a sample.
-    """
-
-    times: Times = Times()
-    points: int = 1
     consumes: ClassVar[type[Batch]] = Samples
-
-    def __post_init__(self) -> None:
-        if self.points < 1:
-            raise ConfigError(f"objective needs points >= 1, got {self.points}")
-
-    @property
-    def snapshots(self) -> tuple[str, ...]:
-        """None."""
-        return ()
 
     @abstractmethod
     def weight(self, advantage: Tensor) -> Tensor:

@@ -11,42 +11,21 @@ from torch.nn.functional import softplus
 
 from alignment.batches import Batch, Pairs
 from alignment.context import Context
-from alignment.errors import ConfigError
+from alignment.objectives._noised import Compared
 from alignment.objectives._noising import draw_points, frozen_answers, mean_square
-from alignment.objectives.base import Learn, Loss, Objective
-from samplers.times import Times
+from alignment.objectives.base import Learn, Loss
 
 
 @dataclass(frozen=True)
-class Pairwise(Objective[Pairs]):
+class Pairwise(Compared[Pairs]):
     """A loss made of how much further the error fell on one sample of a pair than on the other.
 
     With e(x) = mean |network(x_t) - target|^2 at the same time and noise for both samples and both policies, in the
     network's own space (noise, v, velocity or sample), and D(x) = e(x) - e_frozen(x), the gain of a pair is
     D(rejected) - D(chosen).
-
-    Attributes:
-        times: Distribution of the noised copies' times.
-        points: Noised copies a pair.
     """
 
-    times: Times = Times()
-    points: int = 1
     consumes: ClassVar[type[Batch]] = Pairs
-
-    def __post_init__(self) -> None:
-        if self.points < 1:
-            raise ConfigError(f"objective needs points >= 1, got {self.points}")
-
-    @property
-    def frozen(self) -> str:
-        """The frozen copy that errors are compared with."""
-        return "reference"
-
-    @property
-    def snapshots(self) -> tuple[str, ...]:
-        """That copy."""
-        return (self.frozen,)
 
     def gain(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return the gain of each pair from D of both sides, `[n]` each."""

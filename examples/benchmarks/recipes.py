@@ -2,11 +2,12 @@
 
     python examples/benchmarks/recipes.py configs/quickstart.yaml configs/quickstart_dancegrpo.yaml ...
 
-Each recipe first runs a few steps to learn what a step costs here. With `--seconds` every recipe takes as many steps as
-fit into that time, evaluation not counted. Without it the first one takes the steps of its config, and every other one
-as many as fit into the time of those. Every run is an ordinary run in the folder. A run that is finished there is not
-run again, so that a benchmark that was stopped goes on where it was. The table is written as JSON, and with `--table`
-into a page of Markdown.
+With `--steps` every recipe takes so many. Else each first runs a few steps to learn what a step costs here, and with
+`--seconds` takes as many as fit into that time, evaluation not counted. With neither the first one takes the steps of
+its config, and every other one as many as fit into the time of those. Every run is an ordinary run in the folder. A run
+that is finished there is not run again, so that a benchmark that was stopped goes on where it was. The table is written
+as JSON, and with `--table` into a page of Markdown, between the marks `<!-- NAME -->` and `<!-- end of NAME -->` of its
+`--section`.
 """
 
 from __future__ import annotations
@@ -31,9 +32,6 @@ from alignment import config, run_folder
 from alignment.statistics import over_runs
 
 CALIBRATION_STEPS = 6
-BEGIN, END = "<!-- table -->", "<!-- end of table -->"
-"""What the table stands between in a page."""
-
 Outcome = Mapping[str, Any]
 """What a finished run says of itself."""
 
@@ -122,26 +120,34 @@ def page(found: Mapping[str, Sequence[Outcome]], metric: str, links: Mapping[str
     return "\n".join([heading, "|---|---|---|---|---|---|---|", *(row for _, row in sorted(rows))])
 
 
-def write_page(file: Path, text: str) -> None:
-    """Put a table into a page, between its marks.
+def write_page(file: Path, section: str, text: str) -> None:
+    """Put a table into a section of a page, between its marks.
 
     Raises:
-        SystemExit: If the page has no marks.
+        SystemExit: If the page has no such marks.
     """
     before = file.read_text(encoding="utf-8")
-    if BEGIN not in before or END not in before:
-        raise SystemExit(f"{file} has no place for a table: it needs the lines {BEGIN} and {END}")
-    start, rest = before.split(BEGIN, 1)
-    file.write_text(f"{start}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+    begin, end = f"<!-- {section} -->", f"<!-- end of {section} -->"
+    if begin not in before or end not in before:
+        raise SystemExit(f"{file} has no place for the table {section!r}: it needs the lines {begin} and {end}")
+    start, rest = before.split(begin, 1)
+    file.write_text(f"{start}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
+
+
+def steps_of(given: argparse.Namespace, pool: ThreadPoolExecutor) -> dict[str, int]:
+    """Return how many steps each recipe takes."""
+    if given.steps is not None:
+        return dict.fromkeys(given.recipes, given.steps)
+    costs = list(pool.map(lambda recipe: seconds_a_step(recipe, given.folder, given.threads), given.recipes))
+    budget = given.seconds or config.load(given.recipes[0]).steps * costs[0]
+    return {recipe: max(1, math.floor(budget / cost)) for recipe, cost in zip(given.recipes, costs, strict=True)}
 
 
 def run_all(given: argparse.Namespace) -> dict[str, list[Outcome]]:
     """Run what is not finished, and return every recipe's outcomes, a seed each."""
     given.folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(given.parallel) as pool:
-        costs = list(pool.map(lambda recipe: seconds_a_step(recipe, given.folder, given.threads), given.recipes))
-        budget = given.seconds or config.load(given.recipes[0]).steps * costs[0]
-        steps = {recipe: max(1, math.floor(budget / cost)) for recipe, cost in zip(given.recipes, costs, strict=True)}
+        steps = steps_of(given, pool)
         jobs = [(recipe, seed) for recipe in given.recipes for seed in given.seeds]
 
         def one(job: tuple[str, int]) -> Outcome:
@@ -164,7 +170,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--seconds", type=float, help="training time of every run; default: that of the first recipe")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--seconds", type=float, help="training time of every run; default: that of the first recipe")
+    length.add_argument("--steps", type=int, help="steps of every run")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of each run")
     parser.add_argument("--metrics", nargs="+", default=["strict", "graded"])
@@ -172,16 +180,17 @@ def main() -> None:
     parser.add_argument(
         "--table", type=Path, help="a page of Markdown, whose table of the first metric is written anew"
     )
+    parser.add_argument("--section", default="table", help="of that page")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="laid over every recipe")
     given = parser.parse_args()
     found = run_all(given)
     Console(width=160).print(table(found, given.metrics))
-    (given.folder / "recipes.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+    (given.folder / f"{given.section}.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
     if given.table is not None:
         links = {Path(recipe).stem: os.path.relpath(recipe, given.table.parent) for recipe in given.recipes}
         told = page(found, given.metrics[0], links)
         where = f"{platform.machine()} with {os.cpu_count()} cores, {given.parallel} at once, threads: {given.threads}"
-        write_page(given.table, f"{told}\n\nSeeds {' '.join(map(str, given.seeds))}; {where}.")
+        write_page(given.table, given.section, f"{told}\n\nSeeds {' '.join(map(str, given.seeds))}; {where}.")
 
 
 if __name__ == "__main__":

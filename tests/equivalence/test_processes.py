@@ -54,6 +54,7 @@ def two(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.multi
 @pytest.mark.slow
+@pytest.mark.xdist_group("two processes")  # which are started once
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_learn_what_one_learns(folder: Path, two: Path, name: str) -> None:
     weights, told = outcome(trainer_of(run_of(folder, name)))
@@ -69,6 +70,7 @@ def test_two_processes_learn_what_one_learns(folder: Path, two: Path, name: str)
 
 @pytest.mark.multi
 @pytest.mark.slow
+@pytest.mark.xdist_group("two processes")  # which are started once
 @pytest.mark.parametrize("name", CASES)
 def test_a_gradient_broken_on_one_process_is_left_out_on_all(two: Path, name: str) -> None:
     assert json.loads((two / f"{name}.json").read_text())["skipped on all"] == [True, True]

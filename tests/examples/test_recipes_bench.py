@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alignment import run_folder
-from examples.benchmarks.recipes import BEGIN, END, page, run_all, write_page
+from examples.benchmarks.recipes import page, run_all, write_page
 
 RECIPES = ["configs/one.yaml", "configs/two.yaml"]
 SEEDS = [0, 1]
@@ -34,9 +34,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_finished_benchmark_runs_nothing_and_is_told_best_first(folder: Path) -> None:
+@pytest.mark.parametrize(("seconds", "steps"), [(180.0, None), (None, 7)])
+def test_a_finished_benchmark_runs_nothing_and_is_told_best_first(
+    folder: Path, seconds: float | None, steps: int | None
+) -> None:
     given = argparse.Namespace(
-        folder=folder, parallel=1, threads=1, recipes=RECIPES, seeds=SEEDS, seconds=180.0, set=[]
+        folder=folder, parallel=1, threads=1, recipes=RECIPES, seeds=SEEDS, seconds=seconds, steps=steps, set=[]
     )
     found = run_all(given)  # there are no such recipes: running one would fail
     told = page(found, "strict", {"one": "../configs/one.yaml", "two": "../configs/two.yaml"}).splitlines()
@@ -46,10 +49,10 @@ def test_a_finished_benchmark_runs_nothing_and_is_told_best_first(folder: Path) 
 
 def test_what_stands_around_a_table_stays(tmp_path: Path) -> None:
     file = tmp_path / "page.md"
-    file.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
+    one, other = "<!-- one -->\nold\n<!-- end of one -->", "<!-- other -->\nold\n<!-- end of other -->"
+    file.write_text(f"above\n{one}\nbetween\n{other}\nbelow\n")
     for text in ("first", "second"):
-        write_page(file, text)
-    assert file.read_text() == f"above\n{BEGIN}\nsecond\n{END}\nbelow\n"
-    file.write_text("no marks")
-    with pytest.raises(SystemExit, match="has no place for a table"):
-        write_page(file, "text")
+        write_page(file, "other", text)
+    assert file.read_text() == f"above\n{one}\nbetween\n{other.replace('old', 'second')}\nbelow\n"
+    with pytest.raises(SystemExit, match="has no place for the table 'third'"):
+        write_page(file, "third", "text")

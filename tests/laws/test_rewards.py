@@ -46,6 +46,7 @@ LANGUAGES = {
     "ocr": ('a sign that says "OPEN"', 'a shirt with "7 days" on it'),
 }
 GROUP = torch.tensor([7, 3, 7, 3])
+SCORED: dict[str, Rewards] = {}
 
 
 def class_of(name):
@@ -67,7 +68,12 @@ def server():
         yield url
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NAMES])
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=(pytest.mark.slow, pytest.mark.xdist_group(name)) if name in SLOW else ())
+        for name in NAMES
+    ]
+)
 def name(request):
     return request.param
 
@@ -90,6 +96,14 @@ def media():
     return Media(torch.rand(4, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), fps=8.0)
 
 
+@pytest.fixture
+def whole(name, model, media, prompts):
+    """Return the scores of all rows; a model is asked for them once, and again where that is what is tested."""
+    if name not in SCORED:
+        SCORED[name] = load_reward(model, device=CPU)(media=media, prompts=prompts, group=GROUP)
+    return SCORED[name]
+
+
 def test_it_is_a_frozen_reward_model(name, model):
     assert isinstance(model, RewardModel)
     assert isinstance(model.differentiable, bool)
@@ -98,16 +112,14 @@ def test_it_is_a_frozen_reward_model(name, model):
     assert type(model).__dataclass_params__.frozen
 
 
-def test_scores_are_one_float32_a_row(model, media, prompts):
-    rewards = load_reward(model, device=CPU)(media=media, prompts=prompts, group=GROUP)
-    assert isinstance(rewards, Rewards)
-    assert rewards.value.shape == (4,)
-    assert rewards.value.dtype == torch.float32
+def test_scores_are_one_float32_a_row(whole):
+    assert isinstance(whole, Rewards)
+    assert whole.value.shape == (4,)
+    assert whole.value.dtype == torch.float32
 
 
-def test_the_score_of_a_batch_is_the_scores_of_its_rows_or_groups(model, media, prompts):
+def test_the_score_of_a_batch_is_the_scores_of_its_rows_or_groups(model, whole, media, prompts):
     scorer = load_reward(model, device=CPU)
-    whole = scorer(media=media, prompts=prompts, group=GROUP)
     parts = [torch.tensor([i]) for i in range(4)] if model.scope == "sample" else [GROUP == 7, GROUP == 3]
     for rows in parts:
         some = [prompts[i] for i in torch.arange(4)[rows].tolist()]
@@ -117,10 +129,11 @@ def test_the_score_of_a_batch_is_the_scores_of_its_rows_or_groups(model, media, 
             torch.testing.assert_close(alone.parts[name], part[rows], equal_nan=True)
 
 
-def test_the_order_of_the_rows_does_not_matter(model, media, prompts):
-    scorer, order = load_reward(model, device=CPU), torch.tensor([2, 0, 3, 1])
-    whole = scorer(media=media, prompts=prompts, group=GROUP)
-    mixed = scorer(media=media[order], prompts=[prompts[i] for i in order.tolist()], group=GROUP[order])
+def test_the_order_of_the_rows_does_not_matter(model, whole, media, prompts):
+    order = torch.tensor([2, 0, 3, 1])
+    mixed = load_reward(model, device=CPU)(
+        media=media[order], prompts=[prompts[i] for i in order.tolist()], group=GROUP[order]
+    )
     torch.testing.assert_close(mixed.value, whole.value[order], equal_nan=True)
 
 
@@ -129,14 +142,10 @@ def test_known_answers_are_given(model):
     assert len(answers) >= len(model.known_answers())
 
 
-def test_it_is_deterministic(model, media, prompts):
-    first, second = (load_reward(model, device=CPU)(media=media, prompts=prompts, group=GROUP).value for _ in range(2))
-    assert torch.equal(first.nan_to_num(), second.nan_to_num())
-
-
-def test_it_leaves_the_pixels_alone(model, media, prompts):
+def test_it_is_deterministic_and_leaves_the_pixels_alone(model, whole, media, prompts):
     before = media.pixels.clone()
-    load_reward(model, device=CPU)(media=media, prompts=prompts, group=GROUP)
+    again = load_reward(model, device=CPU)(media=media, prompts=prompts, group=GROUP)
+    assert torch.equal(again.value.nan_to_num(), whole.value.nan_to_num())
     assert torch.equal(media.pixels, before)
 
 

@@ -1,0 +1,43 @@
+"""Tensors kept on disk from run to run, a file a key: written whole or not at all, made again where damaged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from alignment.errors import EnvironmentProblem
+
+
+def read(folder: Path | None, key: str) -> dict[str, Tensor] | None:
+    """Return what was kept under `key`; None where there is nothing, it is damaged, or no folder to look in."""
+    if folder is None or not (folder / f"{key}.safetensors").is_file():
+        return None
+    try:
+        return load_file(folder / f"{key}.safetensors")
+    except (SafetensorError, OSError):
+        return None
+
+
+def write(folder: Path | None, key: str, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Keep tensors under `key`, where there is a folder.
+
+    Raises:
+        EnvironmentProblem: If it cannot be written to; `what` says of what null keeps in memory.
+    """
+    if folder is None:
+        return
+    partial = folder / f"{key}.{os.getpid()}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: z.contiguous() for name, z in tensors.items()}, partial)
+        partial.replace(folder / f"{key}.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise EnvironmentProblem(
+            f"policy.embedding_cache: {folder.parent} cannot be written to ({error}); choose another folder, "
+            f"or null to keep {what} in memory"
+        ) from error
