@@ -81,13 +81,19 @@ bench-gpu: $(STAMP) ## Test the fused kernels on a GPU, then measure them agains
 	TRITON_INTERPRET=0 $(PYTEST) -q tests/kernels
 	$(BIN)/python examples/benchmarks/kernels_gpu.py
 
+# What bench-algorithms compares: those that learn from files by their steps, those that sample by their time.
+OFFLINE := $(patsubst %,configs/quickstart_%.yaml,dpo ipo kto seppo sft)
+OTHER_TASKS := $(patsubst %,configs/quickstart_%.yaml,colour video image_to_video)
+ONLINE := $(filter-out $(OFFLINE) $(OTHER_TASKS),$(wildcard configs/quickstart.yaml configs/quickstart_*.yaml))
+EACH := --parallel 2 --threads 1 --folder runs/algorithms --table docs/algorithms_bench.md
+
 bench-recipes: $(STAMP) ## Run the quickstart's task by four methods on three seeds (half an hour)
-	$(BIN)/python examples/benchmarks/recipes.py configs/quickstart.yaml configs/quickstart_dancegrpo.yaml \
+	$(BIN)/python -m examples.benchmarks.recipes configs/quickstart.yaml configs/quickstart_dancegrpo.yaml \
 		configs/quickstart_nft.yaml configs/quickstart_awm.yaml --parallel 2 --threads 1
 
-bench-algorithms: $(STAMP) ## Run every quickstart recipe for three minutes on three seeds, and write docs/algorithms_bench.md (hours; resumable)
-	$(BIN)/python examples/benchmarks/recipes.py configs/quickstart.yaml configs/quickstart_*.yaml --seconds 180 \
-		--parallel 2 --threads 1 --folder runs/algorithms --table docs/algorithms_bench.md
+bench-algorithms: $(STAMP) ## Run every algorithm on the tiny FLUX on three seeds, and write docs/algorithms_bench.md (hours; resumable)
+	$(BIN)/python -m examples.benchmarks.recipes $(OFFLINE) --steps 100 --section offline $(EACH)
+	$(BIN)/python -m examples.benchmarks.recipes $(ONLINE) --seconds 180 --section online $(EACH)
 
 clean: ## Remove caches and build products; runs and .venv stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist build

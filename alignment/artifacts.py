@@ -6,6 +6,7 @@ A folder written here needs nothing of this package: `pipe.load_lora_weights(fol
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -152,6 +153,7 @@ def _interval(found: Mapping[str, Mapping[str, float | None]], when: str) -> str
     return f"{mean:.4f}" if low is None or high is None else f"{mean:.4f} [{low:.4f}, {high:.4f}]"
 
 
+@functools.cache
 def _template() -> jinja2.Template:
     # The output is Markdown, where escaping for HTML would spoil the config.
     surroundings = jinja2.Environment(

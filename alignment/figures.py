@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
@@ -246,7 +247,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 def _axes() -> tuple[Figure, Axes]:
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 2.9), layout="constrained")
+        figure = Figure(figsize=(5.2, 2.9))
         axes = figure.add_subplot()
     axes.margins(x=0.02)
     axes.tick_params(length=0)
@@ -259,6 +260,8 @@ def _chart(figure: Figure, axes: Axes, title: str, note: str, *, steps: bool = T
     if steps:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     with matplotlib.rc_context(STYLE):
+        # Laid out once and by hand: a figure that lays itself out is drawn twice.
+        ConstrainedLayoutEngine().execute(figure)
         buffer = io.StringIO()
         unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=unsaid)

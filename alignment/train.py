@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -58,12 +59,13 @@ def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> i
     runtime = Runtime(run)
     folder = Path(run.output.folder) / run.name
     resolved = config.resolved(run)
-    checkpoints = Checkpoints(folder, run.output.keep, yaml.safe_load(resolved), runtime.world.size)
+    told = yaml.safe_load(resolved)
+    checkpoints = Checkpoints(folder, run.output.keep, told, runtime.world.size)
     try:
         with StopSignal() as stop:
             state = None if resume is None else read_state(checkpoints.find(resume))
             if state is not None:
-                check_same_run(state.config, yaml.safe_load(resolved))
+                check_same_run(state.config, told)
             elif runtime.main and not run.output.overwrite:
                 refuse_run(folder)
             # A run that cannot be loaded leaves no trace on the disk.
@@ -197,6 +199,11 @@ class Session:
     _recorder: Recorder | None = None
     _evaluator: Evaluator | None = None
 
+    @functools.cached_property
+    def _config(self) -> dict[str, Any]:
+        """The resolved config as the checkpoints, the card and the trackers keep it."""
+        return yaml.safe_load(self.resolved)
+
     def train(self, state: TrainState | None) -> None:
         """Train from the start or from the state of a checkpoint, and leave a report.
 
@@ -210,7 +217,7 @@ class Session:
         first, folder = self._done, self.checkpoints.folder
         if runtime.main:
             run_folder.write_atomically(folder / run_folder.CONFIG, self.resolved.encode())
-            trackers = open_trackers(run.output.report_to, folder, yaml.safe_load(self.resolved))
+            trackers = open_trackers(run.output.report_to, folder, self._config)
             self._recorder = Recorder(folder, total_steps=run.steps, trackers=trackers)
             self._recorder.resume_at(first)
         try:
@@ -290,13 +297,13 @@ class Session:
             optimizer=self.trainer.runtime.optimizer.state_dict(),
             snapshots=policy.snapshots,
             wall_seconds=self._seconds(),
-            config=yaml.safe_load(self.resolved),
+            config=self._config,
         )
 
         def write(folder: Path) -> None:
             write_state(folder, state)
             with policy.using("ema" if "ema" in policy.snapshots else "live"):
-                card = Card(yaml.safe_load(self.resolved), done, self._table)
+                card = Card(self._config, done, self._table)
                 write_artifacts(folder, policy.pipe, policy.component, lora=run.policy.lora is not None, card=card)
 
         self.checkpoints.save(done, write)

@@ -1,6 +1,6 @@
 """Run recipes for the same training time on several seeds, and set them side by side.
 
-    python examples/benchmarks/recipes.py configs/quickstart.yaml configs/quickstart_dancegrpo.yaml ...
+    python -m examples.benchmarks.recipes configs/quickstart.yaml configs/quickstart_dancegrpo.yaml ...
 
 With `--steps` every recipe takes so many. Else each first runs a few steps to learn what a step costs here, and with
 `--seconds` takes as many as fit into that time, evaluation not counted. With neither the first one takes the steps of
@@ -30,8 +30,9 @@ from rich.table import Table
 
 from alignment import config, run_folder
 from alignment.statistics import over_runs
+from examples.benchmarks.gains_picture import draw_gains
 
-CALIBRATION_STEPS = 6
+CALIBRATION_STEPS = 13
 Outcome = Mapping[str, Any]
 """What a finished run says of itself."""
 
@@ -45,13 +46,13 @@ def train(recipe: str, *overrides: str, log: Path, threads: int) -> None:
 
 
 def seconds_a_step(recipe: str, folder: Path, threads: int) -> float:
-    """Return the median seconds of a step, the first one left out."""
+    """Return the mean seconds of a step, the first one left out: windows that move make steps of unequal length."""
     name = f"{Path(recipe).stem}-calibration"
     if not (folder / name / run_folder.SUMMARY).exists():
         common = (f"name={name}", f"output.folder={folder}", "evaluation.prompts=null", f"steps={CALIBRATION_STEPS}")
         train(recipe, *common, log=folder / f"{name}.log", threads=threads)
     lines = run_folder.read_metrics(folder / name / run_folder.METRICS)
-    return statistics.median(line["seconds/total"] for line in lines[1:])
+    return statistics.mean(line["seconds/total"] for line in lines[1:])
 
 
 def outcome(folder: Path) -> Outcome:
@@ -72,6 +73,12 @@ def metric_of(run: Outcome, metric: str) -> Mapping[str, Any] | None:
     return next(found, None)
 
 
+def gains_of(runs: Sequence[Outcome], metric: str) -> list[float]:
+    """Return by how much a held-out metric rose in each run that has it."""
+    ends = [end for run in runs if (end := metric_of(run, metric)) is not None]
+    return [end["final"]["mean"] - end["base"]["mean"] for end in ends]
+
+
 def table(found: Mapping[str, Sequence[Outcome]], metrics: Sequence[str]) -> Table:
     """Return a row a recipe: means over seeds before and after, and the gain of each seed."""
     made = Table(title="held-out prompts; gain of each seed, and its mean with a 95 % interval over seeds")
@@ -82,7 +89,7 @@ def table(found: Mapping[str, Sequence[Outcome]], metrics: Sequence[str]) -> Tab
             ends = [end for run in runs if (end := metric_of(run, metric)) is not None]
             if not ends:
                 continue
-            gains = [end["final"]["mean"] - end["base"]["mean"] for end in ends]
+            gains = gains_of(runs, metric)
             spread = over_runs(gains) if len(gains) > 1 else None
             made.add_row(
                 recipe,
@@ -104,7 +111,7 @@ def page(found: Mapping[str, Sequence[Outcome]], metric: str, links: Mapping[str
         ends = [end for run in runs if (end := metric_of(run, metric)) is not None]
         if len(ends) < len(runs):
             continue
-        gains = [end["final"]["mean"] - end["base"]["mean"] for end in ends]
+        gains = gains_of(runs, metric)
         spread = over_runs(gains) if len(gains) > 1 else None
         cells = (
             f"[`{recipe}`]({links[recipe]})",
@@ -190,6 +197,10 @@ def main() -> None:
         links = {Path(recipe).stem: os.path.relpath(recipe, given.table.parent) for recipe in given.recipes}
         told = page(found, given.metrics[0], links)
         where = f"{platform.machine()} with {os.cpu_count()} cores, {given.parallel} at once, threads: {given.threads}"
+        gains = {recipe: rose for recipe, runs in found.items() if (rose := gains_of(runs, given.metrics[0]))}
+        drawn = given.table.with_name(f"{given.table.stem}_{given.section}.png")
+        draw_gains(gains, given.metrics[0], drawn)
+        told = f"![What each seed gained]({drawn.name})\n\n{told}"
         write_page(given.table, given.section, f"{told}\n\nSeeds {' '.join(map(str, given.seeds))}; {where}.")
 
 

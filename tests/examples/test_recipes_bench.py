@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from alignment import run_folder
+from examples.benchmarks.gains_picture import draw_gains
 from examples.benchmarks.recipes import page, run_all, write_page
 
 RECIPES = ["configs/one.yaml", "configs/two.yaml"]
@@ -56,3 +58,13 @@ def test_what_stands_around_a_table_stays(tmp_path: Path) -> None:
     assert file.read_text() == f"above\n{one}\nbetween\n{other.replace('old', 'second')}\nbelow\n"
     with pytest.raises(SystemExit, match="has no place for the table 'third'"):
         write_page(file, "third", "text")
+
+
+def test_the_picture_grows_by_the_recipe(tmp_path: Path) -> None:
+    heights = []
+    for count in (2, 4):
+        draw_gains({f"recipe {i}": [0.1 * i, 0.2, -0.1][: 1 + i] for i in range(count)}, "strict", tmp_path / "g.png")
+        with Image.open(tmp_path / "g.png") as picture:
+            assert picture.getextrema()[0] == (29, 255)  # the ink of the means on white
+            heights.append(picture.height)
+    assert heights[1] > heights[0]

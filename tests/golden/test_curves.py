@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from alignment import latents
 from alignment.advantages.batch_norm import BatchNorm
+from alignment.advantages.chain import Chain
 from alignment.advantages.gdpo import GDPO
+from alignment.advantages.log_tamed import LogTamed
+from alignment.advantages.weighted import Weighted as WeightedAdvantage
 from alignment.backbones.saliency import Saliency
 from alignment.objectives.adpo import ADPO
 from alignment.objectives.alignprop import AlignProp
@@ -22,13 +27,18 @@ from alignment.objectives.base import Objective
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.dgpo import DGPO
 from alignment.objectives.dpo import DPO
+from alignment.objectives.draft import DRaFT
 from alignment.objectives.fpo import FPO
+from alignment.objectives.guarded_surrogate import GuardedSurrogate
+from alignment.objectives.ipo import IPO
 from alignment.objectives.kto import KTO
 from alignment.objectives.nft import NFT
+from alignment.objectives.rebel import REBEL
 from alignment.objectives.refl import ReFL
 from alignment.objectives.rwr import RWR
 from alignment.objectives.seppo import SePPO
 from alignment.objectives.sft import SFT
+from alignment.objectives.spo import SPO
 from alignment.objectives.vipo import ViPO
 from alignment.objectives.weighted_matching import WeightedMatching
 from alignment.run import Batch, Data, Optimizer, PolicySpec, Snapshots
@@ -44,12 +54,17 @@ from alignment.sources.semi_policy import SemiPolicy
 from alignment.spec import Lora
 from alignment.structures.perceptual import Perceptual
 from reward_models.colour import Colour
+from reward_models.function import Function
+from reward_models.judges.bradley_terry import BradleyTerry
 from reward_models.weighted import Weighted, WeightedPart
+from reward_models.win_rate import WinRate
 from samplers.dynamics.dance_sde import DanceSDE
+from samplers.dynamics.ddim import DDIM
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.branch import Branch
 from samplers.windows.fraction import Fraction
 from samplers.windows.random import Random
+from samplers.windows.sliding import Sliding
 from tests.tiny import FLUX_CALL, PIXELS
 from tests.toy import fit, toy_run, trainer_of
 
@@ -60,6 +75,16 @@ STEPS = 20
 RELATIVE, ABSOLUTE = 1e-3, 1e-5
 UNTOLD = ("seconds/", "memory/", "samples_per_second", "ratio/first_error_max")
 
+
+def redness(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Reward: how much red; positive, as logarithms want it."""
+    return pixels.mean((1, 3, 4))[:, 0]
+
+
+RED_AND_BRIGHT = Weighted({
+    "a": WeightedPart(Function(f"{__name__}:redness")),
+    "b": WeightedPart(Function("tests.faults.runs:brightness")),
+})  # fmt: skip
 TWO = Weighted({"a": WeightedPart(Colour()), "b": WeightedPart(Colour("green"))})
 METHODS: dict[str, tuple[Source, Objective]] = {
     "branch": (
@@ -85,6 +110,35 @@ METHODS: dict[str, tuple[Source, Objective]] = {
         ),
         ClippedSurrogate(clip=1e-4),
     ),
+    "spo": (OnPolicySteps(2, Colour(), FlowSDE(), Random(1), group_size=4), SPO(clip=1e-4)),
+    "guard": (OnPolicySteps(2, Colour(), FlowSDE(), Random(2), group_size=4), GuardedSurrogate(clip=1e-4)),
+    "ddpo": (
+        OnPolicySteps(2, Colour(), DDIM(), Random(1), group_size=4, shared_noise=False),
+        ClippedSurrogate(clip=1e-4),
+    ),
+    "mix": (
+        OnPolicySteps(
+            2, TWO, FlowSDE(), Sliding(1, every=5), group_size=4, advantage=WeightedAdvantage({"a": 1.0, "b": 2.0})
+        ),
+        ClippedSurrogate(clip=1e-4),
+    ),
+    "paco": (
+        OnPolicySteps(
+            2, RED_AND_BRIGHT, FlowSDE(), Random(1, among=(1,)), group_size=4, advantage=LogTamed({"a": 1.0, "b": 2.0})
+        ),
+        ClippedSurrogate(clip=1e-4),
+    ),
+    "chain": (
+        OnPolicySteps(2, TWO, FlowSDE(), Random(1), group_size=4, advantage=Chain(("a", "b"))),
+        ClippedSurrogate(clip=1e-4),
+    ),
+    "compared": (
+        OnPolicySteps(2, WinRate(BradleyTerry(Colour(), temperature=0.1)), FlowSDE(), Random(1), group_size=4),
+        ClippedSurrogate(clip=1e-4),
+    ),
+    "ipo": (OnPolicyPairs(2, Colour(), group_size=4), IPO()),
+    "rebel": (OnPolicyPairs(2, Colour(), group_size=4, strength="difference", weights="behaviour"), REBEL()),
+    "draft": (PromptsOnly(2, Colour(), group_size=2), DRaFT(last=2)),
     "alignprop": (PromptsOnly(2, Colour(), group_size=2), AlignProp()),
     "refl": (PromptsOnly(2, Colour(), group_size=2), ReFL(weight=1.0, share=0.5)),
     "rwr": (OnPolicy(2, Colour(), group_size=4), RWR()),

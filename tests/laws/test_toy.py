@@ -7,7 +7,7 @@ and the forward-process family are in tests/alignment/test_htoy.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from alignment.loop import Trainer
 from alignment.objectives.adpo import ADPO
 from alignment.objectives.base import Objective
 from alignment.objectives.dpo import DPO
+from alignment.objectives.ipo import IPO
 from alignment.objectives.kto import KTO
+from alignment.objectives.rebel import REBEL
 from alignment.objectives.rwr import RWR
 from alignment.objectives.seppo import SePPO
 from alignment.objectives.sft import SFT
@@ -34,6 +36,7 @@ from alignment.sources.semi_policy import SemiPolicy
 from tests.toy import GROUPS, REWARD, fit, labelled, near_the_right_mode, pairs, points, saved, toy_run, trainer_of
 
 DRAWN = 500
+HOLD = 12  # updates: enough to tell strengths apart
 ROWS = 64  # a step of those that learn from a file
 
 
@@ -78,6 +81,13 @@ METHODS = {
     "online ADPO": Method(samples(), ADPO(temperature=0.3, anchor="behaviour"), changes=LAST, worse=1.0),
     "online DPO": Method(
         OnPolicyPairs(96, REWARD, group_size=4), DPO(beta=5.0), gain=0.5, right=0.6, changes=FAST, worse=0.3
+    ),
+    "IPO": Method(OnPolicyPairs(96, REWARD, group_size=4), IPO(beta=0.2), gain=0.5, right=0.6, changes=FAST, worse=0.3),
+    "REBEL": Method(
+        OnPolicyPairs(96, REWARD, group_size=4, strength="difference", weights="behaviour"),
+        REBEL(eta=0.1),
+        changes=LAST,
+        worse=0.5,
     ),
     "DPO": Method(OfflinePairs(ROWS), DPO(beta=5.0), data=pairs, changes=FAST, worse=0.5),
     "KTO": Method(Offline(ROWS, rows_per_group=ROWS), KTO(beta=5.0), data=labelled, changes=FAST, worse=0.5),
@@ -151,3 +161,20 @@ def test_flipped_credit_makes_it_worse(folder: Path, base: Measured, name: str) 
     found = trained(folder, method, method.updates // 2, contrary=True)
     assert found.reward < base.reward - method.worse
     assert found.right < base.right
+
+
+# From the weakest hold to the strongest.
+HELD: dict[str, Sequence[Objective]] = {
+    "online DPO": [DPO(beta=beta) for beta in (1.0, 20.0, 400.0)],
+    "DPO": [DPO(beta=beta) for beta in (1.0, 20.0, 400.0)],
+    "KTO": [KTO(beta=beta) for beta in (1.0, 20.0, 400.0)],
+    "online ADPO": [ADPO(temperature=temperature) for temperature in (3.0, 0.3, 0.03)],
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_stronger_hold_keeps_the_policy_nearer_to_the_reference(folder: Path, base: Measured, name: str) -> None:
+    found = [trained(folder, replace(METHODS[name], objective=held, updates=HOLD)) for held in HELD[name]]
+    rewards = [one.reward for one in found]
+    assert rewards[0] > rewards[1] > rewards[2] > base.reward - 0.1
+    assert found[0].spread < found[2].spread
