@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from alignment.batches import Transitions
+from alignment.kernels.surrogate import Channels, log_ratio
 from alignment.loop import microbatches
 from alignment.objectives._noising import draw_points
+from alignment.objectives._surrogate import actions
 from alignment.patient import (
     Finding,
     NotApplicable,
@@ -120,19 +122,21 @@ def _stored(batch: Transitions, k: int) -> tuple[Step, Tensor, Tensor, Tensor]:
 def first_ratio(patient: Patient) -> Finding:
     """Until the first update the policy is the one that sampled: every likelihood ratio is 1.
 
-    Looked at with moved weights, as after some training: an adapter that adds nothing yet hides its own faults.
+    Ratios are those that the objective takes, of whole latents or of single positions. Looked at with moved weights, as
+    after some training: an adapter that adds nothing yet hides its own faults.
     """
     _ = patient.transitions
     trainer = patient.trainer
     small = {name: size for name, size in SMALL.items() if name in settings(trainer.run.source)}
     source = replace(trainer.run.source, **small)  # type: ignore[type-var]  # every kind is a dataclass
     trainer = replace(trainer, run=replace(trainer.run, source=source))
+    channels: Channels = "sum" if settings(trainer.run.objective).get("channels") == "sum" else "mean"
     errors: list[float] = []
 
     def receive(k: int, velocity: Tensor) -> None:
-        step, x, v, x_next = _stored(batch, k)
-        now = step.log_prob(x, velocity.detach()[:, None], x_next)
-        errors.append((now - step.log_prob(x, v, x_next)).flatten(2).mean(dim=2).exp().sub(1).abs().max().item())
+        done = actions(Step.from_coefficients(batch.coefficients[:, k]), batch, k)
+        ratio = log_ratio(velocity.detach(), done, batch.advantage, channels).exp()
+        errors.append((ratio - 1).abs().max().item())
 
     with patient.moved():
         made = trainer.experience(trainer.context(1)).batch
@@ -150,11 +154,13 @@ def first_ratio(patient: Patient) -> Finding:
 
 def _ratio_limit(patient: Patient) -> tuple[float, str]:
     clip = _clip(patient)
-    if patient.exact:
+    by_position = patient.trainer.run.objective.spatial
+    if patient.exact and not (by_position and clip):
         return RATIO, "float32"
     spec = patient.trainer.run.policy
     causes = [spec.autocast and f"{spec.autocast} autocast", spec.dtype != "float32" and f"{spec.dtype} weights"]
     causes += [spec.lora is not None and spec.lora.merge and "adapters merged in rollouts"]
+    causes += [by_position and "ratios of a few numbers each"]
     why = " and ".join(str(cause) for cause in causes if cause)
     return (CLIP_SHARE * clip, f"a tenth of the clip range, for {why}") if clip else (1e-3, why)
 

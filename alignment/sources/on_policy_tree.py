@@ -102,6 +102,9 @@ class OnPolicyTree(Source[Transitions]):
             for number, (part, tree, shares) in enumerate(zip(calls, trees, credit, strict=True), start=first):
                 batches.append(self._batch(ctx, part, tree[depth], shares, depth, number))
         batch = concatenate(batches)
+        # Prompt by prompt, as the rows of all processes follow each other: which rows meet in an update must not hang
+        # on how many processes there are.
+        batch = batch[(batch.group[:, None] == groups.ids).int().argmax(dim=1).argsort(stable=True)]
         if ctx.policy.form.single:
             batch = replace(batch, chunk=torch.arange(len(batch)))
         texts = repeat(groups.prompts, self.group_size)

@@ -121,6 +121,17 @@ def test_a_config_with_adapters_is_healthy(
     assert ("merged" in found["first ratio"].says) == merge
 
 
+def test_rounding_shows_in_ratios_of_single_positions(
+    config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    structure = "source.structure={type: perceptual, backbone: {type: saliency, patch: 4}}"
+    by_position = (structure, "objective={type: vipo, clip: 1e-2}")
+    assert report(capsys, config(), *by_position)[0] == 0
+    code, found = report(capsys, config(), *by_position, "policy.autocast=bfloat16")
+    assert (code, failed(found)) == (1, {"first ratio"})
+    assert "bfloat16" in found["first ratio"].says
+
+
 def test_the_table_has_a_line_for_every_law(config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["doctor", str(config())]) == 0
     said = capsys.readouterr().out

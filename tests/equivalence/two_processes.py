@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,21 +21,32 @@ from alignment.evaluation import Evaluator
 from alignment.loop import Trainer
 from alignment.objectives.base import Loss, Objective
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
+from alignment.objectives.dpo import DPO
+from alignment.objectives.draft import DRaFT
+from alignment.objectives.kto import KTO
 from alignment.objectives.nft import NFT
+from alignment.objectives.seppo import SePPO
 from alignment.objectives.vipo import ViPO
 from alignment.run import Batch as BatchSettings
-from alignment.run import Evaluation, Optimizer, Run, Snapshots
+from alignment.run import Data, Evaluation, Optimizer, Run, Snapshots
 from alignment.sources.base import Source
+from alignment.sources.offline import Offline
+from alignment.sources.offline_pairs import OfflinePairs
 from alignment.sources.on_policy import OnPolicy
+from alignment.sources.on_policy_pairs import OnPolicyPairs
 from alignment.sources.on_policy_steps import OnPolicySteps
+from alignment.sources.on_policy_tree import OnPolicyTree
+from alignment.sources.prompts_only import PromptsOnly
+from alignment.sources.semi_policy import SemiPolicy
 from alignment.structures.perceptual import Perceptual
+from reward_models.colour import Colour
 from reward_models.judges.bradley_terry import BradleyTerry
 from reward_models.remote import Remote
 from reward_models.win_rate import WinRate
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.branch import Branch
 from samplers.windows.fraction import Fraction
-from tests.toy import REWARD, fit, toy_run, trainer_of
+from tests.toy import REWARD, fit, labelled, pairs, toy_run, trainer_of
 
 STEPS = 3
 # The calls of a step train other steps of the loop, so that the processes know other numbers for the record.
@@ -75,7 +87,15 @@ CASES: dict[str, tuple[Source, Objective]] = {
         ClippedSurrogate(clip=1e-2),
     ),
     "nft": (OnPolicy(4, REWARD, group_size=4, weights="behaviour"), NFT()),
+    "tree": (OnPolicyTree(4, FlowSDE(), REWARD, splits=(0, 1)), ClippedSurrogate(clip=1e-2, weight="equal")),
+    "pairs": (OnPolicyPairs(4, REWARD, group_size=4, prompts_per_call=1), DPO(beta=5.0)),
+    "direct": (PromptsOnly(4, Colour(), group_size=4), DRaFT(last=2)),
+    "offline": (Offline(8, rows_per_group=4), KTO(beta=5.0)),
+    "offline pairs": (OfflinePairs(8), DPO(beta=5.0)),
+    "semi": (SemiPolicy(8, every=2), SePPO(beta=5.0)),
 }
+DATA = {"offline": labelled, "offline pairs": pairs, "semi": partial(labelled, wanted=True)}
+"""Who writes the data file of those that learn from one."""
 HELD_OUT = Prompts(("prompt 0", "prompt 1", "prompt 2"))
 IMAGES = 3  # of each: 9 pictures, which two processes cannot share evenly
 
@@ -85,11 +105,13 @@ def run_of(folder: Path, name: str, server: str | None = None) -> Run:
     source, objective = CASES[name]
     if server is not None and name == "served":
         source = replace(source, reward=Remote(server, pixels="float32"))
+    data = {"data": Data(DATA[name](folder))} if name in DATA else {}
     return toy_run(
         folder,
         source,
         objective,
         STEPS,
+        **data,
         batch=BatchSettings(updates=2, microbatch=3),
         snapshots=Snapshots(ema=0.5),
         optimizer=Optimizer(learning_rate=1e-3, weight_decay=0.1),
