@@ -64,7 +64,7 @@ format: $(STAMP) ## Format the code and mend what the linter can mend by itself
 	$(BIN)/ruff check --fix .
 
 coverage: $(STAMP) ## Run the test-suite and report the lines it does not reach
-	$(PYTEST) -n 2 --cov --cov-report=term-missing
+	$(PYTEST) -n 2 --dist loadgroup --cov --cov-report=term-missing
 
 pipelines-table: $(STAMP) ## Make the checks of docs/pipelines.md on every pipeline we know, and write it (minutes)
 	WRITE_TABLE=1 $(PYTEST) -n 2 --dist loadgroup tests/pipelines
