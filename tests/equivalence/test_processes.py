@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.equivalence.two_processes import CASES, outcome, run_of
+from tests.equivalence.two_processes import CASES, outcome, run_of, write_data
 from tests.faults.runs import left_by, prepared, train
 from tests.reward_models.served import served
 from tests.toy import REWARD, saved, trainer_of
@@ -38,7 +38,9 @@ def launched(*command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("toy"), updates=100)
+    folder = saved(tmp_path_factory.mktemp("toy"), updates=100)
+    write_data(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")

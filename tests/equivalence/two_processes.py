@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -94,10 +93,18 @@ CASES: dict[str, tuple[Source, Objective]] = {
     "offline pairs": (OfflinePairs(8), DPO(beta=5.0)),
     "semi": (SemiPolicy(8, every=2), SePPO(beta=5.0)),
 }
-DATA = {"offline": labelled, "offline pairs": pairs, "semi": partial(labelled, wanted=True)}
-"""Who writes the data file of those that learn from one."""
+DATA = {"offline": "labelled.jsonl", "offline pairs": "pairs.jsonl", "semi": "winners/wanted.jsonl"}
+"""Data files of those that learn from one; `write_data` writes them, before there are two who could."""
 HELD_OUT = Prompts(("prompt 0", "prompt 1", "prompt 2"))
 IMAGES = 3  # of each: 9 pictures, which two processes cannot share evenly
+
+
+def write_data(folder: Path) -> None:
+    """Write the data files of `DATA`."""
+    labelled(folder)
+    pairs(folder)
+    (folder / "winners").mkdir()
+    labelled(folder / "winners", wanted=True)
 
 
 def run_of(folder: Path, name: str, server: str | None = None) -> Run:
@@ -105,7 +112,7 @@ def run_of(folder: Path, name: str, server: str | None = None) -> Run:
     source, objective = CASES[name]
     if server is not None and name == "served":
         source = replace(source, reward=Remote(server, pixels="float32"))
-    data = {"data": Data(DATA[name](folder))} if name in DATA else {}
+    data = {"data": Data(str(folder / DATA[name]))} if name in DATA else {}
     return toy_run(
         folder,
         source,
