@@ -209,6 +209,7 @@ class Transitions(Batch):
         coefficients: `[n, K, 3]` float32: (a, b, std) of the step taken; `[n, K, 1, *latent, 3]` where elements of a
             state have times of their own (several streams, tokens), in shapes that broadcast against it.
         advantage: `[n, A]` float32, or `[n, A, *map]` with a map that broadcasts against the latent.
+        mean_std: `[n]` float32, of the steps that may come to be trained, of which these are some.
     """
 
     index: Tensor
@@ -217,6 +218,7 @@ class Transitions(Batch):
     velocity: Tensor
     coefficients: Tensor
     advantage: Tensor
+    mean_std: Tensor
 
     @property
     def actions(self) -> int:

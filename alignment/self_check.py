@@ -102,6 +102,7 @@ def _one_transition(policy: Replayable, prompt: str) -> Transitions:
         velocity=record.velocity[:, None],
         coefficients=rows_of([record.step.for_actions()], 1),
         advantage=torch.ones(1, 1),
+        mean_std=torch.ones(1),
     )
 
 

@@ -95,22 +95,24 @@ class ReplayMismatch(RuntimeError):
 
 @dataclass(frozen=True)
 class Recorded:
-    """One stochastic step as it was taken: states and model output in float32."""
+    """One stochastic step as it was taken: states and model output in float32, and the grid it was a step of."""
 
     x: Tensor
     velocity: Tensor
     x_next: Tensor
     step: Step
+    grid: Grid
 
     @classmethod
     def cat(cls, rows: Sequence[Recorded]) -> Recorded:
         """Return the step that these rows took side by side."""
         x, v, x_next = zip(*((row.x, row.velocity, row.x_next) for row in rows), strict=True)
-        return cls(torch.cat(x), torch.cat(v), torch.cat(x_next), Step.cat([row.step for row in rows]))
+        return cls(torch.cat(x), torch.cat(v), torch.cat(x_next), Step.cat([row.step for row in rows]), rows[0].grid)
 
     def to(self, device: torch.device) -> Recorded:
         """Return it on `device`."""
-        return Recorded(self.x.to(device), self.velocity.to(device), self.x_next.to(device), self.step.to(device))
+        x, v, x_next = (state.to(device) for state in (self.x, self.velocity, self.x_next))
+        return Recorded(x, v, x_next, self.step.to(device), self.grid)
 
 
 @dataclass(frozen=True)
@@ -297,8 +299,9 @@ class Conductor:
                 receive(self._joint(lambda call, _: call.x), self._joined(lambda call, _: call.v), self._joint_grid(k))
             case Act(dynamics, _):
                 x, v = self._joint(lambda call, _: call.x), self._joined(lambda call, _: call.v)
-                x_next, step = self._joint(lambda _, state: state), take(dynamics, self._joint_grid(k), k, k + 1)
-                self.records[k] = Recorded(x.float(), v.float(), x_next.float().clone(), step.to(x.device))
+                x_next, grid = self._joint(lambda _, state: state), self._joint_grid(k)
+                step = take(dynamics, grid, k, k + 1).to(x.device)
+                self.records[k] = Recorded(x.float(), v.float(), x_next.float().clone(), step, grid)
             case _:
                 pass
 

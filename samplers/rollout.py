@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from samplers.conductor import Act, Conductor, Look, Native, Recorded, Round, Skip, Solve
 from samplers.dynamics.base import Dynamics
-from samplers.grid import Grid, take
+from samplers.grid import Grid, mean_std, take
 from samplers.multistep import SecondOrder, strides
 from samplers.step import Step
 from samplers.windows.base import Choice
@@ -79,16 +79,18 @@ class Trajectory:
         pixels: `[P G, F, 3, H, W]` in [0, 1].
         records: The trained steps. In branch mode states are `[P, ...]` and next states `[P, G, ...]`; else both have
             one row a sample, and next states have an action axis of one, `[P G, 1, ...]`.
+        mean_std: Of the steps that calls like this one come to train; 0 where none is trained.
     """
 
     x0: Tensor
     pixels: Tensor
     records: Mapping[int, Recorded]
+    mean_std: float
 
     def to(self, device: torch.device) -> Trajectory:
         """Return it on `device`."""
         records = {k: record.to(device) for k, record in self.records.items()}
-        return Trajectory(self.x0.to(device), self.pixels.to(device), records)
+        return replace(self, x0=self.x0.to(device), pixels=self.pixels.to(device), records=records)
 
 
 def sample(call: Call, plan: Plan) -> Trajectory:
@@ -120,7 +122,9 @@ def sample(call: Call, plan: Plan) -> Trajectory:
                 "gradient. Leave it out of the window (the last step has no noise under ddim and "
                 "coefficient_preserving), or choose another dynamics"
             )
-    return Trajectory(conductor.final.float(), pixels, trained)
+    grid = next((record.grid for record in trained.values()), None)
+    std = 0.0 if grid is None else mean_std(plan.dynamics, grid, plan.choice.eligible or trained)
+    return Trajectory(conductor.final.float(), pixels, trained, std)
 
 
 def observe_prefix(
@@ -140,7 +144,7 @@ def _part(call: Call, plan: Plan, k: int) -> Recorded:
     step = take(plan.dynamics, grid, k, k + 1).to(x.device).for_actions()
     noise = plan.noise(k, x.shape[1:]).to(x.device).unflatten(0, (len(plan.prompts), plan.group_size))
     x_next = step.sample(x[:, None], v[:, None], noise).to(x.dtype)
-    return Recorded(x.float(), v.float(), x_next.float(), step)
+    return Recorded(x.float(), v.float(), x_next.float(), step, grid)
 
 
 def _script(plan: Plan, first: int | None, parted: Recorded | None) -> list[Round]:
@@ -169,7 +173,7 @@ def _noise_of_round(noise: Noise, k: int) -> Callable[[Tensor], Tensor]:
 
 
 def _with_action_axis(record: Recorded) -> Recorded:
-    return Recorded(record.x, record.velocity, record.x_next[:, None], record.step.for_actions())
+    return replace(record, x_next=record.x_next[:, None], step=record.step.for_actions())
 
 
 def _one_row_a_sample(parted: Recorded, group_size: int) -> Recorded:
@@ -177,4 +181,5 @@ def _one_row_a_sample(parted: Recorded, group_size: int) -> Recorded:
         return z.repeat_interleave(group_size, 0) if z.ndim and len(z) == len(parted.x) else z
 
     step = Step(*(each(number) for number in (parted.step.a, parted.step.b, parted.step.std)))
-    return Recorded(each(parted.x), each(parted.velocity), parted.x_next.flatten(0, 1)[:, None], step)
+    x_next = parted.x_next.flatten(0, 1)[:, None]
+    return Recorded(each(parted.x), each(parted.velocity), x_next, step, parted.grid)

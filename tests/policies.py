@@ -99,6 +99,7 @@ def transitions(policy: Policy, made: Plan) -> tuple[Trajectory, Transitions]:
         velocity=torch.stack([s.velocity for s in steps], 1),
         coefficients=rows_of([s.step for s in steps], n),
         advantage=torch.ones(n, steps[0].x_next.shape[1]),
+        mean_std=torch.full((n,), path.mean_std),
     )
     return path, batch
 

@@ -29,8 +29,8 @@ class Stepwise(Objective[Transitions]):
         kl: Weight of the step's Gaussian divergence from the reference, averaged over elements; 0 for none.
         weight: What multiplies a step's loss, with dL/dv = A z |b| / std at rho = 1: "true" leaves it; "equal" gives
             std / |b|, so that every step pulls alike (late steps of Flow-SDE otherwise hold most of the gradient and
-            none of the signal); "sigma" gives std, TempFlow-GRPO's noise-aware weight. The authors divide it by its
-            mean over the steps: a factor that all steps share, which Adam divides out, and which `kl` is relative to.
+            none of the signal); "sigma" gives std over its mean, TempFlow-GRPO's noise-aware weight. The mean is
+            over the steps that the window comes to train, so that weights are 1 on average.
     """
 
     clip: float = 1e-4
@@ -66,7 +66,7 @@ class Stepwise(Objective[Transitions]):
         """
         step = Step.from_coefficients(batch.coefficients[:, k])
         surrogate, ratios = self.surrogate(step, batch, k, velocity)
-        loss = self._step_weight(step) * surrogate
+        loss = self._step_weight(step, batch) * surrogate
         metrics = _ratio_metrics(ratios, int(batch.index[0, k]))
         if reference is not None:
             x = batch.x[:, k]
@@ -79,14 +79,14 @@ class Stepwise(Objective[Transitions]):
     def surrogate(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> tuple[Tensor, Ratios]:
         """Return what is minimised at the k-th trained step, `[n]`, and what is told of its ratios."""
 
-    def _step_weight(self, step: Step) -> Tensor:
+    def _step_weight(self, step: Step, batch: Transitions) -> Tensor:
         match self.weight:
             case "true":
                 return torch.ones_like(per_row(step.std))
             case "equal":
                 return per_row(step.std) / per_row(step.b.abs())
             case "sigma":
-                return per_row(step.std)
+                return per_row(step.std) / batch.mean_std
 
 
 @dataclass(frozen=True)

@@ -156,4 +156,5 @@ class OnPolicySteps(Source[Transitions]):
             velocity=torch.stack([s.velocity for s in steps], 1),
             coefficients=rows_of([s.step for s in steps], n),
             advantage=credit.unflatten(0, (n, -1)),
+            mean_std=torch.full((n,), path.mean_std),
         )

@@ -20,7 +20,7 @@ from reward_models.base import RewardModel, Rewards
 from samplers import Grid, rows_of
 from samplers.conductor import Conductor, Look, Native, Recorded, Round, Skip
 from samplers.dynamics.base import Dynamics
-from samplers.grid import take
+from samplers.grid import mean_std, take
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,18 @@ class OnPolicyTree(Source[Transitions]):
         reward: What scores the leaves.
         splits: Steps at which trajectories part, ascending.
         branching: Children of a node, >= 2.
+        trained: Splits that are learned from (depth pruning); null for all. The deepest holds most of the rows.
         advantage: How the worths of one depth become credit.
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
         overlap: Score the leaves of one pipeline call while the next one makes its own. The result is the same.
 
-    Source: BranchGRPO and TreeGRPO. BranchGRPO takes SDE steps between the splits and trains them too; here, as in
-    TreeGRPO, these are ODE steps, so that a node's worth is that of its split alone. Its code draws the noise of a
-    split four times too large and takes the density without that factor; here both are the dynamics' own. Its pruning
-    is not offered. Depths weigh alike in the update, however many nodes they have.
+    Source: BranchGRPO (arXiv 2509.06040) and TreeGRPO (arXiv 2512.08153). BranchGRPO takes SDE steps between the splits
+    and trains them too; here, as in TreeGRPO, these are ODE steps, so that a node's worth is that of its split alone.
+    Its code draws the noise of a split four times too large and takes the density without that factor; here both are
+    the dynamics' own. TreeGRPO weighs children by their log densities where worth climbs up, BranchGRPO may; here it is
+    the mean, which no draw of the noise biases. BranchGRPO's width pruning, which drops some leaves from the update, is
+    not offered: a node is one row whatever its actions, so that it would save nothing. Depths weigh alike in the
+    update, however many nodes they have.
     """
 
     prompts: int
@@ -54,6 +58,7 @@ class OnPolicyTree(Source[Transitions]):
     reward: RewardModel  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
     splits: tuple[int, ...] = (0, 1, 2)
     branching: int = 2
+    trained: tuple[int, ...] | None = None
     advantage: Advantage = GroupNorm()
     prompts_per_call: int | None = None
     overlap: bool = True
@@ -64,6 +69,8 @@ class OnPolicyTree(Source[Transitions]):
             raise ConfigError(f"splits must be one or more steps >= 0, ascending, got {self.splits}")
         if self.branching < 2:
             raise ConfigError(f"branching must be >= 2, got {self.branching}: a node without siblings has no credit")
+        if self.trained is not None and not 0 < len(set(self.trained) & set(self.splits)) == len(self.trained):
+            raise ConfigError(f"trained must be one or more of the splits {self.splits}, got {self.trained}")
         check_geometry(self.prompts, self.group_size, self.prompts_per_call)
         if not self.dynamics.stochastic:
             raise ConfigError(
@@ -75,6 +82,11 @@ class OnPolicyTree(Source[Transitions]):
     def group_size(self) -> int:
         """Leaves of a prompt."""
         return self.branching ** len(self.splits)
+
+    @property
+    def depths(self) -> list[int]:
+        """Depths that are learned from."""
+        return [d for d, k in enumerate(self.splits) if self.trained is None or k in self.trained]
 
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Transitions]:
         """Grow, score and credit."""
@@ -97,7 +109,7 @@ class OnPolicyTree(Source[Transitions]):
         refuse(ctx, everywhere.value, self.reward)
         first = ctx.world.rank * len(calls)
         batches = []
-        for depth in range(len(self.splits)):
+        for depth in self.depths:
             credit = self._credit(ctx, everywhere, ids, depth).split(size * self.branching ** (depth + 1))
             for number, (part, tree, shares) in enumerate(zip(calls, trees, credit, strict=True), start=first):
                 batches.append(self._batch(ctx, part, tree[depth], shares, depth, number))
@@ -144,7 +156,7 @@ class OnPolicyTree(Source[Transitions]):
             children = leaves.view(-1, self.group_size // (rows * self.branching))[:, 0]
             noise = ctx.draw.normal("action", children, k, x.shape[1:]).to(x.device).unflatten(0, (len(x), -1))
             x_next = step.sample(x[:, None], v[:, None], noise).to(x.dtype)
-            nodes.append(Recorded(x.float(), v.float(), x_next.float(), step))
+            nodes.append(Recorded(x.float(), v.float(), x_next.float(), step, grid))
         seeds = self._seeds(ctx, part, self.group_size)
         script = [*self._behind(nodes), *([Native()] * (ctx.policy.rounds - self.splits[-1] - 1))]
         clips = ctx.policy.call(Conductor(script), repeat(part.prompts, self.group_size), seeds, pixels=True)
@@ -174,8 +186,8 @@ class OnPolicyTree(Source[Transitions]):
         nodes = Rewards(worth(leaves.value), {name: worth(part) for name, part in leaves.parts.items()})
         credit = self.advantage(nodes, group[::below])
         # A row counts once in the mean over rows, and there are more of them the deeper they are.
-        rows = [self.branching**d for d in range(len(self.splits))]
-        return credit[ctx.world.share(len(credit))] * (sum(rows) / (len(rows) * rows[depth]))
+        rows = {d: self.branching**d for d in self.depths}
+        return credit[ctx.world.share(len(credit))] * (sum(rows.values()) / (len(rows) * rows[depth]))
 
     def _batch(
         self, ctx: Context, part: Groups, node: Recorded, credit: Tensor, depth: int, number: int
@@ -193,4 +205,5 @@ class OnPolicyTree(Source[Transitions]):
             velocity=node.velocity[:, None],
             coefficients=rows_of([node.step], n),
             advantage=credit.reshape(n, self.branching),
+            mean_std=torch.full((n,), mean_std(self.dynamics, node.grid, [self.splits[d] for d in self.depths])),
         )

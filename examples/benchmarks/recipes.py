@@ -7,7 +7,7 @@ With `--steps` every recipe takes so many. Else each first runs a few steps to l
 its config, and every other one as many as fit into the time of those. Every run is an ordinary run in the folder. A run
 that is finished there is not run again, so that a benchmark that was stopped goes on where it was. The table is written
 as JSON, and with `--table` into a page of Markdown, between the marks `<!-- NAME -->` and `<!-- end of NAME -->` of its
-`--section`.
+`--section`, where rows of recipes that were not asked for stay as they are.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from alignment import config, run_folder
-from alignment.statistics import over_runs
-from examples.benchmarks.gains_picture import draw_gains
+from examples.benchmarks.gains_page import HEADINGS, Row, write_rows
 
 CALIBRATION_STEPS = 13
 Outcome = Mapping[str, Any]
@@ -73,72 +72,31 @@ def metric_of(run: Outcome, metric: str) -> Mapping[str, Any] | None:
     return next(found, None)
 
 
-def gains_of(runs: Sequence[Outcome], metric: str) -> list[float]:
-    """Return by how much a held-out metric rose in each run that has it."""
+def row_of(recipe: str, runs: Sequence[Outcome], metric: str) -> Row | None:
+    """Return what a recipe did to a held-out metric; None where a run does not have it."""
     ends = [end for run in runs if (end := metric_of(run, metric)) is not None]
-    return [end["final"]["mean"] - end["base"]["mean"] for end in ends]
+    if len(ends) < len(runs):
+        return None
+    return Row(
+        recipe,
+        tuple(run["steps"] for run in runs),
+        statistics.mean(run["training_seconds"] for run in runs),
+        statistics.mean(end["base"]["mean"] for end in ends),
+        statistics.mean(end["final"]["mean"] for end in ends),
+        tuple(end["final"]["mean"] - end["base"]["mean"] for end in ends),
+    )
 
 
 def table(found: Mapping[str, Sequence[Outcome]], metrics: Sequence[str]) -> Table:
-    """Return a row a recipe: means over seeds before and after, and the gain of each seed."""
-    made = Table(title="held-out prompts; gain of each seed, and its mean with a 95 % interval over seeds")
-    for heading in ("recipe", "steps", "training s", "metric", "before", "after", "gain of each seed", "mean gain"):
+    """Return a row a recipe and metric: means over seeds before and after, and the gain of each seed."""
+    made = Table(title="held-out prompts")
+    for heading in ("metric", *HEADINGS):
         made.add_column(heading)
     for recipe, runs in found.items():
         for metric in metrics:
-            ends = [end for run in runs if (end := metric_of(run, metric)) is not None]
-            if not ends:
-                continue
-            gains = gains_of(runs, metric)
-            spread = over_runs(gains) if len(gains) > 1 else None
-            made.add_row(
-                recipe,
-                str(runs[0]["steps"]),
-                f"{statistics.mean(run['training_seconds'] for run in runs):.0f}",
-                metric,
-                f"{statistics.mean(end['base']['mean'] for end in ends):.3f}",
-                f"{statistics.mean(end['final']['mean'] for end in ends):.3f}",
-                " ".join(f"{gain:+.3f}" for gain in gains),
-                "" if spread is None else f"{spread.mean:+.3f} [{spread.low:+.3f}, {spread.high:+.3f}]",
-            )
+            if (row := row_of(recipe, runs, metric)) is not None:
+                made.add_row(metric, recipe, *row.cells)
     return made
-
-
-def page(found: Mapping[str, Sequence[Outcome]], metric: str, links: Mapping[str, str]) -> str:
-    """Return a Markdown table of one metric, a row a recipe, the largest mean gain first."""
-    rows = []
-    for recipe, runs in found.items():
-        ends = [end for run in runs if (end := metric_of(run, metric)) is not None]
-        if len(ends) < len(runs):
-            continue
-        gains = gains_of(runs, metric)
-        spread = over_runs(gains) if len(gains) > 1 else None
-        cells = (
-            f"[`{recipe}`]({links[recipe]})",
-            " ".join(str(run["steps"]) for run in runs),
-            f"{statistics.mean(run['training_seconds'] for run in runs):.0f}",
-            f"{statistics.mean(end['base']['mean'] for end in ends):.3f}",
-            f"{statistics.mean(end['final']['mean'] for end in ends):.3f}",
-            " ".join(f"{gain:+.3f}" for gain in gains),
-            "" if spread is None else f"{spread.mean:+.3f} [{spread.low:+.3f}, {spread.high:+.3f}]",
-        )
-        rows.append((-statistics.mean(gains), f"| {' | '.join(cells)} |"))
-    heading = "| recipe | steps | training s | before | after | gain of each seed | mean gain, 95 % over seeds |"
-    return "\n".join([heading, "|---|---|---|---|---|---|---|", *(row for _, row in sorted(rows))])
-
-
-def write_page(file: Path, section: str, text: str) -> None:
-    """Put a table into a section of a page, between its marks.
-
-    Raises:
-        SystemExit: If the page has no such marks.
-    """
-    before = file.read_text(encoding="utf-8")
-    begin, end = f"<!-- {section} -->", f"<!-- end of {section} -->"
-    if begin not in before or end not in before:
-        raise SystemExit(f"{file} has no place for the table {section!r}: it needs the lines {begin} and {end}")
-    start, rest = before.split(begin, 1)
-    file.write_text(f"{start}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
 
 def steps_of(given: argparse.Namespace, pool: ThreadPoolExecutor) -> dict[str, int]:
@@ -185,7 +143,7 @@ def main() -> None:
     parser.add_argument("--metrics", nargs="+", default=["strict", "graded"])
     parser.add_argument("--folder", type=Path, default=Path("runs"))
     parser.add_argument(
-        "--table", type=Path, help="a page of Markdown, whose table of the first metric is written anew"
+        "--table", type=Path, help="a page of Markdown, into whose table the rows of the first metric are written"
     )
     parser.add_argument("--section", default="table", help="of that page")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="laid over every recipe")
@@ -194,14 +152,11 @@ def main() -> None:
     Console(width=160).print(table(found, given.metrics))
     (given.folder / f"{given.section}.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
     if given.table is not None:
-        links = {Path(recipe).stem: os.path.relpath(recipe, given.table.parent) for recipe in given.recipes}
-        told = page(found, given.metrics[0], links)
         where = f"{platform.machine()} with {os.cpu_count()} cores, {given.parallel} at once, threads: {given.threads}"
-        gains = {recipe: rose for recipe, runs in found.items() if (rose := gains_of(runs, given.metrics[0]))}
-        drawn = given.table.with_name(f"{given.table.stem}_{given.section}.png")
-        draw_gains(gains, given.metrics[0], drawn)
-        told = f"![What each seed gained]({drawn.name})\n\n{told}"
-        write_page(given.table, given.section, f"{told}\n\nSeeds {' '.join(map(str, given.seeds))}; {where}.")
+        rows = [row for recipe, runs in found.items() if (row := row_of(recipe, runs, given.metrics[0])) is not None]
+        recipes = os.path.relpath(Path(given.recipes[0]).parent, given.table.parent)
+        below = f"Seeds {' '.join(map(str, given.seeds))}; {where}."
+        write_rows(given.table, given.section, rows, given.metrics[0], recipes, below)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ class Choice:
         stochastic: Steps drawn from the SDE, ascending; all others are ODE steps.
         trained: Steps that are learned from, ascending; a subset of `stochastic`.
         branch: Whether the samples of a group part only at the one stochastic step.
+        eligible: Steps that calls like this one come to train, each as often as it comes up; empty: the trained ones.
     """
 
     stochastic: tuple[int, ...]
     trained: tuple[int, ...]
     branch: bool = False
+    eligible: tuple[int, ...] = ()
 
 
 @runtime_checkable

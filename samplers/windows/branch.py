@@ -36,4 +36,4 @@ class Branch(Window):
                 f"branching at step {max(self.steps)} needs more than {rounds} steps: the last has no noise"
             )
         k = self.steps[(step + chunk) % len(self.steps)]
-        return Choice((k,), (k,), branch=True)
+        return Choice((k,), (k,), branch=True, eligible=self.steps)

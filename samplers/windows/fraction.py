@@ -34,4 +34,4 @@ class Fraction(Window):
         count = int(len(steps) * self.fraction)
         if count == 0:
             raise ValueError(f"int({len(steps)} steps x fraction {self.fraction}) = 0: no step would be trained")
-        return Choice(tuple(steps), pick(steps, count, generator))
+        return Choice(tuple(steps), pick(steps, count, generator), eligible=tuple(steps))

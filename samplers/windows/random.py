@@ -36,9 +36,9 @@ class Random(Window):
             steps = [k for k in steps if k in self.among]
         if len(steps) < self.size:
             raise ValueError(f"a window of {self.size} steps cannot be drawn from {len(steps)} eligible ones {steps}")
-        if self.contiguous:
-            start = int(torch.randint(len(steps) - self.size + 1, (1,), generator=generator))
-            chosen = tuple(steps[start : start + self.size])
-        else:
+        if not self.contiguous:
             chosen = pick(steps, self.size, generator)
-        return Choice(chosen, chosen)
+            return Choice(chosen, chosen, eligible=tuple(steps))
+        runs = [tuple(steps[start : start + self.size]) for start in range(len(steps) - self.size + 1)]
+        chosen = runs[int(torch.randint(len(runs), (1,), generator=generator))]
+        return Choice(chosen, chosen, eligible=sum(runs, ()))

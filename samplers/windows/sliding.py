@@ -40,4 +40,4 @@ class Sliding(Window):
         edges = [*range(0, len(steps) - self.size, self.stride), len(steps) - self.size]
         left = edges[(step // self.every) % len(edges)]
         chosen = tuple(steps[left : left + self.size])
-        return Choice(chosen, chosen)
+        return Choice(chosen, chosen, eligible=tuple(k for edge in edges for k in steps[edge : edge + self.size]))

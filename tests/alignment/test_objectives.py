@@ -24,6 +24,7 @@ from samplers.path import RectifiedFlow, VariancePreserving
 PATH = RectifiedFlow()
 ROWS, ACTIONS, LATENT = 3, 4, (2, 3)
 A, B, STD = 0.9, -0.3, 0.5
+MEAN_STD = 0.4
 
 FLOAT32 = 1e-5  # relative, of densities computed in float32
 DIFFERENCE = 1e-6  # step of central differences in float64
@@ -45,6 +46,7 @@ def transitions(advantage: Tensor) -> Transitions:
         velocity=v,
         coefficients=torch.tensor([A, B, STD]).expand(ROWS, 1, 3),
         advantage=advantage,
+        mean_std=torch.full((ROWS,), MEAN_STD),
     )
 
 
@@ -137,7 +139,7 @@ def test_the_divergence_is_that_of_torch_distributions() -> None:
     torch.testing.assert_close(loss.per_row, 2 * expected, rtol=FLOAT32, atol=0)
 
 
-@pytest.mark.parametrize(("weight", "factor"), [("true", 1.0), ("equal", STD / abs(B)), ("sigma", STD)])
+@pytest.mark.parametrize(("weight", "factor"), [("true", 1.0), ("equal", STD / abs(B)), ("sigma", STD / MEAN_STD)])
 def test_a_step_weight_multiplies_the_surrogate(weight: str, factor: float) -> None:
     batch = transitions(torch.randn(ROWS, ACTIONS))
     v = batch.velocity[:, 0]

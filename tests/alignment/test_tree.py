@@ -62,6 +62,7 @@ def test_a_tree_of_one_split_is_a_branching_window(trainer: Trainer) -> None:
     window = grown(trainer, OnPolicySteps(PROMPTS, REWARD, FlowSDE(), Branch((2,)), group_size=6))
     for name in ("seeds", "group", "index", "x", "x_next", "velocity", "coefficients", "advantage"):
         torch.testing.assert_close(getattr(tree, name), getattr(window, name), rtol=0, atol=0, msg=name)
+    assert torch.equal(tree.mean_std, window.mean_std)
 
 
 def test_siblings_leave_one_state_and_cousins_others(trainer: Trainer) -> None:
@@ -85,6 +86,21 @@ def test_a_node_is_worth_the_mean_of_its_leaves_and_depths_weigh_alike(trainer: 
         assert part.advantage.view(PROMPTS, -1).sum(dim=1).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("trained", [(4,), (1, 2), (2, 4)], ids=str)
+def test_pruned_depths_have_no_rows_and_the_others_are_as_they_were(trainer: Trainer, trained: tuple[int, ...]) -> None:
+    whole, pruned = grown(trainer, TREE), grown(trainer, replace(TREE, trained=trained))
+    rows = {depth: len(at(whole, depth)) for depth, k in enumerate(SPLITS) if k in trained}
+    assert len(pruned) == sum(rows.values())
+    for depth, count in rows.items():
+        before, after = at(whole, depth), at(pruned, depth)
+        for name in ("seeds", "group", "index", "x", "x_next", "velocity", "coefficients"):
+            assert torch.equal(getattr(after, name), getattr(before, name)), name
+        # Each depth's share of a mean over rows: a third of all before, now one in as many as are trained.
+        torch.testing.assert_close(
+            after.advantage * count * len(rows) / len(pruned), before.advantage * count * len(SPLITS) / len(whole)
+        )
+
+
 def test_it_learns_from_ratios_of_one(trainer: Trainer) -> None:
     lines = fit(trainer)
     assert all(line["ratio/first_error_max"] <= EXACT for line in lines)
@@ -98,6 +114,9 @@ def test_what_cannot_be_a_tree_is_refused(trainer: Trainer) -> None:
         ({"branching": 1}, "without siblings"),
         ({"dynamics": ODE()}, "deterministic"),
         ({"prompts_per_call": 3}, "must divide prompts"),
+        ({"trained": ()}, "one or more of the splits"),
+        ({"trained": (1, 3)}, r"of the splits \(1, 2, 4\), got \(1, 3\)"),
+        ({"trained": (1, 1)}, "one or more of the splits"),
     ):
         with pytest.raises(ConfigError, match=says):
             replace(TREE, **changes)

@@ -51,6 +51,7 @@ def transitions(credit: Tensor, maps: Tensor, packed: bool) -> Transitions:
         velocity=v,
         coefficients=torch.tensor([A, B, STD]).expand(ROWS, 1, 3),
         advantage=credit.reshape(ROWS, ACTIONS, *(1,) * len(latent)) * laid,
+        mean_std=torch.full((ROWS,), STD),
     )
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of recipes: what is finished is not run again, and the table in a page is all that changes."""
+"""The benchmark of recipes: what is finished is not run again, and a row of the page changes alone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from alignment import run_folder
+from examples.benchmarks.gains_page import Row, write_rows
 from examples.benchmarks.gains_picture import draw_gains
-from examples.benchmarks.recipes import page, run_all, write_page
+from examples.benchmarks.recipes import row_of, run_all
 
 RECIPES = ["configs/one.yaml", "configs/two.yaml"]
 SEEDS = [0, 1]
@@ -37,27 +38,44 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("seconds", "steps"), [(180.0, None), (None, 7)])
-def test_a_finished_benchmark_runs_nothing_and_is_told_best_first(
-    folder: Path, seconds: float | None, steps: int | None
-) -> None:
+def test_a_finished_benchmark_runs_nothing(folder: Path, seconds: float | None, steps: int | None) -> None:
     given = argparse.Namespace(
         folder=folder, parallel=1, threads=1, recipes=RECIPES, seeds=SEEDS, seconds=seconds, steps=steps, set=[]
     )
     found = run_all(given)  # there are no such recipes: running one would fail
-    told = page(found, "strict", {"one": "../configs/one.yaml", "two": "../configs/two.yaml"}).splitlines()
-    assert [row.split("`")[1] for row in told[2:]] == ["two", "one"]
-    assert "| 7 7 | 12 | 0.500 | 0.750 | +0.300 +0.200 | +0.250 [" in told[2]
+    row = row_of("two", found["two"], "strict")
+    assert row is not None
+    assert row.cells[:5] == ("7 7", "12", "0.500", "0.750", "+0.300 +0.200")
+    assert row_of("two", found["two"], "another") is None
 
 
-def test_what_stands_around_a_table_stays(tmp_path: Path) -> None:
+ROWS = {
+    "good": Row("good", (3, 4), 180.0, 0.5, 0.75, (0.3, 0.2)),
+    "bad": Row("bad", (5, 5), 179.0, 0.5, 0.4, (-0.1, -0.1)),
+    "fair": Row("fair", (9, 9), 181.0, 0.5, 0.6, (0.1, 0.1)),
+}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_a_row_is_read_as_it_was_written(row: Row) -> None:
+    assert Row.read(row.line("../configs")) == row
+
+
+def test_a_table_grows_recipe_by_recipe_best_first_and_what_stands_around_it_stays(tmp_path: Path) -> None:
     file = tmp_path / "page.md"
-    one, other = "<!-- one -->\nold\n<!-- end of one -->", "<!-- other -->\nold\n<!-- end of other -->"
+    one, other = "<!-- one -->\nold\n<!-- end of one -->", "<!-- other -->\n<!-- end of other -->"
     file.write_text(f"above\n{one}\nbetween\n{other}\nbelow\n")
-    for text in ("first", "second"):
-        write_page(file, "other", text)
-    assert file.read_text() == f"above\n{one}\nbetween\n{other.replace('old', 'second')}\nbelow\n"
+    better = Row("fair", (9, 9), 181.0, 0.5, 0.9, (0.4, 0.4))
+    for rows in ([ROWS["good"], ROWS["bad"]], [ROWS["fair"]], [better]):
+        write_rows(file, "other", rows, "strict", "../configs", "by whom")
+    told = file.read_text()
+    assert told.startswith(f"above\n{one}\nbetween\n<!-- other -->\n![")
+    assert told.endswith("\n\nby whom\n<!-- end of other -->\nbelow\n")
+    lines = [line for line in told.splitlines() if line.startswith("| [")]
+    assert [Row.read(line) for line in lines] == [better, ROWS["good"], ROWS["bad"]]
+    assert (tmp_path / "page_other.png").exists()
     with pytest.raises(SystemExit, match="has no place for the table 'third'"):
-        write_page(file, "third", "text")
+        write_rows(file, "third", [], "strict", "../configs", "by whom")
 
 
 def test_the_picture_grows_by_the_recipe(tmp_path: Path) -> None:

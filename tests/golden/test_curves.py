@@ -18,7 +18,9 @@ from alignment import latents
 from alignment.advantages.batch_norm import BatchNorm
 from alignment.advantages.chain import Chain
 from alignment.advantages.gdpo import GDPO
+from alignment.advantages.lexicographic import Lexicographic
 from alignment.advantages.log_tamed import LogTamed
+from alignment.advantages.min import Min
 from alignment.advantages.weighted import Weighted as WeightedAdvantage
 from alignment.backbones.saliency import Saliency
 from alignment.objectives.adpo import ADPO
@@ -61,6 +63,7 @@ from reward_models.win_rate import WinRate
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.ddim import DDIM
 from samplers.dynamics.flow_sde import FlowSDE
+from samplers.windows.all import All
 from samplers.windows.branch import Branch
 from samplers.windows.fraction import Fraction
 from samplers.windows.random import Random
@@ -130,6 +133,30 @@ METHODS: dict[str, tuple[Source, Objective]] = {
     ),
     "chain": (
         OnPolicySteps(2, TWO, FlowSDE(), Random(1), group_size=4, advantage=Chain(("a", "b"))),
+        ClippedSurrogate(clip=1e-4),
+    ),
+    "flow": (
+        OnPolicySteps(2, Colour(), FlowSDE(), All(), group_size=4, shared_noise=False, advantage=BatchNorm()),
+        ClippedSurrogate(clip=1e-4, kl=0.04),
+    ),
+    "flow_fast": (
+        OnPolicySteps(2, Colour(), FlowSDE(), Random(1, contiguous=True), group_size=4),
+        ClippedSurrogate(clip=1e-4),
+    ),
+    "flash": (
+        OnPolicySteps(2, Colour(), FlowSDE(), Sliding(1, every=5), group_size=4, tail=0.4),
+        ClippedSurrogate(clip=1e-4),
+    ),
+    "tempflow": (
+        OnPolicySteps(2, Colour(), FlowSDE(), Branch((0, 1)), group_size=6, prompts_per_call=1),
+        ClippedSurrogate(clip=1e-2, weight="sigma"),
+    ),
+    "min": (
+        OnPolicySteps(2, TWO, FlowSDE(), Random(1), group_size=4, advantage=Min(("a", "b"))),
+        ClippedSurrogate(clip=1e-4),
+    ),
+    "lexicographic": (
+        OnPolicySteps(2, TWO, FlowSDE(), Random(1), group_size=4, advantage=Lexicographic(("a", "b"))),
         ClippedSurrogate(clip=1e-4),
     ),
     "compared": (

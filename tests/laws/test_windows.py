@@ -55,6 +55,13 @@ def test_the_last_step_is_left_out_by_default_and_all_others_come_up(window, rou
     assert seen == eligible
 
 
+@pytest.mark.parametrize("rounds", ROUNDS)
+def test_a_choice_knows_what_may_come_up(window, rounds):
+    choices = [window.choose(rounds, step, step % 3, generator(step)) for step in range(SWEEP)]
+    for choice in choices:
+        assert set(choice.eligible or choice.trained) == {k for other in choices for k in other.trained}
+
+
 def test_the_last_step_comes_up_where_it_is_asked_for(window):
     if "drop_last" not in vars(window):
         return

@@ -5,6 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
+from samplers.dynamics.flow_sde import FlowSDE
+from samplers.grid import flow_grid, mean_std
 from samplers.windows.all import All
 from samplers.windows.base import Choice
 from samplers.windows.branch import Branch
@@ -57,6 +59,24 @@ def test_calls_of_a_step_take_the_branches_in_turn_and_the_next_step_rotates_the
     turns = [[window.choose(6, step, chunk, generator()).trained[0] for chunk in range(4)] for step in range(2)]
     assert turns == [[0, 1, 1, 2], [1, 1, 2, 0]]
     assert window.choose(6, 0, 0, generator()).branch
+
+
+@pytest.mark.parametrize(
+    "window",
+    [Branch((0, 1, 1, 3)), Sliding(size=2, stride=2, every=1), Fraction(0.5), Random(1), Random(2, contiguous=True)],
+    ids=lambda window: type(window).__name__,
+)
+def test_steps_that_weigh_as_much_as_they_have_noise_weigh_one_on_average(window):
+    """TempFlow-GRPO's weights: std over the mean std of what comes up, as often as it does."""
+    dynamics, grid = FlowSDE(0.7), flow_grid(torch.linspace(1, 0, 8))
+    deterministic = isinstance(window, (Branch, Sliding))
+    weights = []
+    for step in range(60 if deterministic else 4000):
+        choice = window.choose(7, step, 0, generator(step))
+        mean = mean_std(dynamics, grid, choice.eligible)
+        weights += [dynamics.step(grid, k, k + 1).std.item() / mean for k in choice.trained]
+    assert sum(weights) / len(weights) == pytest.approx(1, rel=1e-5 if deterministic else 0.03)
+    assert max(weights) > 1.2 > 0.8 > min(weights)
 
 
 @pytest.mark.parametrize(
