@@ -123,6 +123,7 @@ def _numbers(run: Run) -> Iterator[Problem]:
         "evaluation.every": (evaluation.every, 0),
         "evaluation.grid": (evaluation.grid, 1),
         "snapshots.behaviour_rate": (run.snapshots.behaviour_rate, 0),
+        "snapshots.every": (run.snapshots.every, 1),
         "output.save_every": (run.output.save_every, 0),
         "output.keep": (run.output.keep, 1),
     }

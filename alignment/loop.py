@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from alignment.draw import Draw
 from alignment.errors import ConfigError
 from alignment.objectives.base import Objective
 from alignment.policy import Policy
-from alignment.run import Run
+from alignment.run import Run, Snapshots
 from alignment.runtime import Runtime, learning_rate, peak_memory
 
 AfterStep = Callable[[int, Experience[Batch], dict[str, float]], None]
@@ -47,10 +47,11 @@ class Trainer:
             experience = self.experience(ctx)
             sampled = time.perf_counter()
             self.learn(ctx, experience.batch)
-            refresh(self.run, self.policy, step)
+            learned = {**experience.metrics, **self.runtime.metrics()}
+            refresh(self.run, self.policy, step, learned)
             end = time.perf_counter()
             seconds = {"total": end - start, "update": end - sampled, **experience.seconds}
-            after(step, experience, self._metrics(step, experience, seconds))
+            after(step, experience, learned | self._metrics(step, experience, seconds))
 
     def context(self, step: int) -> Context:
         """Return the surroundings of one step."""
@@ -73,8 +74,6 @@ class Trainer:
     def _metrics(self, step: int, experience: Experience[Batch], seconds: dict[str, float]) -> dict[str, float]:
         samples = (len(experience.prompts) or len(experience.batch)) * self.runtime.world.size
         return {
-            **experience.metrics,
-            **self.runtime.metrics(),
             "learning_rate": learning_rate(self.run.optimizer, step, self.run.steps),
             "ema/decay": ema_decay(self.run, step),
             "updates": float(self.run.batch.updates),
@@ -135,12 +134,30 @@ def microbatches(batch: Batch, rows: Tensor, size: int, unit: int = 1) -> Iterat
         yield from rows[batch.chunk[rows] == chunk].split(max(size - size % unit, unit))
 
 
-def refresh(run: Run, policy: Policy, step: int) -> None:
-    """Let the averaged copies follow the live weights."""
+def refresh(run: Run, policy: Policy, step: int, metrics: Mapping[str, float]) -> None:
+    """Let the averaged copies follow the live weights.
+
+    Raises:
+        ConfigError: If a copy waits for a metric that the step does not have.
+    """
     if "ema" in policy.snapshots:
         policy.refresh("ema", ema_decay(run, step))
-    if "behaviour" in policy.snapshots:
+    if "behaviour" in policy.snapshots and behaviour_is_due(run.snapshots, step, metrics):
         policy.refresh("behaviour", min(run.snapshots.behaviour, run.snapshots.behaviour_rate * (step + 1)))
+
+
+def behaviour_is_due(snapshots: Snapshots, step: int, metrics: Mapping[str, float]) -> bool:
+    """Return whether the behaviour copy follows after this step.
+
+    Raises:
+        ConfigError: If it waits for a metric that the step does not have.
+    """
+    if lacking := snapshots.above.keys() - metrics.keys():
+        raise ConfigError(
+            f"snapshots.above: the run has no metric {', '.join(sorted(lacking))}; step {step} has "
+            f"{', '.join(sorted(metrics))}"
+        )
+    return (step + 1) % snapshots.every == 0 and all(metrics[name] > least for name, least in snapshots.above.items())
 
 
 def ema_decay(run: Run, step: int) -> float:

@@ -60,11 +60,16 @@ class Snapshots:
         behaviour: Largest decay of the weights that sample experience where an objective asks for them
             (DiffusionNFT's "old" policy); its warm-up is `behaviour_rate` a step.
         behaviour_rate: Growth of the behaviour decay a step, up to `behaviour`.
+        every: Steps from one refresh of the behaviour copy to the next.
+        above: The behaviour copy is refreshed only after a step in which each of these metrics, by its name in
+            metrics.jsonl, was above its number: ADPO's anchor that moves when a divergence has grown too large.
     """
 
     ema: float = 0.0
     behaviour: float = 0.5
     behaviour_rate: float = 0.001
+    every: int = 1
+    above: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

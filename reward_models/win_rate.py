@@ -37,7 +37,9 @@ class WinRate(RewardModel):
             shown first, at twice the price.
         batch_size: Pairs the judge is asked about at once.
 
-    Source: Pref-GRPO (arXiv 2508.20751), where all samples of a group meet.
+    Source: Pref-GRPO (arXiv 2508.20751), where all samples of a group meet. Its code shows each pair one way round,
+    counts an answer that cannot be read as a draw, and rounds to three decimals; here a comparison that failed is left
+    out, so that a judge's troubles are no verdict.
     """
 
     judge: PairwiseJudge

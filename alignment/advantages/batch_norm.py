@@ -22,7 +22,8 @@ class BatchNorm(Advantage):
         delta: Added to the std.
         limit: Largest |A|.
 
-    Source: Flow-GRPO (arXiv 2505.05470), code (`global_std`): numpy's biased std and delta 1e-4.
+    Source: Flow-GRPO (arXiv 2505.05470), code (`global_std`): numpy's biased std and delta 1e-4. The paper has the std
+    of the group, which is `group_norm`.
     """
 
     delta: float = 1e-4

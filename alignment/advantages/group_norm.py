@@ -21,7 +21,9 @@ class GroupNorm(Advantage):
         limit: Largest |A|.
 
     Source: DanceGRPO (arXiv 2505.07818), eq. 7 and its code: unbiased, delta 1e-8, limit 5. A group whose scores are
-    all equal gets 0, where the authors' code divides 0 by 1e-8.
+    all equal gets 0, where the authors' code divides 0 by 1e-8. DDPO (arXiv 2305.13301) takes mean and std of the last
+    16 or 32 scores of a prompt over several steps; here of the samples of one step, so that credit sums to 0 in a group
+    and a resumed run needs no history.
     """
 
     delta: float = 1e-8

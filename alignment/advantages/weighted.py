@@ -19,10 +19,10 @@ class Weighted(ByWeight):
 
     Attributes:
         delta: Added to the std of each part.
-        limit: Largest |A|.
+        limit: Largest |z_k|, as of a reward alone.
 
     Source: MixGRPO (arXiv 2507.21802), "advantage aggregation" in its code. DanceGRPO (arXiv 2505.07818) on video adds
-    up one clipped loss a reward, which is this where no ratio is clipped.
+    up one clipped loss a reward, each with credit of its own, which is this where no ratio is clipped.
     """
 
     delta: float = 1e-8
@@ -31,5 +31,5 @@ class Weighted(ByWeight):
     def __call__(self, rewards: Rewards, group: Tensor) -> Tensor:
         """Return `[B]` float32."""
         parts = parts_of(rewards, self.reads)
-        total = weighted({name: z_score(part, group, self.delta) for name, part in parts.items()}, self.weights)
-        return total.clamp(-self.limit, self.limit)
+        scores = {name: z_score(part, group, self.delta, self.limit) for name, part in parts.items()}
+        return weighted(scores, self.weights)

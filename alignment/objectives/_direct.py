@@ -54,18 +54,31 @@ class Direct(Objective[Starts]):
         """
         assert ctx.reward is not None  # `checks` refuses a run without
         first, rounds = self.first(ctx), ctx.policy.rounds
-        start = [*([Skip()] * (first - 1)), Skip(_state(ctx, batch, first))] if first else []
-        conductor = Conductor([*start, *self.finish(first, rounds)])
-        with torch.enable_grad():
-            pixels = ctx.policy.call(conductor, batch.prompts, batch.seeds, pixels=True, grad=True)
-            if pixels is None or not pixels.requires_grad:
-                raise PipelineError(
-                    f"policy.pipeline: what {type(ctx.policy.pipe).__name__} does after its last round lets no "
-                    "gradient through (decoding without graph, or conversion to numpy); choose an objective that "
-                    "learns from samples, such as nft or clipped_surrogate"
-                )
-            media = made_from(batch.prompts, pixels.float())
-            learn(self.loss(ctx.world.scorer(ctx.reward)(media=media, prompts=batch.prompts)))
+        states = self.states(ctx, batch, first) if first else [None]
+        for state in states:
+            start = [*([Skip()] * (first - 1)), Skip(state)] if first else []
+            with torch.enable_grad():
+                pixels = self._pixels(ctx, batch, Conductor([*start, *self.finish(first, rounds)]))
+                media = made_from(batch.prompts, pixels.float())
+                loss = self.loss(ctx.world.scorer(ctx.reward)(media=media, prompts=batch.prompts))
+                learn(Loss(loss.per_row / len(states), loss.metrics))
+
+    def states(self, ctx: Context, batch: Starts, first: int) -> Sequence[Tensor | None]:
+        """Return what round `first` starts from, `[n, *latent]`; where there are several, the loss is their mean."""
+        conductor = Conductor([*([Native()] * first), *([Skip()] * (ctx.policy.rounds - first))])
+        ctx.policy.call(conductor, batch.prompts, batch.seeds, pixels=False)
+        return [conductor.final]
+
+    def _pixels(self, ctx: Context, batch: Starts, conductor: Conductor) -> Tensor:
+        """Return what the call makes, with its graph."""
+        pixels = ctx.policy.call(conductor, batch.prompts, batch.seeds, pixels=True, grad=True)
+        if pixels is None or not pixels.requires_grad:
+            raise PipelineError(
+                f"policy.pipeline: what {type(ctx.policy.pipe).__name__} does after its last round lets no gradient "
+                "through (decoding without graph, or conversion to numpy); choose an objective that learns from "
+                "samples, such as nft or clipped_surrogate"
+            )
+        return pixels
 
     def loss(self, rewards: Rewards) -> Loss:
         """Return each row's loss; a row without a score has none."""
@@ -76,10 +89,3 @@ class Direct(Objective[Starts]):
         metrics = {"reward/mean": value.detach(), **shown}
         metrics = {name: part[~part.isnan()] for name, part in metrics.items()}
         return Loss(per_row, metrics | {"reward/unscored_fraction": (~scored).float()})
-
-
-def _state(ctx: Context, batch: Starts, first: int) -> Tensor | None:
-    """Return the states before round `first`, by the pipeline's own sampler."""
-    conductor = Conductor([*([Native()] * first), *([Skip()] * (ctx.policy.rounds - first))])
-    ctx.policy.call(conductor, batch.prompts, batch.seeds, pixels=False)
-    return conductor.final

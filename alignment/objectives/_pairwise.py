@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -62,6 +62,23 @@ class Pairwise(Compared[Pairs]):
             "pairs/chosen_drift": chosen.detach(),
         }
         return Loss(self.of_gain(gain, batch.advantage) / self.points, metrics)
+
+
+@dataclass(frozen=True)
+class Anchored(Pairwise):
+    """A loss of gains against an anchor of one's choice.
+
+    Attributes:
+        anchor: What gains are counted from: the "reference"; the "behaviour" copy, a reference that is refreshed as
+            `snapshots` says (every so many steps, when a metric grows too large, or as a moving average); or the "ema".
+    """
+
+    anchor: Literal["reference", "behaviour", "ema"] = "reference"
+
+    @property
+    def frozen(self) -> str:
+        """The anchor."""
+        return self.anchor
 
 
 def logistic(gain: Tensor, advantage: Tensor, beta: float) -> Tensor:

@@ -27,10 +27,10 @@ class Stepwise(Objective[Transitions]):
     Attributes:
         clip: How far a ratio may go.
         kl: Weight of the step's Gaussian divergence from the reference, averaged over elements; 0 for none.
-        weight: What multiplies a step's loss, with dL/dv = A z |b| / std at rho = 1: "true" leaves it; "equal" gives
-            std / |b|, so that every step pulls alike (late steps of Flow-SDE otherwise hold most of the gradient and
-            none of the signal); "sigma" gives std over its mean, TempFlow-GRPO's noise-aware weight. The mean is
-            over the steps that the window comes to train, so that weights are 1 on average.
+        weight: What multiplies a step's loss: "true" leaves it; "equal" divides it by how hard the step pulls at
+            rho = 1 (|b| / std, for dL/dv = A z |b| / std), so that all pull alike (late steps of Flow-SDE otherwise
+            hold most of the gradient and none of the signal); "sigma" gives std over its mean, TempFlow-GRPO's
+            noise-aware weight. The mean is over the steps that come to be trained, so that weights are 1 on average.
     """
 
     clip: float = 1e-4
@@ -79,12 +79,16 @@ class Stepwise(Objective[Transitions]):
     def surrogate(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> tuple[Tensor, Ratios]:
         """Return what is minimised at the k-th trained step, `[n]`, and what is told of its ratios."""
 
+    def pull(self, step: Step) -> Tensor:
+        """Return |dL/dv| at rho = 1 of each row, up to credit, noise and what all steps share, `[n]` or `[]`."""
+        return per_row(step.b.abs()) / per_row(step.std)
+
     def _step_weight(self, step: Step, batch: Transitions) -> Tensor:
         match self.weight:
             case "true":
                 return torch.ones_like(per_row(step.std))
             case "equal":
-                return per_row(step.std) / per_row(step.b.abs())
+                return 1 / self.pull(step)
             case "sigma":
                 return per_row(step.std) / batch.mean_std
 

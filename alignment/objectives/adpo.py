@@ -29,11 +29,12 @@ class ADPO(Gains):
             that are sums over a sample, and has no meaning here.
         sharpness: Of the target, in the units of the credit: small makes the best sample all of it.
         anchor: What the gain is counted from: the "reference", the "behaviour" copy (the iterate before, where
-            snapshots.behaviour is 0, and a moving average above), or the "ema".
+            snapshots.behaviour is 0, and a moving average above), or the "ema". The authors' anchor that is refreshed
+            when a divergence grows too large is `anchor: behaviour` with
+            `snapshots: {behaviour: 0.0, above: {kl/anchor: 0.1}}`.
 
-    Source: ADPO (arXiv 2510.18913), with denoising errors for log likelihoods as in Diffusion-DPO. Its anchor that is
-    refreshed when a divergence grows too large is not offered. A row bears its term of the divergence times the size of
-    its group, so that the mean over rows is the mean over groups.
+    Source: ADPO (arXiv 2510.18913), with denoising errors for log likelihoods as in Diffusion-DPO. A row bears its term
+    of the divergence times the size of its group, so that the mean over rows is the mean over groups.
     """
 
     temperature: float = 1e-3
@@ -62,7 +63,8 @@ class ADPO(Gains):
         size = sum_by_group(torch.ones_like(target), group)
         apart = size * target.exp() * (target - learned)
         best = batch.advantage >= _largest(batch.advantage, group)[group]
-        metrics = {"adpo/divergence": apart.detach(), "adpo/best": learned.detach().exp()[best]}
+        moved = -(size.log() + learned.detach())  # the anchor's own p is the same for all samples of a group
+        metrics = {"adpo/divergence": apart.detach(), "adpo/best": learned.detach().exp()[best], "kl/anchor": moved}
         return Loss(apart, metrics)
 
 

@@ -22,8 +22,11 @@ class ClippedSurrogate(Stepwise):
     Attributes:
         clip: How far a ratio may go before its gradient is cut.
 
-    Source: DanceGRPO (arXiv 2505.07818), eq. 8; Flow-GRPO (arXiv 2505.05470), eq. 5. Their KL weights were tuned for
-    flow_grpo's code, whose divergence is |dt| times this one.
+    Source: DanceGRPO (arXiv 2505.07818), eq. 8; Flow-GRPO (arXiv 2505.05470), eq. 5; DDPO (arXiv 2305.13301). Papers
+    have densities of the whole latent, their codes the mean over it, as here: rho is the papers' to the power 1 / D. KL
+    weights were tuned for flow_grpo's code, whose divergence is |dt| times this one. That code takes the unconditional
+    half of classifier-free guidance as a constant in training; here the gradient goes through both, as in DanceGRPO,
+    since both are the policy.
     """
 
     clip: float = 1e-4

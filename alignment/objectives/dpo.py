@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from alignment.errors import ConfigError
-from alignment.objectives._pairwise import Pairwise, logistic
+from alignment.objectives._pairwise import Anchored, logistic
 
 
 @dataclass(frozen=True)
-class DPO(Pairwise):
+class DPO(Anchored):
     """L = -log sigmoid(beta/2 gain): let the error fall further on the chosen sample than on the rejected one.
 
     Attributes:
         beta: Strength. The mean over elements fixes its meaning: a sum over D elements wants beta / D.
 
     Source: Diffusion-DPO (arXiv 2311.12908), eq. 14, with the constant weight of the authors' code in place of
-    T w(lambda). A pair weighs |advantage|, and a negative one swaps its sides.
+    T w(lambda). A pair weighs |advantage|, and a negative one swaps its sides. Online DPO's moving or refreshed
+    reference is `anchor: behaviour`.
     """
 
     beta: float = 2000.0

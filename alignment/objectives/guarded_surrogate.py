@@ -11,7 +11,7 @@ from alignment.batches import Transitions
 from alignment.kernels.surrogate import clipped
 from alignment.objectives._surrogate import Surrogate
 from samplers import Step
-from samplers.step import expand
+from samplers.step import expand, per_row
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,16 @@ class GuardedSurrogate(Surrogate):
     Attributes:
         clip: In the units of the new ratio; std times smaller than one for the plain ratio.
 
-    Source: GRPO-Guard (arXiv 2510.22319), "RatioNorm". The reweighting by 1 / |dt| is left to `weight: equal`, which
-    serves the same end (every step pulls alike) for every dynamics.
+    Source: GRPO-Guard (arXiv 2510.22319), "RatioNorm". Its second part, the reweighting by 1 / |dt|, is
+    `weight: equal`, here 1 / |b|: the same up to a constant for Flow-SDE, and it serves the same end (every step pulls
+    alike) for every dynamics.
     """
 
     clip: float = 2e-6
+
+    def pull(self, step: Step) -> Tensor:
+        """Return |b|: the ratio of this objective is mean(b (v - v_old) z), without the density's 1 / std."""
+        return per_row(step.b.abs())
 
     def of_ratio(self, ratio: Tensor, advantage: Tensor) -> Tensor:
         """Return the clipped loss."""

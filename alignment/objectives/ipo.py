@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from alignment.errors import ConfigError
-from alignment.objectives._pairwise import Pairwise
+from alignment.objectives._pairwise import Anchored
 
 
 @dataclass(frozen=True)
-class IPO(Pairwise):
+class IPO(Anchored):
     """L = (beta gain - 1/2)^2: the gain is drawn to 1 / (2 beta), where the logistic loss of DPO draws it on for ever.
 
     Attributes:

@@ -25,9 +25,10 @@ class SePPO(Pairwise):
 
     Attributes:
         beta: Strength, as in `dpo`: the mean over elements fixes its meaning.
-        on_winner: What a sample that is presumed good is for: "both", learned from like the winner (the first
-            version); "winner_only", for nothing, kappa = 0 (the second version's switch from DPO to SFT, and the first
-            one's ablation with an indicator); "loser", taken for the loser all the same: SPIN-Diffusion, with
+        on_winner: What a sample that is presumed good is for: "both", learned from like the winner: the first
+            version as published, hence the default; "winner_only", for nothing, kappa = 0: that version's ablation with
+            an indicator, and the second version's switch from DPO to SFT but for a weight, the sigmoid of how far the
+            winner has been learned; "loser", taken for the loser all the same: SPIN-Diffusion, with
             `source.opponent: last`.
 
     Source: SePPO (arXiv 2410.05255), its second version as SSPO; its authors published no trainer. The direction of

@@ -21,7 +21,8 @@ from reward_models.base import RewardModel
 class OnPolicyPairs(Source[Pairs]):
     """Sample each prompt `group_size` times and prefer its best sample to its worst: online DPO.
 
-    A group whose scores lie closer together than `margin` prefers neither: its pair is there, and pulls nowhere.
+    A group whose scores lie closer together than `margin` prefers neither: its pair is there, and pulls nowhere. What
+    the pairs are compared with (the start, a moving or a refreshed reference) is the objective's `anchor`.
 
     Attributes:
         prompts: Prompts a step, over all processes.

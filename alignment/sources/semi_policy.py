@@ -23,15 +23,15 @@ OPPONENT = "opponent"
 class SemiPolicy(Source[Pairs]):
     """Read (prompt, media) from the data file and pair each winner with a sample of an earlier policy.
 
-    After every `every` steps the policy is kept as the next of theta_0, theta_1, ..., and one of those that were kept
-    before becomes the opponent: it samples until the next one is chosen, and is what the objective compares with. The
-    first policy and the latest `kept` - 1 stay at hand; the method's authors draw from all of theirs, of which there
-    are seven.
+    After every `every` steps the policy is kept as the next of theta_0, theta_1, ..., and one of them becomes the
+    opponent: it samples until the next one is chosen, and is what the objective compares with. The latest is the policy
+    as it then is. The first policy and the latest `kept` - 1 stay at hand; the method's authors draw from all of
+    theirs, of which there are seven.
 
     Attributes:
         prompts: Records a step, over all processes.
-        opponent: Which of the earlier policies: "uniform", any of them with equal chance; "first", the one before
-            training; "last", the one of the latest change.
+        opponent: Which of these policies: "uniform", any of them with equal chance; "first", the one before training;
+            "last", the one just kept, from which the policy goes on.
         every: Steps from one change to the next.
         kept: Earlier policies at hand, >= 2; each takes as much memory as the trained weights.
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
@@ -65,8 +65,8 @@ class SemiPolicy(Source[Pairs]):
         return 0 if number == 0 else 1 + (number - 1) % (self.kept - 1)
 
     def choose(self, change: int, generator: torch.Generator) -> int:
-        """Return which of theta_0 to theta_(change - 1) becomes the opponent, of those at hand."""
-        at_hand = [0, *range(max(1, change - self.kept + 1), change)]
+        """Return which of theta_0 to theta_change becomes the opponent, of those at hand."""
+        at_hand = [0, *range(max(1, change - self.kept + 2), change + 1)]
         if self.opponent == "uniform":
             return at_hand[int(torch.randint(len(at_hand), (), generator=generator))]
         return at_hand[0 if self.opponent == "first" else -1]
@@ -75,9 +75,9 @@ class SemiPolicy(Source[Pairs]):
         """Change the opponent if it is time, encode the winners and sample against them."""
         change, since = divmod(ctx.step, self.every)
         if since == 0 and change > 0:  # before that, all copies are the first policy
+            ctx.policy.refresh(f"earlier-{self.slot(change)}", decay=0.0)
             chosen = self.choose(change, ctx.draw.generator("opponent", change))
             ctx.policy.copy(f"earlier-{self.slot(chosen)}", OPPONENT)
-            ctx.policy.refresh(f"earlier-{self.slot(change)}", decay=0.0)
         watch = Stopwatch()
         seeds = ctx.draw.keys("pair", groups.ids)
         with watch.time("rollout"):

@@ -20,6 +20,8 @@ class DanceSDE(Dynamics):
 
     Source: DanceGRPO (arXiv 2505.07818), section 3; constants from its training scripts. The authors decode the clean
     prediction of the last step, which equals taking that step without noise: leave the last step out of the window.
+    Their scripts have a grid of their own (a static shift of linspace(1, 0, N + 1)) and hand the network whole
+    thousandths; here grid and times are the pipeline's, so that training is on those of use.
     """
 
     eta: float = 0.3

@@ -250,7 +250,7 @@ def test_samples_are_the_opponents(semi: Trainer) -> None:
 
 def test_earlier_policies_have_equal_chances() -> None:
     source = SemiPolicy(4, kept=7)
-    drawn = Counter(source.choose(6, Draw(seed).generator("opponent", 6)) for seed in range(600))
+    drawn = Counter(source.choose(5, Draw(seed).generator("opponent", 5)) for seed in range(600))
     assert set(drawn) == set(range(6))
     assert sum((count - 100) ** 2 / 100 for count in drawn.values()) < CHI_SQUARE
 
@@ -258,7 +258,23 @@ def test_earlier_policies_have_equal_chances() -> None:
 def test_first_and_last_are_what_they_say() -> None:
     generator = torch.Generator()
     assert [SemiPolicy(4, opponent="first").choose(k, generator) for k in (1, 5, 20)] == [0, 0, 0]
-    assert [SemiPolicy(4, opponent="last").choose(k, generator) for k in (1, 5, 20)] == [0, 4, 19]
+    assert [SemiPolicy(4, opponent="last").choose(k, generator) for k in (1, 5, 20)] == [1, 5, 20]
     few = SemiPolicy(4, kept=3)
-    assert {few.choose(9, Draw(seed).generator("opponent")) for seed in range(50)} == {0, 7, 8}
-    assert len({few.slot(number) for number in (0, 7, 8)}) == 3
+    assert {few.choose(9, Draw(seed).generator("opponent")) for seed in range(50)} == {0, 8, 9}
+    assert len({few.slot(number) for number in (0, 8, 9)}) == 3
+
+
+def test_the_last_opponent_is_the_policy_as_it_goes_on(folder: Path) -> None:
+    """SPIN-Diffusion plays against the iterate that a round began with."""
+    trainer = loaded(
+        folder, SemiPolicy(4, opponent="last", every=2, kept=3), SePPO(), labelled(folder, wanted=True, count=16)
+    )
+    (name, live), *_ = trainer.policy.trainable.items()
+    found = []
+    for step in range(6):
+        with torch.no_grad():
+            live.fill_(float(step))
+        trainer.experience(trainer.context(step))
+        found.append(trainer.policy.snapshots[OPPONENT][name].mean().item())
+    trainer.runtime.close()
+    assert found[2:] == [2.0, 2.0, 4.0, 4.0]
