@@ -22,6 +22,7 @@ from alignment.objectives.guarded_surrogate import GuardedSurrogate
 from alignment.objectives.nft import NFT
 from alignment.objectives.spo import SPO
 from alignment.objectives.weighted_matching import WeightedMatching
+from alignment.run import Batch as BatchSettings
 from alignment.run import Optimizer
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
@@ -42,6 +43,7 @@ from tests.toy import GROUPS, REWARD, fit, near_the_right_mode, points, saved, t
 UPDATES, CONTROL = 40, 20
 GAIN = 1.0  # of the reward; the base scores about -2, its right-hand half alone -0.4
 GAIN_OF_HALF = 0.7  # in `CONTROL` updates
+LOSS = 0.5  # in half of those, with flipped credit
 EXACT = 1e-6  # of the first ratio
 DRAWN = 500
 
@@ -138,6 +140,10 @@ VARIANTS: dict[str, tuple[Source, Objective]] = {
         steps(FlowSDE(0.7), reward=WinRate(BradleyTerry(REWARD, temperature=0.1), batch_size=1024)),
         ClippedSurrogate(clip=1e-2),
     ),
+    "TempFlow-GRPO": (
+        steps(FlowSDE(0.7), group_size=12, shared_noise=True, window=Branch((0, 1, 2)), prompts_per_call=1),
+        ClippedSurrogate(clip=1e-2, weight="sigma"),
+    ),
     # The posterior of a rectified flow is narrow at the end: unweighted, late steps would hold the gradient.
     "DDPO": (steps(DDIM()), ClippedSurrogate(clip=1e-2, weight="equal")),
 }
@@ -149,6 +155,24 @@ def test_variants_climb_as_well_in_half_the_updates(folder: Path, base: Measured
     assert max(line["ratio/first_error_max"] for line in lines) <= EXACT
     assert found.reward > base.reward + GAIN_OF_HALF
     assert found.right > base.right + 0.1
+
+
+@pytest.mark.parametrize("name", ["SPO", "GRPO-Guard", "MixGRPO", "TempFlow-GRPO", "DDPO"])
+def test_variants_fall_where_their_credit_is_flipped(folder: Path, base: Measured, name: str) -> None:
+    source, objective = VARIANTS[name]
+    _, found = trained(folder, replace(source, advantage=Flipped()), objective, CONTROL // 2)
+    assert found.reward < base.reward - LOSS
+    assert found.right < base.right
+
+
+def test_a_clip_of_a_large_latent_stalls_a_small_one(folder: Path, base: Measured) -> None:
+    """The mean over two elements moves far: 1e-4, meant for tens of thousands, cuts nearly all of a later update."""
+    four = {"batch": BatchSettings(updates=4, microbatch=1024)}
+    wide, narrow = (
+        trained(folder, steps(FlowSDE(0.7)), ClippedSurrogate(clip=c), CONTROL, **four) for c in (0.1, 1e-4)
+    )
+    assert wide[1].reward - base.reward > 2 * (narrow[1].reward - base.reward)
+    assert narrow[0][-1]["clip/fraction"] > 0.6 > 0.3 > wide[0][-1]["clip/fraction"]
 
 
 @pytest.mark.parametrize("objective", [NFT(), WeightedMatching()], ids=["NFT", "AWM"])

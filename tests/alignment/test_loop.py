@@ -14,12 +14,13 @@ import torch
 from alignment.batches import Batch, Experience, concatenate
 from alignment.errors import ConfigError, EnvironmentProblem, NumericsError
 from alignment.loop import Trainer, ema_decay, microbatches, together, updates
-from alignment.objectives.base import Loss
+from alignment.objectives.base import Loss, Objective
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.nft import NFT
 from alignment.run import Batch as BatchSettings
 from alignment.run import Optimizer, Snapshots
 from alignment.runtime import Averages, Runtime, learning_rate
+from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
 from samplers.dynamics.flow_sde import FlowSDE
@@ -125,6 +126,24 @@ def test_the_copies_follow_the_weights_as_they_say(folder: Path) -> None:
 
     trainer.fit(0, after)
     assert all(torch.equal(policy.snapshots["reference"][name], z) for name, z in start.items())
+
+
+@pytest.mark.parametrize(
+    ("source", "objective"),
+    [(STEPS, ClippedSurrogate()), (OnPolicy(4, REWARD, group_size=4, weights="behaviour"), NFT())],
+    ids=["steps", "samples"],
+)
+def test_every_prompt_of_a_step_has_its_whole_group_and_no_other_step_has_its_id(
+    folder: Path, source: Source, objective: Objective
+) -> None:
+    trainer = trainer_of(toy_run(folder, source, objective, 3))
+    seen: set[int] = set()
+    for step in range(3):
+        ids, counts = trainer.experience(trainer.context(step)).batch.group.unique(return_counts=True)
+        assert counts.tolist() == [4] * 4
+        assert not seen & set(ids.tolist())
+        seen |= set(ids.tolist())
+    trainer.runtime.close()
 
 
 @pytest.mark.parametrize("weights", ["live", "behaviour"])

@@ -100,6 +100,23 @@ def test_a_sum_over_elements_wants_beta_divided_by_their_number() -> None:
     torch.testing.assert_close(logistic(gain * 64, one, 2000.0 / 64), logistic(gain, one, 2000.0))
 
 
+@pytest.mark.parametrize("share", [0.6, 0.75, 0.9])
+def test_dpo_moves_mass_until_it_explains_the_preferences(share: float) -> None:
+    """Two spots; `share` of the pairs prefer the first. Their mass ratio becomes exp(logit(share) / (beta/2))."""
+    beta, base = 4.0, torch.tensor([0.3, -0.2], dtype=torch.float64)
+    logits = base.clone().requires_grad_()
+    adam = torch.optim.Adam([logits], lr=0.05)
+    one = torch.ones((), dtype=torch.float64)
+    for _ in range(400):
+        drift = base.log_softmax(0) - logits.log_softmax(0)  # an error falls where a log likelihood rises
+        gain = DPO(beta=beta).gain(drift[0], drift[1])
+        adam.zero_grad()
+        (share * DPO(beta=beta).of_gain(gain, one) + (1 - share) * DPO(beta=beta).of_gain(gain, -one)).backward()
+        adam.step()
+    ratio = (logits[0] - logits[1] - (base[0] - base[1])).exp().item()
+    assert ratio == pytest.approx((share / (1 - share)) ** (2 / beta), rel=1e-3)
+
+
 def test_a_gradient_taken_side_by_side_is_the_joint_one() -> None:
     chosen, rejected = torch.tensor([0.1], requires_grad=True), torch.tensor([-0.2], requires_grad=True)
     logistic(rejected - chosen, torch.ones(1), 10.0).sum().backward()

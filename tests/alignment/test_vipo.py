@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from alignment.advantages.group_norm import GroupNorm
 from alignment.backbones.saliency import Saliency
 from alignment.batches import Transitions
 from alignment.errors import ConfigError, PipelineError
@@ -21,7 +22,7 @@ from alignment.pictures import heat
 from alignment.run import Data, PolicySpec, Run
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.structures.perceptual import Perceptual
-from reward_models.base import Media
+from reward_models.base import Media, Rewards
 from reward_models.jpeg import Jpeg
 from samplers import Step
 from samplers.dynamics.flow_sde import FlowSDE
@@ -153,6 +154,26 @@ def test_a_map_meets_an_objective_that_has_a_form_for_it() -> None:
         run(replace(STEPS, structure=SPREAD), ClippedSurrogate())
     with pytest.raises(ConfigError, match="ViPO takes credit position by position"):
         run(STEPS, ViPO())
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["praised", "flipped"])
+def test_a_policy_of_a_few_positions_climbs_and_flipped_credit_takes_it_down(sign: float) -> None:
+    """States of noise, a reward that one position decides (it should be 3), plain gradient steps."""
+    spot = torch.zeros(HEIGHT, WIDTH)
+    spot[0, 0] = 1
+    maps, v = spot.expand(ROWS, ACTIONS, HEIGHT, WIDTH), torch.zeros(CHANNELS, HEIGHT, WIDTH)
+    for _ in range(30):
+        drawn = transitions(torch.ones(ROWS, ACTIONS), maps, packed=False)
+        noise = torch.randn(ROWS, 1, ACTIONS, CHANNELS, HEIGHT, WIDTH)
+        old = v.expand(ROWS, 1, -1, -1, -1)
+        batch = replace(drawn, velocity=old, x_next=(A * drawn.x + B * old)[:, :, None] + STD * noise)
+        reward = -(batch.x_next[:, 0, :, :, 0, 0] - 3).square().mean(dim=2)
+        credit = GroupNorm()(Rewards(reward.flatten()), batch.group.repeat_interleave(ACTIONS)).view(ROWS, ACTIONS)
+        laid = credit.reshape(ROWS, ACTIONS, 1, 1, 1) * maps[:, :, None]
+        v = v - 4 * sign * gradient(ViPO(), replace(batch, advantage=laid)).mean(dim=0)
+    expected = -(B * v[:, 0, 0] - 3).square().mean().item()
+    assert sign * (expected - -(3.0**2)) > 1
+    assert v[:, 1:].abs().max() == 0  # what the map leaves out stays
 
 
 def test_heat_is_bright_where_the_credit_went() -> None:

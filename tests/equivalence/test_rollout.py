@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from alignment.advantages.group_norm import GroupNorm
 from alignment.draw import Draw
+from reward_models.base import Rewards
 from samplers import sample
 from samplers.dynamics.coefficient_preserving import CoefficientPreserving
 from samplers.dynamics.flow_sde import FlowSDE
@@ -58,6 +60,17 @@ def test_samples_of_a_group_share_what_comes_before_they_part(policy, dynamics):
         assert torch.equal(group, group[:1].expand_as(group))
     for group in record.x_next.split(GROUP):
         assert not torch.equal(group[0], group[1])
+
+
+@pytest.mark.parametrize("branch", [True, False], ids=["branch", "window"])
+def test_the_same_noise_makes_the_same_sample_and_no_credit(policy, dynamics, branch):
+    made = plan(policy, dynamics, Choice((2,), (2,), branch=branch))
+    alike = replace(made, noise=lambda k, shape: made.noise(k, shape)[::GROUP].repeat_interleave(GROUP, 0))
+    path = sample(policy.call, alike)
+    pictures = path.pixels.unflatten(0, (-1, GROUP))
+    assert torch.equal(pictures, pictures[:, :1].expand_as(pictures))
+    group = torch.arange(len(PROMPTS)).repeat_interleave(GROUP)
+    assert not GroupNorm()(Rewards(path.pixels.flatten(1).mean(dim=1)), group).any()
 
 
 def test_branches_are_samples_that_share_a_state(policy, dynamics):
