@@ -83,7 +83,7 @@ bench-gpu: $(STAMP) ## Test the fused kernels on a GPU, then measure them agains
 
 # What bench-algorithms compares: those that learn from files by their steps, those that sample by their time.
 OFFLINE := $(patsubst %,configs/quickstart_%.yaml,dpo ipo kto seppo sft)
-OTHER_TASKS := $(patsubst %,configs/quickstart_%.yaml,colour video image_to_video)
+OTHER_TASKS := $(patsubst %,configs/quickstart_%.yaml,colour video image_to_video video_dpo video_seppo)
 ONLINE := $(filter-out $(OFFLINE) $(OTHER_TASKS),$(wildcard configs/quickstart.yaml configs/quickstart_*.yaml))
 EACH := --parallel 2 --threads 1 --folder runs/algorithms --table docs/algorithms_bench.md
 

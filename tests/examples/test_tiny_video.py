@@ -8,13 +8,15 @@ from diffusers import WanImageToVideoPipeline, WanPipeline
 from PIL import Image
 
 from alignment import cli
+from alignment.media import find_clip
+from examples.preferences.clips import write
 from examples.tiny_video.build import write_prompts
 from examples.tiny_video.draw_clips import FRAMES, describe, draw, draw_dataset
 from examples.tiny_video.measure import grades, sample_clips, sample_from_images, strips
 from examples.tiny_video.parts import TEXT_LENGTH, from_network, from_unit, new_pipeline, new_vae, to_network, to_unit
 from examples.tiny_video.train_vae import encode_clips, train_decoder, train_vae
 from examples.tiny_video.train_wan import train_wan
-from reward_models._motion import WORDS, movements, parse, split_of
+from reward_models._motion import WORDS, follow, grade, movements, parse, split_of
 
 ROOT = Path(__file__).parents[2]
 ASSET = ROOT / "assets" / "tiny_video"
@@ -97,10 +99,29 @@ def test_the_prompt_files_are_those_that_the_script_writes(tmp_path):
         assert path.read_text() == (ROOT / "assets" / "prompts" / path.relative_to(tmp_path)).read_text()
 
 
-@pytest.mark.parametrize("recipe", ["quickstart_video", "quickstart_image_to_video"])
-def test_a_recipe_takes_two_steps_and_shows_its_clips(recipe, tmp_path, monkeypatch):
+def test_preferred_clips_show_their_caption_and_the_others_another_way(tmp_path):
+    write(tmp_path, each=1, seed=1)
+    for folder in (tmp_path, ROOT / "assets" / "preferences"):
+        records = [json.loads(line) for line in (folder / "clips.jsonl").read_text().splitlines()]
+        assert {record["prompt"] for record in records} == {movement.caption for movement in movements("train")}
+        asked = [parse(record["prompt"]) for record in records]
+        for side, right in (("chosen", 1), ("rejected", 0)):
+            clips = np.stack([[np.asarray(f) for f in find_clip(folder, record[side]).open()] for record in records])
+            assert {grade(*one).direction for one in zip(asked, follow(clips), strict=True)} == {right}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "smaller"),
+    [
+        ("quickstart_video", ["source.group_size=2", "source.prompts_per_call=2"]),
+        ("quickstart_image_to_video", ["source.group_size=2", "source.prompts_per_call=2"]),
+        ("quickstart_video_dpo", []),
+        ("quickstart_video_seppo", ["source.every=1"]),
+    ],
+)
+def test_a_recipe_takes_two_steps_and_shows_its_clips(recipe, smaller, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    small = ["steps=2", "source.prompts=2", "source.group_size=2", "source.prompts_per_call=2", "batch.updates=1"]
+    small = ["steps=2", "source.prompts=2", "batch.updates=1", *smaller]
     held_out = ["evaluation.images_per_prompt=1", "evaluation.every=1", "evaluation.curve_images_per_prompt=1"]
     assert cli.run(["train", f"configs/{recipe}.yaml", f"output.folder={tmp_path}", *small, *held_out]) == 0
     run = tmp_path / recipe
