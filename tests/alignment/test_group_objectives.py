@@ -2,22 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from alignment.batches import Samples
 from alignment.errors import ConfigError
-from alignment.objectives._noising import Point
+from alignment.loop import Trainer
+from alignment.objectives._noising import Point, draw_points
+from alignment.objectives.adpo import ADPO
+from alignment.objectives.base import Loss, Objective
 from alignment.objectives.dgpo import DGPO
 from alignment.objectives.fpo import FPO, noise_error
+from alignment.sources.on_policy import OnPolicy
 from samplers.path import RectifiedFlow, VariancePreserving
-from tests.alignment.test_objectives import LATENT, gradient, point, samples
+from tests.alignment.test_objectives import AGREE, LATENT, finite_difference, gradient, point, samples
+from tests.toy import REWARD, saved, toy_run, trainer_of
 
 EXACT = 1e-9  # relative, of float64
+SAME = 1e-5  # relative: float32 sums in another order
+COUNTED = 0.2  # relative error of a ratio of variances, each of 1000 draws: three standard errors of a normal's
 FLAT = RectifiedFlow()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("toy"), updates=50)
+
+
+@pytest.fixture
+def trainer(folder: Path) -> Iterator[Trainer]:
+    """Return a trainer whose live weights are its behaviour copy, and elsewhere than its reference."""
+    made = trainer_of(toy_run(folder, OnPolicy(4, REWARD, group_size=4), FPO(), 1))
+    made.policy.keep("reference")
+    move(made)
+    made.policy.refresh("behaviour", decay=0.0)
+    yield made
+    made.runtime.close()
+
+
+def move(trainer: Trainer) -> None:
+    with torch.no_grad():
+        for p in trainer.policy.trainable.values():
+            p += 0.03 * torch.randn(p.shape)
+
+
+def sampled(trainer: Trainer) -> Samples:
+    batch = trainer.experience(trainer.context(0)).batch
+    assert isinstance(batch, Samples)
+    return batch
+
+
+def learned(trainer: Trainer, objective: Objective[Samples], batch: Samples) -> tuple[list[Loss], Tensor]:
+    """Return the loss of each point and the flat gradient of their sum."""
+    losses: list[Loss] = []
+
+    def learn(loss: Loss) -> None:
+        loss.per_row.sum().backward()
+        losses.append(loss)
+
+    objective(trainer.context(0), batch, learn)
+    return losses, taken(trainer)
+
+
+def taken(trainer: Trainer) -> Tensor:
+    found = torch.cat([p.grad.flatten() for p in trainer.policy.trainable.values() if p.grad is not None])
+    trainer.runtime.optimizer.zero_grad()
+    return found
 
 
 def errors(v: Tensor, where: Point) -> Tensor:
@@ -77,6 +133,42 @@ def test_a_ratio_beyond_the_clip_has_no_gradient_left() -> None:
     assert torch.equal(found, torch.zeros_like(found))
 
 
+def test_the_gradient_is_that_of_finite_differences_with_the_weight_of_the_group_held_fixed() -> None:
+    batch = samples(torch.tensor([1.5, -0.5, -1.0, 0.7, -0.7], dtype=torch.float64))
+    batch = replace(batch, group=torch.tensor([7, 7, 7, 2, 2]))
+    where = point(batch)
+    v, old, reference = 0.5 * torch.randn(3, *batch.x0.shape, dtype=torch.float64)
+    objective = DGPO(beta=3.0, clip=0.5, kl=0.3)
+    pull = objective.loss(batch, where, v, old, reference).metrics["dgpo/pull"]
+
+    def held(z: Tensor) -> Tensor:
+        ratio = (errors(old, where) - errors(z, where)).exp()
+        lost = torch.maximum(batch.advantage * (1 - ratio), batch.advantage * (1 - ratio.clamp(0.5, 1.5)))
+        return pull * lost + 0.3 * (z - reference).square().flatten(1).mean(dim=1)
+
+    expected = finite_difference(held, v)
+    found = gradient(lambda z: objective.loss(batch, where, z, old, reference).per_row, v)
+    torch.testing.assert_close(found, expected, rtol=AGREE, atol=AGREE * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("objective", "seen"), [(DGPO(points=2), "matching/error"), (ADPO(points=2), "gain/mean")], ids=["dgpo", "adpo"]
+)
+def test_a_group_shares_its_times_and_noise(trainer: Trainer, objective: Objective[Samples], seen: str) -> None:
+    """So that copies of one sample err alike, and those of another group differently."""
+    batch = sampled(trainer)
+    move(trainer)
+    one = replace(batch, x0=batch.x0[:1].expand_as(batch.x0))
+    losses, _ = learned(trainer, objective, one)
+    assert len(batch.seeds.unique()) == len(batch)
+    for loss in losses:
+        groups = torch.stack([loss.metrics[seen][batch.group == group] for group in batch.group.unique()])
+        torch.testing.assert_close(groups, groups[:, :1].expand_as(groups), rtol=SAME, atol=SAME)
+        assert len(groups) == len(groups[:, 0].unique()) == 4
+        assert groups[:, 0].std() > 100 * SAME
+    assert not torch.allclose(*(loss.metrics[seen] for loss in losses))
+
+
 # ---- FPO -------------------------------------------------------------------------------------------------------------
 
 
@@ -101,12 +193,53 @@ def test_the_error_is_that_of_the_noise_whatever_the_network_predicts() -> None:
     torch.testing.assert_close(noise_error(path, where, v), (v - where.target).square().flatten(1).mean(dim=1))
 
 
-def test_more_points_make_the_ratio_steadier() -> None:
-    """The variance of a mean of K independent gains is a K-th of one's."""
-    gains = torch.randn(64, 4000, generator=torch.Generator().manual_seed(0))
-    spread = [gains[:k].mean(dim=0).var().item() for k in (1, 8, 64)]
-    assert spread[0] / spread[1] == pytest.approx(8, rel=0.1)
-    assert spread[0] / spread[2] == pytest.approx(64, rel=0.1)
+def test_where_nothing_has_moved_the_ratio_is_one_and_the_loss_minus_the_credit(trainer: Trainer) -> None:
+    batch = sampled(trainer)
+    losses, found = learned(trainer, FPO(points=4), batch)
+    for loss in losses:
+        assert torch.equal(loss.metrics["ratio/mean"], torch.ones(len(batch)))
+    assert torch.equal(sum(loss.per_row.detach() for loss in losses), -batch.advantage)
+    assert found.norm() > 0
+
+
+def test_more_points_make_the_ratio_steadier(trainer: Trainer) -> None:
+    """The variance of log rho, a mean over K independent points, is a K-th of one point's."""
+    batch = sampled(trainer)
+    move(trainer)
+    many = batch[torch.zeros(1000, dtype=torch.int64)]  # one sample, each time with noise of its own
+    many = replace(many, seeds=torch.arange(1000))
+    spread = {}
+    for k in (1, 3, 9):
+        (loss, *_), _ = learned(trainer, FPO(points=k), many)
+        spread[k] = loss.metrics["ratio/mean"].log().var().item()
+    assert spread[1] / spread[3] == pytest.approx(3, rel=COUNTED)
+    assert spread[1] / spread[9] == pytest.approx(9, rel=COUNTED)
+
+
+@pytest.mark.parametrize("limit", [3.0, 0.05], ids=["no gain is cut", "large gains are cut"])
+def test_learning_point_by_point_gives_the_gradient_of_the_joint_loss(trainer: Trainer, limit: float) -> None:
+    batch, ctx = sampled(trainer), trainer.context(0)
+    move(trainer)
+    objective = FPO(limit=limit, points=4, clip=0.02)
+    losses, found = learned(trainer, objective, batch)
+    points = draw_points(ctx, batch, batch.x0, objective.times, 4)
+
+    def noise_errors() -> Tensor:
+        answers = [trainer.policy.pipe.transformer(where.x, where.t) for where in points]
+        return torch.stack([(1 - where.t) ** 2 * errors(v, where) for where, v in zip(points, answers, strict=True)])
+
+    with torch.no_grad(), trainer.policy.using("behaviour"):
+        old = noise_errors()
+    gain = (old - noise_errors()).clamp(-limit, limit)
+    ratio = gain.mean(dim=0).exp()
+    joint = torch.maximum(-batch.advantage * ratio, -batch.advantage * ratio.clamp(0.98, 1.02))
+    joint.sum().backward()
+    expected = taken(trainer)
+    assert len(torch.stack([where.t for where in points]).unique()) == 4 * len(batch)
+    assert 0 < ((ratio - 1).abs() > 0.02).sum() < len(batch)
+    assert bool((gain.abs() == limit).any()) == (limit < 1)
+    torch.testing.assert_close(sum(loss.per_row.detach() for loss in losses), joint.detach(), rtol=SAME, atol=SAME)
+    assert (found - expected).norm() <= SAME * expected.norm()
 
 
 @pytest.mark.parametrize("kind", [DGPO, FPO])
