@@ -11,22 +11,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignment.batches import Pairs
+from alignment.advantages.group_norm import GroupNorm
+from alignment.batches import Batch, Pairs, Samples
 from alignment.errors import ConfigError
 from alignment.loop import Trainer
 from alignment.objectives._noising import draw_points, mean_square
-from alignment.objectives.base import Loss
+from alignment.objectives.base import Loss, Objective
 from alignment.objectives.dpo import DPO
 from alignment.objectives.ipo import IPO
 from alignment.objectives.rebel import REBEL
+from alignment.objectives.weighted_matching import WeightedMatching
 from alignment.run import Optimizer
 from alignment.sources.on_policy_pairs import OnPolicyPairs
+from reward_models.base import Rewards
 from samplers.times import Times
 from tests.toy import REWARD, fit, saved, toy_run, trainer_of
 
 SAME = 1e-5  # relative: float32 sums in another order
 STEPS = 60
 RISE = 0.8  # of a reward that starts near -2; 1.2 was seen
+SOLVED = 1e-6  # absolute, of probabilities: where the steps of a quadratic's solver end in float64
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,9 @@ def trainer(folder: Path) -> Iterator[Trainer]:
     made.runtime.close()
 
 
-def learned(trainer: Trainer, batch: Pairs) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+def learned(
+    trainer: Trainer, batch: Batch, objective: Objective[Batch] | None = None
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Return the rows' losses, the metrics and the flat gradient."""
     found: list[Loss] = []
 
@@ -49,11 +55,33 @@ def learned(trainer: Trainer, batch: Pairs) -> tuple[Tensor, dict[str, Tensor], 
         loss.per_row.sum().backward()
         found.append(loss)
 
-    trainer.run.objective(trainer.context(0), batch, learn)
+    (objective or trainer.run.objective)(trainer.context(0), batch, learn)
+    (loss,) = found
+    return loss.per_row.detach(), dict(loss.metrics), taken(trainer)
+
+
+def move(trainer: Trainer) -> None:
+    with torch.no_grad():
+        for p in trainer.policy.trainable.values():
+            p += 0.01 * torch.randn(p.shape)
+
+
+def taken(trainer: Trainer) -> Tensor:
     gradient = torch.cat([p.grad.flatten() for p in trainer.policy.trainable.values() if p.grad is not None])
     trainer.runtime.optimizer.zero_grad()
-    (loss,) = found
-    return loss.per_row.detach(), dict(loss.metrics), gradient
+    return gradient
+
+
+def pull_of_the_errors(trainer: Trainer, batch: Pairs, weight: Tensor) -> Tensor:
+    """Return the gradient of each pair's weight times [e(chosen) - e(rejected)], summed."""
+    for sign, x0 in ((1.0, batch.chosen), (-1.0, batch.rejected)):
+        (point,) = draw_points(trainer.context(0), batch, x0, Times(), 1)
+
+        def receive(k: int, v: Tensor, sign: float = sign, target: Tensor = point.target) -> None:
+            (sign * weight * mean_square(v - target)).sum().backward()
+
+        trainer.policy.visit(batch, [(point.x, point.t)], receive, grad=True)
+    return taken(trainer)
 
 
 def pairs(trainer: Trainer) -> Pairs:
@@ -69,9 +97,7 @@ def test_at_the_reference_every_pair_costs_ln_2(trainer: Trainer) -> None:
 
 def test_swapping_the_sides_swaps_the_margin(trainer: Trainer) -> None:
     batch = pairs(trainer)
-    with torch.no_grad():
-        for p in trainer.policy.trainable.values():
-            p += 0.01 * torch.randn(p.shape)
+    move(trainer)
     _, there, _ = learned(trainer, batch)
     _, back, _ = learned(trainer, replace(batch, chosen=batch.rejected, rejected=batch.chosen))
     _, sign, _ = learned(trainer, replace(batch, advantage=-batch.advantage))
@@ -89,16 +115,7 @@ def test_a_pair_of_one_sample_twice_pulls_nowhere(trainer: Trainer) -> None:
 def test_at_the_reference_the_gradient_is_that_of_the_errors(trainer: Trainer) -> None:
     batch = pairs(trainer)
     _, _, gradient = learned(trainer, batch)
-    ctx, beta = trainer.context(0), 20.0
-    for sign, x0 in ((1.0, batch.chosen), (-1.0, batch.rejected)):
-        (point,) = draw_points(ctx, batch, x0, Times(), 1)
-
-        def receive(k: int, v: Tensor, sign: float = sign, target: Tensor = point.target) -> None:
-            (sign * beta / 4 * mean_square(v - target) * batch.advantage).sum().backward()
-
-        trainer.policy.visit(batch, [(point.x, point.t)], receive, grad=True)
-    expected = torch.cat([p.grad.flatten() for p in trainer.policy.trainable.values() if p.grad is not None])
-    trainer.runtime.optimizer.zero_grad()
+    expected = pull_of_the_errors(trainer, batch, 20.0 / 4 * batch.advantage)
     assert (gradient - expected).norm() <= SAME * expected.norm()
 
 
@@ -144,6 +161,53 @@ def test_rebel_costs_the_squared_difference_of_rewards_at_the_start_and_nothing_
     # Both sides swapped, and with them the sign of both: the same loss.
     gain = torch.tensor([0.3, 0.2])
     torch.testing.assert_close(rebel.of_gain(gain, difference), rebel.of_gain(-gain, -difference))
+
+
+@pytest.mark.parametrize("eta", [0.1, 2.0])
+def test_where_the_pairs_were_sampled_rebel_pulls_by_the_difference_of_rewards(trainer: Trainer, eta: float) -> None:
+    """Its gradient is -(2 / eta) dr (grad l(chosen) - grad l(rejected)), with minus the error for l."""
+    move(trainer)  # away from the reference
+    trainer.policy.keep("behaviour")
+    batch = pairs(trainer)
+    difference = torch.randn(len(batch))
+    losses, _, gradient = learned(trainer, replace(batch, advantage=difference), REBEL(eta=eta))
+    expected = pull_of_the_errors(trainer, batch, 2 / eta * difference)
+    torch.testing.assert_close(losses, difference.square())
+    assert (gradient - expected).norm() <= SAME * expected.norm()
+
+
+def test_on_one_pair_rebel_pulls_as_credit_does(trainer: Trainer) -> None:
+    """A group of two has credit of +-1 / sqrt(2), whatever its rewards: the same direction, of another length."""
+    trainer.policy.keep("behaviour")
+    pair = pairs(trainer)[torch.tensor([0])]
+    rewards, group = torch.tensor([0.3, -0.1]), torch.zeros(2, dtype=torch.int64)
+    credit = GroupNorm()(Rewards(rewards), group)
+    x0 = torch.cat([pair.chosen, pair.rejected])
+    both = Samples(2 * pair.prompts, pair.seeds.expand(2), group, pair.chunk.expand(2), x0, credit)
+    _, _, of_credit = learned(trainer, both, WeightedMatching())
+    _, _, of_rebel = learned(trainer, replace(pair, advantage=rewards[:1] - rewards[1:]), REBEL())
+    assert torch.cosine_similarity(of_rebel, of_credit, dim=0).item() == pytest.approx(1.0, abs=SAME)
+
+
+def test_what_explains_all_differences_of_rewards_to_rebel_is_the_tilted_policy() -> None:
+    """With log rho of a few actions for the gain, the least loss is at pi ~ pi_old exp(eta r)."""
+    old, reward = torch.randn(2, 5, dtype=torch.float64)
+    logits, rebel = old.clone().requires_grad_(), REBEL(eta=0.7)
+    x, y = torch.combinations(torch.arange(5)).unbind(dim=1)
+    solver = torch.optim.LBFGS([logits], max_iter=100, tolerance_grad=1e-12, tolerance_change=1e-15)
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        log_rho = logits.log_softmax(0) - old.log_softmax(0)
+        cost = rebel.of_gain(log_rho[x] - log_rho[y], reward[x] - reward[y]).sum()
+        cost.backward()
+        return cost
+
+    solver.step(loss)
+    tilted = old.softmax(0) * (0.7 * reward).exp()
+    tilted = tilted / tilted.sum()
+    assert (tilted - old.softmax(0)).abs().max() > 0.1
+    torch.testing.assert_close(logits.softmax(0).detach(), tilted, rtol=0, atol=SOLVED)
 
 
 def test_a_preference_may_weigh_the_difference_of_scores() -> None:
