@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from alignment.advantages.group_norm import GroupNorm
 from alignment.batches import Samples, Transitions
 from alignment.errors import ConfigError
 from alignment.objectives._noising import Point
+from alignment.objectives._surrogate import Stepwise
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.guarded_surrogate import GuardedSurrogate
 from alignment.objectives.nft import NFT
 from alignment.objectives.spo import SPO
 from alignment.objectives.weighted_matching import WeightedMatching
+from reward_models.base import Rewards
 from samplers import Step
 from samplers.path import RectifiedFlow, VariancePreserving
 
@@ -29,6 +33,8 @@ MEAN_STD = 0.4
 FLOAT32 = 1e-5  # relative, of densities computed in float32
 DIFFERENCE = 1e-6  # step of central differences in float64
 AGREE = 1e-6  # relative error of those: DIFFERENCE^2, and rounding 1e-16 / DIFFERENCE
+SPREAD = 0.05  # relative error of a variance of 20,000 draws: five standard errors
+ARRIVED = 0.05  # where noise of the credit outweighs its pull: several standard errors of a step
 
 
 def transitions(advantage: Tensor) -> Transitions:
@@ -147,6 +153,30 @@ def test_a_step_weight_multiplies_the_surrogate(weight: str, factor: float) -> N
     torch.testing.assert_close(weighed, factor * plain)
 
 
+def test_a_gaussian_policy_walks_straight_to_the_best_action() -> None:
+    """Reward -(x - 3)^2 of the action x ~ N(v, STD^2): every step brings the mean nearer."""
+    mean, away, actions = torch.zeros(1, 1), [3.0], 4096
+    for _ in range(40):
+        action = mean + STD * torch.randn(actions)
+        credit = GroupNorm()(Rewards(-(action[0] - 3).square()), torch.zeros(actions, dtype=torch.int64))
+        batch = transitions(credit[None])[torch.tensor([0])]
+        batch = replace(batch, x=torch.zeros(1, 1, 1), x_next=action[:, None, :, None], velocity=mean[:, None])
+        batch = replace(batch, coefficients=torch.tensor([[[0.0, 1.0, STD]]]))
+        mean = mean - 0.1 * gradient(lambda v, b=batch: ClippedSurrogate().loss(b, 0, v, None).per_row, mean)
+        away.append(abs(mean.item() - 3))
+    assert all(after < max(before, ARRIVED) for before, after in pairwise(away))
+    assert away[-1] < ARRIVED
+
+
+@pytest.mark.parametrize("kind", [ClippedSurrogate, GuardedSurrogate, SPO])
+@pytest.mark.parametrize("moved", [0.0, 0.1], ids=["at the policy that acted", "elsewhere"])
+def test_no_credit_is_no_gradient_at_all(kind: type[Stepwise], moved: float) -> None:
+    batch = transitions(torch.zeros(ROWS, ACTIONS))
+    v = batch.velocity[:, 0] + moved * torch.randn(ROWS, *LATENT)
+    found = gradient(lambda z: kind().loss(batch, 0, z, None).per_row, v)
+    assert torch.equal(found, torch.zeros_like(found))
+
+
 # ---- its siblings ----------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +215,19 @@ def test_the_guarded_ratio_is_one_on_average_and_the_plain_one_below() -> None:
     noise = (B / many**0.5) * 5  # five standard errors of a mean of d mu z, at most |d mu| each
     assert guarded(batch, v).mean(dim=1).abs().max() <= abs(noise)
     assert (log_prob(batch, v) - log_prob(batch, batch.velocity[:, 0])).mean(dim=1).max() < 0
+
+
+def test_the_guarded_ratio_spreads_alike_whatever_the_std() -> None:
+    """Var log rho = mean(d mu^2) / D."""
+    batch, many = transitions(torch.randn(ROWS, ACTIONS)), 20_000
+    shift, noise = B * torch.randn(ROWS, *LATENT), torch.randn(ROWS, 1, many, *LATENT)
+    start = (A * batch.x + B * batch.velocity)[:, :, None]
+    expected = shift.square().flatten(1).mean(dim=1) / shift[0].numel()
+    for std in (0.05, 2.0):
+        coefficients = torch.tensor([A, B, std]).expand(ROWS, 1, 3)
+        drawn = replace(batch, x_next=start + std * noise, coefficients=coefficients)
+        spread = guarded(drawn, batch.velocity[:, 0] + shift / B).var(dim=1)
+        torch.testing.assert_close(spread, expected, rtol=SPREAD, atol=0)
 
 
 # ---- DiffusionNFT ----------------------------------------------------------------------------------------------------
@@ -245,6 +288,28 @@ def test_the_self_normalised_error_is_that_of_the_clean_prediction_over_its_size
     torch.testing.assert_close(loss.per_row, 5.0 * expected, rtol=FLOAT32, atol=0)
 
 
+def test_the_gradient_by_finite_differences_holds_the_size_that_normalises_the_error_fixed() -> None:
+    batch = samples(torch.tensor([-1.5, 0.0, 2.0], dtype=torch.float64))
+    where, t = point(batch), torch.linspace(0.2, 0.9, ROWS, dtype=torch.float64)[:, None, None]
+    v, old, reference = 0.5 * torch.randn(3, ROWS, *LATENT, dtype=torch.float64)
+    objective = NFT(beta=0.7, kl=0.3)
+
+    def error(z: Tensor, sign: float) -> Tensor:
+        return (where.x - t * (old + sign * 0.7 * (z - old)) - batch.x0).flatten(1)
+
+    size = {sign: error(v, sign).abs().mean(dim=1) for sign in (1.0, -1.0)}
+
+    def held(z: Tensor) -> Tensor:
+        positive, negative = (error(z, sign).square().mean(dim=1) / size[sign] for sign in size)
+        r = batch.advantage / 10 + 0.5
+        drift = (z - reference).square().flatten(1).mean(dim=1)
+        return (r * positive + (1 - r) * negative) * 5.0 / 0.7 + 0.3 * drift
+
+    expected = finite_difference(held, v)
+    found = gradient(lambda z: objective.loss(PATH, batch, where, z, old, reference).per_row, v)
+    torch.testing.assert_close(found, expected, rtol=AGREE, atol=AGREE * expected.abs().max().item())
+
+
 def test_a_pipeline_that_predicts_noise_is_judged_by_its_clean_prediction_too() -> None:
     path = VariancePreserving(torch.linspace(0.99, 0.01, 1000, dtype=torch.float64))
     batch = samples(torch.full((ROWS,), 5.0, dtype=torch.float64))
@@ -273,12 +338,22 @@ def test_at_the_behaviour_policy_the_ratio_is_one_and_the_gradient_weighted_matc
         torch.testing.assert_close(found, expected)
 
 
-def test_a_ratio_beyond_the_clip_has_no_gradient_left() -> None:
-    batch = samples(torch.ones(ROWS, dtype=torch.float64))
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["praised", "blamed"])
+@pytest.mark.parametrize("nearer", [0.5, -0.5], ids=["more likely", "less likely"])
+def test_the_gradient_of_matching_is_cut_where_the_ratio_has_gone_far_enough(sign: float, nearer: float) -> None:
+    batch = samples(torch.full((ROWS,), sign, dtype=torch.float64))
     where, old = point(batch), torch.randn(ROWS, *LATENT, dtype=torch.float64)
-    nearer = 0.5 * old + 0.5 * where.target
-    found = gradient(lambda z: WeightedMatching(clip=1e-3).loss(batch, where, z, old, old).per_row, nearer)
-    assert torch.equal(found, torch.zeros_like(found))
+
+    def ratio(z: Tensor) -> Tensor:
+        was, now = ((each - where.target).square().flatten(1).mean(dim=1) for each in (old, z))
+        return (was - now).exp()
+
+    v = old + nearer * (where.target - old)
+    found = gradient(lambda z: WeightedMatching(clip=1e-3).loss(batch, where, z, old, old).per_row, v)
+    if sign * nearer > 0:
+        assert torch.equal(found, torch.zeros_like(found))
+    else:
+        torch.testing.assert_close(found, -sign * gradient(ratio, v))
 
 
 # ---- all that are smooth, by finite differences ----------------------------------------------------------------------
