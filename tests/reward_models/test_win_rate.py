@@ -3,7 +3,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from reward_models.base import Media, PairwiseJudge, RewardError, load_reward
+from alignment.advantages.group_norm import GroupNorm
+from reward_models.base import Media, PairwiseJudge, RewardError, Rewards, load_reward
 from reward_models.colour import Colour
 from reward_models.jpeg import Jpeg
 from reward_models.judges.bradley_terry import BradleyTerry
@@ -35,6 +36,25 @@ class LikesTheFirst(PairwiseJudge):
         return torch.full_like(won, torch.nan) if self.silent else won
 
 
+@dataclass(frozen=True)
+class Tabled(PairwiseJudge):
+    """Looks up in a table of [first, second] by the samples' number, which is their red in hundredths."""
+
+    table: torch.Tensor
+
+    def load(self, *, device):
+        return self
+
+    def __call__(self, *, first, second, prompts):
+        i, j = ((100 * media.pixels[:, 0, 0, 0, 0]).round().long() for media in (first, second))
+        return self.table[i, j]
+
+
+def numbered(count):
+    reds = torch.arange(count) / 100
+    return Media(torch.stack([reds, 0 * reds, 0 * reds], 1)[:, None, :, None, None].expand(-1, 1, -1, 4, 4))
+
+
 def rate(judge, media=MEDIA, group=GROUP, **settings):
     return load_reward(WinRate(judge, **settings), device=CPU)(
         media=media, prompts=["x"] * len(media), group=group
@@ -47,6 +67,28 @@ def test_the_best_of_a_group_wins_all_and_the_worst_none():
 
 def test_an_even_judge_gives_one_half():
     torch.testing.assert_close(rate(BradleyTerry(Colour(), temperature=1e9)), torch.full((6,), 0.5))
+
+
+@pytest.mark.parametrize("both_orders", [True, False])
+@pytest.mark.parametrize("opponents", [None, 1, 2])
+def test_win_rates_sum_to_half_the_group_whatever_the_judge_says(opponents, both_orders):
+    # A win, a tie or a loss at random, and not the same the other way round.
+    table = torch.randint(3, (11, 11), generator=torch.Generator().manual_seed(0)) / 2
+    beats = (table > table.T).float()
+    assert (beats @ beats @ beats).trace() > 0  # a beats b, b beats c, c beats a
+    group = torch.tensor([1] * 5 + [0] * 6)
+    rates = rate(Tabled(table), numbered(11), group, opponents=opponents, both_orders=both_orders)
+    sums = torch.stack([rates[group == 1].sum(), rates[group == 0].sum()])
+    torch.testing.assert_close(sums, torch.tensor([2.5, 3.0]))
+    assert len(rates.unique()) > 2
+
+
+@pytest.mark.parametrize("first", [0.5, 0.7, 1.0])
+def test_where_all_tie_there_is_no_credit_at_all(first):
+    """Also for a judge that only ever likes the first: both orders make it a tie, to the last bit."""
+    rates = rate(Tabled(torch.full((7, 7), first)), numbered(7), torch.zeros(7, dtype=torch.int64))
+    assert torch.equal(rates, torch.full((7,), 0.5))
+    assert torch.equal(GroupNorm()(Rewards(rates), torch.zeros(7, dtype=torch.int64)), torch.zeros(7))
 
 
 def test_both_orders_cancel_a_liking_for_the_first():
