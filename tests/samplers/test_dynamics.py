@@ -113,6 +113,27 @@ def test_flow_sde_is_dance_sde_with_a_diffusion_of_its_own():
         torch.testing.assert_close(FlowSDE(0.7).step(grid, i, i + 1).coefficients, same.coefficients)
 
 
+@pytest.mark.parametrize(
+    ("dynamics", "diffusion"),
+    [
+        (DanceSDE(0.3), lambda t, s: 0.3),
+        (FlowSDE(0.7), lambda t, s: 0.7 * math.sqrt(t / (1 - t) if t < 1 else 1 / (1 - s))),
+    ],
+    ids=["dance", "flow"],
+)
+def test_the_divergence_of_flow_grpo_is_that_of_a_step_times_its_length(dynamics, diffusion):
+    """Its code averages (mu - mu_ref)^2 / (2 g^2), where the step's variance is g^2 |dt|."""
+    grid = shifted(10, 3.0)
+    x, v, reference = torch.randn(3, 2, 50, dtype=torch.float64)
+    for i in range(10):
+        t, dt = grid.sigma(i), grid.sigma(i + 1) - grid.sigma(i)
+        g = diffusion(t, grid.sigma(i + 1))
+        mu, mu_reference = (x + dt * (z + g * g / (2 * t) * (x + (1 - t) * z)) for z in (v, reference))
+        expected = ((mu - mu_reference) ** 2 / (2 * g * g)).mean(dim=1)
+        found = -dt * dynamics.step(grid, i, i + 1).kl(x, v, reference).mean(dim=1)
+        torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("a", [0.0, 0.3, 0.7, 1.0])
 def test_coefficients_are_preserved(a):
     grid = shifted(10, 3.0)
