@@ -29,6 +29,7 @@ from tests.toy import STEPS, fit, saved, toy_run, trainer_of
 
 SLOPE = 2e-3  # relative: central differences of float32 rewards over steps of 1e-2
 STEP = 1e-2
+ROUNDED = 1e-6  # of a reward near 0.1: float32 kernels with a graph and without
 CLIMB = 0.02  # of the colour of the toy's pictures, over ten updates
 
 
@@ -51,6 +52,28 @@ def rewards(trainer: Trainer, start: Tensor | None, first: int) -> Tensor:
     script = [*skipped, *([Native()] * (STEPS - first))]
     made = trainer.policy.call(Conductor(script), batch.prompts, batch.seeds, pixels=True)
     return 1.5 * made.mean((1, 3, 4))[:, 0] - 0.5 * made.mean((1, 3, 4)).sum(1)
+
+
+@pytest.fixture
+def flux_trainer(flux_folder: Path, tmp_path: Path) -> Iterator[Trainer]:
+    (tmp_path / "prompts.txt").write_text("red cats\nblue dogs\n")
+    spec = PolicySpec(str(flux_folder), call=dict(FLUX_CALL), lora=Lora(rank=2))
+    made = trainer_of(toy_run(tmp_path, PromptsOnly(2, Colour()), DRaFT(2), 2, policy=spec))
+    yield made
+    made.runtime.close()
+
+
+@pytest.mark.parametrize("last", [1, 2])
+@pytest.mark.parametrize("of", ["trainer", "flux_trainer"])
+def test_the_reward_is_that_of_what_the_pipeline_makes(request: pytest.FixtureRequest, of: str, last: int) -> None:
+    trainer: Trainer = request.getfixturevalue(of)
+    ctx = trainer.context(0)
+    batch, seen = trainer.experience(ctx).batch, []
+    DRaFT(last)(ctx, batch, lambda loss: seen.append(loss.metrics["reward/mean"]))
+    made = trainer.policy.generate(batch.prompts, batch.seeds, {})
+    expected = ctx.world.scorer(Colour())(media=made, prompts=batch.prompts).value
+    torch.testing.assert_close(seen[0], expected, rtol=0, atol=ROUNDED)
+    assert expected.std() > 1000 * ROUNDED
 
 
 @pytest.mark.parametrize("last", [1, 3, STEPS])
@@ -128,13 +151,9 @@ def red(pixels: Tensor) -> float:
     return (1.5 * means[0] - 0.5 * means.sum()).item()
 
 
-def test_gradients_go_through_a_genuine_decoder(flux_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("red cats\nblue dogs\n")
-    spec = PolicySpec(str(flux_folder), call=dict(FLUX_CALL), lora=Lora(rank=2))
-    trainer = trainer_of(toy_run(tmp_path, PromptsOnly(2, Colour()), DRaFT(2), 2, policy=spec))
-    lines = fit(trainer)
+def test_gradients_go_through_a_genuine_decoder(flux_trainer: Trainer) -> None:
+    lines = fit(flux_trainer)
     assert all(line["grad/norm"] > 0 for line in lines)
-    trainer.runtime.close()
 
 
 def test_more_steps_than_there_are_is_refused(trainer: Trainer) -> None:
