@@ -26,7 +26,7 @@ from tests.toy import REWARD, saved, toy_run, trainer_of
 
 EXACT = 1e-9  # relative, of float64
 SAME = 1e-5  # relative: float32 sums in another order
-COUNTED = 0.2  # relative error of a ratio of variances, each of 1000 draws: three standard errors of a normal's
+COUNTED = 0.2  # relative error of a ratio of variances, each of 800 draws with tails cut: three standard errors
 FLAT = RectifiedFlow()
 
 
@@ -206,11 +206,11 @@ def test_more_points_make_the_ratio_steadier(trainer: Trainer) -> None:
     """The variance of log rho, a mean over K independent points, is a K-th of one point's."""
     batch = sampled(trainer)
     move(trainer)
-    many = batch[torch.zeros(1000, dtype=torch.int64)]  # one sample, each time with noise of its own
-    many = replace(many, seeds=torch.arange(1000))
+    many = batch[torch.zeros(800, dtype=torch.int64)]  # one sample, each time with noise of its own
+    many = replace(many, seeds=torch.arange(800))
     spread = {}
     for k in (1, 3, 9):
-        (loss, *_), _ = learned(trainer, FPO(points=k), many)
+        (loss, *_), _ = learned(trainer, FPO(points=k, limit=0.05), many)
         spread[k] = loss.metrics["ratio/mean"].log().var().item()
     assert spread[1] / spread[3] == pytest.approx(3, rel=COUNTED)
     assert spread[1] / spread[9] == pytest.approx(9, rel=COUNTED)
