@@ -17,6 +17,8 @@ class RWR(Imitation):
 
     At an endless temperature all weigh the same: fine-tuning on what the policy samples. ADPO (`adpo`) is this with
     the policy's own softmax taken off, so that what it has learned pulls no more; nothing here holds it to a reference.
+    Samples of few Euler steps vary less than what the network knows, and imitating them makes the next ones vary less
+    again: sample with many steps. Objectives whose credit sums to zero in a group do not suffer from it.
 
     Attributes:
         temperature: In the units of the credit: 1 is one spread of the rewards under `group_norm` and `batch_norm`.
