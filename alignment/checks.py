@@ -54,6 +54,7 @@ def values(run: Run) -> Iterator[Problem]:
         yield "optimizer.learning_rate", f"got {run.optimizer.learning_rate}, expected a finite number"
     yield from _policy(run.policy)
     yield from _call(run)
+    yield from _copies(run)
     yield from _rows(run)
     yield from _rounds(run)
     yield from _credit(run)
@@ -148,6 +149,21 @@ def _numbers(run: Run) -> Iterator[Problem]:
             yield key, f"got {decay}, expected a number from 0 to below 1"
 
 
+def _copies(run: Run) -> Iterator[Problem]:
+    """Look at whether what is said of the behaviour copy says it to anybody."""
+    used = {*run.objective.snapshots, *run.source.snapshots}
+    told = {"every": run.snapshots.every != 1, "above": bool(run.snapshots.above)}
+    for key in (key for key, said in told.items() if said and "behaviour" not in used):
+        yield (
+            f"snapshots.{key}",
+            "it says when the behaviour copy is refreshed, but nothing in this run reads that copy; set "
+            "objective.anchor or source.weights to behaviour, or leave it out",
+        )
+    for name, least in run.snapshots.above.items():
+        if not math.isfinite(least):
+            yield f"snapshots.above.{name}", f"got {least}, expected a finite number"
+
+
 def _rows(run: Run) -> Iterator[Problem]:
     """Look at the window with the pipeline's own number of steps, and at how the rows of a step become updates."""
     parts, rounds = _parts(run), run.policy.call.get("num_inference_steps")
@@ -162,6 +178,8 @@ def _rows(run: Run) -> Iterator[Problem]:
                 yield f"source.{name}", f"with policy.call.num_inference_steps {rounds}: {error}"
                 return
             rows = run.source.prompts if choice.branch else rows
+    if run.source.rows_per_prompt is not None:
+        rows = run.source.prompts * run.source.rows_per_prompt
     group, what = parts.get("rows_per_group", group), "rows"
     if run.objective.whole_groups:
         rows, what = run.source.prompts // (group if run.source.media and isinstance(group, int) else 1), "groups"

@@ -129,7 +129,9 @@ def _dry_run(args: argparse.Namespace) -> int:
 
     run = config.load(args.config, args.overrides)
     checks.check(run, checks.processes())
-    read_prompts(run.data.prompts, run.data.dedupe, run.data.columns, run.source.media)
+    read_prompts(
+        run.data.prompts, run.data.dedupe, run.data.columns, run.source.media, run.policy.call.get("num_frames")
+    )
     if run.evaluation.prompts is not None:
         read_prompts(run.evaluation.prompts, columns=run.data.columns)
     show(f"{config.resolved(run)}\n{checks.describe(run, checks.processes())}")

@@ -60,6 +60,7 @@ def read_prompts(
     dedupe: Literal["error", "drop", "keep"] = "error",
     columns: Mapping[str, str] | None = None,
     media: tuple[str, ...] = (),
+    frames: object = None,
 ) -> Prompts:
     """Read the prompts of a data file: a `.txt`, `.jsonl` or `.parquet` file, or a folder that `datasets` saved.
 
@@ -68,15 +69,21 @@ def read_prompts(
         dedupe: What to do with a prompt that occurs twice; with other samples beside it, it is another record.
         columns: Which column holds what, by the name of the pipeline's argument, where it has another name than that.
         media: Names of the samples that every record brings to learn from, in their order.
+        frames: How many frames each of these has; anything but a whole number leaves it open.
 
     Raises:
         DataError: Naming the file and every line that cannot be used.
         EnvironmentProblem: If reading the file takes a package that is not installed.
     """
     file = data_file(Path(path))
+    if media and file.suffix == ".txt":
+        raise DataError(
+            f"{path}: a .txt file holds prompts alone, and this source learns from samples ({', '.join(media)}); give "
+            "a .jsonl, a .parquet or an image folder (docs/data.md)"
+        )
     named = {name: name for name in (*COLUMNS, *media, *([LABEL] if media else []))}
     described = {media[0] if media else "image": "file_name"} if file.name == LINES else {}
-    reader = _Reader(file if file.is_dir() else file.parent, named | described | dict(columns or {}), media)
+    reader = _Reader(file if file.is_dir() else file.parent, named | described | dict(columns or {}), media, frames)
     for place, record in read_records(file, tuple(reader.columns.values())):
         reader.take(place, record)
     prompts = reader.prompts if dedupe == "keep" else _without_repeats(reader, tell=dedupe == "error")
@@ -96,6 +103,7 @@ class _Reader:
         folder: Where media are.
         columns: Column of each argument.
         media: Names of the samples to learn from.
+        frames: How many frames each of them has, if that is a number.
         prompts: Prompts by place.
         examples: What there is to learn from, by place.
         problems: (place, problem).
@@ -104,6 +112,7 @@ class _Reader:
     folder: Path
     columns: Mapping[str, str]
     media: tuple[str, ...] = ()
+    frames: object = None
     prompts: dict[str, str] = field(default_factory=dict)
     examples: dict[str, Example] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
@@ -148,11 +157,17 @@ class _Reader:
 
     def _sample(self, name: str, value: object) -> Picture | Clip:
         if value is None:
-            raise DataError(f'"{self.columns[name]}" is missing: the {name} sample to learn from')
+            raise DataError(
+                f'"{self.columns[name]}" is missing: the {name} sample to learn from (data.columns may name another)'
+            )
         try:
-            return find_medium(self.folder, value)
+            found = find_medium(self.folder, value)
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
+        count = found.frames if isinstance(found, Clip) else 1
+        if isinstance(self.frames, int) and count != self.frames:
+            raise DataError(f"{name}: {value} has {count} of the {self.frames} frames of policy.call.num_frames")
+        return found
 
     def _input(self, argument: str, value: object) -> Input:
         try:

@@ -150,7 +150,7 @@ class Latents:
                 kind = "pictures" if wanted == 1 else f"clips of {wanted} frames"
                 raise DataError(
                     f"data.prompts: {sample.path} has {frames} frame{'s' if frames > 1 else ''}, and "
-                    f"{type(self._policy.pipe).__name__} makes {kind}: cut the sample, or change policy.call.num_frames"
+                    f"{type(self._policy.pipe).__name__} makes {kind}, which is what it can learn from"
                 )
 
     def pixels(self, sample: Sample) -> Tensor:

@@ -201,11 +201,11 @@ def _frames(clip: Clip) -> list[Image.Image]:
 
 
 def _decode_clip(path: Path, content: bytes) -> list[Image.Image]:
+    if not content:
+        raise DataError(f"{path} is empty")
     frames: list[Image.Image] = []
     try:
         with av.open(io.BytesIO(content)) as container:
-            if not container.streams.video:
-                raise DataError(f"{path} has no video stream")
             for frame in container.decode(video=0):
                 if frame.width * frame.height > PIXELS_AT_MOST or len(frames) == FRAMES_AT_MOST:
                     raise DataError(
@@ -213,8 +213,9 @@ def _decode_clip(path: Path, content: bytes) -> list[Image.Image]:
                         "pixels; cut or scale it"
                     )
                 frames.append(frame.to_image())
-    except (av.FFmpegError, ValueError) as error:
-        raise DataError(f"{path} is no video, or damaged after {len(frames)} frames: {error}") from error
+    except (av.FFmpegError, ValueError, IndexError) as error:  # an IndexError where there is no video stream
+        why = error.strerror if isinstance(error, av.FFmpegError) else error
+        raise DataError(f"{path} is no video, or damaged after {len(frames)} frames: {why}") from error
     if not frames:
         raise DataError(f"{path} has no frames")
     return frames

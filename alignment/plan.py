@@ -210,9 +210,14 @@ def plan(run: Run, setup: Setup) -> Plan:
 def _prompts(run: Run, folder: Path) -> tuple[Prompts, list[str]]:
     """Return the run's prompts, or some in place of a file that is not there yet."""
     if Path(run.data.prompts).exists():
-        return read_prompts(run.data.prompts, "drop", run.data.columns, run.source.media), []
+        return read_prompts(
+            run.data.prompts, "drop", run.data.columns, run.source.media, run.policy.call.get("num_frames")
+        ), []
     made = stand_in_prompts(run.policy, folder)
-    made = replace(made, examples=(Example((Picture(folder, "", (1, 1)),) * len(run.source.media)),))
+    made = replace(
+        made,
+        examples=(Example((Picture(folder, "", (1, 1)),) * len(run.source.media, run.policy.call.get("num_frames"))),),
+    )
     return made, [f"there is no file {run.data.prompts}: planned with a prompt of {len(made.texts[0].split())} words"]
 
 

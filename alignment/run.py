@@ -14,6 +14,9 @@ from samplers.kernels.dispatch import Kernels
 
 __all__ = ["Batch", "Data", "Evaluation", "Lora", "Optimizer", "Output", "PolicySpec", "Run", "Snapshots"]
 
+FOLLOWING = ("reference", "behaviour", "ema")
+"""The frozen copies that the loop keeps for whoever names them."""
+
 
 @dataclass(frozen=True)
 class Data:
@@ -61,8 +64,8 @@ class Snapshots:
             (DiffusionNFT's "old" policy); its warm-up is `behaviour_rate` a step.
         behaviour_rate: Growth of the behaviour decay a step, up to `behaviour`.
         every: Steps from one refresh of the behaviour copy to the next.
-        above: The behaviour copy is refreshed only after a step in which each of these metrics, by its name in
-            metrics.jsonl, was above its number: ADPO's anchor that moves when a divergence has grown too large.
+        above: The behaviour copy is refreshed only after a step in which each of these metrics of sampling and learning
+            was above its number: ADPO's anchor that moves when a divergence has grown too large.
     """
 
     ema: float = 0.0
@@ -166,6 +169,12 @@ class Run:
                 f"source.structure makes credit a map over the latent, but objective {objective.__name__} has no form "
                 "for one; choose objective vipo, or leave source.structure out"
                 if self.source.structure is not None
-                else f"objective {objective.__name__} takes credit position by position, but source.structure is null; "
-                "say what spreads credit, as in source.structure: {type: perceptual, backbone: {type: dinov2}}"
+                else f"objective {objective.__name__} takes credit position by position, but source {source.__name__} "
+                "spreads none; choose source on_policy_steps and say what spreads credit, as in source.structure: "
+                "{type: perceptual, backbone: {type: dinov2}}"
+            )
+        if strange := set(self.objective.snapshots) - {*FOLLOWING, *self.source.snapshots}:
+            raise ConfigError(
+                f"objective {objective.__name__} compares with the copy {', '.join(sorted(strange))}, which source "
+                f"{source.__name__} does not keep; choose one that does (semi_policy keeps the opponent)"
             )

@@ -86,7 +86,9 @@ def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> i
 
 def load(run: Run, runtime: Runtime) -> Trainer:
     """Return the trainer of a run: prompts read, pipeline loaded and probed, prompts embedded, copies kept."""
-    prompts = read_prompts(run.data.prompts, run.data.dedupe, run.data.columns, run.source.media)
+    prompts = read_prompts(
+        run.data.prompts, run.data.dedupe, run.data.columns, run.source.media, run.policy.call.get("num_frames")
+    )
     held_out = () if run.evaluation.prompts is None else read_held_out(run).texts
     if run.source.reward is not None:
         check_prompts(run.source.reward, run.data.prompts, prompts.texts)

@@ -44,6 +44,10 @@ class Aesthetic(RewardModel):
 
     differentiable: ClassVar[bool] = True
 
+    def part_names(self) -> tuple[str, ...]:
+        """None: a score is one number."""
+        return ()
+
     def load(self, *, device: torch.device) -> AestheticScorer:
         """Return the scorer.
 

@@ -44,6 +44,10 @@ class Colour(RewardModel):
         """Nothing: there is no network."""
         return Size()
 
+    def part_names(self) -> tuple[str, ...]:
+        """None: a score is one number."""
+        return ()
+
     def load(self, *, device: torch.device) -> _ColourScorer:
         """Return the scorer; it works where the pixels are."""
         return _ColourScorer(_CHANNELS.index(self.channel))

@@ -48,6 +48,10 @@ class Exposure(RewardModel):
             KnownAnswer("middle grey scores 1", media[:1], ("",), ((1 - _ROUNDING, 1 + _ROUNDING),)),
         )
 
+    def part_names(self) -> tuple[str, ...]:
+        """None: a score is one number."""
+        return ()
+
     def load(self, *, device: torch.device) -> _ExposureScorer:
         """Return the scorer; it works where the pixels are."""
         return _ExposureScorer(self.width)

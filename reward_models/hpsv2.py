@@ -57,6 +57,10 @@ class HPSv2(RewardModel):
         """Return pictures of one colour with its name, for the official weights alone."""
         return colours() if self.weights == _OFFICIAL else ()
 
+    def part_names(self) -> tuple[str, ...]:
+        """None: a score is one number."""
+        return ()
+
     def load(self, *, device: torch.device) -> CosineScorer:
         """Return the scorer.
 

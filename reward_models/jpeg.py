@@ -49,6 +49,10 @@ class Jpeg(RewardModel):
         """Nothing: there is no network."""
         return Size()
 
+    def part_names(self) -> tuple[str, ...]:
+        """None: a score is one number."""
+        return ()
+
     def load(self, *, device: torch.device) -> _JpegScorer:
         """Return the scorer; it works on the CPU whatever the device is."""
         return _JpegScorer(self)

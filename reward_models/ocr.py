@@ -54,6 +54,10 @@ class OCR(RewardModel):
         prompts = ('a sign that says "ALIGN"',) * 2
         return (KnownAnswer("a word is read, and none on a blank page", media, prompts, ((0.8, 1.0), (0.0, 0.0))),)
 
+    def part_names(self) -> tuple[str, ...]:
+        """None: a score is one number."""
+        return ()
+
     def load(self, *, device: torch.device) -> _OCRScorer:
         """Return the scorer; it reads on the CPU whatever the device is.
 

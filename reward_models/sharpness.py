@@ -44,6 +44,10 @@ class Sharpness(RewardModel):
             KnownAnswer("a grey picture scores 0", media[2:], ("",), ((-_ROUNDING, _ROUNDING),)),
         )
 
+    def part_names(self) -> tuple[str, ...]:
+        """None: a score is one number."""
+        return ()
+
     def load(self, *, device: torch.device) -> _SharpnessScorer:
         """Return the scorer; it works where the pixels are."""
         return _SharpnessScorer()

@@ -39,6 +39,11 @@ class Source(Protocol[B_co]):
         """Names of the frozen copies it samples with, or keeps."""
         return () if self.weights == "live" else (self.weights,)
 
+    @property
+    def rows_per_prompt(self) -> int | None:
+        """Rows of the batch a prompt, where that is no matter of groups and windows; None where it is."""
+        return None
+
     def check_rounds(self, rounds: int) -> None:
         """Refuse a pipeline call of `rounds` denoising steps; nothing, unless a source has a say in it.
 

@@ -70,7 +70,7 @@ class OnPolicyTree(Source[Transitions]):
         if self.branching < 2:
             raise ConfigError(f"branching must be >= 2, got {self.branching}: a node without siblings has no credit")
         if self.trained is not None and not 0 < len(set(self.trained) & set(self.splits)) == len(self.trained):
-            raise ConfigError(f"trained must be one or more of the splits {self.splits}, got {self.trained}")
+            raise ConfigError(f"trained must be one or more of the splits {self.splits}, each once, got {self.trained}")
         check_geometry(self.prompts, self.group_size, self.prompts_per_call)
         if not self.dynamics.stochastic:
             raise ConfigError(
@@ -82,6 +82,11 @@ class OnPolicyTree(Source[Transitions]):
     def group_size(self) -> int:
         """Leaves of a prompt."""
         return self.branching ** len(self.splits)
+
+    @property
+    def rows_per_prompt(self) -> int:
+        """Nodes that are learned from."""
+        return sum(self.branching**depth for depth in self.depths)
 
     @property
     def depths(self) -> list[int]:

@@ -18,8 +18,10 @@ from alignment.data import read_prompts
 from alignment.draw import Draw
 from alignment.errors import ConfigError, DataError
 from alignment.loop import Trainer
+from alignment.objectives.dpo import DPO
 from alignment.objectives.kto import KTO
 from alignment.objectives.seppo import SePPO
+from alignment.pictures import encode_clip
 from alignment.run import Data
 from alignment.sources.base import Source
 from alignment.sources.offline import Offline
@@ -120,6 +122,33 @@ def test_what_cannot_be_learned_from_is_said_with_its_line(
     assert says in str(caught.value)
 
 
+def test_clips_of_another_length_than_the_pipelines_are_said_with_their_line(tmp_path: Path) -> None:
+    pictures(tmp_path, a=(8, 8))
+    for name, count in {"short": 3, "right": 9}.items():
+        frames = [Image.new("RGB", (16, 16), (20 * i, 0, 0)) for i in range(count)]
+        (tmp_path / f"{name}.mp4").write_bytes(encode_clip(frames, 8.0))
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "noise.mp4").write_bytes(b"no video at all" * 9)
+    names = ("right.mp4", "short.mp4", "a.png", "empty.mp4", "noise.mp4")
+    file = jsonl(tmp_path / "p.jsonl", *({"prompt": name, "media": name} for name in names))
+    with pytest.raises(DataError) as caught:
+        read_prompts(file, media=("media",), frames=9)
+    told = str(caught.value)
+    assert "line 1" not in told
+    assert "line 2: media: short.mp4 has 3 of the 9 frames of policy.call.num_frames" in told
+    assert "line 3: media: a.png has 1 of the 9 frames" in told
+    assert "empty.mp4 is empty" in told
+    assert "noise.mp4 is no video, or damaged after 0 frames: Invalid data found" in told
+
+
+def test_a_file_of_prompts_alone_is_refused_as_such(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("one\ntwo\n")
+    with pytest.raises(
+        DataError, match=r"a \.txt file holds prompts alone, and this source learns from samples \(media\)"
+    ):
+        read_prompts(str(tmp_path / "p.txt"), media=("media",))
+
+
 # ---- refused when the config loads -----------------------------------------------------------------------------------
 
 CONFIG = """\
@@ -142,6 +171,7 @@ batch: {{microbatch: 64}}
         ("offline\n  prompts: 4\n  rows_per_group: 3", "sft", ":5: source: source.prompts must be a multiple"),
         ("semi_policy\n  prompts: 4\n  kept: 1", "seppo", ":5: source: source needs every >= 1 and kept >= 2"),
         ("offline\n  prompts: 4", "dpo", "objective DPO consumes Pairs, but source Offline produces Samples"),
+        ("offline_pairs\n  prompts: 4", "seppo", "compares with the copy opponent, which source OfflinePairs does not"),
     ],
 )
 def test_runs_that_cannot_work_are_refused_with_file_line_and_key(
@@ -204,7 +234,7 @@ def test_winners_become_the_states_they_were_drawn_from(folder: Path) -> None:
 
 
 def test_pairs_keep_their_sides(folder: Path) -> None:
-    trainer = loaded(folder, OfflinePairs(8), SePPO(), pairs(folder, count=8))
+    trainer = loaded(folder, OfflinePairs(8), DPO(), pairs(folder, count=8))
     found = trainer.experience(trainer.context(0))
     trainer.runtime.close()
     assert isinstance(found.batch, Pairs)

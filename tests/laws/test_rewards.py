@@ -118,6 +118,11 @@ def test_scores_are_one_float32_a_row(whole):
     assert whole.value.dtype == torch.float32
 
 
+def test_parts_are_those_that_were_told_before(model, whole):
+    if (told := model.part_names()) is not None:
+        assert {name.split("/")[0] for name in whole.parts} == set(told)
+
+
 def test_the_score_of_a_batch_is_the_scores_of_its_rows_or_groups(model, whole, media, prompts):
     scorer = load_reward(model, device=CPU)
     parts = [torch.tensor([i]) for i in range(4)] if model.scope == "sample" else [GROUP == 7, GROUP == 3]
