@@ -214,10 +214,7 @@ def _prompts(run: Run, folder: Path) -> tuple[Prompts, list[str]]:
             run.data.prompts, "drop", run.data.columns, run.source.media, run.policy.call.get("num_frames")
         ), []
     made = stand_in_prompts(run.policy, folder)
-    made = replace(
-        made,
-        examples=(Example((Picture(folder, "", (1, 1)),) * len(run.source.media, run.policy.call.get("num_frames"))),),
-    )
+    made = replace(made, examples=(Example((Picture(folder, "", (1, 1)),) * len(run.source.media)),))
     return made, [f"there is no file {run.data.prompts}: planned with a prompt of {len(made.texts[0].split())} words"]
 
 
