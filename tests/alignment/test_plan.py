@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
 
 from alignment import cli, config, plan, plan_meter, train
 from alignment.data import read_prompts
@@ -20,6 +19,7 @@ from alignment.plan_rehearsal import Rehearsal
 from alignment.run import Run
 from alignment.runtime import Runtime
 from alignment.spec import PolicySpec
+from tests.flops import flop_counter
 
 ROOT = Path(__file__).parents[2]
 FLOPS = 0.05
@@ -67,9 +67,9 @@ def counted(run: Run) -> tuple[float, float]:
     trainer = train.load(run, Runtime(run))
     ctx = trainer.context(0)
     _ = ctx.policy.row_times  # found out once a run
-    with FlopCounterMode(display=False) as sampling:
+    with flop_counter() as sampling:
         batch = trainer.experience(ctx).batch
-    with FlopCounterMode(display=False) as learning:
+    with flop_counter() as learning:
         trainer.learn(ctx, batch)
     return sampling.get_total_flops(), learning.get_total_flops()
 
@@ -95,7 +95,7 @@ def test_the_meter_counts_as_torch_does(recompute: bool) -> None:
     with torch.device("meta"):
         blocks, x = network(), torch.empty(100, 64)
     cost, reached = plan_meter.backward(lambda: run(blocks, x), blocks.parameters(), blocks.parameters(), None)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         run(network(), torch.randn(100, 64)).sum().backward()
     assert reached
     assert cost.flops == counter.get_total_flops()

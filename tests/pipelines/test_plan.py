@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from alignment.data import read_prompts
 from alignment.embeddings import text_encoders
@@ -13,6 +12,7 @@ from alignment.loop import microbatches
 from alignment.objectives.base import Loss
 from alignment.patient import Patient
 from alignment.plan_rehearsal import Rehearsal
+from tests.flops import flop_counter
 from tests.pipelines.zoo import Member
 
 pytestmark = pytest.mark.slow
@@ -34,9 +34,9 @@ def counted(patient: Patient) -> dict[str, float]:
     trainer = patient.trainer
     ctx, encoders = trainer.context(0), {type(z).__name__ for z in text_encoders(trainer.policy.pipe).values()}
     trainer.policy.encodings.forget()
-    with FlopCounterMode(display=False) as sampling:
+    with flop_counter() as sampling:
         batch = trainer.experience(ctx).batch
-    with FlopCounterMode(display=False) as learning:
+    with flop_counter() as learning:
         for rows in microbatches(batch, torch.arange(len(batch)), trainer.run.batch.microbatch):
             trainer.run.objective(ctx, batch[rows], learned)
     for parameter in trainer.policy.trainable.values():
