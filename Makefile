@@ -93,7 +93,7 @@ bench-recipes: $(STAMP) ## Run the quickstart's task by four methods on three se
 
 bench-algorithms: $(STAMP) ## Run every algorithm on the tiny FLUX on three seeds, and write docs/algorithms_bench.md (hours; resumable)
 	$(BIN)/python -m examples.benchmarks.recipes $(OFFLINE) --steps 100 --section offline $(EACH)
-	$(BIN)/python -m examples.benchmarks.recipes $(ONLINE) --seconds 180 --section online $(EACH)
+	$(BIN)/python -m examples.benchmarks.recipes $(ONLINE) --seconds 120 --section online $(EACH)
 
 clean: ## Remove caches and build products; runs and .venv stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist build
