@@ -24,6 +24,9 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LONGEST_NAME = 200
 """Characters; file systems take 255 bytes, and a run that is moved aside gets a longer name."""
 
+FOLLOWING = ("reference", "behaviour", "ema")
+"""The frozen copies that the loop keeps for whoever names them."""
+
 Problem = tuple[str, str]
 """(key path, message)"""
 
@@ -150,7 +153,13 @@ def _numbers(run: Run) -> Iterator[Problem]:
 
 
 def _copies(run: Run) -> Iterator[Problem]:
-    """Look at whether what is said of the behaviour copy says it to anybody."""
+    """Look at whether the copies that are read are kept, and what is said of the behaviour copy says it to anybody."""
+    if strange := set(run.objective.snapshots) - {*FOLLOWING, *run.source.snapshots}:
+        yield (
+            "objective",
+            f"{type(run.objective).__name__} compares with the copy {', '.join(sorted(strange))}, which source "
+            f"{type(run.source).__name__} does not keep; choose one that does (semi_policy keeps the opponent)",
+        )
     used = {*run.objective.snapshots, *run.source.snapshots}
     told = {"every": run.snapshots.every != 1, "above": bool(run.snapshots.above)}
     for key in (key for key, said in told.items() if said and "behaviour" not in used):

@@ -14,9 +14,6 @@ from samplers.kernels.dispatch import Kernels
 
 __all__ = ["Batch", "Data", "Evaluation", "Lora", "Optimizer", "Output", "PolicySpec", "Run", "Snapshots"]
 
-FOLLOWING = ("reference", "behaviour", "ema")
-"""The frozen copies that the loop keeps for whoever names them."""
-
 
 @dataclass(frozen=True)
 class Data:
@@ -172,9 +169,4 @@ class Run:
                 else f"objective {objective.__name__} takes credit position by position, but source {source.__name__} "
                 "spreads none; choose source on_policy_steps and say what spreads credit, as in source.structure: "
                 "{type: perceptual, backbone: {type: dinov2}}"
-            )
-        if strange := set(self.objective.snapshots) - {*FOLLOWING, *self.source.snapshots}:
-            raise ConfigError(
-                f"objective {objective.__name__} compares with the copy {', '.join(sorted(strange))}, which source "
-                f"{source.__name__} does not keep; choose one that does (semi_policy keeps the opponent)"
             )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from samplers.path import Prediction, clean_and_noise
-from samplers.step import Step, per_row
+from samplers.step import Step
 
 if TYPE_CHECKING:
     from samplers.dynamics.base import Dynamics
@@ -87,12 +87,6 @@ def take(dynamics: Dynamics, grid: Grid, i: int, j: int) -> Step:
     numbers = [STAY, *(dynamics.step(part, i, j).coefficients for _, part in grid.patches)]
     which = sum(k * mask.long() for k, (mask, _) in enumerate(grid.patches, start=1))
     return Step.from_coefficients(torch.stack(numbers).to(which.device)[which])  # type: ignore[union-attr, index]
-
-
-def mean_std(dynamics: Dynamics, grid: Grid, steps: Iterable[int]) -> float:
-    """Return the mean std of single steps of `dynamics`, over `steps` and, where they differ, rows and elements."""
-    stds = [per_row(take(dynamics, grid, k, k + 1).std).mean().item() for k in steps]
-    return sum(stds) / len(stds)
 
 
 def patched(grid: Grid, parts: Iterable[tuple[Tensor, Grid]]) -> Grid:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from samplers.conductor import Act, Conductor, Look, Native, Recorded, Round, Skip, Solve
 from samplers.dynamics.base import Dynamics
-from samplers.grid import Grid, mean_std, take
+from samplers.grid import Grid, take
 from samplers.multistep import SecondOrder, strides
-from samplers.step import Step
+from samplers.step import Step, mean_std
 from samplers.windows.base import Choice
 
 Noise = Callable[[int, torch.Size], Tensor]
@@ -122,9 +122,20 @@ def sample(call: Call, plan: Plan) -> Trajectory:
                 "gradient. Leave it out of the window (the last step has no noise under ddim and "
                 "coefficient_preserving), or choose another dynamics"
             )
+    return Trajectory(conductor.final.float(), pixels, trained, _mean_std(plan, trained))
+
+
+def _mean_std(plan: Plan, trained: Mapping[int, Recorded]) -> float:
+    """Return the mean std of the steps that calls like this one come to train; 0 where none is trained.
+
+    Where elements have times of their own, a grid is that of its round alone, and the mean that of the steps taken.
+    """
     grid = next((record.grid for record in trained.values()), None)
-    std = 0.0 if grid is None else mean_std(plan.dynamics, grid, plan.choice.eligible or trained)
-    return Trajectory(conductor.final.float(), pixels, trained, std)
+    if grid is None:
+        return 0.0
+    if grid.patches:
+        return mean_std(record.step for record in trained.values())
+    return mean_std(take(plan.dynamics, grid, k, k + 1) for k in plan.choice.eligible or trained)
 
 
 def observe_prefix(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -128,6 +128,12 @@ def rows_of(steps: Sequence[Step], rows: int) -> Tensor:
     if numbers[0].ndim == 1:
         return torch.stack(numbers).expand(rows, -1, -1)
     return torch.stack([number.expand(rows, *number.shape[1:]) for number in numbers], dim=1)
+
+
+def mean_std(steps: Iterable[Step]) -> float:
+    """Return the mean std of steps and, where they differ in it, of their rows and elements."""
+    stds = [per_row(step.std).mean().item() for step in steps]
+    return sum(stds) / len(stds)
 
 
 def per_row(number: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from reward_models.base import RewardModel, Rewards
 from samplers import Grid, rows_of
 from samplers.conductor import Conductor, Look, Native, Recorded, Round, Skip
 from samplers.dynamics.base import Dynamics
-from samplers.grid import mean_std, take
+from samplers.grid import take
+from samplers.step import mean_std
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class OnPolicyTree(Source[Transitions]):
         for depth in self.depths:
             credit = self._credit(ctx, everywhere, ids, depth).split(size * self.branching ** (depth + 1))
             for number, (part, tree, shares) in enumerate(zip(calls, trees, credit, strict=True), start=first):
-                batches.append(self._batch(ctx, part, tree[depth], shares, depth, number))
+                batches.append(self._batch(ctx, part, tree, shares, depth, number))
         batch = concatenate(batches)
         # Prompt by prompt, as the rows of all processes follow each other: which rows meet in an update must not hang
         # on how many processes there are.
@@ -195,9 +196,9 @@ class OnPolicyTree(Source[Transitions]):
         return credit[ctx.world.share(len(credit))] * (sum(rows.values()) / (len(rows) * rows[depth]))
 
     def _batch(
-        self, ctx: Context, part: Groups, node: Recorded, credit: Tensor, depth: int, number: int
+        self, ctx: Context, part: Groups, tree: list[Recorded], credit: Tensor, depth: int, number: int
     ) -> Transitions:
-        rows = self.branching**depth
+        node, rows = tree[depth], self.branching**depth
         n = len(part) * rows
         return Transitions(
             prompts=repeat(part.prompts, rows),
@@ -210,5 +211,5 @@ class OnPolicyTree(Source[Transitions]):
             velocity=node.velocity[:, None],
             coefficients=rows_of([node.step], n),
             advantage=credit.reshape(n, self.branching),
-            mean_std=torch.full((n,), mean_std(self.dynamics, node.grid, [self.splits[d] for d in self.depths])),
+            mean_std=torch.full((n,), mean_std(tree[d].step for d in self.depths)),
         )

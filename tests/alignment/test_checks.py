@@ -201,4 +201,5 @@ def test_an_advantage_that_reads_a_part_nobody_gives_is_refused(path: Path) -> N
     with pytest.raises(ConfigError, match=says):
         config.load(path, (*shapes, "source.advantage={type: gdpo, weights: {strikt: 1.0}}"))
     # What says nothing of its parts before it scores is asked when it does.
-    config.load(path, ("source.advantage={type: min, parts: [strikt]}",))
+    says_nothing = "source.reward={type: function, call: tests.faults.runs:brightness}"
+    config.load(path, (says_nothing, "source.advantage={type: min, parts: [strikt]}"))

@@ -115,7 +115,7 @@ def test_what_cannot_be_a_tree_is_refused(trainer: Trainer) -> None:
         ({"dynamics": ODE()}, "deterministic"),
         ({"prompts_per_call": 3}, "must divide prompts"),
         ({"trained": ()}, "one or more of the splits"),
-        ({"trained": (1, 3)}, r"of the splits \(1, 2, 4\), got \(1, 3\)"),
+        ({"trained": (1, 3)}, r"of the splits \(1, 2, 4\), each once, got \(1, 3\)"),
         ({"trained": (1, 1)}, "one or more of the splits"),
     ):
         with pytest.raises(ConfigError, match=says):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from samplers.dynamics.flow_sde import FlowSDE
-from samplers.grid import flow_grid, mean_std
+from samplers.grid import flow_grid
+from samplers.step import mean_std
 from samplers.windows.all import All
 from samplers.windows.base import Choice
 from samplers.windows.branch import Branch
@@ -73,7 +74,7 @@ def test_steps_that_weigh_as_much_as_they_have_noise_weigh_one_on_average(window
     weights = []
     for step in range(60 if deterministic else 4000):
         choice = window.choose(7, step, 0, generator(step))
-        mean = mean_std(dynamics, grid, choice.eligible)
+        mean = mean_std(dynamics.step(grid, k, k + 1) for k in choice.eligible)
         weights += [dynamics.step(grid, k, k + 1).std.item() / mean for k in choice.trained]
     assert sum(weights) / len(weights) == pytest.approx(1, rel=1e-5 if deterministic else 0.03)
     assert max(weights) > 1.2 > 0.8 > min(weights)
