@@ -125,13 +125,11 @@ def _train(args: argparse.Namespace) -> int:
 
 def _dry_run(args: argparse.Namespace) -> int:
     from alignment import checks, config
-    from alignment.data import read_prompts
+    from alignment.data import read_data, read_prompts
 
     run = config.load(args.config, args.overrides)
     checks.check(run, checks.processes())
-    read_prompts(
-        run.data.prompts, run.data.dedupe, run.data.columns, run.source.media, run.policy.call.get("num_frames")
-    )
+    read_data(run)
     if run.evaluation.prompts is not None:
         read_prompts(run.evaluation.prompts, columns=run.data.columns)
     show(f"{config.resolved(run)}\n{checks.describe(run, checks.processes())}")

@@ -15,6 +15,7 @@ from alignment.draw import Draw
 from alignment.errors import DataError
 from alignment.media import Clip, Picture, find_clip, find_medium, find_picture
 from alignment.records import LINES, Record, data_file, read_records
+from alignment.run import Run
 
 LONGEST_PROMPT = 4000
 """Characters; every text encoder in use truncates long before."""
@@ -93,6 +94,17 @@ def read_prompts(
         more = f" (and {len(told) - 5} more)" if len(told) > 5 else ""
         raise DataError(f"{path}: " + "; ".join(told[:5]) + more)
     return Prompts(tuple(prompts.values()), tuple(reader.examples[place] for place in prompts) if media else ())
+
+
+def read_data(run: Run) -> Prompts:
+    """Read the prompts of a run's data file, and the samples that its source learns from.
+
+    Raises:
+        DataError: As `read_prompts` does.
+        EnvironmentProblem: As `read_prompts` does.
+    """
+    data, frames = run.data, run.policy.call.get("num_frames")
+    return read_prompts(data.prompts, data.dedupe, data.columns, run.source.media, frames)
 
 
 @dataclass

@@ -206,6 +206,8 @@ def _decode_clip(path: Path, content: bytes) -> list[Image.Image]:
     frames: list[Image.Image] = []
     try:
         with av.open(io.BytesIO(content)) as container:
+            if not container.streams.video:
+                raise ValueError("it has no video stream")
             for frame in container.decode(video=0):
                 if frame.width * frame.height > PIXELS_AT_MOST or len(frames) == FRAMES_AT_MOST:
                     raise DataError(
@@ -213,7 +215,7 @@ def _decode_clip(path: Path, content: bytes) -> list[Image.Image]:
                         "pixels; cut or scale it"
                     )
                 frames.append(frame.to_image())
-    except (av.FFmpegError, ValueError, IndexError) as error:  # an IndexError where there is no video stream
+    except (av.FFmpegError, ValueError) as error:
         why = error.strerror if isinstance(error, av.FFmpegError) else error
         raise DataError(f"{path} is no video, or damaged after {len(frames)} frames: {why}") from error
     if not frames:

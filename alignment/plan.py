@@ -22,7 +22,7 @@ from torch import nn
 
 from alignment import config, plan_table
 from alignment.batches import Example
-from alignment.data import Prompts, read_prompts
+from alignment.data import Prompts, read_data
 from alignment.errors import ConfigError
 from alignment.loading import no_progress_bars
 from alignment.media import Picture
@@ -210,9 +210,7 @@ def plan(run: Run, setup: Setup) -> Plan:
 def _prompts(run: Run, folder: Path) -> tuple[Prompts, list[str]]:
     """Return the run's prompts, or some in place of a file that is not there yet."""
     if Path(run.data.prompts).exists():
-        return read_prompts(
-            run.data.prompts, "drop", run.data.columns, run.source.media, run.policy.call.get("num_frames")
-        ), []
+        return read_data(replace(run, data=replace(run.data, dedupe="drop"))), []
     made = stand_in_prompts(run.policy, folder)
     made = replace(made, examples=(Example((Picture(folder, "", (1, 1)),) * len(run.source.media)),))
     return made, [f"there is no file {run.data.prompts}: planned with a prompt of {len(made.texts[0].split())} words"]

@@ -17,7 +17,7 @@ from alignment import checks, cli, config, run_folder
 from alignment.artifacts import Card, write_artifacts
 from alignment.batches import Batch, Experience
 from alignment.checkpoint import FINISHED, LOCK, UNFINISHED, Checkpoints
-from alignment.data import Prompts, read_prompts
+from alignment.data import Prompts, read_data, read_prompts
 from alignment.draw import Draw
 from alignment.errors import CheckpointError, ConfigError, DataError, Stopped
 from alignment.evaluation import Evaluator
@@ -86,9 +86,7 @@ def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> i
 
 def load(run: Run, runtime: Runtime) -> Trainer:
     """Return the trainer of a run: prompts read, pipeline loaded and probed, prompts embedded, copies kept."""
-    prompts = read_prompts(
-        run.data.prompts, run.data.dedupe, run.data.columns, run.source.media, run.policy.call.get("num_frames")
-    )
+    prompts = read_data(run)
     held_out = () if run.evaluation.prompts is None else read_held_out(run).texts
     if run.source.reward is not None:
         check_prompts(run.source.reward, run.data.prompts, prompts.texts)

@@ -192,8 +192,8 @@ class OnPolicyTree(Source[Transitions]):
         nodes = Rewards(worth(leaves.value), {name: worth(part) for name, part in leaves.parts.items()})
         credit = self.advantage(nodes, group[::below])
         # A row counts once in the mean over rows, and there are more of them the deeper they are.
-        rows = {d: self.branching**d for d in self.depths}
-        return credit[ctx.world.share(len(credit))] * (sum(rows.values()) / (len(rows) * rows[depth]))
+        share = self.rows_per_prompt / (len(self.depths) * self.branching**depth)
+        return credit[ctx.world.share(len(credit))] * share
 
     def _batch(
         self, ctx: Context, part: Groups, tree: list[Recorded], credit: Tensor, depth: int, number: int

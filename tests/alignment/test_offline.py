@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import wave
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,7 +130,10 @@ def test_clips_of_another_length_than_the_pipelines_are_said_with_their_line(tmp
         (tmp_path / f"{name}.mp4").write_bytes(encode_clip(frames, 8.0))
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "noise.mp4").write_bytes(b"no video at all" * 9)
-    names = ("right.mp4", "short.mp4", "a.png", "empty.mp4", "noise.mp4")
+    with wave.open(str(tmp_path / "sound.mp4"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(1600))
+    names = ("right.mp4", "short.mp4", "a.png", "empty.mp4", "noise.mp4", "sound.mp4")
     file = jsonl(tmp_path / "p.jsonl", *({"prompt": name, "media": name} for name in names))
     with pytest.raises(DataError) as caught:
         read_prompts(file, media=("media",), frames=9)
@@ -139,6 +143,7 @@ def test_clips_of_another_length_than_the_pipelines_are_said_with_their_line(tmp
     assert "line 3: media: a.png has 1 of the 9 frames" in told
     assert "empty.mp4 is empty" in told
     assert "noise.mp4 is no video, or damaged after 0 frames: Invalid data found" in told
+    assert "sound.mp4 is no video, or damaged after 0 frames: it has no video stream" in told
 
 
 def test_a_file_of_prompts_alone_is_refused_as_such(tmp_path: Path) -> None:
