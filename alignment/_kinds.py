@@ -1,7 +1,8 @@
 """The folder is the registry: which class a `type:` names.
 
-A *kind* is a protocol with a `home`. `type: dance_sde` is the class in `<home>/dance_sde.py` whose name is the file's
-without underscores, in any case (`DanceSDE`); `type: my_package.my_module:MyClass` is any class anywhere.
+A *kind* is a protocol with a `home`. `type: dance_sde` is the dataclass in `<home>/dance_sde.py`, or in a folder below
+it, whose name is the file's without underscores, in any case (`DanceSDE`); `type: my_package.my_module:MyClass` is any
+dataclass anywhere.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import pkgutil
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,23 +46,73 @@ def title(kind: Kind) -> str:
 
 def known(kind: Kind) -> dict[str, str]:
     """Return the class name of every short name in the kind's home, read from the files without importing them."""
+    return {name: cls for name, (_, cls) in _members(kind).items()}
+
+
+def _members(kind: Kind) -> dict[str, tuple[str, str]]:
+    """Return the module and the class name of every short name.
+
+    Folders below the home belong to it, but for those that are the home of another kind.
+
+    Raises:
+        ConfigError: The home is not a package, or two files of it have one name.
+    """
     spec = importlib.util.find_spec(kind.home)
     if spec is None or spec.submodule_search_locations is None:
         raise ConfigError(f"{title(kind)}: its home {kind.home} is not a package")
-    folders = [Path(folder) for folder in spec.submodule_search_locations]
-    found = {}
-    for module in sorted(pkgutil.iter_modules([str(folder) for folder in folders]), key=lambda module: module.name):
-        for file in (folder / f"{module.name}.py" for folder in folders):
-            name = _class_in(file) if file.is_file() and not module.name.startswith("_") else None
-            if name is not None:
-                found[module.name] = name
-    return found
+    found: dict[str, tuple[str, str]] = {}
+    for module, file in _modules(kind.home, [Path(folder) for folder in spec.submodule_search_locations]):
+        name, cls = file.stem, _class_in(file)
+        if cls is None:
+            continue
+        if name in found:
+            raise ConfigError(f"two files hold the {title(kind)} '{name}', {found[name][0]} and {module}: rename one")
+        found[name] = (module, cls)
+    return dict(sorted(found.items()))
+
+
+def _modules(package: str, folders: list[Path]) -> Iterator[tuple[str, Path]]:
+    """Yield the dotted name and the file of every public module in a package and the packages below it."""
+    others = {home for folder in folders for home in _homes(folder / "base.py")} - {package}
+    for module in pkgutil.iter_modules([str(folder) for folder in folders]):
+        dotted = f"{package}.{module.name}"
+        if module.name.startswith("_") or dotted in others:
+            continue
+        if module.ispkg:
+            below = [folder / module.name for folder in folders if (folder / module.name).is_dir()]
+            if not any(dotted in _homes(folder / "base.py") for folder in below):
+                yield from _modules(dotted, below)
+        else:
+            files = (folder / f"{module.name}.py" for folder in folders)
+            yield from ((dotted, file) for file in files if file.is_file())
+
+
+@functools.cache
+def _homes(file: Path) -> frozenset[str]:
+    """Return the homes of the kinds that a file declares."""
+    if not file.is_file():
+        return frozenset()
+    kinds = (node for node in ast.parse(file.read_bytes()).body if isinstance(node, ast.ClassDef))
+    fields = (node for kind in kinds for node in kind.body if isinstance(node, ast.AnnAssign))
+    return frozenset(
+        field.value.value
+        for field in fields
+        if ast.unparse(field.target) == "home" and isinstance(field.value, ast.Constant)
+        if isinstance(field.value.value, str)
+    )
 
 
 @functools.cache
 def _class_in(file: Path) -> str | None:
-    classes = (node.name for node in ast.parse(file.read_bytes()).body if isinstance(node, ast.ClassDef))
-    return next((name for name in classes if name.lower() == file.stem.replace("_", "").lower()), None)
+    """Return the dataclass that has the file's name, if there is one."""
+    classes = [node for node in ast.parse(file.read_bytes()).body if isinstance(node, ast.ClassDef)]
+    named = [node for node in classes if node.name.lower() == file.stem.replace("_", "").lower()]
+    return next((node.name for node in named if any(map(_is_dataclass, node.decorator_list))), None)
+
+
+def _is_dataclass(decorator: ast.expr) -> bool:
+    called = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return ast.unparse(called).rpartition(".")[2] == "dataclass"
 
 
 def find(kind: Kind, name: str) -> type:
@@ -72,13 +124,13 @@ def find(kind: Kind, name: str) -> type:
     if ":" in name:
         module_name, _, path = name.partition(":")
     else:
-        names = known(kind)
+        names = _members(kind)
         if name not in names:
             raise ConfigError(
                 f"no {title(kind)} called '{name}'. {nearest(name, names)}Known: {', '.join(names) or 'none'}; "
                 f"or give 'package.module:Class'"
             )
-        module_name, path = f"{kind.home}.{name}", names[name]
+        module_name, path = names[name]
     found: Any = _import(module_name, name)
     for part in path.split("."):
         if part not in vars(found):
@@ -118,7 +170,7 @@ def _article(words: str) -> str:
 
 def short_name(kind: Kind, cls: type) -> str:
     """Return what `type:` says for this class: the file name where the folder rule finds it, else the import path."""
-    module = cls.__module__.removeprefix(f"{kind.home}.")
-    if module != cls.__module__ and known(kind).get(module) == cls.__qualname__:
-        return module
+    name = cls.__module__.rpartition(".")[2]
+    if _members(kind).get(name) == (cls.__module__, cls.__qualname__):
+        return name
     return f"{cls.__module__}:{cls.__qualname__}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import string
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 import pytest
 from hypothesis import given
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from alignment import _kinds, _yaml
 from alignment.config import build, resolved
+from alignment.errors import ConfigError
 from reward_models.jpeg import Jpeg
 from reward_models.weighted import Weighted, WeightedPart
 from samplers.dynamics.base import Dynamics
@@ -149,6 +153,54 @@ def test_every_file_of_a_folder_is_a_type(kind: type) -> None:
         found = _kinds.find(kind, name)
         assert found.__name__ == cls
         assert _kinds.short_name(kind, found) == name
+
+
+class Colour(Protocol):
+    """A kind of the tests, at home in a package that they write."""
+
+    home: ClassVar[str] = "paints"
+
+
+@pytest.fixture
+def paints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package with a colour in its folder and one further down, and files that hold none."""
+    kind = "class Colour(Protocol):\n    home: ClassVar[str] = "
+    colour = "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass "
+    for file, text in {
+        "__init__.py": "",
+        "base.py": f"{kind}'paints'\nclass Brush(Protocol):\n    home: ClassVar[str] = 'paints.brushes'\n",
+        "red.py": f"{colour}Red:\n    depth: int = 1\n",
+        "mixing.py": "class Mixing:\n    pass\n",
+        "cold/__init__.py": "",
+        "cold/base.py": "",
+        "cold/light_blue.py": f"{colour}LightBlue:\n    depth: int = 2\n",
+        "brushes/__init__.py": "",
+        "brushes/flat.py": f"{colour}Flat:\n    pass\n",
+        "papers/__init__.py": "",
+        "papers/base.py": f"{kind}'paints.papers'\n",
+        "papers/rough.py": f"{colour}Rough:\n    pass\n",
+    }.items():
+        path = tmp_path / "paints" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "paints"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "paints"]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("paints")
+def test_folders_below_a_home_belong_to_it_but_for_the_homes_of_other_kinds() -> None:
+    assert _kinds.known(Colour) == {"light_blue": "LightBlue", "red": "Red"}
+    found = _kinds.find(Colour, "light_blue")
+    assert found.__module__ == "paints.cold.light_blue"
+    assert _kinds.short_name(Colour, found) == "light_blue"
+
+
+def test_a_name_may_occur_once_in_a_home(paints: Path) -> None:
+    shutil.copy(paints / "red.py", paints / "cold/red.py")
+    with pytest.raises(ConfigError, match=r"two files hold the colour 'red', paints\.\S+ and paints\.\S+: rename one"):
+        _kinds.known(Colour)
 
 
 def test_any_class_is_a_type_by_its_import_path(tmp_path: Path) -> None:

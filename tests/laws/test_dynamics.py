@@ -1,22 +1,19 @@
 """What every rule of a step keeps; a new file in `samplers/dynamics/` is tested without being named here."""
 
-import importlib
-from dataclasses import fields, is_dataclass
-from pathlib import Path
+from dataclasses import fields
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from torch.distributions import Normal, kl_divergence
 
-import samplers.dynamics
+from alignment import _kinds
 from samplers import Step, read_grid
 from samplers.dynamics.base import Dynamics
 from samplers.dynamics.ode import ODE
 from tests.samplers.gaussian import Gaussian, shifted
 
-FOLDER = Path(samplers.dynamics.__file__).parent
-NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if not file.stem.startswith("_") and file.stem != "base")
+NAMES = tuple(_kinds.known(Dynamics))
 
 OF_FLOWS_ALONE = {"DanceSDE", "FlowSDE"}
 ROUNDING = 1e-6
@@ -28,9 +25,7 @@ DENSITY = 1e-5
 
 
 def kind(name):
-    module = importlib.import_module(f"samplers.dynamics.{name}")
-    (found,) = (cls for cls in vars(module).values() if is_dataclass(cls) and cls.__module__ == module.__name__)
-    return found
+    return _kinds.find(Dynamics, name)
 
 
 def quiet(cls):

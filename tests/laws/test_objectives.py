@@ -5,7 +5,6 @@ Laws that only one objective has are in tests/alignment/test_objectives.py.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import alignment.objectives
+from alignment import _kinds
 from alignment.backbones.saliency import Saliency
 from alignment.batches import Batch, Pairs, Samples, Starts, Transitions
 from alignment.context import Context
@@ -31,12 +30,7 @@ from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.all import All
 from tests.toy import REWARD, saved, toy_run, trainer_of
 
-FILES = sorted(Path(alignment.objectives.__file__).parent.glob("[!_]*.py"))
-MODULES = [importlib.import_module(f"alignment.objectives.{file.stem}") for file in FILES if file.stem != "base"]
-KINDS = [
-    kind for module in MODULES for kind in vars(module).values()
-    if isinstance(kind, type) and Objective in kind.__mro__ and kind.__module__ == module.__name__
-]  # fmt: skip
+KINDS = [_kinds.find(Objective, name) for name in _kinds.known(Objective)]
 SOURCES = {  # one for each batch type that an objective may consume
     Starts: PromptsOnly(4, Colour(), group_size=4),
     Samples: OnPolicy(4, REWARD, group_size=4),
@@ -125,10 +119,6 @@ def credited(batch: Batch, factor: float) -> Batch:
     if isinstance(batch, Starts):
         pytest.skip("its rows have no credit")
     return replace(batch, advantage=factor * batch.advantage)
-
-
-def test_every_file_holds_one() -> None:
-    assert len(KINDS) == len(MODULES)
 
 
 def test_zero_credit_gives_zero_gradient(bench: Bench) -> None:

@@ -4,14 +4,12 @@ A model whose fields have no defaults adds a line to `ARGUMENTS`, one that needs
 `tests/tiny_rewards.py`, and one with a language of its own adds two sentences to `LANGUAGES`.
 """
 
-import importlib
 from dataclasses import MISSING, fields, replace
-from pathlib import Path
 
 import pytest
 import torch
 
-import reward_models
+from alignment import _kinds
 from reward_models.base import Media, RewardModel, Rewards, load_reward
 from reward_models.colour import Colour
 from reward_models.judges.bradley_terry import BradleyTerry
@@ -21,8 +19,7 @@ from tests.reward_models.served import served
 from tests.tiny_rewards import TINY
 
 CPU = torch.device("cpu")
-FOLDER = Path(reward_models.__file__).parent
-NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if not file.stem.startswith("_") and file.stem != "base")
+NAMES = tuple(_kinds.known(RewardModel))
 
 
 def brightness(pixels, prompts):
@@ -49,13 +46,8 @@ GROUP = torch.tensor([7, 3, 7, 3])
 SCORED: dict[str, Rewards] = {}
 
 
-def class_of(name):
-    classes = vars(importlib.import_module(f"reward_models.{name}")).items()
-    return next(kind for title, kind in classes if title.lower() == name.replace("_", "") and isinstance(kind, type))
-
-
 def build(name):
-    kind = class_of(name)
+    kind = _kinds.find(RewardModel, name)
     needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
     missing = needed - set(ARGUMENTS.get(name, {}))
     assert not missing, f"{kind.__name__} has no default for {sorted(missing)}: give it one, or a line in ARGUMENTS"
@@ -108,7 +100,7 @@ def test_it_is_a_frozen_reward_model(name, model):
     assert isinstance(model, RewardModel)
     assert isinstance(model.differentiable, bool)
     assert model == replace(model)
-    assert type(model) is class_of(name)
+    assert type(model) is _kinds.find(RewardModel, name)
     assert type(model).__dataclass_params__.frozen
 
 

@@ -5,10 +5,8 @@ P1, P2, P5 and P6 are the properties by which the module was specified.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -16,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import alignment.backbones
-import alignment.structures
+from alignment import _kinds
 from alignment.backbones.base import Backbone
 from alignment.backbones.clip import CLIP
 from alignment.backbones.dinov2 import DINOv2
@@ -32,10 +29,6 @@ from tests.tiny_rewards import clip_folder
 CPU = torch.device("cpu")
 ROWS = 1e-5  # a network's rounding with another number of rows
 BINARY = 0.1  # how near 0 and 1 a map of two clusters comes, beside noise of a twentieth of their distance
-
-
-def files(package: ModuleType) -> set[str]:
-    return {path.stem for path in Path(str(package.__file__)).parent.glob("[!_]*.py")} - {"base"}
 
 
 def dinov2(folder: Path) -> DINOv2:
@@ -83,12 +76,8 @@ def structure(request: pytest.FixtureRequest) -> Structure:
 
 
 def test_every_file_holds_one_and_is_tested() -> None:
-    assert files(alignment.backbones) == set(BACKBONES)
-    assert files(alignment.structures) == set(STRUCTURES)
-    for package, names in ((alignment.backbones, BACKBONES), (alignment.structures, STRUCTURES)):
-        for name in names:
-            kinds = [k for k in vars(importlib.import_module(f"{package.__name__}.{name}")) if k.lower() == name]
-            assert len(kinds) == 1
+    assert set(_kinds.known(Backbone)) == set(BACKBONES)
+    assert set(_kinds.known(Structure)) == set(STRUCTURES)
 
 
 def test_tokens_are_a_vector_a_patch_and_those_of_each_row_alone(backbone: Backbone) -> None:

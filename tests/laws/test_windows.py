@@ -1,17 +1,14 @@
 """What every window keeps; a new file in `samplers/windows/` is tested without being named here."""
 
-import importlib
-from dataclasses import is_dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
 
-import samplers.windows
+from alignment import _kinds
 from samplers.windows.base import Window
 
-FOLDER = Path(samplers.windows.__file__).parent
-NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if not file.stem.startswith("_") and file.stem != "base")
+NAMES = tuple(_kinds.known(Window))
 ROUNDS = (6, 7, 12)
 SWEEP = 600
 """Training steps in which a sliding window with its defaults (25 steps a position) passes over 12 rounds twice."""
@@ -23,9 +20,7 @@ def generator(seed=0):
 
 @pytest.fixture(params=NAMES)
 def window(request):
-    module = importlib.import_module(f"samplers.windows.{request.param}")
-    (cls,) = (cls for cls in vars(module).values() if is_dataclass(cls) and cls.__module__ == module.__name__)
-    return cls()
+    return _kinds.find(Window, request.param)()
 
 
 def test_it_is_a_frozen_window_with_defaults(window):
