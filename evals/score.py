@@ -19,7 +19,7 @@ from alignment.errors import DataError, EnvironmentProblem
 from alignment.media import find
 from evals.benchmarks.base import json_records, wanted
 from evals.medium import CLIPS, PICTURES, Medium
-from evals.scoring import Judge, Request
+from evals.scoring import Judge, Request, Verdict
 from reward_models.base import RewardError
 
 WRITERS = (".jsonl", ".csv", ".parquet")
@@ -30,7 +30,7 @@ class Line:
     """One medium of the input.
 
     Attributes:
-        record: What the input says of it; the output says the same, and its score.
+        record: What the input says of it; the output says the same, its score, and the parts of the score.
         request: What is scored.
     """
 
@@ -160,7 +160,7 @@ def _writing(output: Path) -> Iterator[None]:
 
 def _scored(judge: Judge, lines: Sequence[Line], on_error: Literal["stop", "skip"]) -> list[dict[str, Any]]:
     try:
-        scores = judge.scores([line.request for line in lines])
+        verdicts = judge.verdicts([line.request for line in lines])
     except (DataError, RewardError) as error:
         if on_error == "stop":
             raise
@@ -170,10 +170,13 @@ def _scored(judge: Judge, lines: Sequence[Line], on_error: Literal["stop", "skip
         if isinstance(error, RewardError) and all(record["score"] is None for record in made):
             raise
         return made
-    return [
-        {**line.record, "score": None if math.isnan(score) else score}
-        for line, score in zip(lines, scores, strict=True)
-    ]
+    return [{**line.record, **_columns(verdict)} for line, verdict in zip(lines, verdicts, strict=True)]
+
+
+def _columns(verdict: Verdict) -> dict[str, float | None]:
+    """Return "score", and "score/NAME" of each part; None where there is none."""
+    found = {"score": verdict.score, **{f"score/{name}": part for name, part in verdict.parts.items()}}
+    return {name: None if math.isnan(number) else number for name, number in found.items()}
 
 
 def _meaning(partial: Path) -> Path:

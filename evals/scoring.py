@@ -27,6 +27,19 @@ class Request:
     medium: Medium
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What a reward said of one medium.
+
+    Attributes:
+        score: The score; NaN where there is none.
+        parts: What it is made of, by name; NaN where there is none.
+    """
+
+    score: float
+    parts: dict[str, float]
+
+
 _NAMED = 3
 """How many media a message names."""
 
@@ -40,14 +53,14 @@ class Judge:
         device: Where it runs.
         batch_size: Most media in one call.
         frames: Most frames of a clip.
-        known: Scores it has given, by prompt, medium and what was done to the medium; NaN where it could not.
+        known: What it has said, by prompt, medium and what was done to the medium.
     """
 
     model: RewardModel
     device: torch.device
     batch_size: int = 16
     frames: int = FRAMES
-    known: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    known: dict[tuple[str, str, str], Verdict] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.model.scope != "sample":
@@ -64,7 +77,17 @@ class Judge:
         name: str = "",
         done: Callable[[int], None] = lambda count: None,
     ) -> list[float]:
-        """Return the score of each request.
+        """Return the score of each request, NaN where there is none; arguments and errors are those of `verdicts`."""
+        return [verdict.score for verdict in self.verdicts(requests, alter, name, done)]
+
+    def verdicts(
+        self,
+        requests: Sequence[Request],
+        alter: Callable[[Tensor], Tensor] | None = None,
+        name: str = "",
+        done: Callable[[int], None] = lambda count: None,
+    ) -> list[Verdict]:
+        """Return what the reward says of each request.
 
         Args:
             requests: What to score; repetitions are scored once.
@@ -86,7 +109,9 @@ class Judge:
                     rewards = self._loaded(media=media, prompts=[prompt for (prompt, _, _), _ in batch])
             except RewardError as error:
                 raise RewardError(f"{_called([missing[key].medium.name for key, _ in batch])}: {error}") from error
-            self.known.update(zip((key for key, _ in batch), rewards.value.tolist(), strict=True))
+            columns = {part: column.tolist() for part, column in rewards.parts.items()}
+            for row, (score, (key, _)) in enumerate(zip(rewards.value.tolist(), batch, strict=True)):
+                self.known[key] = Verdict(score, {part: column[row] for part, column in columns.items()})
             done(len(batch))
         return [self.known[key] for key in keys]
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from alignment.cli import run
+from evals import _parquet
 
 PROMPTS = ("a red circle", "two blue squares", "three green triangles")
 
@@ -40,6 +41,31 @@ def test_every_line_comes_back_with_its_score(given: Path) -> None:
     assert scores[0] == 0
 
 
+PARTS = """\
+type: weighted
+parts:
+  warmth: {reward: {type: colour}, weight: 2.0}
+  size: {reward: {type: jpeg}, weight: 0.0}
+"""
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_parts_of_a_score_are_written_beside_it(given: Path, ending: str) -> None:
+    (given / "mine.yaml").write_text(PARTS, encoding="utf-8")
+    output = given / f"out.{ending}"
+    assert score(given / "mine.yaml", "--input", given / "in.jsonl", "--output", output) == 0
+    if ending == "jsonl":
+        found = lines(output)
+    elif ending == "csv":
+        with output.open(encoding="utf-8") as file:
+            found = [{name: float(row[name]) for name in row if "score" in name} for row in csv.DictReader(file)]
+    else:
+        found = list(_parquet.rows(output))
+    for row in found:
+        assert row["score"] == pytest.approx(2.0 * row["score/warmth"])
+        assert row["score/size"] < 0
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_other_forms_say_the_same(given: Path, ending: str) -> None:
     if ending == "parquet":
@@ -51,8 +77,6 @@ def test_other_forms_say_the_same(given: Path, ending: str) -> None:
         with (given / "out.csv").open(encoding="utf-8") as file:
             found = [float(row["score"]) for row in csv.DictReader(file)]
     else:
-        from evals import _parquet
-
         found = [row["score"] for row in _parquet.rows(given / "out.parquet")]
     assert found == expected
     assert not list(given.glob("*.partial*"))

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 
@@ -37,7 +38,8 @@ PINNED = (
     "numpy<2", "transformers==4.40.2", "timm==0.6.13", "diffusers==0.27.2",
     "huggingface_hub==0.23.5", "accelerate==0.30.1", "datasets==2.19.2", "protobuf<4", "regex", "ftfy", "einops",
     "pandas<2.3", "braceexpand", "sentencepiece", "webdataset==0.2.86", "pyarrow<17", "requests", "clint",
-    "setuptools<70", "wheel", "pillow<13",
+    "setuptools<70", "wheel",
+    f"pillow=={PIL.__version__}",  # ours: which side of a picture is resized first depends on it
 )  # fmt: skip
 ALONE = ("hpsv2==1.2.0", "image-reward==1.5", "fairscale==0.4.13", "clip-anytorch==2.6.0")
 """Without what they say they need: it contradicts itself."""
@@ -60,7 +62,7 @@ def python() -> Path:
     """Return the interpreter of the packages' own environment, made where there is none."""
     folder = Path(os.environ.get("VISALIGN_ORACLE", Path(__file__).parents[2] / ".oracle"))
     python, done = folder / "bin" / "python", folder / ".installed"
-    if done.exists():
+    if done.exists() and done.read_text(encoding="utf-8") == " ".join(PINNED):
         return python
     base = shutil.which("python3.11")
     if base is None:
@@ -74,7 +76,7 @@ def python() -> Path:
     ours = Path(pytest.importorskip("open_clip").__file__).with_name(vocabulary)
     theirs = next(folder.glob("lib/python3.11/site-packages/hpsv2/src/open_clip"))
     shutil.copy(ours, theirs / vocabulary)
-    done.touch()
+    done.write_text(" ".join(PINNED), encoding="utf-8")
     return python
 
 

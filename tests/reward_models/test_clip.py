@@ -31,10 +31,7 @@ def by_transformers(folder, number, text):
     image = Image.fromarray(picture(number))
     scale = SIDE / min(image.size)
     width, height = (int(scale * side) if side != min(image.size) else SIDE for side in image.size)
-    # Rows first, as PIL resized when scores were published.
-    image = image.resize((width, image.height), Image.Resampling.BICUBIC).resize(
-        (width, height), Image.Resampling.BICUBIC
-    )
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - SIDE) // 2, (height - SIDE) // 2
     levels = np.asarray(image.crop((left, top, left + SIDE, top + SIDE))) / 255
     pixels = torch.from_numpy((levels - np.array(CLIP_MEAN)) / np.array(CLIP_STD)).permute(2, 0, 1)[None].float()

@@ -1,13 +1,14 @@
 """HPSv3 against the scores that its authors' package gave the same weights."""
 
 import hashlib
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from reward_models._qwen2vl import instruction
-from reward_models.base import RewardError
+from reward_models.base import Media, RewardError
 from tests.named_weights import PROMPTS, picture
 from tests.tiny_rewards import golden, media
 
@@ -31,8 +32,18 @@ def scorer(model):
 )  # fmt: skip
 def test_it_scores_as_the_authors_package(scorer, row, number):
     got = scorer(media=media(picture(number)), prompts=[PROMPTS[row]])
-    expected = golden("hpsv3_tiny")["scores"][row][number]
-    assert [got.value.item(), got.parts["sigma"].item()] == pytest.approx(expected, abs=PARITY)
+    preference, log_sigma = golden("hpsv3_tiny")["scores"][row][number]
+    assert [got.value.item(), got.parts["sigma"].item()] == pytest.approx([preference, math.exp(log_sigma)], abs=PARITY)
+
+
+def test_a_clip_gets_the_mean_of_its_frames_and_of_their_sigmas(scorer):
+    pictures = torch.stack([media(picture(3)).pixels[:, 0], 1 - media(picture(3)).pixels[:, 0]], 1)
+    clip = scorer(media=Media(pictures), prompts=[PROMPTS[0]])
+    alone = [scorer(media=Media(pictures[:, i : i + 1]), prompts=[PROMPTS[0]]) for i in range(2)]
+    sigmas = [one.parts["sigma"].item() for one in alone]
+    assert clip.value.item() == pytest.approx(sum(one.value.item() for one in alone) / 2, abs=PARITY)
+    assert clip.parts["sigma"].item() == pytest.approx(sum(sigmas) / 2, abs=PARITY)
+    assert min(sigmas) > 0
 
 
 def test_positions_in_space_would_score_something_else(scorer):

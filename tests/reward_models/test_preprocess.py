@@ -1,5 +1,7 @@
 """Preprocessing: PIL's own resize to the last bit, with the gradient of what was not rounded."""
 
+from importlib.metadata import version
+
 import numpy as np
 import pytest
 import torch
@@ -16,8 +18,10 @@ from reward_models._preprocess import (
     eight_bit,
     longest_side_padded,
     normalise,
+    pil_begins_with_columns,
     resize,
     resize_bytes,
+    resize_in_order,
     shortest_side,
 )
 from tests.named_weights import SIZES, picture
@@ -25,6 +29,7 @@ from tests.named_weights import SIZES, picture
 LEVEL = 1 / 255
 EXACT = LEVEL / 100  # float32 holds every level; anything beyond this is another level
 SIDES = st.integers(1, 70)
+PIL_13 = 13  # the first that resizes the columns of some pictures first
 
 
 def pixels(levels):
@@ -32,9 +37,15 @@ def pixels(levels):
 
 
 def by_pil(levels, height, width):
-    """Resize rows first, whatever the version of PIL would choose."""
-    rows = Image.fromarray(levels).resize((width, levels.shape[0]), Image.Resampling.BICUBIC)
-    return pixels(np.asarray(rows.resize((width, height), Image.Resampling.BICUBIC)))
+    """Resize as the installed PIL does, in the order that it chooses."""
+    return pixels(np.asarray(Image.fromarray(levels).resize((width, height), Image.Resampling.BICUBIC)))
+
+
+def by_pil_in_order(levels, height, width, *, columns_first):
+    """Resize along one side and then along the other, as every PIL does where it is asked for one at a time."""
+    between = (levels.shape[1], height) if columns_first else (width, levels.shape[0])
+    once = Image.fromarray(levels).resize(between, Image.Resampling.BICUBIC)
+    return pixels(np.asarray(once.resize((width, height), Image.Resampling.BICUBIC)))
 
 
 @pytest.mark.parametrize("number", range(len(SIZES)))
@@ -50,6 +61,27 @@ def test_resizing_noise_of_any_size_is_what_pil_does(height, width, new_height, 
     levels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     got = resize(pixels(levels), new_height, new_width)
     assert (got - by_pil(levels, new_height, new_width)).abs().max() < EXACT
+
+
+@settings(max_examples=30)
+@given(SIDES, SIDES, SIDES, SIDES, st.booleans())
+def test_both_orders_are_those_of_pil(height, width, new_height, new_width, columns_first):
+    levels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    got = resize_in_order(pixels(levels), new_height, new_width, columns_first=columns_first)
+    expected = by_pil_in_order(levels, new_height, new_width, columns_first=columns_first)
+    assert (got - expected).abs().max() < EXACT
+
+
+@pytest.mark.parametrize("number", [-1, 0, 1])
+def test_the_order_turns_where_that_of_pil_turns(number):
+    """At, below and above a height that loses twice the pixels of the width; the two orders differ there by a level."""
+    size, wanted = (90 + number, 58), (44, 35)
+    levels = np.random.default_rng(7).integers(0, 256, (*size, 3), dtype=np.uint8)
+    orders = [by_pil_in_order(levels, *wanted, columns_first=first) for first in (False, True)]
+    assert (orders[0] - orders[1]).abs().max() > EXACT
+    assert (resize(pixels(levels), *wanted) - by_pil(levels, *wanted)).abs().max() < EXACT
+    installed = int(version("pillow").partition(".")[0])
+    assert pil_begins_with_columns(size, wanted) == (installed >= PIL_13 and number == 1)
 
 
 def test_a_picture_is_scored_as_the_file_it_is_saved_as():
