@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem
 from alignment.manifest import NAME, Manifest, inspect, read_manifest, verify
+from alignment.tensor_files import heed_umask
 
 LATEST = "latest"
 LOCK = ".lock"
@@ -110,11 +111,12 @@ class Checkpoints:
         previous, past = next(iter(before.items()), (None, None))
         target = self.folder / f"checkpoint-{step}"
         temporary = _temporary(target)
+        for path in self._entries(UNFINISHED):
+            _discard(path)
         try:
-            for path in self._entries(UNFINISHED):
-                _remove(path)
             temporary.mkdir(parents=True)
             write(temporary)
+            heed_umask(temporary)
             _sync_tree(temporary)
             manifest = inspect(
                 temporary,
@@ -126,7 +128,6 @@ class Checkpoints:
             _write_durably(temporary / NAME, manifest.dumps())
             _sync(temporary)
             self._commit(temporary, target)
-            self._prune(target)
         except (OSError, SafetensorError) as error:
             kept = f"{previous} is intact" if past else "there is none before it"
             again = "continue with --resume latest" if past else "start afresh with output.overwrite=true"
@@ -136,6 +137,7 @@ class Checkpoints:
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)  # not there any more once it is committed
+        self._prune(target)
         if past and past.step != step and past.weights == manifest.weights:
             warnings.warn(f"{target} has the very weights of step {past.step}: nothing was learned", stacklevel=2)
         return target
@@ -237,25 +239,32 @@ class Checkpoints:
         replaced = [path for path in others if not path.name.removeprefix("checkpoint-").isdecimal()]
         surplus = [path for path in others if path not in replaced][self.keep - 1 :]
         for path in replaced + surplus:
-            # Out of sight first: a deletion that is cut short must not look like a damaged checkpoint.
-            aside = _temporary(path)
-            os.rename(path, aside)
-            _remove(aside)
+            _discard(path)
 
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+def _discard(path: Path) -> None:
+    """Delete what is not needed any more; where the disk refuses, say so and leave it: nothing is lost by that."""
+    # Out of sight first: a deletion that is cut short must not look like a damaged checkpoint.
+    aside = path if UNFINISHED.fullmatch(path.name) else _temporary(path)
+    try:
+        if aside != path:
+            os.rename(path, aside)
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink()
+    except OSError as error:
+        warnings.warn(
+            f"{path} is not needed any more and could not be deleted: {error}; delete it by hand", stacklevel=4
+        )
 
 
 def _write_durably(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         rest = memoryview(text.encode())
         while rest:

@@ -17,6 +17,7 @@ from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem
 from alignment.loading import denoiser_name, experts, load_pipeline, no_progress_bars
 from alignment.manifest import verify
 from alignment.spec import PolicySpec
+from alignment.tensor_files import heed_umask
 
 Form = Literal["lora", "merged", "full"]
 
@@ -62,6 +63,7 @@ def export(checkpoint: Path, to: Path, form: Form, pipeline: str | None = None) 
         else:
             with no_progress_bars():
                 _write_pipeline(checkpoint, temporary, card, pipeline)
+        heed_umask(temporary)
         os.rename(temporary, to)
     except (OSError, SafetensorError) as error:
         raise EnvironmentProblem(f"{to} could not be written: {error}") from error

@@ -20,6 +20,7 @@ from alignment.judge_pairs import Pair, pairs_of_step, pixels_of
 from alignment.run import Optimizer
 from alignment.runtime import learning_rate
 from alignment.spec import Lora
+from alignment.tensor_files import heed_umask
 from reward_models._task import Asked
 from reward_models.reward_dance import RewardDance
 from reward_models.vlms.base import CUE, NO, YES, Question
@@ -183,6 +184,7 @@ class JudgeTrainer:
         (where / "README.md").unlink(missing_ok=True)  # PEFT writes a form in which nothing is filled in
         if self.plan.lora is None:
             self.reader.processor.save_pretrained(where)
+        heed_umask(where)
         return where
 
     def _questions(self, pairs: Sequence[Pair]) -> list[Question]:

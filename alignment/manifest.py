@@ -11,9 +11,10 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -133,8 +134,24 @@ def read_manifest(folder: Path) -> Manifest:
     record.pop("self", None)
     if text != _seal(record):
         raise CheckpointError(f"{path} is damaged: its content does not match its own hash")
-    files = {name: FileRecord(**entry) for name, entry in record.pop("files").items()}
-    return Manifest(**record, files=files)
+    return _manifest(path, record)
+
+
+def _manifest(path: Path, record: Mapping[str, Any]) -> Manifest:
+    """Return a sealed record as a manifest; a later version may have written keys that are not known here."""
+    try:
+        known = {field.name: record[field.name] for field in fields(Manifest)}
+        files = {name: FileRecord(entry["size"], entry["xxh3"]) for name, entry in known["files"].items()}
+    except KeyError as error:
+        raise CheckpointError(
+            f"{path} lacks the key {error}: it was written by another version of visalign; use that version"
+        ) from None
+    except (AttributeError, TypeError):
+        raise CheckpointError(f"{path}: files is not a list of files with sizes and hashes") from None
+    numbers = (known["step"], known["sequence"], known["world_size"])
+    if not all(isinstance(number, int) for number in numbers):
+        raise CheckpointError(f"{path}: step, sequence and world_size are no whole numbers: {numbers}")
+    return Manifest(**{**known, "files": files})
 
 
 def verify(folder: Path, previous: Path | None = None) -> Manifest:

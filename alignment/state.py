@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +22,8 @@ from alignment.manifest import STATE
 TRAJECTORY = ("policy", "data", "source", "objective", "optimizer", "snapshots", "batch", "seed")
 # Parts of those that change speed or place, and no number.
 FREE = {"policy.embedding_cache"}
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""What AdamW keeps of each parameter."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,12 @@ def write_state(folder: Path, state: TrainState) -> None:
         _save(target / f"snapshot-{name}.safetensors", copy)
     moments, groups = _split_optimizer(state.optimizer)
     _save(target / "optimizer.safetensors", moments)
-    progress = {"step": state.step, "wall_seconds": state.wall_seconds, "optimizer": groups}
+    progress = {
+        "step": state.step,
+        "wall_seconds": state.wall_seconds,
+        "optimizer": groups,
+        "moments": len(moments),
+    }
     (target / "progress.json").write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
     (target / "config.json").write_text(json.dumps(state.config, indent=2) + "\n", encoding="utf-8")
 
@@ -62,22 +70,87 @@ def read_state(folder: Path) -> TrainState:
     """Return the state written into `folder/state/`, on the CPU.
 
     Raises:
-        CheckpointError: If the checkpoint has no such part.
+        CheckpointError: If the checkpoint has no such part, or lacks something of it.
     """
     source = folder / STATE
     if not source.is_dir():
         raise CheckpointError(f"{folder} has no {STATE}/ folder: it can be loaded, but a run cannot go on from it")
-    progress = json.loads((source / "progress.json").read_text(encoding="utf-8"))
+    progress = _read_progress(source / "progress.json")
+    moments = _load(source / "optimizer.safetensors")
+    if len(moments) != progress.get("moments", len(moments)):
+        raise CheckpointError(
+            f"{source / 'optimizer.safetensors'} holds {len(moments)} tensors, {progress['moments']} were saved: the "
+            "run cannot go on from this checkpoint; resume from an earlier one, or start a new run"
+        )
     return TrainState(
         step=progress["step"],
         trainable=_load(source / "trainable.safetensors"),
-        optimizer=_join_optimizer(_load(source / "optimizer.safetensors"), progress["optimizer"]),
+        optimizer=_join_optimizer(moments, progress["optimizer"]),
         snapshots={
             path.stem.removeprefix("snapshot-"): _load(path) for path in sorted(source.glob("snapshot-*.safetensors"))
         },
         wall_seconds=progress["wall_seconds"],
         config=read_config(folder),
     )
+
+
+def _read_progress(path: Path) -> dict[str, Any]:
+    try:
+        progress = json.loads(path.read_text(encoding="utf-8"))
+        lacking = sorted({"step", "wall_seconds", "optimizer"} - progress.keys())
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; a run cannot go on from this checkpoint") from None
+    if lacking:
+        raise CheckpointError(f"{path} lacks {', '.join(lacking)}: it was written by another version of visalign")
+    return progress
+
+
+def check_fits(
+    state: TrainState, trainable: Mapping[str, Tensor], snapshots: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Refuse a state that is not of these weights: tensors that are missing, too many, or of another shape.
+
+    Torch would take a smaller tensor for many equal numbers, and start lost moments at nothing, without a word.
+
+    Args:
+        state: As it was read.
+        trainable: The trained parameters of this run, in the order the optimiser knows them in.
+        snapshots: The named copies of them that this run keeps.
+
+    Raises:
+        CheckpointError: Naming the first few tensors that differ.
+    """
+    _check_shapes("weights", state.trainable, trainable)
+    if differing := sorted(state.snapshots.keys() ^ snapshots.keys()):
+        raise CheckpointError(_not_this_run("frozen copies", [f"{name} is on one side only" for name in differing]))
+    for name, copy in snapshots.items():
+        _check_shapes(f"frozen copy {name}", state.snapshots[name], copy)
+    if not state.optimizer["state"]:  # no update was taken yet
+        return
+    entries = state.optimizer["state"]
+    found = {f"{name} of {index}": z for index, entry in entries.items() for name, z in entry.items()}
+    wanted = {
+        f"{moment} of {index}": weight if moment != "step" else torch.zeros(())
+        for index, weight in enumerate(trainable.values())
+        for moment in MOMENTS
+    }
+    _check_shapes("optimiser's moments", found, wanted)
+
+
+def _check_shapes(what: str, saved: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> None:
+    lacking = [f"{name} is on one side only" for name in sorted(saved.keys() ^ here.keys())]
+    other = [
+        f"{name} has shape {list(saved[name].shape)}, not {list(here[name].shape)}"
+        for name in sorted(saved.keys() & here.keys())
+        if saved[name].shape != here[name].shape
+    ]
+    if lacking or other:
+        raise CheckpointError(_not_this_run(what, lacking + other))
+
+
+def _not_this_run(what: str, differences: list[str]) -> str:
+    more = f" (and {len(differences) - 5} more)" if len(differences) > 5 else ""
+    return f"the checkpoint's {what} are not this run's: {'; '.join(differences[:5])}{more}; start a new run"
 
 
 def read_config(folder: Path) -> dict[str, object]:

@@ -35,9 +35,25 @@ def write(folder: Path | None, key: str, tensors: Mapping[str, Tensor], what: st
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: z.contiguous() for name, z in tensors.items()}, partial)
+        partial.chmod(_mode(folder))
         partial.replace(folder / f"{key}.safetensors")
     except (OSError, SafetensorError) as error:
         raise EnvironmentProblem(
             f"policy.embedding_cache: {folder.parent} cannot be written to ({error}); choose another folder, "
             f"or null to keep {what} in memory"
         ) from error
+
+
+def heed_umask(folder: Path) -> None:
+    """Give every file below a folder that was just made the permissions that the user's umask leaves.
+
+    Safetensors gives what it writes to its owner alone.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(_mode(folder))
+
+
+def _mode(folder: Path) -> int:
+    """Return the permissions of a file in `folder`: the folder's own, for asking for the umask would change it."""
+    return folder.stat().st_mode & 0o666

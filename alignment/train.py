@@ -19,7 +19,7 @@ from alignment.batches import Batch, Experience
 from alignment.checkpoint import FINISHED, LOCK, UNFINISHED, Checkpoints
 from alignment.data import Prompts, read_data, read_prompts
 from alignment.draw import Draw
-from alignment.errors import CheckpointError, ConfigError, DataError, Stopped
+from alignment.errors import ConfigError, DataError, Stopped
 from alignment.evaluation import Evaluator
 from alignment.loop import Trainer
 from alignment.pictures import heat
@@ -28,7 +28,7 @@ from alignment.record import Recorder
 from alignment.run import Run
 from alignment.run_folder import CREDIT
 from alignment.runtime import Runtime, peak_memory
-from alignment.state import TrainState, check_same_run, read_state, write_state
+from alignment.state import TrainState, check_fits, check_same_run, read_state, write_state
 from alignment.stopping import StopSignal
 from alignment.table import before_after
 from alignment.trackers import open_trackers
@@ -66,6 +66,7 @@ def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> i
             state = None if resume is None else read_state(checkpoints.find(resume))
             if state is not None:
                 check_same_run(state.config, told)
+                refuse_fewer_steps(run, state.step)
             elif runtime.main and not run.output.overwrite:
                 refuse_run(folder)
             # A run that cannot be loaded leaves no trace on the disk.
@@ -166,6 +167,19 @@ def refuse_run(folder: Path) -> None:
         state = "exists: continue it with --resume latest," if saved else "exists and has no checkpoint:"
         raise ConfigError(
             f"{folder} {state} choose another name with name=NAME, or move it aside with output.overwrite=true"
+        )
+
+
+def refuse_fewer_steps(run: Run, done: int) -> None:
+    """Refuse to go on with a run that has done more than is asked for.
+
+    Raises:
+        ConfigError: Saying what can be done.
+    """
+    if run.steps < done:
+        raise ConfigError(
+            f"steps is {run.steps}, but the checkpoint to resume from has done {done}: set steps to {done} or more, "
+            "or resume from an earlier checkpoint with --resume PATH"
         )
 
 
@@ -311,15 +325,7 @@ class Session:
 
     def _restore(self, state: TrainState) -> None:
         policy, runtime = self.trainer.policy, self.trainer.runtime
-        for what, saved, here in (
-            ("weights", state.trainable, policy.trainable),
-            ("frozen copies", state.snapshots, policy.snapshots),
-        ):
-            if differing := sorted(saved.keys() ^ here.keys()):
-                raise CheckpointError(
-                    f"the checkpoint's {what} are not this run's: {', '.join(differing[:5])} "
-                    f"{'is' if len(differing) == 1 else 'are'} on one side only; start a new run"
-                )
+        check_fits(state, policy.trainable, policy.snapshots)
         with torch.no_grad():
             for name, parameter in policy.trainable.items():
                 parameter.copy_(state.trainable[name])

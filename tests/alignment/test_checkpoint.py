@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -19,7 +20,7 @@ from safetensors.numpy import save_file
 from alignment import checkpoint as module
 from alignment.checkpoint import Checkpoints
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem
-from alignment.manifest import NAME, SCHEMA, read_manifest, verify
+from alignment.manifest import NAME, SCHEMA, _seal, read_manifest, verify
 
 ROOT = Path(__file__).parents[2]
 FLIPS = 200
@@ -154,6 +155,13 @@ def future_schema(victim: Path) -> None:
     (victim / NAME).write_text(json.dumps({**record, "schema": SCHEMA + 1, "sharding": "new"}))
 
 
+def sealed_again(victim: Path, change: Callable[[dict], object]) -> None:
+    record = json.loads((victim / NAME).read_text())
+    del record["self"]
+    change(record)
+    (victim / NAME).write_text(_seal(record))
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "swapped files": (swap_files, "damaged"),
     "swapped folders": (swap_folders, "holds step 1"),
@@ -163,6 +171,22 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest is not text": (lambda victim: (victim / NAME).write_bytes(b"\xff\xfe"), "cannot be read as JSON"),
     "manifest is a list": (lambda victim: (victim / NAME).write_text("[]"), "not the record of a checkpoint"),
     "manifest of the future": (future_schema, "newer version; upgrade visalign"),
+    "manifest lacks a key": (
+        lambda victim: sealed_again(victim, lambda r: r.pop("weights")),
+        "lacks the key 'weights'",
+    ),
+    "manifest lacks sizes": (
+        lambda victim: sealed_again(victim, lambda r: r["files"]["README.md"].pop("size")),
+        "lacks the key 'size'",
+    ),
+    "manifest lists no files": (
+        lambda victim: sealed_again(victim, lambda r: r.update(files=3)),
+        "not a list of files",
+    ),
+    "manifest without a number": (
+        lambda victim: sealed_again(victim, lambda r: r.update(step="2")),
+        "are no whole numbers",
+    ),
 }
 
 
@@ -180,6 +204,45 @@ def test_damage_is_named_and_latest_falls_back(tmp_path: Path, damage: str) -> N
         assert checkpoints.find("latest") == tmp_path / "checkpoint-1"
     checkpoints.save(3, weights(3))
     assert checkpoints.find(tmp_path / "checkpoint-3") == tmp_path / "checkpoint-3"
+
+
+def test_what_a_later_version_adds_to_a_manifest_is_passed_over(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1)
+    before = verify(tmp_path / "checkpoint-1")
+    sealed_again(tmp_path / "checkpoint-1", lambda r: (r.update(later=1), r["files"]["README.md"].update(mode="0644")))
+    assert checkpoints.find() == tmp_path / "checkpoint-1"
+    assert verify(tmp_path / "checkpoint-1") == before
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_costs_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, told = saved(tmp_path, 1, keep=1), r"checkpoint-\S+ is not needed any more and could not be deleted"
+
+    def broken(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(module.shutil, "rmtree", broken)
+        with pytest.warns(UserWarning, match=told):
+            assert checkpoints.save(2, weights(2)) == tmp_path / "checkpoint-2"
+        assert checkpoints.find() == tmp_path / "checkpoint-2"
+        with pytest.warns(UserWarning, match=told):  # what could not be deleted is not in the next one's way
+            assert checkpoints.save(3, weights(3)) == tmp_path / "checkpoint-3"
+    checkpoints.save(4, weights(4))
+    assert names(tmp_path) == {"checkpoint-4", "latest"}
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_have_the_permissions_that_the_umask_leaves(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        path = Checkpoints(tmp_path / "run", keep=1).save(1, weights(1))
+    finally:
+        os.umask(before)
+    found = {file.name: file.stat().st_mode & 0o777 for file in path.rglob("*") if file.is_file()}
+    assert found == dict.fromkeys(["weights.safetensors", "README.md", "optimizer.safetensors", NAME], mode)
 
 
 def test_nothing_to_resume_from(tmp_path: Path) -> None:

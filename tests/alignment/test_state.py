@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignment.errors import CheckpointError
-from alignment.state import TRAJECTORY, TrainState, check_same_run, read_config, read_state, write_state
+from alignment.state import TRAJECTORY, TrainState, check_fits, check_same_run, read_config, read_state, write_state
 
 CONFIG: dict[str, Any] = {
     "name": "run",
@@ -122,6 +124,52 @@ def test_a_folder_without_state_can_be_loaded_but_not_resumed(tmp_path: Path) ->
     assert read_config(tmp_path) == {}
     with pytest.raises(CheckpointError, match="a run cannot go on from it"):
         read_state(tmp_path)
+
+
+def lose_an_entry(folder: Path) -> None:
+    entries = load_file(folder / "optimizer.safetensors")
+    del entries["1.exp_avg"]
+    save_file(entries, folder / "optimizer.safetensors")
+
+
+def shrink(name: str, key: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        entries = load_file(folder / name)
+        entries[key] = entries[key].flatten()[:1]
+        save_file(entries, folder / name)
+
+    return change
+
+
+def lose_a_key(folder: Path) -> None:
+    progress = json.loads((folder / "progress.json").read_text())
+    del progress["wall_seconds"]
+    (folder / "progress.json").write_text(json.dumps(progress))
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lose_an_entry, "holds 8 tensors, 9 were saved"),
+        (lambda folder: (folder / "optimizer.safetensors").unlink(), "holds 0 tensors, 9 were saved"),
+        (shrink("optimizer.safetensors", "0.exp_avg_sq"), r"exp_avg_sq of 0 has shape \[1\], not \[3, 5\]"),
+        (shrink("trainable.safetensors", "b.lora_A"), r"b.lora_A has shape \[1\], not \[3, 5\]"),
+        (shrink("snapshot-ema.safetensors", "a.lora_B"), r"frozen copy ema .* a.lora_B has shape \[1\]"),
+        (lose_a_key, "progress.json lacks wall_seconds"),
+        (lambda folder: (folder / "progress.json").write_text("{"), "progress.json cannot be read"),
+    ],
+)
+def test_a_state_that_lacks_something_or_would_be_stretched_is_refused(
+    tmp_path: Path, harm: Callable[[Path], None], says: str
+) -> None:
+    parameters, optimizer = fresh()
+    run_of(parameters, range(3), optimizer)
+    snapshots = {"ema": {name: p.detach() for name, p in parameters.items()}}
+    write_state(tmp_path, state_of(parameters, optimizer, snapshots))
+    check_fits(read_state(tmp_path), parameters, snapshots)
+    harm(tmp_path / "state")
+    with pytest.raises(CheckpointError, match=says):
+        check_fits(read_state(tmp_path), parameters, snapshots)
 
 
 @pytest.mark.parametrize("key", TRAJECTORY)

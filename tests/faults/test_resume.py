@@ -136,11 +136,23 @@ def without(folder: Path, name: str, file: str) -> Path:
     return run
 
 
-def test_a_run_that_lost_its_moments_would_be_noticed(folder: Path, straight: dict[str, object]) -> None:
-    """Were the optimiser not restored, the tests above would see it."""
-    run = without(folder, "no-moments", "optimizer.safetensors")
-    assert train(folder, "grpo", "name=no-moments", "--resume", "latest") == 0
-    assert left_by(run)["tensors"] != straight["tensors"]
+def test_a_state_without_its_moments_is_refused(
+    folder: Path, straight: dict[str, object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    without(folder, "no-moments", "optimizer.safetensors")
+    assert train(folder, "grpo", "name=no-moments", "--resume", "latest") == 2
+    assert "optimizer.safetensors holds 0 tensors" in capfd.readouterr().err
+
+
+def test_fewer_steps_than_were_done_are_refused(
+    folder: Path, straight: dict[str, object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = folder / "runs" / "straight"
+    before = {path.name for path in run.iterdir()}
+    assert train(folder, "grpo", "name=straight", "output.keep=9", "steps=3", "--resume", "latest") == 2
+    assert "steps is 3, but the checkpoint to resume from has done 6" in capfd.readouterr().err
+    assert {path.name for path in run.iterdir()} == before
+    assert left_by(run) == straight
 
 
 def test_a_state_without_its_averaged_weights_is_refused(
