@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from alignment import _kinds
 from reward_models._weights import Provenance, fill, find_file, find_folder, read_state
-from reward_models.base import RewardError
+from reward_models.base import RewardError, RewardModel
 
 CPU = torch.device("cpu")
 FILES = {
@@ -171,11 +172,9 @@ def test_the_hub_is_asked_for_what_is_not_here_and_its_silence_is_explained():
     "name", ["aesthetic", "clip", "geneval", "hpsv2", "hpsv3", "imagereward", "optical_flow", "pickscore", "videoalign"]
 )
 def test_official_checkpoints_are_asked_of_the_hub_by_name(name, monkeypatch):
-    from tests.laws.test_rewards import class_of
-
     monkeypatch.setenv("TORCH_HOME", "/nonexistent")
     with pytest.raises(RewardError, match=r"hub did not give it|could not fetch"):
-        class_of(name)().load(device=CPU)
+        _kinds.find(RewardModel, name)().load(device=CPU)
 
 
 def test_the_digest_is_of_every_byte_and_of_the_preprocessing(tmp_path):
