@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -45,13 +45,15 @@ GUIDANCE = ("true_cfg_scale", "guidance_scale")
 """Arguments that set the scale of guidance; where there are both, the second is a condition of the network."""
 GUIDED, UNGUIDED = 3.0, 1.0
 """Scales with guidance and without."""
+STEPS, FEW = "num_inference_steps", 4
+"""Set where a pipeline takes it and the call does not say."""
 SIDE = 512
 """Size of made-up pictures where the call does not say."""
 
 PLAIN = """\
 name: pipeline
 steps: 1
-policy: {{pipeline: {pipeline}, call: {{num_inference_steps: 4}}, lora: {{rank: 4}}}}
+policy: {{pipeline: {pipeline}, call: {{}}, lora: {{rank: 4}}}}
 data: {{prompts: {prompts}}}
 source:
   type: on_policy_steps
@@ -91,8 +93,10 @@ def plain_run(pipeline: str, call: Sequence[str], overrides: Sequence[str], fold
         plain["policy"]["call"] |= arguments
     path.write_text(yaml.safe_dump(plain), encoding="utf-8")
     run = config.load(str(path), [*words, *overrides])
-    _write_prompts(folder, _wanted_pictures(run.policy), run.policy.call)
-    return run
+    known = _parameters(run.policy)
+    arguments = {STEPS: FEW, **run.policy.call} if STEPS in known else run.policy.call
+    _write_prompts(folder, [name for name in PICTURES if name in known and name not in arguments], arguments)
+    return replace(run, policy=replace(run.policy, call=arguments))
 
 
 def _read_call(path: Path) -> Mapping[str, object]:
@@ -105,17 +109,14 @@ def _read_call(path: Path) -> Mapping[str, object]:
     return arguments
 
 
-def _wanted_pictures(spec: PolicySpec) -> list[str]:
-    """Return the picture arguments of the pipeline's class that the call does not set."""
+def _parameters(spec: PolicySpec) -> Collection[str]:
+    """Return the names of the arguments of the pipeline's `__call__`; none where its class is not known yet."""
     try:
         described = diffusers.DiffusionPipeline.load_config(spec.pipeline)
     except (OSError, ValueError):  # loading it says what is wrong
-        return []
-    name = spec.pipeline_class or (described.get("_class_name") if isinstance(described, dict) else None)
-    if not isinstance(name, str) or name not in dir(diffusers):
-        return []
-    parameters = inspect.signature(getattr(diffusers, name).__call__).parameters
-    return [argument for argument in PICTURES if argument in parameters and argument not in spec.call]
+        return ()
+    name = str(spec.pipeline_class or (described.get("_class_name") if isinstance(described, dict) else None))
+    return inspect.signature(getattr(diffusers, name).__call__).parameters if name in dir(diffusers) else ()
 
 
 def _write_prompts(folder: Path, pictures: Sequence[str], call: Mapping[str, object]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
             f"policy.pipeline: {spec.pipeline} could not be loaded: {_reason(error)}. "
             "A pipeline is a folder written by `save_pretrained`, or a hub id"
         ) from error
+    own_scheduler(pipe)
     _check_tokenizers(pipe)
     pipe.set_progress_bar_config(disable=True)
     for module in pipe.components.values():
@@ -99,13 +101,49 @@ def _check_folder(folder: Path) -> None:
         raise PipelineError(f"policy.pipeline: {folder / 'model_index.json'} is not JSON: {error}") from error
     if not isinstance(index, dict):
         raise PipelineError(f"policy.pipeline: {folder / 'model_index.json'} is not a JSON object")
-    listed = [name for name, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
-    lacking = [name for name in listed if not (folder / name).is_dir() or not any((folder / name).iterdir())]
+    there = [name for name, kind in components_listed(index).items() if kind is not None]
+    lacking = [name for name in there if not (folder / name).is_dir() or not any((folder / name).iterdir())]
     if lacking:
         raise PipelineError(
             f"policy.pipeline: {folder} lacks the folder {' and '.join(lacking)} that its model_index.json lists; "
             "copy or save the pipeline again"
         )
+
+
+def components_listed(index: Mapping[str, object]) -> dict[str, str | None]:
+    """Return the class of each component in a pipeline's index; None for one that is not there.
+
+    A component is a library and a class, both null for one that is left out. Settings of a pipeline may be lists, too.
+    """
+    return {
+        name: kind[1]
+        for name, kind in index.items()
+        if isinstance(kind, list) and len(kind) == 2 and all(part is None or isinstance(part, str) for part in kind)
+    }
+
+
+def own_scheduler(pipe: Any) -> Any:
+    """Return the scheduler that a pipeline steps, and that is conducted in its place.
+
+    Raises:
+        PipelineError: If it has none, or one that is not stepped from time to time.
+    """
+    name, scheduler = type(pipe).__name__, pipe.components.get("scheduler")
+    if scheduler is None:
+        others = [part for part in sorted(pipe.components) if part.endswith("scheduler")]
+        has = f"it has {', '.join(others)} instead, each" if others else "it denoises nothing, or"
+        raise PipelineError(
+            f"policy.pipeline: {name} has no component called scheduler, through which a pipeline is trained; {has} "
+            "in a way of its own. Choose a pipeline with one scheduler"
+        )
+    kind = type(scheduler)
+    stepped = inspect.signature(kind.step).parameters if hasattr(kind, "step") else {}
+    if not {"model_output", "timestep", "sample"} <= set(stepped) or not hasattr(kind, "set_timesteps"):
+        raise PipelineError(
+            f"policy.pipeline: {kind.__name__}, the scheduler of {name}, is not one that goes from time to time: "
+            "set_timesteps, then step(model_output, timestep, sample). Choose a pipeline whose scheduler is"
+        )
+    return scheduler
 
 
 def _check_tokenizers(pipe: Any) -> None:

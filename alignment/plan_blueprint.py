@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map_only
 from alignment.data import Prompts, read_prompts
 from alignment.errors import PipelineError
 from alignment.latents import Conducted, Latents, Sample
-from alignment.loading import loop_networks
+from alignment.loading import components_listed, loop_networks
 from alignment.low_memory import decode_in_parts
 from alignment.plan_meter import META
 from alignment.spec import PolicySpec
@@ -99,7 +99,7 @@ def describe(spec: PolicySpec) -> Description:
             )
         listed = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         name = listed.pop("_class_name")
-        kinds = {k: v[1] for k, v in listed.items() if isinstance(v, list)}
+        kinds = components_listed(listed)
         parts = {k: None if kind is None else (kind, _settings(folder / k)) for k, kind in kinds.items()}
     if not hasattr(diffusers, name):
         raise PipelineError(f"policy.pipeline: {spec.pipeline} is a {name}, which this diffusers does not have")

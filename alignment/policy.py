@@ -23,7 +23,7 @@ from alignment.encodings import Encodings
 from alignment.errors import ForwardProcessError, PipelineError
 from alignment.forms import Form, arrange, brings_pictures, find_form, first_accepted, makes_two
 from alignment.latents import Latents
-from alignment.loading import experts, load_pipeline, loop_networks, trained_scheduler
+from alignment.loading import experts, load_pipeline, loop_networks, own_scheduler, trained_scheduler
 from alignment.pipeline_call import as_clips, blaming, checked_arguments, global_stream, output, same_states, taken
 from alignment.self_check import check_replay
 from alignment.sizes import check_media, check_picture_size
@@ -83,10 +83,10 @@ class Policy(Weights):
     def __init__(self, spec: PolicySpec, *, device: torch.device, seed: int, pipe: Any = None) -> None:
         self.device = device
         self.pipe: Any = load_pipeline(spec, device) if pipe is None else pipe
+        self._native = own_scheduler(self.pipe)
         super().__init__(experts(self.pipe), spec, seed)
         self.component, self.denoiser = next(iter(self.experts.items()))
         self._arguments = checked_arguments(self.pipe, spec.call, "policy.call")
-        self._native = self.pipe.scheduler
         self._stand_in = stand_in(trained_scheduler(self._native))
         self._routes = self._fresh_routes()
         cache = None if spec.embedding_cache is None else Path(spec.embedding_cache)

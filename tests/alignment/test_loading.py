@@ -12,14 +12,20 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
+    KarrasVeScheduler,
+    LTXLatentUpsamplePipeline,
     PNDMScheduler,
+    ScoreSdeVeScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
 from torch import nn
 
 from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
-from alignment.loading import denoiser_name, load_pipeline, loop_networks, trained_scheduler
+from alignment.loading import denoiser_name, load_pipeline, loop_networks, own_scheduler, trained_scheduler
+from alignment.plan_blueprint import describe
 from alignment.spec import PolicySpec
+from tests.pipelines.zoo import decoders
 from tests.policies import CPU
 
 
@@ -100,6 +106,32 @@ def test_a_bit_of_the_header_is_flipped(copied, place):
 def test_a_file_of_json_is_not(copied, file):
     (copied / file).write_text('{"_class_name": ')
     refused(copied)
+
+
+@pytest.mark.parametrize("setting", [[1, 2, 3], [2, 5], [], ["a"], {"layers": [1]}])
+def test_a_setting_of_a_pipeline_may_be_a_list(copied, setting):
+    index = json.loads((copied / "model_index.json").read_text())
+    (copied / "model_index.json").write_text(json.dumps({**index, "some_layers": setting, "image_encoder": [None] * 2}))
+    assert type(load_pipeline(PolicySpec(str(copied)), CPU)).__name__ == "FluxPipeline"
+    assert set(describe(PolicySpec(str(copied))).parts) >= {"transformer", "scheduler", "image_encoder"}
+
+
+def test_a_pipeline_without_a_scheduler(tmp_path):
+    upsampler = LTXLatentUpsamplerModel(in_channels=8, mid_channels=32, num_blocks_per_stage=1)
+    LTXLatentUpsamplePipeline(decoders.ltx(), upsampler).save_pretrained(tmp_path)
+    with pytest.raises(PipelineError, match="LTXLatentUpsamplePipeline has no component called scheduler"):
+        load_pipeline(PolicySpec(str(tmp_path)), CPU)
+    two = SimpleNamespace(components={"prior_scheduler": DDIMScheduler(), "decoder_scheduler": DDIMScheduler()})
+    with pytest.raises(PipelineError, match=r"called scheduler, .* it has decoder_scheduler, prior_scheduler instead"):
+        own_scheduler(two)
+
+
+@pytest.mark.parametrize("kind", [KarrasVeScheduler, ScoreSdeVeScheduler])
+def test_a_scheduler_that_is_stepped_in_another_way(kind):
+    with pytest.raises(
+        PipelineError, match=rf"{kind.__name__}, the scheduler of SimpleNamespace, is not one that goes"
+    ):
+        own_scheduler(SimpleNamespace(components={"scheduler": kind()}))
 
 
 def test_a_class_nobody_knows(copied):

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from diffusers import DPMSolverMultistepScheduler, LEditsPPPipelineStableDiffusion
 
 from alignment import cli, doctor_pipeline
 from alignment.doctor_pipeline import CHECKS
+from tests.pipelines.zoo import images
 from tests.tiny import FLUX_CALL
 
 CALL = [f"{name}={value}" for name, value in FLUX_CALL.items()]
@@ -98,3 +100,15 @@ def test_a_folder_that_is_no_pipeline(tmp_path: Path, doctor: Said) -> None:
     code, _, error = doctor("--pipeline", tmp_path, "--call", *CALL)
     assert code == 2
     assert "no model_index.json" in error
+
+
+def test_a_pipeline_that_has_to_be_prepared_by_hand(tmp_path: Path, doctor: Said) -> None:
+    """LEDITS++ edits what was inverted before, and takes no number of steps."""
+    parts = dict(images.stable_diffusion().pipe.components)
+    del parts["image_encoder"]
+    parts["scheduler"] = DPMSolverMultistepScheduler(**images.BETAS, steps_offset=1)
+    LEditsPPPipelineStableDiffusion(**parts, requires_safety_checker=False).save_pretrained(tmp_path)
+    code, _, error = doctor("--pipeline", tmp_path)
+    assert code == 2
+    assert "LEditsPPPipelineStableDiffusion cannot be called with these arguments: You need to invert" in error
+    assert len(error.splitlines()) == 1

@@ -17,6 +17,8 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    Krea2Pipeline,
+    Krea2Transformer2DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
     PixArtSigmaPipeline,
@@ -339,3 +341,26 @@ def cogview4() -> Member:
     )
     pipe = CogView4Pipeline(words, encoder, decoders.kl(), transformer, scheduler)
     return Member(pipe, {**TEXT_CALL, "guidance_scale": 3.0})
+
+
+def krea2() -> Member:
+    """Krea 2: text from several layers of a language model, which its index lists among the components."""
+    words, encoder = texts.qwen3_vl()
+    text = {"text_hidden_dim": 16, "num_text_layers": 2, "text_intermediate_size": 32}
+    heads = {"text_num_attention_heads": 2, "text_num_key_value_heads": 2}
+    transformer = Krea2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        timestep_embed_dim=16,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 6, 6),
+        **text,
+        **heads,
+    )
+    pipe = Krea2Pipeline(dynamic(), decoders.qwen(), encoder, words, transformer, text_encoder_select_layers=(1, 2))
+    return Member(pipe, {**CALL, "height": 32, "width": 32, "max_sequence_length": 24, "guidance_scale": 3.0})

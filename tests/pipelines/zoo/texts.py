@@ -40,6 +40,8 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     T5Config,
     T5EncoderModel,
     UMT5Config,
@@ -162,6 +164,17 @@ def qwen25_vl() -> Texts:
         vision_end_token_id=words.convert_tokens_to_ids("<|vision_end|>"),
     )
     return words, Qwen2_5_VLForConditionalGeneration(config)
+
+
+def qwen3_vl() -> Texts:
+    """Return a Qwen 3 VL without a head, of width 16."""
+    words = tokenizer(end=False, extra=CHAT_TOKENS, chat=CHAT, longest=1024)
+    eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16}
+    config = Qwen3VLConfig(
+        text_config={**_decoder(words, 3), "head_dim": 8, "rope_parameters": ROPE},
+        vision_config={**eyes, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+    )
+    return words, Qwen3VLModel(config)
 
 
 def gemma2() -> Texts:
