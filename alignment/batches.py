@@ -58,12 +58,13 @@ def inputs_of(prompt: str) -> Mapping[str, Input]:
     return prompt.inputs if isinstance(prompt, Prompt) else {}
 
 
-def made_from(prompts: Sequence[str], pixels: Tensor) -> Media:
+def made_from(prompts: Sequence[str], pixels: Tensor, fps: float) -> Media:
     """Return samples with what each was made from: its prompt's `image`, or else its only picture, at their size.
 
     Args:
         prompts: One a sample.
         pixels: `[n, F, 3, H, W]` in [0, 1].
+        fps: Frames a second, where they are clips.
     """
     height, width = pixels.shape[-2:]
     sources: list[Tensor] = []
@@ -72,7 +73,8 @@ def made_from(prompts: Sequence[str], pixels: Tensor) -> Media:
         source = pictures.get("image", next(iter(pictures.values())) if len(pictures) == 1 else None)
         if source is not None:
             sources.append(source.pixels(width, height))
-    return Media(pixels, source=Media(torch.stack(sources)[:, None]) if sources else None)
+    source = Media(torch.stack(sources)[:, None], fps=None) if sources else None
+    return Media(pixels, fps=fps if pixels.shape[1] > 1 else None, source=source)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,9 @@ def values(run: Run) -> Iterator[Problem]:
 
 
 def _policy(policy: PolicySpec) -> Iterator[Problem]:
-    """Look at which weights are trained, and in which precision."""
+    """Look at which weights are trained, in which precision, and at how fast clips are."""
+    if policy.fps is not None and not 0 < policy.fps < math.inf:
+        yield "policy.fps", f"got {policy.fps}, expected more than 0 frames a second, or null for the pipeline's own"
     if policy.lora is not None and policy.trainable is not None:
         yield (
             "policy.trainable",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from samplers import Conductor, Look, take
 from samplers.dynamics.ode import ODE
 from samplers.windows.base import Window
 
-Check = Callable[[Patient], Finding]
 REWARD_NOISE = 0.01
 """A scorer may differ from itself by this share of its spread: half precision does, and credit hardly sees it."""
 ROUNDING = 1e-5

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from alignment.draw import Draw
 from alignment.errors import ConfigError, NumericsError
 from alignment.judge_pairs import Pair, pairs_of_step, pixels_of
+from alignment.media import Clip
 from alignment.run import Optimizer
 from alignment.runtime import learning_rate
 from alignment.spec import Lora
@@ -189,15 +190,19 @@ class JudgeTrainer:
 
     def _questions(self, pairs: Sequence[Pair]) -> list[Question]:
         """Return the questions whose answer is yes, then, in the same order, those whose answer is no."""
-        task, prompts = self.plan.reward.task, [pair.prompt for pair in pairs]
-        chosen, rejected = (
-            [pixels_of(picture).to(self.device) for picture in pictures]
-            for pictures in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
-        )
+        chosen, rejected = ([self._asked(pair, side) for pair in pairs] for side in ("chosen", "rejected"))
+        task = self.plan.reward.task
         if self.plan.reward.reference == "none":
-            return [*task.about(Asked(chosen, prompts)), *task.about(Asked(rejected, prompts))]
-        asked = Asked(chosen, prompts)
-        return [*task.between(asked, rejected), *task.between_reversed(asked, rejected)]
+            return [question for asked in (*chosen, *rejected) for question in task.about(asked)]
+        sides = list(zip(chosen, rejected, strict=True))
+        asked = [question for one, other in sides for question in task.between(one, other.clips)]
+        return asked + [question for one, other in sides for question in task.between_reversed(one, other.clips)]
+
+    def _asked(self, pair: Pair, side: Literal["chosen", "rejected"]) -> Asked:
+        """Return one side of a pair as the judge will be shown samples when it is a reward."""
+        medium = pair.chosen if side == "chosen" else pair.rejected
+        fps = medium.fps if isinstance(medium, Clip) else None
+        return Asked([pixels_of(medium).to(self.device)], [pair.prompt], fps=fps)
 
 
 def _margin(log_odds: Tensor) -> Tensor:

@@ -14,29 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import av
 import numpy as np
 import torch
 import xxhash
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from alignment.clips import CLIPS, PIXELS_AT_MOST, read_frames, survey
 from alignment.errors import DataError
-
-PIXELS_AT_MOST = 50_000_000
-"""Of one picture or frame: 150 MB as RGB. A file of 50 kB can claim eight times as many."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 """Decoders that are tried; every other one stays out of reach of a file's content."""
 
 _BROKEN = (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, EOFError, OverflowError)
 """What Pillow's decoders raise for files that are not what their first bytes promise."""
-
-FRAMES_AT_MOST = 1000
-"""Of one clip: forty seconds at 25 frames a second, eight times what pipelines of today make."""
-
-_CLIPS = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif")
-"""Endings of the names of clips."""
 
 _CLIPS_IN_MEMORY = 4
 
@@ -87,12 +78,14 @@ class Clip:
         digest: Of the file's content.
         size: (width, height).
         frames: How many.
+        fps: Frames a second; None of a single frame.
     """
 
     path: Path
     digest: str
     size: tuple[int, int]
     frames: int
+    fps: float | None = None
 
     def open(self) -> list[Image.Image]:
         """Return its frames as 8-bit RGB.
@@ -109,7 +102,7 @@ def find_medium(folder: Path, value: object) -> Picture | Clip:
     Raises:
         DataError: As `find_clip` and `find_picture` do.
     """
-    is_clip = isinstance(value, str) and value.lower().endswith(_CLIPS)
+    is_clip = isinstance(value, str) and value.lower().endswith(CLIPS)
     return find_clip(folder, value) if is_clip else find_picture(folder, value)
 
 
@@ -125,8 +118,8 @@ def find_clip(folder: Path, value: object) -> Clip:
     """
     path = find(folder, value)
     content = _read(path)
-    frames = _decode_clip(path, content)
-    return Clip(path, xxhash.xxh3_128_hexdigest(content), frames[0].size, len(frames))
+    found = survey(str(path), content)
+    return Clip(path, xxhash.xxh3_128_hexdigest(content), found.size, found.frames, found.fps)
 
 
 def find_picture(folder: Path, value: object) -> Picture:
@@ -197,30 +190,7 @@ def _frames(clip: Clip) -> list[Image.Image]:
     content = _read(clip.path)
     if xxhash.xxh3_128_hexdigest(content) != clip.digest:
         raise DataError(f"{clip.path} changed since the run began; media must stay as they were")
-    return _decode_clip(clip.path, content)
-
-
-def _decode_clip(path: Path, content: bytes) -> list[Image.Image]:
-    if not content:
-        raise DataError(f"{path} is empty")
-    frames: list[Image.Image] = []
-    try:
-        with av.open(io.BytesIO(content)) as container:
-            if not container.streams.video:
-                raise ValueError("it has no video stream")
-            for frame in container.decode(video=0):
-                if frame.width * frame.height > PIXELS_AT_MOST or len(frames) == FRAMES_AT_MOST:
-                    raise DataError(
-                        f"{path} has more than {FRAMES_AT_MOST} frames, or frames of more than {PIXELS_AT_MOST:,} "
-                        "pixels; cut or scale it"
-                    )
-                frames.append(frame.to_image())
-    except (av.FFmpegError, ValueError) as error:
-        why = error.strerror if isinstance(error, av.FFmpegError) else error
-        raise DataError(f"{path} is no video, or damaged after {len(frames)} frames: {why}") from error
-    if not frames:
-        raise DataError(f"{path} has no frames")
-    return frames
+    return [Image.fromarray(frame) for frame in read_frames(str(clip.path), content)]
 
 
 def _read(path: Path) -> bytes:

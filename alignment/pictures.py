@@ -23,7 +23,6 @@ PICTURE_WIDTH = 160
 """Least width of a picture in a grid, in pixels; smaller ones are enlarged by a whole factor and stay sharp."""
 CAPTION_LINES = 3
 FONT_SIZE = 11
-DEFAULT_FPS = 8.0
 MOMENTS = 5
 """Frames of a clip that stand for it where nothing can move."""
 
@@ -83,7 +82,7 @@ def moments(media: Media) -> Media:
     """Return each clip as one wide picture: a few of its frames, from the first to the last, left to right."""
     count = media.pixels.shape[1]
     picked = torch.linspace(0, count - 1, min(MOMENTS, count)).round().long()
-    return Media(torch.cat(media.pixels[:, picked].unbind(1), dim=-1)[:, None])
+    return Media(torch.cat(media.pixels[:, picked].unbind(1), dim=-1)[:, None], fps=None)
 
 
 def encode_loop(clip: Sequence[Image.Image], fps: float) -> bytes:

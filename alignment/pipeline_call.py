@@ -20,9 +20,6 @@ _OURS = (
 )  # fmt: skip
 """Arguments of a pipeline's `__call__` that the policy gives."""
 
-TEXTS = ("prompt_", "negative_prompt")
-"""How the names of further text arguments begin; pipelines want one text a row where `prompt` is a list."""
-
 _RAISED = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, NotImplementedError)
 """What pipelines raise for arguments they cannot work with; some of it was not meant for anybody's eyes."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from alignment.embeddings import Embeddings
 from alignment.encodings import Encodings
 from alignment.errors import ForwardProcessError, PipelineError
 from alignment.forms import Form, arrange, brings_pictures, find_form, first_accepted, makes_two
+from alignment.frame_rate import frame_rate
 from alignment.latents import Latents
 from alignment.loading import experts, load_pipeline, loop_networks, own_scheduler, trained_scheduler
 from alignment.pipeline_call import as_clips, blaming, checked_arguments, global_stream, output, same_states, taken
@@ -30,20 +31,7 @@ from alignment.sizes import check_media, check_picture_size
 from alignment.spec import PolicySpec
 from alignment.weights import Weights
 from reward_models.base import Media
-from samplers import (
-    Conductor,
-    Grid,
-    Look,
-    Native,
-    Round,
-    Routes,
-    Score,
-    Skip,
-    Visit,
-    by_row,
-    read_path,
-    stand_in,
-)
+from samplers import Conductor, Grid, Look, Native, Round, Routes, Score, Skip, Visit, by_row, read_path, stand_in
 from samplers.path import Path as ForwardPath
 from samplers.row_times import RowTimes
 
@@ -227,7 +215,11 @@ class Policy(Weights):
             with torch.no_grad(), self.sampling(), global_stream(seeds[rows], self.device), routed:
                 for row, clip in zip(rows, as_clips(output(self.pipe(**given))).float().cpu(), strict=True):
                     made[row] = clip
-        return made_from(prompts, torch.stack([clip for clip in made if clip is not None]))
+        return self.media(prompts, torch.stack([clip for clip in made if clip is not None]), other)
+
+    def media(self, prompts: Sequence[str], pixels: Tensor, call: Mapping[str, object] | None = None) -> Media:
+        """Return samples `[n, F, 3, H, W]` as rewards see them: with what each was made from, and a clip's rate."""
+        return made_from(prompts, pixels, frame_rate(self.pipe, self.spec.fps, {**self._arguments, **(call or {})}))
 
     def probe(self, prompt: str) -> None:
         """Run the pipeline once on one prompt, to learn its loop: how many rounds, which networks, which shapes.

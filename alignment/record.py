@@ -17,7 +17,8 @@ from types import TracebackType
 from alignment import run_folder
 from alignment.environment import environment
 from alignment.errors import EnvironmentProblem
-from alignment.pictures import DEFAULT_FPS, contact_sheet, encode, encode_clip, grid, printable
+from alignment.frame_rate import EXPORTED
+from alignment.pictures import contact_sheet, encode, encode_clip, grid, printable
 from alignment.progress import ProgressLine
 from alignment.run_folder import BASE, FINAL, Evaluated
 from alignment.statistics import Interval, interval
@@ -104,7 +105,7 @@ class Recorder:
         pages = grid(media, captions, notes)
         moving = len(pages) > 1
         path = self.folder / run_folder.SAMPLES / f"{step:06d}-{name}.{'mp4' if moving else 'png'}"
-        content = encode_clip(pages, media.fps or DEFAULT_FPS) if moving else encode(pages[0])
+        content = encode_clip(pages, media.fps or EXPORTED) if moving else encode(pages[0])
         run_folder.write_atomically(path, content)
         if moving:
             sheet = encode(contact_sheet(media, captions, notes))

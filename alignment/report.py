@@ -23,7 +23,8 @@ from PIL import Image
 from alignment import figures, run_folder
 from alignment.errors import DataError
 from alignment.figures import Chart, Columns
-from alignment.pictures import DEFAULT_FPS, MOMENTS, encode, encode_loop, frames, moments, printable
+from alignment.frame_rate import EXPORTED
+from alignment.pictures import MOMENTS, encode, encode_loop, frames, moments, printable
 from alignment.progress import duration
 from alignment.record import intervals
 from alignment.run_folder import BASE, FINAL, Evaluated
@@ -258,7 +259,7 @@ def _shown(result: Evaluated, row: int) -> Shown:
         for metric, score in result.scores.items()
     )
     if len(clip) > 1:
-        loop = encode_loop(clip, result.media.fps or DEFAULT_FPS)
+        loop = encode_loop(clip, result.media.fps or EXPORTED)
         still = frames(moments(result.media[row : row + 1]).pixels[0])[0]
         still.thumbnail((MOMENTS * PICTURE_WIDTH, PICTURE_WIDTH))
         return Shown(_uri("image/webp", loop), False, width < 200, scores, _uri("image/png", encode(still)))

@@ -37,6 +37,8 @@ class PolicySpec:
             WanImageToVideoPipeline; null for the one its model_index.json names.
         call: Arguments of the pipeline's own `__call__`, the same in rollout, replay and evaluation
             (height, width, num_inference_steps, guidance_scale, ...).
+        fps: Frames a second of the clips it makes, for rewards that judge motion and for what is written; null takes
+            `fps` or `frame_rate` of its call, or 10, as diffusers exports.
         lora: Adapters to train; null trains the denoiser's own weights.
         trainable: With full fine-tuning: patterns (regular expressions) of parameter names to train; null means all.
         dtype: Storage of the frozen weights. Trained weights are always float32.
@@ -60,6 +62,7 @@ class PolicySpec:
     revision: str | None = None
     pipeline_class: str | None = None
     call: dict[str, object] = field(default_factory=dict)
+    fps: float | None = None
     lora: Lora | None = None
     trainable: tuple[str, ...] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -20,7 +20,8 @@ from typing import Protocol
 from PIL import Image
 
 from alignment.errors import ConfigError, EnvironmentProblem
-from alignment.pictures import DEFAULT_FPS, encode_clip, frames
+from alignment.frame_rate import EXPORTED
+from alignment.pictures import encode_clip, frames
 from alignment.run_folder import cannot_write
 from reward_models.base import Media
 
@@ -215,7 +216,7 @@ def _run_id(folder: Path) -> str:
 
 def _clip_file(folder: Path, row: int, clip: list[Image.Image], fps: float | None) -> Path:
     path = folder / f"{row:02d}.mp4"
-    path.write_bytes(encode_clip(clip, fps or DEFAULT_FPS))
+    path.write_bytes(encode_clip(clip, fps or EXPORTED))
     return path
 
 
@@ -224,6 +225,6 @@ def _animated(clip: list[Image.Image], fps: float | None) -> bytes:
     if len(clip) == 1:
         clip[0].save(buffer, format="PNG")
     else:
-        milliseconds = round(1000 / (fps or DEFAULT_FPS))
+        milliseconds = round(1000 / (fps or EXPORTED))
         clip[0].save(buffer, format="GIF", save_all=True, append_images=clip[1:], duration=milliseconds, loop=0)
     return buffer.getvalue()

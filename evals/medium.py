@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import functools
-import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 import xxhash
-from av.error import FFmpegError
 from torch import Tensor
 
+from alignment.clips import CLIPS, read_frames, survey
 from alignment.errors import DataError
-from alignment.media import PIXELS_AT_MOST, picture_of
+from alignment.media import picture_of
+from reward_models.base import Media
 
-CLIPS = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FRAMES = 16
 """Frames taken of a clip, evenly, the first and the last among them."""
-_FRAMES_AT_MOST = 10_000
 
 
 @dataclass(frozen=True)
@@ -74,6 +70,14 @@ class Medium:
     def pixels(self, frames: int = FRAMES) -> Tensor:
         """Return its frames, `[F, 3, H, W]` float32 in [0, 1]; a picture is one frame.
 
+        Raises:
+            DataError: As `media` does.
+        """
+        return self.media(frames).pixels[0]
+
+    def media(self, frames: int = FRAMES) -> Media:
+        """Return it as what a reward model takes: one row, and of a clip the frames a second that are left of it.
+
         Args:
             frames: Most frames of a clip.
 
@@ -82,33 +86,15 @@ class Medium:
         """
         place, content = str(self.path or self.name), self.read()
         if not self.moving:
-            return _tensor([np.asarray(picture_of(place, content))])
-        return _tensor(_evenly(place, content, frames))
+            return Media(_tensor([np.asarray(picture_of(place, content))]), fps=None)
+        found = survey(place, content, lambda count: min(count, frames))
+        # Two passes over the file, so that no more than the chosen frames are in memory.
+        chosen = np.linspace(0, found.frames - 1, min(frames, found.frames)).round().astype(int).tolist()
+        fps = None
+        if found.fps is not None and len(chosen) > 1:
+            fps = found.fps * (len(chosen) - 1) / (found.frames - 1)
+        return Media(_tensor(read_frames(place, content, set(chosen))), fps=fps)
 
 
 def _tensor(frames: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
-
-
-def _evenly(name: str, content: bytes, count: int) -> list[np.ndarray]:
-    """Return `count` frames of a clip, or all where it has fewer; two passes, so that only those are kept."""
-    total = sum(1 for _ in _frames(name, content))
-    if total == 0:
-        raise DataError(f"{name} has no frames; expected a clip ({', '.join(CLIPS)})")
-    chosen = set(np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist())
-    return [frame.to_ndarray(format="rgb24") for i, frame in enumerate(_frames(name, content)) if i in chosen]
-
-
-def _frames(name: str, content: bytes) -> Iterator[av.VideoFrame]:
-    try:
-        with av.open(io.BytesIO(content)) as container:
-            if not container.streams.video:
-                raise DataError(f"{name} has no pictures in it; expected a clip ({', '.join(CLIPS)})")
-            for i, frame in enumerate(container.decode(video=0)):
-                if frame.width * frame.height > PIXELS_AT_MOST or i >= _FRAMES_AT_MOST:
-                    raise DataError(
-                        f"{name}: at most {PIXELS_AT_MOST:,} pixels a frame and {_FRAMES_AT_MOST:,} frames are read"
-                    )
-                yield frame
-    except FFmpegError as error:
-        raise DataError(f"{name} is damaged or no clip: {error.strerror or error}") from error
+    return (torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255)[None]

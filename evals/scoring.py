@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +42,12 @@ class Verdict:
 _NAMED = 3
 """How many media a message names."""
 
+_WAITING = 4
+"""Batches of media that may wait for others of their shape and rate; then the fullest goes as it is."""
+
+Key = tuple[str, str, str]
+"""Prompt, medium, and what was done to the medium."""
+
 
 @dataclass
 class Judge:
@@ -60,7 +65,7 @@ class Judge:
     device: torch.device
     batch_size: int = 16
     frames: int = FRAMES
-    known: dict[tuple[str, str, str], Verdict] = field(default_factory=dict)
+    known: dict[Key, Verdict] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.model.scope != "sample":
@@ -103,7 +108,8 @@ class Judge:
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.known}
         done(len(keys) - len(missing))
         for batch in self._batches(missing, alter):
-            media = Media(torch.stack([pixels for _, pixels in batch]).to(self.device))
+            pixels = torch.cat([media.pixels for _, media in batch]).to(self.device)
+            media = Media(pixels, fps=batch[0][1].fps)
             try:
                 with torch.no_grad():
                     rewards = self._loaded(media=media, prompts=[prompt for (prompt, _, _), _ in batch])
@@ -116,26 +122,20 @@ class Judge:
         return [self.known[key] for key in keys]
 
     def _batches(
-        self, missing: dict[tuple[str, str, str], Request], alter: Callable[[Tensor], Tensor] | None
-    ) -> Iterator[list[tuple[tuple[str, str, str], Tensor]]]:
-        """Yield (key, frames) in batches of one shape; at most one unfinished batch of each shape is in memory."""
-        waiting: dict[torch.Size, list[tuple[tuple[str, str, str], Tensor]]] = {}
+        self, missing: dict[Key, Request], alter: Callable[[Tensor], Tensor] | None
+    ) -> Iterator[list[tuple[Key, Media]]]:
+        """Yield media in batches of one shape and rate."""
+        waiting: dict[tuple[torch.Size, float | None], list[tuple[Key, Media]]] = {}
         for key, request in missing.items():
-            pixels = request.medium.pixels(self.frames)
-            pixels = pixels if alter is None else alter(pixels)
-            batch = waiting.setdefault(pixels.shape, [])
-            batch.append((key, pixels))
-            if len(batch) == self.batch_size:
-                yield waiting.pop(pixels.shape)
+            media = request.medium.media(self.frames)
+            media = media if alter is None else replace(media, pixels=alter(media.pixels[0])[None])
+            batch = waiting.setdefault((media.pixels.shape, media.fps), [])
+            batch.append((key, media))
+            if len(batch) == self.batch_size or sum(map(len, waiting.values())) > _WAITING * self.batch_size:
+                yield waiting.pop(max(waiting, key=lambda kind: len(waiting[kind])))
         yield from waiting.values()
 
 
 def _called(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return f"{', '.join(names[:_NAMED])}{more}"
-
-
-def mean_finite(values: Sequence[float]) -> float:
-    """Return the mean of what is not NaN; NaN where nothing is."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan

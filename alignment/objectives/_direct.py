@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from alignment.batches import Batch, Starts, made_from
+from alignment.batches import Batch, Starts
 from alignment.context import Context
 from alignment.errors import PipelineError
 from alignment.objectives.base import Learn, Loss, Objective
@@ -59,7 +59,7 @@ class Direct(Objective[Starts]):
             start = [*([Skip()] * (first - 1)), Skip(state)] if first else []
             with torch.enable_grad():
                 pixels = self._pixels(ctx, batch, Conductor([*start, *self.finish(first, rounds)]))
-                media = made_from(batch.prompts, pixels.float())
+                media = ctx.policy.media(batch.prompts, pixels.float())
                 loss = self.loss(ctx.world.scorer(ctx.reward)(media=media, prompts=batch.prompts))
                 learn(Loss(loss.per_row / len(states), loss.metrics))
 

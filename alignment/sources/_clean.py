@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from alignment.batches import Groups, made_from
+from alignment.batches import Groups
 from alignment.context import Context
 from alignment.sources._collect import Stopwatch, repeat, sample_ids
 from alignment.sources._scoring import Scoring
@@ -77,7 +77,8 @@ def clean_samples(ctx: Context, groups: Groups, how: Sampling) -> CleanSamples:
                     assert conductor.final is not None
                     ends.append(conductor.final.float().to(ctx.policy.storage))
                     pixels.append(clips.float().cpu())
-                scoring.add(made_from(texts[i : i + size], pixels[-1]), texts[i : i + size], group[i : i + size])
+                made = ctx.policy.media(texts[i : i + size], pixels[-1])
+                scoring.add(made, texts[i : i + size], group[i : i + size])
         rewards = scoring.rewards()
-    media = made_from(texts, torch.cat(pixels))
+    media = ctx.policy.media(texts, torch.cat(pixels))
     return CleanSamples(texts, seeds, group, torch.cat(ends), media, rewards, watch.seconds)

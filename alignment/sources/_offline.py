@@ -30,4 +30,6 @@ def said(groups: Groups) -> Rewards:
 
 def seen(ctx: Context, groups: Groups) -> Media:
     """Return the pixels of the first records' first samples."""
-    return Media(torch.stack([ctx.policy.latents.pixels(example.media[0]) for example in groups.examples[:SHOWN]]))
+    shown = groups[:SHOWN]
+    pixels = [ctx.policy.latents.pixels(example.media[0]) for example in shown.examples]
+    return ctx.policy.media(shown.prompts, torch.stack(pixels))

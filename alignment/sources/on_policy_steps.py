@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignment.advantages.base import Advantage
 from alignment.advantages.group_norm import GroupNorm
-from alignment.batches import Batch, Experience, Groups, Transitions, concatenate, made_from
+from alignment.batches import Batch, Experience, Groups, Transitions, concatenate
 from alignment.context import Context
 from alignment.errors import ConfigError
 from alignment.sources._collect import Stopwatch, assign, check_geometry, repeat, sample_ids, spread
@@ -95,10 +95,10 @@ class OnPolicySteps(Source[Transitions]):
                         paths.append(sample(ctx.policy.call, plan).to(ctx.policy.storage))
                         pixels.append(paths[-1].pixels.float().cpu())
                     group = part.ids.repeat_interleave(self.group_size)
-                    scoring.add(made_from(plan.repeated, pixels[-1]), plan.repeated, group)
+                    scoring.add(ctx.policy.media(plan.repeated, pixels[-1]), plan.repeated, group)
             rewards = scoring.rewards()
         texts = repeat(groups.prompts, self.group_size)
-        media = made_from(texts, torch.cat(pixels))
+        media = ctx.policy.media(texts, torch.cat(pixels))
         credits, metrics = assign(
             ctx, self.advantage, rewards, groups.ids.repeat_interleave(self.group_size), self.reward
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignment.advantages.base import Advantage
 from alignment.advantages.group_norm import GroupNorm
-from alignment.batches import Batch, Experience, Groups, Transitions, concatenate, made_from
+from alignment.batches import Batch, Experience, Groups, Transitions, concatenate
 from alignment.context import Context
 from alignment.errors import ConfigError
 from alignment.sources._collect import Stopwatch, check_geometry, gathered, refuse, repeat, reward_metrics, sample_ids
@@ -108,7 +108,7 @@ class OnPolicyTree(Source[Transitions]):
                         trees.append([node.to(ctx.policy.storage) for node in nodes])
                         pixels.append(clips.float().cpu())
                     texts = repeat(part.prompts, self.group_size)
-                    scoring.add(made_from(texts, pixels[-1]), texts, part.ids.repeat_interleave(self.group_size))
+                    scoring.add(ctx.policy.media(texts, pixels[-1]), texts, part.ids.repeat_interleave(self.group_size))
             rewards = scoring.rewards()
         group = groups.ids.repeat_interleave(self.group_size)
         everywhere, ids = gathered(ctx, rewards), ctx.world.gather(group)
@@ -126,7 +126,7 @@ class OnPolicyTree(Source[Transitions]):
         if ctx.policy.form.single:
             batch = replace(batch, chunk=torch.arange(len(batch)))
         texts = repeat(groups.prompts, self.group_size)
-        made = made_from(texts, torch.cat(pixels))
+        made = ctx.policy.media(texts, torch.cat(pixels))
         return Experience(batch, reward_metrics(everywhere, ids), made, texts, rewards, watch.seconds)
 
     def check_rounds(self, rounds: int) -> None:

@@ -39,4 +39,4 @@ class PromptsOnly(Source[Starts]):
         texts, group = repeat(groups.prompts, self.group_size), groups.ids.repeat_interleave(self.group_size)
         seeds = ctx.draw.keys("initial noise", sample_ids(groups, self.group_size))
         batch = Starts(texts, seeds, group, ctx.policy.form.chunk(texts, group))
-        return Experience(batch, {}, Media(torch.zeros(0, 1, 3, 1, 1)), (), Rewards(torch.zeros(0)))
+        return Experience(batch, {}, Media(torch.zeros(0, 1, 3, 1, 1), fps=None), (), Rewards(torch.zeros(0)))

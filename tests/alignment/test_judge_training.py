@@ -14,8 +14,9 @@ from PIL import Image
 
 from alignment import cli, config
 from alignment.errors import ConfigError, DataError
-from alignment.judge_pairs import pairs_of_step, pixels_of, read_pairs
+from alignment.judge_pairs import Pair, pairs_of_step, pixels_of, read_pairs
 from alignment.judge_training import JudgeTrainer, JudgeTraining
+from alignment.media import find_clip
 from alignment.pictures import encode_clip
 from alignment.run import Optimizer
 from alignment.spec import Lora
@@ -25,6 +26,7 @@ from reward_models.base import Media, RewardModel, load_reward
 from reward_models.reward_dance import RewardDance
 from reward_models.vlms.endpoint import Endpoint
 from reward_models.vlms.local import Local
+from tests.clips import written
 from tests.faults.runs import prepared
 from tests.tiny_vlms import save_tiny_vlm
 
@@ -246,3 +248,12 @@ def test_a_judge_trains_a_pipeline(world, flux_folder, tmp_path):
     assert 0 <= line["reward/mean"] <= 1
     assert line["reward/unscored_fraction"] == 0
     assert line["reward/mass"] > 0
+
+
+def test_clips_are_shown_at_the_rate_of_their_files(world, tmp_path):
+    for name, fps in {"a.mp4": 12, "b.mp4": 5}.items():
+        written(tmp_path / name, [(16, 16)] * (3 + fps), fps=fps)
+    sides = [find_clip(tmp_path, name) for name in ("a.mp4", "b.mp4")]
+    asked = JudgeTrainer(plan_of(world), CPU)._questions([Pair("a red circle", *sides), Pair("a cat", *sides[::-1])])
+    # Eight frames of fifteen are shown, and all of eight; fewer frames of a clip are shown more slowly.
+    assert [question.fps for question in asked] == pytest.approx([12 * 7 / 14, 5, 5, 12 * 7 / 14])
