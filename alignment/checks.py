@@ -16,8 +16,11 @@ from alignment.advantages.base import Advantage
 from alignment.errors import ConfigError, VisalignError
 from alignment.records import data_file, read_records
 from alignment.run import Run
+from alignment.schedule import check_dynamics, check_noise, read_scheduler
 from alignment.spec import PolicySpec
 from reward_models.base import RewardError, require_reward_model
+from samplers.dynamics.base import Dynamics
+from samplers.errors import SamplingError
 from samplers.windows.base import Window
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -44,6 +47,32 @@ def check(run: Run, world_size: int) -> None:
     """
     for key, message in (*values(run), *_geometry(run, world_size), *_files(run), *_rewards(run)):
         raise ConfigError(f"{key}: {message}")
+    check_scheduler(run, read_scheduler(run.policy.pipeline), run.policy.call.get("num_inference_steps"))
+
+
+def check_scheduler(run: Run, scheduler: object, rounds: object) -> None:
+    """Refuse dynamics that the pipeline's scheduler cannot have, and windows whose steps would have no noise.
+
+    Args:
+        run: The run.
+        scheduler: The pipeline's own; None where it is not known yet.
+        rounds: Denoising steps in a call; None where that is not known yet.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    parts = _parts(run)
+    for key, dynamics in parts.items():
+        if scheduler is None or not isinstance(dynamics, Dynamics):
+            continue
+        try:
+            check_dynamics(dynamics, scheduler)
+            for window in parts.values():
+                if isinstance(window, Window) and isinstance(rounds, int):
+                    choice = window.choose(rounds, 0, 0, torch.Generator())
+                    check_noise(dynamics, scheduler, rounds, choice.eligible or choice.trained)
+        except SamplingError as error:
+            raise ConfigError(f"source.{key}: {error}") from error
 
 
 def values(run: Run) -> Iterator[Problem]:

@@ -15,7 +15,10 @@ from alignment.errors import VisalignError
 Commands = Any
 """What `add_subparsers` returns; argparse keeps its class private."""
 INTERRUPTED = 130
-REWARD_FAILED = 2
+USERS = 2
+"""What a reward, a dynamics, a window or a scheduler cannot do is the user's to mend, as a config is."""
+KEYS = {"dynamics": "source.dynamics", "window": "source.window", "scheduler": "policy.pipeline"}
+"""Where a config says what a `SamplingError` is about."""
 
 
 def main() -> int:
@@ -56,14 +59,16 @@ def _answer(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("visalign: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except RuntimeError as error:
-        # Here and not at the top: the module imports torch, which --help does without.
+    except (RuntimeError, ValueError) as error:
+        # Here and not at the top: the modules import torch, which --help does without.
         from reward_models.base import RewardError
+        from samplers.errors import SamplingError
 
-        if not isinstance(error, RewardError):
+        if not isinstance(error, RewardError | SamplingError):
             raise
-        print(f"visalign: {error}", file=sys.stderr)
-        return REWARD_FAILED
+        key = f"{KEYS[error.about]}: " if isinstance(error, SamplingError) else ""
+        print(f"visalign: {key}{error}", file=sys.stderr)
+        return USERS
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

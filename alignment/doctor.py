@@ -29,6 +29,7 @@ from alignment.patient import Finding, NotApplicable, Patient, at_most
 from alignment.run import Run
 from alignment.runtime import Runtime
 from reward_models.base import RewardError
+from samplers.errors import SamplingError
 
 Law = Callable[[Patient], Finding]
 LAWS: tuple[Law, ...] = (
@@ -159,7 +160,8 @@ def _look(law: Law, patient: Patient) -> Finding:
         for p in patient.policy.trainable.values():
             p.grad = None
         lines = str(error).splitlines() or [""]
-        cause = lines[0] if isinstance(error, VisalignError | RewardError) else f"{type(error).__name__}: {lines[0]}"
+        users = isinstance(error, VisalignError | RewardError | SamplingError)
+        cause = lines[0] if users else f"{type(error).__name__}: {lines[0]}"
         return Finding("FAIL", cause=cause)
 
 

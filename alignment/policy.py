@@ -32,6 +32,7 @@ from alignment.spec import PolicySpec
 from alignment.weights import Weights
 from reward_models.base import Media
 from samplers import Conductor, Grid, Look, Native, Round, Routes, Score, Skip, Visit, by_row, read_path, stand_in
+from samplers.errors import SchedulerError
 from samplers.path import Path as ForwardPath
 from samplers.row_times import RowTimes
 
@@ -93,7 +94,7 @@ class Policy(Weights):
         """
         try:
             return read_path(self._stand_in)
-        except ValueError as error:
+        except SchedulerError as error:
             raise ForwardProcessError(str(error)) from error
 
     @property

@@ -99,7 +99,10 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     if run.source.structure is not None:
         runtime.world.allocator(run.source.structure)
     policy = Policy(run.policy, device=runtime.world.device, seed=Draw(run.seed).key("adapters"))
+    scheduler = policy.pipe.components.get("scheduler")
+    checks.check_scheduler(run, scheduler, None)
     policy.prepare(prompts.texts, held_out, run.evaluation.call)
+    checks.check_scheduler(run, scheduler, policy.rounds)
     if prompts.examples:  # what cannot be encoded is refused before anything is trained
         policy.latents(prompts.examples[0].media)
         policy.latents.check([sample for example in prompts.examples for sample in example.media])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from samplers.dynamics.base import Dynamics
 from samplers.dynamics.ode import ODE
+from samplers.errors import SchedulerError
 from samplers.grid import Grid, patched, take
 from samplers.kernels.gaussian import drawn
 from samplers.multistep import Solver
@@ -89,7 +90,7 @@ class Visit:
 Round = Native | Act | Solve | Look | Skip | Visit
 
 
-class ReplayMismatch(RuntimeError):
+class ReplayMismatch(SchedulerError):
     """A replayed round met another state than the recorded one."""
 
 

@@ -22,6 +22,7 @@ from typing import Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from samplers.errors import SchedulerError
 from samplers.step import expand
 
 Prediction = Literal["flow", "epsilon", "v_prediction", "sample"]
@@ -252,7 +253,7 @@ def prediction_of(scheduler: object) -> Prediction:
     """Return what the network of this diffusers scheduler predicts.
 
     Raises:
-        ValueError: If the scheduler names a prediction type this package does not know.
+        SchedulerError: If the scheduler names a prediction type this package does not know.
     """
     config = scheduler.config  # type: ignore[attr-defined]
     name = config.get("prediction_type", "flow" if is_flow(scheduler) else "epsilon")
@@ -260,7 +261,7 @@ def prediction_of(scheduler: object) -> Prediction:
         return "flow"
     if name in ("epsilon", "v_prediction", "sample"):
         return name
-    raise ValueError(f"prediction type {name!r} of {own_name(scheduler)} is unknown")
+    raise SchedulerError(f"prediction type {name!r} of {own_name(scheduler)} is unknown")
 
 
 def is_flow(scheduler: object) -> bool:
@@ -278,7 +279,7 @@ def read_path(scheduler: object) -> Path:
     and visits of states of one's own speak of.
 
     Raises:
-        ValueError: For a scheduler whose forward process is none of these.
+        SchedulerError: For a scheduler whose forward process is none of these.
     """
     config, known = scheduler.config, vars(scheduler)  # type: ignore[attr-defined]
     if hasattr(scheduler, "precondition_outputs"):
@@ -300,7 +301,7 @@ def read_path(scheduler: object) -> Path:
         return VariancePreserving(table, prediction)
     elif config.get("prediction_type") == "trigflow":
         return TrigFlow(config.sigma_data)
-    raise ValueError(
+    raise SchedulerError(
         f"{own_name(scheduler)} has neither flow sigmas nor alphas_cumprod nor a preconditioning, so its forward "
         "process is unknown"
     )

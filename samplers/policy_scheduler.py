@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from samplers.conductor import Conductor, Stepped
+from samplers.errors import SchedulerError
 from samplers.grid import Grid
 from samplers.path import Path, read_path
 from samplers.schedules import answering_clean, bounded, clips, grid_of_tokens, read_grid, remembers, used_output
@@ -98,7 +99,7 @@ class _StandIn:
             return step_index - 1
         same = (self.timesteps == torch.as_tensor(t).flatten()[0]).nonzero().flatten().tolist()
         if len(same) != 1:
-            raise ValueError(f"time {t} occurs {len(same)} times among the scheduler's time steps")
+            raise SchedulerError(f"time {t} occurs {len(same)} times among the scheduler's time steps")
         return same[0]
 
     def _grid(self) -> Grid:

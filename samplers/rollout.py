@@ -11,6 +11,7 @@ from torch import Tensor
 
 from samplers.conductor import Act, Conductor, Look, Native, Recorded, Round, Skip, Solve
 from samplers.dynamics.base import Dynamics
+from samplers.errors import SamplingError, without_noise
 from samplers.grid import Grid, take
 from samplers.multistep import SecondOrder, strides
 from samplers.step import Step, mean_std
@@ -97,10 +98,10 @@ def sample(call: Call, plan: Plan) -> Trajectory:
     """Roll out `plan`.
 
     Raises:
-        ValueError: If the dynamics is deterministic, or a trained step has no noise.
+        SamplingError: If the dynamics is deterministic, or a trained step has no noise.
     """
     if plan.choice.stochastic and not plan.dynamics.stochastic:
-        raise ValueError(f"{type(plan.dynamics).__name__} is deterministic here: transitions need noise")
+        raise SamplingError(f"{type(plan.dynamics).__name__} is deterministic here: transitions need noise")
     records: dict[int, Recorded] = {}
     first = plan.choice.stochastic[0] if plan.choice.stochastic else None
     seeds = plan.seeds.repeat_interleave(plan.group_size) if plan.shared_noise else plan.seeds
@@ -117,11 +118,7 @@ def sample(call: Call, plan: Plan) -> Trajectory:
     trained = {k: records[k] for k in plan.choice.trained}
     for k, record in trained.items():
         if not record.step.random:
-            raise ValueError(
-                f"step {k} is to be trained but its std is 0 under {type(plan.dynamics).__name__}: it would have no "
-                "gradient. Leave it out of the window (the last step has no noise under ddim and "
-                "coefficient_preserving), or choose another dynamics"
-            )
+            raise without_noise(plan.dynamics, k)
     return Trajectory(conductor.final.float(), pixels, trained, _mean_std(plan, trained))
 
 

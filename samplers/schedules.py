@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samplers.errors import SchedulerError
 from samplers.grid import Grid, Linear, Point, patched
 from samplers.path import EXPLODING, clean_and_noise, is_flow, own_name, prediction_of
 
@@ -42,7 +43,7 @@ def read_grid(scheduler: Any, timesteps: Tensor) -> Grid:
         timesteps: Its `timesteps` `[N]`, as it set them.
 
     Raises:
-        ValueError: For a scheduler whose marginals are unknown, or one that visits each time twice.
+        SchedulerError: For a scheduler whose marginals are unknown, or one that visits each time twice.
     """
     known = vars(scheduler)
     if known.get("sigmas") is not None:
@@ -54,7 +55,7 @@ def read_grid(scheduler: Any, timesteps: Tensor) -> Grid:
     if hasattr(scheduler, "_alpha_cumprod"):
         points = _points(torch.stack([scheduler._alpha_cumprod(t, t.device).reshape(()) for t in timesteps]).double())
         return Grid(points[:-1], points[1:], "epsilon", flow=False)
-    raise ValueError(
+    raise SchedulerError(
         f"{own_name(scheduler)} keeps neither sigmas nor a table of alphas, so its marginals are unknown; use "
         "FlowMatchEulerDiscreteScheduler for flows, DDIMScheduler for the DDPM family"
     )
@@ -67,7 +68,7 @@ def _grid_of_sigmas(scheduler: Any, timesteps: Tensor) -> Grid:
         sigmas = 1 - sigmas
     falls = sigmas.diff() < 0
     if len(sigmas) != len(timesteps) + 1 or not bool(falls[:-1].all()) or not bool(sigmas[-1] <= sigmas[-2]):
-        raise ValueError(
+        raise SchedulerError(
             f"{own_name(scheduler)} has no first-order grid, one sigma a time step and a last one, each below the one "
             f"before: it has {[round(s, 4) for s in sigmas.tolist()]} for {len(timesteps)} time steps"
         )

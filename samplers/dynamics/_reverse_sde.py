@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
+from samplers.errors import SamplingError
 from samplers.grid import Grid
 from samplers.step import Step
+
+ON_FLOWS = "it is defined on rectified flows alone; with this pipeline use ddim or coefficient_preserving"
 
 
 def reverse_sde(grid: Grid, i: int, j: int, g: float) -> Step:
@@ -22,13 +25,10 @@ def reverse_sde(grid: Grid, i: int, j: int, g: float) -> Step:
         g: Diffusion at t, >= 0.
 
     Raises:
-        ValueError: If the grid is not on a rectified flow with flow prediction.
+        SamplingError: If the grid is not on a rectified flow with flow prediction.
     """
     if not grid.flow or grid.prediction != "flow":
-        raise ValueError(
-            "dance_sde and flow_sde are defined on rectified flows; with this pipeline use ddim or "
-            "coefficient_preserving"
-        )
+        raise SamplingError(ON_FLOWS)
     t, s = grid.departures[i][1], grid.arrivals[j - 1][1]
     dt = s - t
     drift = g * g / (2 * t)

@@ -15,10 +15,15 @@ class Dynamics(Protocol):
     Attributes:
         home: Where `type:` in a config finds implementations.
         marginal: Whether the samples approach the path's own marginals as steps grow.
+        needs_flow: Whether it is defined on rectified flows alone.
+        noise: Names of the fields that are noise levels: with all of them 0 every step is the ODE's, below 0 they are
+            refused.
     """
 
     home: ClassVar[str] = "samplers.dynamics"
     marginal: ClassVar[bool]
+    needs_flow: ClassVar[bool] = False
+    noise: ClassVar[tuple[str, ...]] = ()
 
     @property
     def stochastic(self) -> bool:
@@ -26,5 +31,9 @@ class Dynamics(Protocol):
         ...
 
     def step(self, grid: Grid, i: int, j: int) -> Step:
-        """Return the step from departure i to the arrival of step j - 1; j = i + 1 takes one step of the grid."""
+        """Return the step from departure i to the arrival of step j - 1; j = i + 1 takes one step of the grid.
+
+        Raises:
+            SamplingError: If the grid is none that it is defined on.
+        """
         ...

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from samplers.dynamics._renoise import renoise
 from samplers.dynamics.base import Dynamics
+from samplers.errors import SamplingError
 from samplers.grid import Grid
 from samplers.step import Step
 
@@ -28,10 +29,11 @@ class CoefficientPreserving(Dynamics):
 
     a: float = 0.7
     marginal: ClassVar[bool] = False
+    noise: ClassVar[tuple[str, ...]] = ("a",)
 
     def __post_init__(self) -> None:
         if not 0 <= self.a <= 1:
-            raise ValueError(f"a must lie in [0, 1], got {self.a}")
+            raise SamplingError(f"a must lie in [0, 1], got {self.a}")
 
     @property
     def stochastic(self) -> bool:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from samplers.dynamics._reverse_sde import reverse_sde
 from samplers.dynamics.base import Dynamics
+from samplers.errors import SamplingError
 from samplers.grid import Grid
 from samplers.step import Step
 
@@ -26,10 +27,12 @@ class DanceSDE(Dynamics):
 
     eta: float = 0.3
     marginal: ClassVar[bool] = True
+    needs_flow: ClassVar[bool] = True
+    noise: ClassVar[tuple[str, ...]] = ("eta",)
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta:
-            raise ValueError(f"eta must be >= 0, got {self.eta}")
+            raise SamplingError(f"eta must be >= 0, got {self.eta}")
 
     @property
     def stochastic(self) -> bool:

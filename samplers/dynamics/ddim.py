@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from samplers.dynamics._renoise import renoise
 from samplers.dynamics.base import Dynamics
+from samplers.errors import SamplingError
 from samplers.grid import Grid
 from samplers.step import Step
 
@@ -28,10 +29,11 @@ class DDIM(Dynamics):
 
     eta: float = 1.0
     marginal: ClassVar[bool] = True
+    noise: ClassVar[tuple[str, ...]] = ("eta",)
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta:
-            raise ValueError(f"eta must be >= 0, got {self.eta}")
+            raise SamplingError(f"eta must be >= 0, got {self.eta}")
 
     @property
     def stochastic(self) -> bool:

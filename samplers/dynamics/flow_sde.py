@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from samplers.dynamics._reverse_sde import reverse_sde
 from samplers.dynamics.base import Dynamics
+from samplers.errors import SamplingError
 from samplers.grid import Grid
 from samplers.step import Step
 
@@ -31,10 +32,12 @@ class FlowSDE(Dynamics):
 
     a: float = 0.7
     marginal: ClassVar[bool] = True
+    needs_flow: ClassVar[bool] = True
+    noise: ClassVar[tuple[str, ...]] = ("a",)
 
     def __post_init__(self) -> None:
         if not 0 <= self.a:
-            raise ValueError(f"a must be >= 0, got {self.a}")
+            raise SamplingError(f"a must be >= 0, got {self.a}")
 
     @property
     def stochastic(self) -> bool:

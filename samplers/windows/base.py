@@ -7,6 +7,8 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
+from samplers.errors import WindowError
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -45,7 +47,7 @@ class Window(Protocol):
             generator: Source of randomness of this call.
 
         Raises:
-            ValueError: If the window has no step to train in a call of `rounds` steps.
+            WindowError: If the window has no step to train in a call of `rounds` steps.
         """
         ...
 
@@ -54,11 +56,11 @@ def trainable_rounds(rounds: int, drop_last: bool) -> list[int]:
     """Return the steps a window may choose from.
 
     Raises:
-        ValueError: If there is none.
+        WindowError: If there is none.
     """
     steps = list(range(rounds - 1 if drop_last else rounds))
     if not steps:
-        raise ValueError(
+        raise WindowError(
             f"a window needs a step to train, but the pipeline takes {rounds} and the last one is left out: "
             "raise num_inference_steps"
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from samplers.errors import WindowError
 from samplers.windows.base import Choice, Window
 
 
@@ -27,12 +28,12 @@ class Branch(Window):
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 0:
-            raise ValueError(f"steps must be one or more indices >= 0, got {self.steps}")
+            raise WindowError(f"steps must be one or more indices >= 0, got {self.steps}")
 
     def choose(self, rounds: int, step: int, chunk: int, generator: torch.Generator) -> Choice:
         """Return the branching step of this call."""
         if max(self.steps) >= rounds - 1:
-            raise ValueError(
+            raise WindowError(
                 f"branching at step {max(self.steps)} needs more than {rounds} steps: the last has no noise"
             )
         k = self.steps[(step + chunk) % len(self.steps)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from samplers.errors import WindowError
 from samplers.windows.base import Choice, Window, pick, trainable_rounds
 
 
@@ -26,12 +27,12 @@ class Fraction(Window):
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction must lie in (0, 1], got {self.fraction}")
+            raise WindowError(f"fraction must lie in (0, 1], got {self.fraction}")
 
     def choose(self, rounds: int, step: int, chunk: int, generator: torch.Generator) -> Choice:
         """Return all steps as stochastic, a random subset as trained."""
         steps = trainable_rounds(rounds, self.drop_last)
         count = int(len(steps) * self.fraction)
         if count == 0:
-            raise ValueError(f"int({len(steps)} steps x fraction {self.fraction}) = 0: no step would be trained")
+            raise WindowError(f"int({len(steps)} steps x fraction {self.fraction}) = 0: no step would be trained")
         return Choice(tuple(steps), pick(steps, count, generator), eligible=tuple(steps))

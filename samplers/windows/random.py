@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from samplers.errors import WindowError
 from samplers.windows.base import Choice, Window, pick, trainable_rounds
 
 
@@ -27,7 +28,7 @@ class Random(Window):
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"size must be >= 1, got {self.size}")
+            raise WindowError(f"size must be >= 1, got {self.size}")
 
     def choose(self, rounds: int, step: int, chunk: int, generator: torch.Generator) -> Choice:
         """Return `size` random steps."""
@@ -35,7 +36,7 @@ class Random(Window):
         if self.among is not None:
             steps = [k for k in steps if k in self.among]
         if len(steps) < self.size:
-            raise ValueError(f"a window of {self.size} steps cannot be drawn from {len(steps)} eligible ones {steps}")
+            raise WindowError(f"a window of {self.size} steps cannot be drawn from {len(steps)} eligible ones {steps}")
         if not self.contiguous:
             chosen = pick(steps, self.size, generator)
             return Choice(chosen, chosen, eligible=tuple(steps))

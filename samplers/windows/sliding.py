@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from samplers.errors import WindowError
 from samplers.windows.base import Choice, Window, trainable_rounds
 
 
@@ -30,13 +31,13 @@ class Sliding(Window):
 
     def __post_init__(self) -> None:
         if min(self.size, self.stride, self.every) < 1:
-            raise ValueError(f"size, stride and every must be >= 1, got {self.size}, {self.stride}, {self.every}")
+            raise WindowError(f"size, stride and every must be >= 1, got {self.size}, {self.stride}, {self.every}")
 
     def choose(self, rounds: int, step: int, chunk: int, generator: torch.Generator) -> Choice:
         """Return the window at this training step."""
         steps = trainable_rounds(rounds, self.drop_last)
         if len(steps) < self.size:
-            raise ValueError(f"a window of {self.size} steps does not fit into {len(steps)} eligible ones")
+            raise WindowError(f"a window of {self.size} steps does not fit into {len(steps)} eligible ones")
         edges = [*range(0, len(steps) - self.size, self.stride), len(steps) - self.size]
         left = edges[(step // self.every) % len(edges)]
         chosen = tuple(steps[left : left + self.size])

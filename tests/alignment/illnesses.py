@@ -21,7 +21,7 @@ from alignment.sources.on_policy_steps import OnPolicySteps
 from reward_models.base import Scorer
 from reward_models.colour import Colour
 from reward_models.function import Function
-from samplers import Grid, Step
+from samplers.dynamics.coefficient_preserving import CoefficientPreserving as CPS
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.all import All
 from samplers.windows.base import Choice
@@ -62,10 +62,14 @@ def rewarded(name: str) -> OnPolicySteps:
 
 
 @dataclass(frozen=True)
-class Mute(FlowSDE):
-    def step(self, grid: Grid, i: int, j: int) -> Step:
-        step = super().step(grid, i, j)
-        return replace(step, std=step.std * (i != 1))
+class LastLater(All):
+    """Takes the last step, which has no noise, in from the third training step on: none is seen when the run loads."""
+
+    def choose(self, rounds: int, step: int, chunk: int, generator: torch.Generator) -> Choice:
+        return All(drop_last=step < 2).choose(rounds, step, chunk, generator)
+
+
+WITHOUT_NOISE = replace(STEPS, dynamics=CPS(), window=LastLater())
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,7 @@ BROKEN: dict[str, tuple[str, Source, Objective, Spoil | None]] = {
     "reward without a score": ("reward speaks", rewarded("silent_reward"), SURROGATE, None),
     "constant reward": ("reward spread", rewarded("constant_reward"), SURROGATE, None),
     "window that runs out": ("geometry", replace(STEPS, window=Late()), SURROGATE, None),
-    "step without noise": ("noise at trained steps", replace(STEPS, dynamics=Mute()), SURROGATE, None),
+    "step without noise": ("noise at trained steps", WITHOUT_NOISE, SURROGATE, None),
     "dropout": ("pipeline repeats", STEPS, SURROGATE, drop_out),
     "dropout in ratios": ("first ratio", STEPS, SURROGATE, drop_out),
     "another scheduler": ("zero noise parity", STEPS, SURROGATE, shift_the_scheduler),

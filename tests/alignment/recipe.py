@@ -62,6 +62,8 @@ class Constant:
 
     level: float = 0.5
     marginal = False
+    needs_flow = False
+    noise = ("level",)
     stochastic = True
 
     def step(self, grid: object, i: int, j: int) -> None:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alignment import _yaml
+from alignment import _kinds, _yaml
 from alignment.errors import ConfigError
+from samplers.dynamics.base import Dynamics
 from tests.alignment.recipe import Recipe, load, write
 
 
@@ -20,7 +21,7 @@ def refused(folder: Path, text: str, *overrides: str) -> str:
     return str(caught.value).replace(f"{folder}/", "")
 
 
-DYNAMICS = "coefficient_preserving, dance_sde, ddim, flow_sde, ode; or give 'package.module:Class'"
+DYNAMICS = f"{', '.join(_kinds.known(Dynamics))}; or give 'package.module:Class'"
 
 SCHEMA = {
     "a misspelt key": (
@@ -124,7 +125,7 @@ IMPORTS = {
     "no dataclass": ("tests.alignment.recipe:Undressed", "Undressed is not a dataclass"),
     "not of this kind": (
         "tests.alignment.recipe:Unfit",
-        "Unfit is not a dynamics: it lacks marginal, step, stochastic",
+        "Unfit is not a dynamics: it lacks marginal, needs_flow, noise, step, stochastic",
     ),
     "not a module": ("../x:Y", "is not of the form 'package.module:Class'"),
     "an empty module": (":Y", "is not of the form 'package.module:Class'"),

@@ -1,5 +1,6 @@
 """What every rule of a step keeps; a new file in `samplers/dynamics/` is tested without being named here."""
 
+from contextlib import nullcontext
 from dataclasses import fields
 
 import pytest
@@ -11,11 +12,11 @@ from alignment import _kinds
 from samplers import Step, read_grid
 from samplers.dynamics.base import Dynamics
 from samplers.dynamics.ode import ODE
+from samplers.errors import SamplingError
 from tests.samplers.gaussian import Gaussian, shifted
 
 NAMES = tuple(_kinds.known(Dynamics))
 
-OF_FLOWS_ALONE = {"DanceSDE", "FlowSDE"}
 ROUNDING = 1e-6
 """Coefficients are float32 numbers of order one."""
 CONVERGED = 2e-3
@@ -30,7 +31,7 @@ def kind(name):
 
 def quiet(cls):
     """Return the rule with all its noise turned off."""
-    return cls(**{field.name: 0.0 for field in fields(cls)})
+    return cls(**dict.fromkeys(cls.noise, 0.0))
 
 
 def variance_preserving(prediction="epsilon", steps=10):
@@ -47,7 +48,7 @@ def grids(dynamics):
     yield shifted(10, first=0.999999)
     for prediction in ("epsilon", "v_prediction", "sample"):
         grid = variance_preserving(prediction)
-        if type(dynamics).__name__ not in OF_FLOWS_ALONE:
+        if not dynamics.needs_flow:
             yield grid
 
 
@@ -67,10 +68,14 @@ def test_it_is_a_frozen_rule_with_defaults(cls, dynamics):
     assert dynamics == cls()
 
 
-def test_a_rule_of_flows_names_rules_for_other_pipelines(cls):
-    if cls.__name__ in OF_FLOWS_ALONE:
-        with pytest.raises(ValueError, match="with this pipeline use ddim or coefficient_preserving"):
-            cls().step(variance_preserving(), 0, 1)
+def test_it_needs_a_flow_where_it_says_so_and_nowhere_else(cls):
+    with pytest.raises(SamplingError, match="flow") if cls.needs_flow else nullcontext():
+        cls().step(variance_preserving(), 0, 1)
+
+
+def test_what_it_calls_noise_are_fields_of_its_own(cls):
+    assert set(cls.noise) <= {field.name for field in fields(cls)}
+    assert bool(cls.noise) == cls().stochastic
 
 
 def test_coefficients_are_finite_numbers_and_noise_is_as_told(dynamics):
@@ -101,9 +106,9 @@ def test_without_noise_it_is_the_ode(cls):
 
 
 def test_noise_below_zero_is_refused(cls):
-    for field in fields(cls):
-        with pytest.raises(ValueError, match=rf"{field.name} must .* got -0\.1"):
-            cls(**{field.name: -0.1})
+    for name in cls.noise:
+        with pytest.raises(SamplingError, match=rf"\b{name}\b.*-0\.1"):
+            cls(**{name: -0.1})
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])

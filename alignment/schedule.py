@@ -1,0 +1,85 @@
+"""What a pipeline's scheduler says of a run's steps, asked of its configuration: no weight is read."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from alignment.loading import trained_scheduler
+from samplers import Grid, read_grid, read_path
+from samplers.dynamics.base import Dynamics
+from samplers.errors import SamplingError, SchedulerError, without_noise
+from samplers.path import RectifiedFlow
+
+
+def read_scheduler(pipeline: str) -> Any | None:
+    """Return the scheduler of a pipeline in a local folder; None where the folder alone does not give one.
+
+    A folder that is damaged is nobody's scheduler here: loading the pipeline says what is wrong with it.
+    """
+    import diffusers
+
+    folder = Path(pipeline)
+    try:
+        index, settings = (
+            json.loads((folder / name).read_text(encoding="utf-8"))
+            for name in ("model_index.json", "scheduler/scheduler_config.json")
+        )
+    except (OSError, ValueError):
+        return None
+    match index, settings:
+        case {"scheduler": [_, str(name)]}, dict() if hasattr(diffusers, name):
+            try:
+                return getattr(diffusers, name).from_config(settings)
+            except (TypeError, ValueError, NotImplementedError):
+                return None
+    return None
+
+
+def check_dynamics(dynamics: Dynamics, scheduler: Any) -> None:
+    """Refuse dynamics that are defined on rectified flows alone where the scheduler's forward process is another.
+
+    Raises:
+        SamplingError: Saying which dynamics this scheduler can have.
+    """
+    if not dynamics.needs_flow:
+        return
+    try:
+        flow = isinstance(read_path(trained_scheduler(scheduler)), RectifiedFlow)
+    except SchedulerError:
+        flow = False
+    if not flow:
+        raise SamplingError(
+            f"{type(dynamics).__name__} is defined on rectified flows alone, and {type(scheduler).__name__} steps "
+            "another forward process; use ddim or coefficient_preserving"
+        )
+
+
+def check_noise(dynamics: Dynamics, scheduler: Any, rounds: int, trained: Iterable[int]) -> None:
+    """Refuse steps that are to be trained but get no noise from the dynamics, in a call of `rounds` steps.
+
+    Nothing is said of a scheduler that cannot be set up without its pipeline.
+
+    Raises:
+        SamplingError: Naming the first such step.
+    """
+    grid = _grid(scheduler, rounds)
+    if grid is None:
+        return
+    for k in sorted(set(trained)):
+        if k < len(grid) and not dynamics.step(grid, k, k + 1).random:
+            raise without_noise(dynamics, k)
+
+
+def _grid(scheduler: Any, rounds: int) -> Grid | None:
+    own = trained_scheduler(copy.deepcopy(scheduler))
+    # How far the pipeline shifts its times depends on the size of the picture; which steps have noise does not.
+    shift = {"mu": 1.0} if own.config.get("use_dynamic_shifting") else {}
+    try:
+        own.set_timesteps(rounds, **shift)
+        return read_grid(own, own.timesteps)
+    except (ValueError, TypeError):
+        return None
