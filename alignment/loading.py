@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import ConfigError, EnvironmentProblem, PipelineError, VisalignError
 from alignment.low_memory import decode_in_parts, offload, quantization
@@ -50,6 +50,7 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
                 local_files_only=folder.is_dir(),
                 quantization_config=quantization(spec, DENOISERS, device),
             )
+        _check_weights(pipe)
         if spec.offload:
             offload(pipe, loop_networks(pipe), device)
         pipe.to(device)
@@ -144,6 +145,50 @@ def own_scheduler(pipe: Any) -> Any:
             "set_timesteps, then step(model_output, timestep, sample). Choose a pipeline whose scheduler is"
         )
     return scheduler
+
+
+def _check_weights(pipe: Any) -> None:
+    """Refuse networks with weights that no file held: libraries leave them empty, or make them up at random.
+
+    Raises:
+        PipelineError: Naming the component and the first of the weights.
+    """
+    for name, network in pipe.components.items():
+        made_up = _made_up(network) if isinstance(network, nn.Module) else []
+        if made_up:
+            more = f" and {len(made_up) - 3} more" if len(made_up) > 3 else ""
+            raise PipelineError(
+                f"policy.pipeline: the files of the {name} of {pipe.config._name_or_path} do not hold all of its "
+                f"weights: {', '.join(made_up[:3])}{more} would be random numbers. They were renamed, or saved by "
+                "another version of the library: copy or save the pipeline again"
+            )
+
+
+def _made_up(network: Any) -> list[str]:
+    """Return the names of the weights that were not in the files that a network was loaded from."""
+    empty = [key for key, weight in network.named_parameters() if weight.is_meta]
+    known = isinstance(network, PreTrainedModel) and "quantization_config" not in vars(network.config)
+    if not known or not Path(network.name_or_path).is_dir():
+        return empty
+    # Transformers says it of a model that it is loading, and not to whoever loads a whole pipeline. So it is asked
+    # once more, on a device without memory.
+    with _transformers_quiet():
+        _, found = type(network).from_pretrained(
+            network.name_or_path, device_map="meta", local_files_only=True, output_loading_info=True
+        )
+    return [*empty, *sorted(found["missing_keys"])]
+
+
+@contextmanager
+def _transformers_quiet() -> Iterator[None]:
+    import transformers.utils.logging as log
+
+    before = log.get_verbosity()
+    log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        log.set_verbosity(before)
 
 
 def _check_tokenizers(pipe: Any) -> None:

@@ -19,6 +19,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
@@ -27,6 +28,7 @@ from alignment.plan_blueprint import describe
 from alignment.spec import PolicySpec
 from tests.pipelines.zoo import decoders
 from tests.policies import CPU
+from tests.tiny import tiny_flux, tiny_sd15
 
 
 @pytest.fixture
@@ -56,6 +58,29 @@ def test_a_loaded_pipeline_is_frozen_quiet_and_of_the_dtype_asked_for(flux_folde
     assert next(pipe.transformer.parameters()).dtype == torch.bfloat16
     out, err = capfd.readouterr()
     assert "it/s" not in out + err
+
+
+def networks(pipe):
+    return [name for name, part in pipe.components.items() if isinstance(part, nn.Module)]
+
+
+NETWORKS = [(make, name) for make in (tiny_flux, tiny_sd15) for name in networks(make())]
+
+
+@pytest.mark.parametrize(("make", "component"), NETWORKS, ids=lambda part: part if isinstance(part, str) else "")
+@pytest.mark.parametrize("which", ["one", "all"])
+def test_weights_that_no_file_holds_are_refused(tmp_path, make, component, which):
+    make().save_pretrained(tmp_path)
+    load_pipeline(PolicySpec(str(tmp_path)), CPU)
+    (file,) = (tmp_path / component).glob("*.safetensors")
+    held = load_file(file)
+    renamed = set(held) if which == "all" else {sorted(held)[len(held) // 2]}
+    save_file({f"{key}_old" if key in renamed else key: z for key, z in held.items()}, file, metadata={"format": "pt"})
+    message = refused(tmp_path)
+    assert f"the files of the {component} of" in message
+    assert any(key.removeprefix("text_model.") in message for key in renamed)
+    if which == "one":
+        assert "more would" not in message
 
 
 def test_a_folder_without_an_index(tmp_path):
