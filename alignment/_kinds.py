@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from alignment._layers import nearest
 from alignment.errors import ConfigError
+from reward_models.base import RewardError, users_code
 
 Kind = Any
 """A protocol class with a `home`, which the type system has no name for."""
@@ -146,9 +147,10 @@ def _import(module: str, name: str) -> object:
     if not all(part.isidentifier() for part in module.split(".")):
         raise ConfigError(f"'{name}' is not of the form 'package.module:Class'")
     try:
-        return importlib.import_module(module)
-    except (ImportError, SyntaxError) as error:
-        raise ConfigError(f"'{name}': importing {module} failed ({error}))") from error
+        with users_code(f"'{name}': importing {module}"):
+            return importlib.import_module(module)
+    except RewardError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _fits(kind: Kind, found: type, name: str) -> None:

@@ -6,7 +6,8 @@ float32; the score of a batch is the scores of its rows, or of its groups where 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol, cast, runtime_checkable
 
@@ -35,6 +36,19 @@ BROKEN = (
 
 class RewardError(RuntimeError):
     """A scorer failed, or answered something that is not a score."""
+
+
+@contextmanager
+def users_code(what: str) -> Iterator[None]:
+    """Run what a user wrote: it may raise anything, or leave the program, and the user has to see whose code it was.
+
+    Raises:
+        RewardError: If it did, naming `what`; the cause stays attached.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise RewardError(f"{what} raised {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 @dataclass(frozen=True)

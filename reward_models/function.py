@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reward_models.base import Media, RewardError, RewardModel, Rewards
+from reward_models.base import Media, RewardError, RewardModel, Rewards, users_code
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -53,12 +53,11 @@ class Function(RewardModel):
         module, colon, name = self.call.partition(":")
         if not (module and colon and name):
             raise RewardError(f"function: call is 'package.module:function', got {self.call!r}")
-        try:
-            found = vars(importlib.import_module(module))[name]
-        except (ImportError, SyntaxError) as error:
-            raise RewardError(f"function {self.call}: {error}") from error
-        except KeyError as error:
-            raise RewardError(f"function {self.call}: the module {module} has no {name}") from error
+        with users_code(f"function {self.call}: importing {module}"):
+            there = vars(importlib.import_module(module))
+        if name not in there:
+            raise RewardError(f"function {self.call}: the module {module} has no {name}")
+        found = there[name]
         if not callable(found):
             raise RewardError(f"function {self.call}: this is a {type(found).__name__}, not a function")
         return found
@@ -75,12 +74,8 @@ class _FunctionScorer:
         Raises:
             RewardError: If the function raised, or returned something other than one number a sample.
         """
-        try:
-            with torch.no_grad():
-                answer = self.function(media.pixels, prompts)
-        # Whatever a stranger's function raises, the user has to see whose it was; the cause stays attached.
-        except (Exception, SystemExit) as error:
-            raise RewardError(f"function {self.name} raised {type(error).__name__}: {error}") from error
+        with users_code(f"function {self.name}"), torch.no_grad():
+            answer = self.function(media.pixels, prompts)
         numbers = self._numbers(answer, len(media))
         return Rewards(torch.tensor(numbers, dtype=torch.float32, device=media.pixels.device))
 

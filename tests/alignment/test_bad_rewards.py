@@ -87,6 +87,29 @@ def test_a_reward_that_cannot_be_imported(folder: Path, capfd: pytest.CaptureFix
     assert "no_such_module" in refused(folder, capfd, "source.reward={type: function, call: 'no_such_module:f'}")
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("1 / 0", "raised ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(0)", "raised SystemExit: 0"),
+        ("raise KeyError('weights')", "raised KeyError: 'weights'"),
+    ],
+)
+@pytest.mark.parametrize("dry", [("--dry-run",), ()], ids=["dry", "train"])
+def test_a_reward_whose_module_breaks_down(
+    folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    says: str,
+    dry: tuple[str, ...],
+) -> None:
+    (folder / "breaks_down.py").write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    told = refused(folder, capfd, "source.reward={type: function, call: 'breaks_down:f'}", *dry)
+    assert f"source.reward: function breaks_down:f: importing breaks_down {says}" in told
+
+
 def test_a_dry_run_imports_the_reward(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     told = refused(folder, capfd, "source.reward={type: function, call: 'no_such_module:f'}", "--dry-run")
     assert "source.reward: function no_such_module:f" in told

@@ -119,7 +119,10 @@ def test_schema(tmp_path: Path, text: str, message: str) -> None:
 
 
 IMPORTS = {
-    "no such module": ("nowhere.at_all:X", "importing nowhere.at_all failed (No module named 'nowhere')"),
+    "no such module": (
+        "nowhere.at_all:X",
+        "importing nowhere.at_all raised ModuleNotFoundError: No module",
+    ),
     "no such class": ("tests.alignment.recipe:Nothing", "there is no 'Nothing' in tests.alignment.recipe"),
     "no class": ("tests.alignment.recipe:load", "'tests.alignment.recipe:load' is not a class"),
     "no dataclass": ("tests.alignment.recipe:Undressed", "Undressed is not a dataclass"),
@@ -139,10 +142,27 @@ def test_types_by_import_path(tmp_path: Path, name: str, message: str) -> None:
     assert message in said
 
 
-def test_a_module_that_cannot_be_read_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path, "class Broken(:", "broken_rule.py")
+AT_IMPORT = {
+    "syntax": ("class Broken(:", "raised SyntaxError: "),
+    "raises": ("1 / 0", "raised ZeroDivisionError: division by zero"),
+    "misses": ("import nowhere_at_all", "raised ModuleNotFoundError: No module named 'nowhere_at_all'"),
+    "leaves": ("import sys; sys.exit('no GPU here')", "raised SystemExit: no GPU here"),
+    "complains at length": ("raise RuntimeError('one\\n\\ntwo')", "raised RuntimeError: one two"),
+}
+
+
+@pytest.mark.parametrize("case", AT_IMPORT)
+@pytest.mark.parametrize("what", ["dynamics: {type: 'MODULE:X'}", "reward: {type: 'MODULE:X'}"])
+def test_a_module_that_cannot_be_imported_is_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, what: str
+) -> None:
+    text, says = AT_IMPORT[case]
+    module = f"broken_{case.partition(' ')[0]}"
+    write(tmp_path, text, f"{module}.py")
     monkeypatch.syspath_prepend(tmp_path)
-    assert "importing broken_rule failed" in refused(tmp_path, "name: x\ndynamics: {type: 'broken_rule:X'}")
+    told = refused(tmp_path, f"name: x\n{what.replace('MODULE', module)}")
+    assert f"'{module}:X': importing {module} {says}" in told
+    assert "\n" not in told
 
 
 SYNTAX = {
