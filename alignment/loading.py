@@ -123,6 +123,12 @@ def components_listed(index: Mapping[str, object]) -> dict[str, str | None]:
     }
 
 
+def goes_from_time_to_time(kind: Any) -> bool:
+    """Return whether schedulers of this class can be conducted: they set times, and step from each to the next."""
+    stepped = inspect.signature(kind.step).parameters if hasattr(kind, "step") else {}
+    return {"model_output", "timestep", "sample"} <= set(stepped) and hasattr(kind, "set_timesteps")
+
+
 def own_scheduler(pipe: Any) -> Any:
     """Return the scheduler that a pipeline steps, and that is conducted in its place.
 
@@ -138,8 +144,7 @@ def own_scheduler(pipe: Any) -> Any:
             "in a way of its own. Choose a pipeline with one scheduler"
         )
     kind = type(scheduler)
-    stepped = inspect.signature(kind.step).parameters if hasattr(kind, "step") else {}
-    if not {"model_output", "timestep", "sample"} <= set(stepped) or not hasattr(kind, "set_timesteps"):
+    if not goes_from_time_to_time(kind):
         raise PipelineError(
             f"policy.pipeline: {kind.__name__}, the scheduler of {name}, is not one that goes from time to time: "
             "set_timesteps, then step(model_output, timestep, sample). Choose a pipeline whose scheduler is"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from alignment.loading import trained_scheduler
+from alignment.loading import goes_from_time_to_time, trained_scheduler
 from samplers import Grid, read_grid, read_path
 from samplers.dynamics.base import Dynamics
 from samplers.errors import SamplingError, SchedulerError, without_noise
@@ -32,8 +32,9 @@ def read_scheduler(pipeline: str) -> Any | None:
         return None
     match index, settings:
         case {"scheduler": [_, str(name)]}, dict() if hasattr(diffusers, name):
+            kind = getattr(diffusers, name)
             try:
-                return getattr(diffusers, name).from_config(settings)
+                return kind.from_config(settings) if goes_from_time_to_time(kind) else None
             except (TypeError, ValueError, NotImplementedError):
                 return None
     return None

@@ -68,7 +68,16 @@ def test_a_scheduler_that_is_on_the_hub_is_asked_once_it_is_loaded(sd15: Diffusi
         checks.check_scheduler(run, sd15.scheduler, None)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"scheduler": [null, null]}', '{"scheduler": ["diffusers", "NoSuch"]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"scheduler": [null, null]}',
+        '{"scheduler": ["diffusers", "NoSuch"]}',
+        '{"scheduler": ["diffusers", "KarrasVeScheduler"]}',
+    ],
+)
 def test_a_damaged_folder_has_no_scheduler_yet(tmp_path: Path, text: str) -> None:
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text("{}")
