@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import math
+import resource
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field
 from alignment import cli, config
 from alignment.device import device_called
 from alignment.errors import ConfigError, EnvironmentProblem
+from reward_models._connections import Connections, server_of
 from reward_models._extras import extra
 from reward_models._fingerprint import fingerprint
 from reward_models._server import Settings, application
@@ -18,10 +21,8 @@ from reward_models._token import TOKEN, token_of
 from reward_models._wire import Limits
 from reward_models.base import Loaded, RewardModel, load_reward
 
-GRACE = 30
-"""Seconds that open questions have when the server is asked to leave."""
-IDLE = 30
-"""Seconds that a connection may wait for its next question."""
+DESCRIPTORS = 64
+"""What the process needs beside connections: libraries, weights, devices."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Serving:
         rows: Most samples scored in one call.
         queue: Questions that may wait.
         patience: Seconds for a question to arrive, and to be answered.
+        connections: Connections at once, of clients that may not even have the token.
         limits: Of one question.
     """
 
@@ -46,14 +48,15 @@ class Serving:
     rows: int = 16
     queue: int = 256
     patience: float = 120.0
+    connections: int = 256
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        numbers = {"rows": self.rows, "queue": self.queue, "patience": self.patience}
+        numbers = {name: vars(self)[name] for name in ("rows", "queue", "patience", "connections")}
         numbers |= {f"max-{name}": most for name, most in vars(self.limits).items()}
         for name, number in numbers.items():
-            if number <= 0:
-                raise ConfigError(f"--{name} has to be more than 0, got {number}")
+            if not 0 < number < math.inf:
+                raise ConfigError(f"--{name} has to be more than 0 and finite, got {number}")
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"--port is from 0 to 65535, got {self.port}")
 
@@ -71,25 +74,18 @@ def main(name: str, overrides: Sequence[str], serving: Serving) -> int:
         EnvironmentProblem: If the address cannot be had.
         RewardError: If the reward cannot be loaded, or does not give its known answers.
     """
-    uvicorn = extra("serve-reward", "uvicorn", "serve")
-    extra("serve-reward", "fastapi", "serve")
+    for package in ("uvicorn", "fastapi"):
+        extra("serve-reward", package, "serve")
     model = config.of_kind(RewardModel, name, overrides)
     token = admitted(serving)
+    connections = Connections(serving.connections, whole=2 * serving.patience + Connections.whole)
+    make_room(connections.descriptors + DESCRIPTORS)
     with listening(serving) as listener:
         loaded = loaded_on(model, serving.device)
         answers = loaded.examine()
         settings = Settings(fingerprint(loaded), token, serving.limits, patience=serving.patience)
-        service = Service(loaded, rows=serving.rows, queue=serving.queue)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                application(service, settings),
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=IDLE,
-                timeout_graceful_shutdown=GRACE,
-            )
-        )
+        service = Service(loaded, rows=serving.rows, queue=serving.queue, pixels=serving.limits.total)
+        server = server_of(application(service, settings), connections)
         host, port = listener.getsockname()[:2]
         cli.show(
             f"{loaded.model} {settings.fingerprint} at http://{f'[{host}]' if ':' in host else host}:{port}, "
@@ -112,6 +108,23 @@ def admitted(serving: Serving) -> str | None:
             f"it; give --token-file FILE or {TOKEN}, or listen on 127.0.0.1"
         )
     return token
+
+
+def make_room(descriptors: int) -> None:
+    """Have the system allow this process so many file descriptors.
+
+    Raises:
+        EnvironmentProblem: If it does not.
+    """
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now == resource.RLIM_INFINITY or now >= descriptors:
+        return
+    if most != resource.RLIM_INFINITY and most < descriptors:
+        raise EnvironmentProblem(
+            f"--connections needs {descriptors} file descriptors in all, and this process may have {most}; lower it, "
+            f"or raise the limit (ulimit -n {descriptors})"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, most))
 
 
 def _is_loopback(host: str) -> bool:

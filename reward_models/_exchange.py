@@ -71,7 +71,7 @@ class Exchange:
 
     def __init__(self, url: str, token: str | None, connections: int, patience: Patience, start: str) -> None:
         self.url, self.patience, self.start = url.rstrip("/"), patience, start
-        headers = {"Accept-Encoding": "identity"}  # a small answer must not unpack into a large one
+        headers = {"Accept-Encoding": "identity"}
         self._client = httpx.AsyncClient(
             headers=headers if token is None else {**headers, "Authorization": f"Bearer {token}"},
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
@@ -151,8 +151,9 @@ class Exchange:
     async def _once(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> bytes:
         try:
             async with self._client.stream(method, self.url + path, content=body, headers=headers) as response:
+                _check_plain(response)
                 content = bytearray()
-                async for chunk in response.aiter_bytes():
+                async for chunk in response.aiter_raw():
                     content += chunk
                     if len(content) > ANSWER:
                         raise InvalidAnswer(f"more than {ANSWER} bytes")
@@ -160,7 +161,7 @@ class Exchange:
             raise _Failed(f"{error}; is the server running? ({self.start})") from error
         except httpx.TransportError as error:
             raise _Failed(f"{type(error).__name__} {error}".strip()) from error
-        except (httpx.DecodingError, httpx.StreamError) as error:
+        except httpx.StreamError as error:
             raise InvalidAnswer(str(error)) from error
         status = response.status_code
         if status == 200:
@@ -200,6 +201,13 @@ def _run(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient) -> None:
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
+
+
+def _check_plain(response: httpx.Response) -> None:
+    """Refuse an answer that would have to be unpacked: a small one can become a large one."""
+    coding = response.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise InvalidAnswer(f"it is packed ({_quote(coding.encode())}), which was not asked for")
 
 
 def _seconds(header: str | None) -> float | None:

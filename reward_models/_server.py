@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import importlib.metadata
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from reward_models._packed import pack
 from reward_models._service import Service, Verdict
-from reward_models._wire import JSON, PROTOCOL, TENSORS, VERSION, Answer, Asked, Limits, Refusal, read
+from reward_models._wire import JSON, PROTOCOL, TENSORS, VERSION, Answer, Asked, Claim, Limits, Refusal, read
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -32,7 +33,8 @@ class Settings:
         fingerprint: Of the reward.
         token: What clients have to know; None lets everybody in.
         limits: Of one question.
-        held: Bytes of all questions held at once, read or being read.
+        held: Bytes of all questions held at once, from their first byte to their answer: bodies, and what is unpacked
+            from them.
         patience: Seconds for a question to arrive, and for it to be answered.
     """
 
@@ -47,6 +49,7 @@ def application(service: Service, settings: Settings) -> "FastAPI":
     """Return the FastAPI application of a service."""
     import fastapi
     from fastapi.responses import JSONResponse, Response
+    from starlette.requests import ClientDisconnect
 
     door = _Door(service, settings)
 
@@ -65,6 +68,10 @@ def application(service: Service, settings: Settings) -> "FastAPI":
             headers["Retry-After"] = str(refusal.wait)
         error = {"code": refusal.code, "message": str(refusal)}
         return JSONResponse({"version": VERSION, "error": error}, refusal.status, headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: fastapi.Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # nobody reads it; without it the log would have a traceback for each
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -87,9 +94,9 @@ def application(service: Service, settings: Settings) -> "FastAPI":
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Refusal(415, "content_encoding", "bodies are not compressed")
-        with door.room(request.headers.get("content-length")):
+        with door.room(request.headers.get("content-length")) as claim:
             body = await door.body(request.stream())
-            answer = await door.score(kind, body)
+            answer = await door.score(kind, body, claim)
         return Response(answer.model_dump_json(), media_type=JSON)
 
     return app
@@ -100,7 +107,7 @@ class _Door:
 
     def __init__(self, service: Service, settings: Settings) -> None:
         self._service, self._settings = service, settings
-        self._held = 0
+        self._held, self._lock = 0, threading.Lock()
 
     def admit(self, authorization: str | None) -> None:
         """Refuse who does not know the token."""
@@ -126,19 +133,35 @@ class _Door:
         }
 
     @contextmanager
-    def room(self, length: str | None) -> Iterator[None]:
-        """Hold room for a body while it is read and answered."""
+    def room(self, length: str | None) -> Iterator[Claim]:
+        """Hold room for a body, and for what is claimed beyond, while it is read and answered."""
         most = self._settings.limits.body
         size = int(length) if length is not None and length.isdecimal() and len(length) < 20 else most
         if size > most:
             raise Refusal(413, "too_large", f"{size} bytes, at most {most}")
-        if self._held + size > self._settings.held:
-            raise Refusal(429, "busy", "too many questions are being read", wait=1)
-        self._held += size
+        taken = 0
+
+        def claim(more: int) -> None:
+            nonlocal taken
+            self._take(more, taken + more)
+            taken += more
+
         try:
-            yield
+            claim(size)
+            yield claim
         finally:
-            self._held -= size
+            with self._lock:  # pictures are decoded, and claimed for, in other threads
+                self._held -= taken
+
+    def _take(self, more: int, whole: int) -> None:
+        if whole > self._settings.held:
+            raise Refusal(
+                413, "too_large", f"unpacked it takes {whole} bytes, and this server holds {self._settings.held} in all"
+            )
+        with self._lock:
+            if self._held + more > self._settings.held:
+                raise Refusal(429, "busy", "too many questions are held; ask again", wait=1)
+            self._held += more
 
     async def body(self, stream: AsyncIterator[bytes]) -> bytes:
         """Read a body, not longer than it may be nor for longer."""
@@ -155,11 +178,11 @@ class _Door:
                 raise Refusal(413, "too_large", f"more than {self._settings.limits.body} bytes")
         return bytes(body)
 
-    async def score(self, kind: str, body: bytes) -> Answer:
+    async def score(self, kind: str, body: bytes, claim: Claim) -> Answer:
         """Answer a question."""
         # Pictures are decoded elsewhere; to look at tensors takes less time than to change threads.
-        drawn = asyncio.to_thread(read, kind, body, self._settings.limits) if kind == JSON else None
-        asked = read(kind, body, self._settings.limits) if drawn is None else await drawn
+        given = (kind, body, self._settings.limits, claim)
+        asked = await asyncio.to_thread(read, *given) if kind == JSON else read(*given)
         if self._service.loaded.model.scope == "group" and asked.group is None:
             raise Refusal(422, "group", "this reward compares the samples of a group: send the group of each")
         answer = asyncio.wrap_future(self._service.ask(asked))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from reward_models._pieces import put_together
-from reward_models._wire import Asked, Refusal
+from reward_models._wire import Asked, Limits, Refusal
 from reward_models.base import Loaded, Media, RewardError, Rewards
 
 
@@ -30,7 +30,7 @@ class Verdict:
     errors: tuple[str | None, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     asked: Asked
     answer: Future[Verdict] = field(default_factory=Future)
@@ -44,10 +44,13 @@ class Service:
         rows: Most samples scored in one call.
         linger: Seconds to wait for more of them.
         queue: Questions that may wait; more are refused.
+        pixels: Most pixels of questions that are scored together; one with more is scored alone.
     """
 
-    def __init__(self, loaded: Loaded, *, rows: int = 16, linger: float = 0.002, queue: int = 256) -> None:
-        self.loaded, self.rows, self.linger, self.queue = loaded, rows, linger, queue
+    def __init__(
+        self, loaded: Loaded, *, rows: int = 16, linger: float = 0.002, queue: int = 256, pixels: int = Limits.total
+    ) -> None:
+        self.loaded, self.rows, self.linger, self.queue, self.pixels = loaded, rows, linger, queue, pixels
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -75,7 +78,14 @@ class Service:
             job = _Job(asked)
             self._waiting.append(job)
             self._changed.notify()
+        job.answer.add_done_callback(lambda answer: self._forget(job))
         return job.answer
+
+    def _forget(self, job: _Job) -> None:
+        """Let go of the pictures of a question that nobody waits for any more."""
+        with self._changed:
+            if job.answer.cancelled() and job in self._waiting:
+                self._waiting.remove(job)
 
     def close(self) -> None:
         """Answer what waits, and take no more."""
@@ -114,15 +124,18 @@ class Service:
     def _take(self) -> list[_Job]:
         """Take the first question and those after it that go with it; whoever asked may have gone."""
         jobs: list[_Job] = []
-        rows = 0
+        rows = pixels = 0
         while self._waiting:
             asked = self._waiting[0].asked
-            if jobs and (rows + len(asked) > self.rows or asked.shape != jobs[0].asked.shape):
+            size = asked.pixels.numel() // 3
+            if jobs and (
+                rows + len(asked) > self.rows or pixels + size > self.pixels or asked.shape != jobs[0].asked.shape
+            ):
                 break
             job = self._waiting.popleft()
             if job.answer.set_running_or_notify_cancel():
                 jobs.append(job)
-                rows += len(asked)
+                rows, pixels = rows + len(asked), pixels + size
         return jobs
 
     def _rows_waiting(self) -> int:

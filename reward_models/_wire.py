@@ -16,6 +16,8 @@ import base64
 import binascii
 import io
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -36,6 +38,8 @@ JSON = "application/json"
 FORMATS = ("PNG", "JPEG", "WEBP")
 HEADER = 8 * 2**20
 """Most bytes of a safetensors header: 64 long prompts, escaped."""
+KEPT, DECODING = 3, 24
+"""Bytes a pixel: of all pictures of a question, and more for the one that is being decoded (17 were measured)."""
 _PNG_DEPTH = 24
 """Where a PNG file says how many bits a channel has: after its signature and the sizes in its first chunk."""
 DECODERS_RAISE = (OSError, ValueError, SyntaxError, LookupError, TypeError, EOFError, ArithmeticError, struct.error)
@@ -152,16 +156,28 @@ def levels(pixels: Tensor) -> Tensor:
 # ---- reading a question ----------------------------------------------------------------------------------------------
 
 
-def read(kind: str, body: bytes, limits: Limits) -> Asked:
+Claim = Callable[[int], None]
+"""Takes room for so many bytes, or refuses the question."""
+
+
+def read(kind: str, body: bytes, limits: Limits, claim: Claim = lambda size: None) -> Asked:
     """Understand a question.
 
+    Args:
+        kind: Content type.
+        body: What came.
+        limits: What it may hold.
+        claim: Asked before anything is unpacked, for the bytes that it will take.
+
     Raises:
-        Refusal: If it is malformed, or larger than `limits`.
+        Refusal: If it is malformed, larger than `limits`, or `claim` refuses.
     """
     if kind == TENSORS:
+        claim(len(body))
         asked = _read_tensors(body, limits)
     elif kind == JSON:
-        asked = _read_drawing(body, limits)
+        claim(len(body))
+        asked = _read_drawing(body, limits, claim)
     else:
         raise Refusal(415, "content_type", f"expected {TENSORS} or {JSON}, got {kind!r:.80}")
     _check(asked, limits)
@@ -200,7 +216,7 @@ class _Header(BaseModel):
     metadata: _Metadata = Field(alias="__metadata__")
 
 
-def _read_drawing(body: bytes, limits: Limits) -> Asked:
+def _read_drawing(body: bytes, limits: Limits, claim: Claim) -> Asked:
     try:
         drawing = Drawing.model_validate_json(body)
     except ValidationError as error:
@@ -208,35 +224,51 @@ def _read_drawing(body: bytes, limits: Limits) -> Asked:
     for what, clips in (("prompts", drawing.prompts), ("media", drawing.media), ("source", drawing.source or ())):
         if len(clips) > limits.rows:
             raise Refusal(413, "too_many_samples", f"{len(clips)} {what}, at most {limits.rows} in one request")
+    # All headers before any picture: a small file says there how much memory it takes.
     budget = [limits.total]
-    pixels = _stack(drawing.media, "media", limits, budget)
-    source = None if drawing.source is None else _stack(drawing.source, "source", limits, budget)
+    sizes = _measured(drawing.media, "media", limits, budget)
+    sizes += [] if drawing.source is None else _measured(drawing.source, "source", limits, budget)
+    claim(KEPT * sum(sizes) + DECODING * max(sizes))
+    pixels = _stack(drawing.media, "media", limits)
+    source = None if drawing.source is None else _stack(drawing.source, "source", limits)
     group = None if drawing.group is None else torch.tensor(drawing.group, dtype=torch.int64)
     return Asked(drawing.id, tuple(drawing.prompts), drawing.fps, pixels, source, group)
 
 
-def _stack(clips: list[list[str]], what: str, limits: Limits, budget: list[int]) -> Tensor:
+def _measured(clips: list[list[str]], what: str, limits: Limits, budget: list[int]) -> list[int]:
+    """Return how many pixels each picture has, from its header."""
     if not clips or len({len(clip) for clip in clips}) != 1 or not clips[0]:
         raise Refusal(422, "media", f"{what} needs samples of at least one frame, all of the same number of frames")
     if len(clips[0]) > limits.frames:
         raise Refusal(413, "too_many_frames", f"{len(clips[0])} frames, at most {limits.frames} a sample")
-    frames: list[Tensor] = []
+    sizes: list[int] = []
     for row, clip in enumerate(clips):
         for file in clip:
-            frame = _decode(file, f"{what}[{row}]", limits)
-            budget[0] -= frame.shape[1] * frame.shape[2]
+            with _opened(file, f"{what}[{row}]", limits) as (picture, _):
+                sizes.append(picture.width * picture.height)
+            budget[0] -= sizes[-1]
             if budget[0] < 0:
                 raise Refusal(413, "too_many_pixels", f"more than {limits.total} pixels in one request")
-            if frames and frame.shape != frames[0].shape:
-                raise Refusal(
-                    422, "media", f"{what}[{row}] has another size than the first; ask about each size by itself"
-                )
-            frames.append(frame)
-    return torch.stack(frames).unflatten(0, (len(clips), len(clips[0])))
+    return sizes
 
 
-def _decode(file: str, where: str, limits: Limits) -> Tensor:
-    """Return a picture as `[3, H, W]` uint8, upright."""
+def _stack(clips: list[list[str]], what: str, limits: Limits) -> Tensor:
+    frames: Tensor | None = None
+    files = [(row, file) for row, clip in enumerate(clips) for file in clip]
+    for place, (row, file) in enumerate(files):
+        frame = _decode(file, f"{what}[{row}]", limits)
+        if frames is None:
+            frames = torch.empty(len(files), *frame.shape, dtype=torch.uint8)
+        if frame.shape != frames.shape[1:]:
+            raise Refusal(422, "media", f"{what}[{row}] has another size than the first; ask about each size by itself")
+        frames[place] = frame
+    assert frames is not None
+    return frames.unflatten(0, (len(clips), len(clips[0])))
+
+
+@contextmanager
+def _opened(file: str, where: str, limits: Limits) -> Iterator[tuple[Image.Image, bytes]]:
+    """Yield a picture whose header has been read, and its file; what Pillow raises meanwhile becomes a refusal."""
     try:
         content = base64.b64decode(file, validate=True)
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
@@ -248,20 +280,26 @@ def _decode(file: str, where: str, limits: Limits) -> Tensor:
                 )
             if picture.format != "JPEG" and hasattr(picture, "is_animated") and picture.is_animated:  # pyright: ignore[reportAttributeAccessIssue]
                 raise Refusal(422, "media", f"{where} is animated; send its frames one by one")
-            picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            # Pillow opens 16-bit colours as RGB and drops half of each.
-            sixteen = picture.format == "PNG" and content[_PNG_DEPTH] == 16
-            if upright.mode not in ("RGB", "L", "P", "CMYK") or upright.has_transparency_data or sixteen:
-                mode = "of 16 bits a channel" if sixteen else f"{upright.mode}, perhaps with transparency"
-                raise Refusal(422, "media", f"{where} is {mode}; send 8-bit RGB without alpha")
-            pixels = np.array(upright.convert("RGB"))
+            yield picture, content
     except binascii.Error as error:
         raise Refusal(422, "media", f"{where} is not base64") from error
     except Image.DecompressionBombError as error:
         raise Refusal(413, "too_many_pixels", f"{where} has far more than {limits.pixels} pixels") from error
     except DECODERS_RAISE as error:
         raise Refusal(422, "media", f"{where} is no whole {', '.join(FORMATS)} file") from error
+
+
+def _decode(file: str, where: str, limits: Limits) -> Tensor:
+    """Return a picture as `[3, H, W]` uint8, upright."""
+    with _opened(file, where, limits) as (picture, content):
+        picture.load()
+        upright = ImageOps.exif_transpose(picture)
+        # Pillow opens 16-bit colours as RGB and drops half of each.
+        sixteen = picture.format == "PNG" and content[_PNG_DEPTH] == 16
+        if upright.mode not in ("RGB", "L", "P", "CMYK") or upright.has_transparency_data or sixteen:
+            mode = "of 16 bits a channel" if sixteen else f"{upright.mode}, perhaps with transparency"
+            raise Refusal(422, "media", f"{where} is {mode}; send 8-bit RGB without alpha")
+        pixels = np.array(upright.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

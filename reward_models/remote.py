@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from reward_models._exchange import Exchange, InvalidAnswer, Patience
+from reward_models._exchange import QUOTED, Exchange, InvalidAnswer, Patience
 from reward_models._packed import unpack
 from reward_models._pieces import put_together
 from reward_models._token import token_of
@@ -114,9 +114,9 @@ class _Info(BaseModel):
 
     protocol: Literal["visalign-reward"]
     version: int
-    model: str
+    model: Annotated[str, Field(max_length=QUOTED)]
     scope: Scope
-    fingerprint: str
+    fingerprint: Annotated[str, Field(max_length=QUOTED)]
     limits: _ServedLimits
 
 
@@ -149,7 +149,9 @@ class _RemoteScorer:
         errors = [error for answer in answers for error in answer.errors if error is not None]
         scored = sum(score is not None for answer in answers for score in answer.scores)
         if errors and (self.model.on_failure == "error" or not scored):
-            raise RewardError(f"{self.model} could not score {len(errors)} of {len(media)} samples: {errors[0]}")
+            raise RewardError(
+                f"{self.model} could not score {len(errors)} of {len(media)} samples: {errors[0][:QUOTED]}"
+            )
         answered = [(rows, _rewards(a)) for rows, a in zip(pieces, found, strict=True) if isinstance(a, Answer)]
         return put_together(answered, len(media), media.pixels.device)
 
@@ -213,9 +215,10 @@ class _RemoteScorer:
             if any(score is not None and abs(score) > _LARGEST for score in column):
                 raise InvalidAnswer("a score that float32 cannot hold")
         if answer.fingerprint != self.fingerprint:
+            other = answer.fingerprint[:QUOTED]
             raise RewardError(
-                f"{self.model} serves another model than at the start ({answer.fingerprint}, not {self.fingerprint}); "
-                "scores of two models cannot be mixed"
+                f"{self.model} serves another model than at the start ({other}, not {self.fingerprint}); scores of two "
+                "models cannot be mixed"
             )
         return answer
 

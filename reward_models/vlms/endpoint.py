@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reward_models._exchange import Exchange, InvalidAnswer, Patience, Unanswered
+from reward_models._exchange import QUOTED, Exchange, InvalidAnswer, Patience, Unanswered
 from reward_models.base import RewardError
 from reward_models.vlms._answers import text_of, verdict_of
 from reward_models.vlms.base import Question, Verdicts, Vlm, fit
@@ -109,7 +109,9 @@ class EndpointReader:
         with _naming(self.described):
             names = self._exchange.run(self._exchange.get("/models", lambda content: _names(_parsed(content))))
         if self.described.model not in names:
-            raise RewardError(f"vlm: {self.described.url} does not serve {self.described.model}; it serves {names}")
+            raise RewardError(
+                f"vlm: {self.described.url} does not serve {self.described.model}; it serves {str(names)[:QUOTED]}"
+            )
 
     def verdicts(self, questions: Sequence[Question], *, reasoning: int = 0) -> Verdicts:
         """Return how likely yes and no are, from the log-probabilities of the answer; see `Reader`.

@@ -54,7 +54,7 @@ def test_it_serves_until_it_is_asked_to_leave(tmp_path: Path) -> None:
             assert rewards.parts["blue"].item() == pytest.approx(-0.5)
         finally:
             server.send_signal(signal.SIGTERM)
-        assert server.wait(30) in (0, -signal.SIGTERM)
+        assert server.wait(600) in (0, -signal.SIGTERM)
 
 
 def refused(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
@@ -87,7 +87,11 @@ def test_an_address_that_is_taken(capfd: pytest.CaptureFixture[str]) -> None:
     [
         (["colur"], "no reward model called 'colur'. Did you mean 'colour'?"),
         (["colour", "channel=pink"], "channel is one of red, green, blue"),
-        (["colour", "--rows", "0"], "--rows has to be more than 0, got 0"),
+        (["colour", "--rows", "0"], "--rows has to be more than 0 and finite, got 0"),
+        (["colour", "--patience", "nan"], "--patience has to be more than 0 and finite, got nan"),
+        (["colour", "--patience", "inf"], "--patience has to be more than 0 and finite, got inf"),
+        (["colour", "--connections", "0"], "--connections has to be more than 0 and finite, got 0"),
+        (["colour", "--connections", "2000000000"], "ulimit -n 2000000128"),
         (["colour", "--port", "70000"], "--port is from 0 to 65535, got 70000"),
         (["colour", "--device", "fridge"], "--device fridge: expected auto, cpu, cuda or cuda:N"),
         (["nowhere.yaml"], "there is no such config file"),

@@ -45,4 +45,6 @@ def tensors(request=None, **changes):
 
 def post(url, body=None, kind=TENSORS, **headers):
     content = write(ASKED) if body is None else body
-    return httpx.post(f"{url}/v1/score", content=content, headers={"Content-Type": kind, **headers}, trust_env=False)
+    return httpx.post(
+        f"{url}/v1/score", content=content, headers={"Content-Type": kind, **headers}, trust_env=False, timeout=None
+    )

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import uvicorn
 
+from reward_models._connections import Connections, server_of
 from reward_models._fingerprint import fingerprint
 from reward_models._server import Settings, application
 from reward_models._service import Service
@@ -29,21 +29,22 @@ def served(
     wrapped: Callable[[Application], Application] = lambda app: app,
     rows: int = 16,
     queue: int = 256,
+    connections: Connections = Connections(),
     **settings: Any,
 ) -> Iterator[str]:
     """Serve `model` and yield the address."""
     loaded = load_reward(model, device=torch.device("cpu"))
     service = Service(loaded, rows=rows, queue=queue)
     app = wrapped(application(service, Settings(fingerprint(loaded), **settings)))
-    with running(app) as url:
+    with running(app, connections) as url:
         yield url
 
 
 @contextmanager
-def running(app: Application) -> Iterator[str]:
-    """Run an ASGI application in a thread and yield its address."""
+def running(app: Application, connections: Connections = Connections()) -> Iterator[str]:
+    """Run an ASGI application in a thread, as `visalign serve-reward` does, and yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False, lifespan="on"))
+        server = server_of(app, connections)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started:

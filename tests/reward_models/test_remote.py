@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 from dataclasses import dataclass, replace
@@ -287,6 +288,11 @@ BROKEN = {
     "400": (reply(b"no\x1b[31m", "400 Bad Request"), {}, r"refuses: status 400 no \[31m"),
     "401": (reply(b"", "401 Unauthorized"), {}, "refuses access, status 401: look at the token"),
     "404": (reply(b"", "404 Not Found"), {}, "refuses: status 404"),
+    "packed": (
+        reply(gzip.compress(answer([1.0, 2.0])), "200 OK", "Content-Encoding: gzip"),
+        {},
+        r"2 attempts; the last: an answer that is none: it is packed \(gzip\), which was not asked for",
+    ),
     "redirect": (
         reply(b"", "302 Found", "Location: http://elsewhere/"),
         {},

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import random
 import socket
 import struct
+import threading
 import zlib
+from dataclasses import dataclass, field
 
 import httpx
 import pytest
@@ -15,13 +19,34 @@ import torch
 from reward_models._fingerprint import fingerprint
 from reward_models._server import Settings, application
 from reward_models._service import Service
-from reward_models._wire import JSON, TENSORS, Limits
+from reward_models._wire import DECODING, JSON, KEPT, TENSORS, Limits
 from reward_models.base import load_reward
 from reward_models.colour import Colour
-from tests.reward_models.questions import LEVELS, RIGHT, SMALL, drawing, post, tensors
+from tests.reward_models.questions import LEVELS, RIGHT, SMALL, drawing, picture, post, tensors
 from tests.reward_models.served import served
 
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Waiting(Colour):
+    """Says that it was asked, and answers when it may."""
+
+    asked: threading.Event = field(default_factory=threading.Event)
+    go: threading.Event = field(default_factory=threading.Event)
+
+    def known_answers(self):
+        return ()
+
+    def load(self, *, device):
+        scorer = super().load(device=device)
+
+        def wait(*, media, prompts):
+            self.asked.set()
+            assert self.go.wait(600)
+            return scorer(media=media, prompts=prompts)
+
+        return wait
 
 
 def test_scores_by_hand_and_by_machine():
@@ -91,8 +116,47 @@ def test_a_question_that_never_ends_is_given_up():
 
 def test_room_is_held_while_a_body_is_read():
     with served(Colour(), held=10_000) as url:
-        assert post(url, bytes(20_000)).status_code == 429
+        assert post(url, bytes(20_000)).status_code == 413
         assert post(url).status_code == 200
+
+
+def flat(side, cut=0):
+    """Return a question about one picture of one colour: a few hundred bytes, however many pixels."""
+    file = base64.b64decode(picture(torch.zeros(3, side, side, dtype=torch.uint8)))
+    media = [[base64.b64encode(file[: len(file) - cut]).decode()]]
+    return json.dumps({"version": 1, "id": "one", "prompts": ["a"], "media": media}).encode()
+
+
+UNPACKED = (KEPT + DECODING) * 500 * 500
+"""Bytes that a picture of 500 x 500 takes while it is decoded."""
+
+
+def test_pictures_are_counted_before_they_are_decoded():
+    assert len(flat(500)) < UNPACKED / 1000
+    with served(Colour(), held=UNPACKED) as url:
+        answer = post(url, flat(500, cut=100), JSON)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+        assert f"this server holds {UNPACKED} in all" in answer.json()["error"]["message"]
+    with served(Colour(), held=2 * UNPACKED) as url:
+        assert post(url, flat(500, cut=100), JSON).status_code == 422  # it was decoded, and is not whole
+        assert post(url, flat(500), JSON).status_code == 200
+
+
+def test_pictures_of_all_questions_together_are_counted():
+    waiting = Waiting()
+    found = []
+    with served(waiting, held=2 * UNPACKED) as url:
+        asking = threading.Thread(target=lambda: found.append(post(url, flat(500), JSON)))
+        asking.start()
+        assert waiting.asked.wait(600)
+        for _ in range(32):
+            answer = post(url, flat(500), JSON)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (429, "busy")
+            assert answer.headers["retry-after"] == "1"
+        waiting.go.set()
+        asking.join()
+        assert [answer.status_code for answer in found] == [200]
+        assert post(url, flat(500), JSON).status_code == 200  # the room was given back
 
 
 # ---- anything at all -------------------------------------------------------------------------------------------------

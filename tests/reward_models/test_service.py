@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -96,6 +98,31 @@ def test_a_large_question_is_scored_in_pieces(held):
     asked = question(*"abcdefghij")
     torch.testing.assert_close(service.ask(asked).result(20).rewards.value, value(asked))
     assert held.calls == [4, 4, 2]
+    service.close()
+
+
+def test_questions_of_many_pixels_are_not_put_together(held):
+    service = Service(load_reward(held, device=CPU), rows=16, linger=0.0, pixels=100)
+    asked = [question("a", "b"), *(question("c") for _ in range(4))]
+    answers = [service.ask(one) for one in asked]
+    held.go.set()
+    for one, answer in zip(asked, answers, strict=True):
+        torch.testing.assert_close(answer.result(600).rewards.value, value(one))
+    assert held.calls == [2, 1, 1, 1, 1]  # 64 pixels each; what is more than the limit by itself is scored alone
+    service.close()
+
+
+def test_a_question_that_nobody_waits_for_leaves_its_room(held):
+    service = Service(load_reward(held, device=CPU), rows=1, linger=0.0)
+    first, left = service.ask(question("a")), question("b")
+    pixels = weakref.ref(left.pixels)
+    answer = service.ask(left)
+    answer.cancel()
+    del left, answer
+    gc.collect()
+    assert pixels() is None
+    held.go.set()
+    assert first.result(600).errors == (None,)
     service.close()
 
 
