@@ -26,15 +26,15 @@ from alignment.frame_rate import frame_rate
 from alignment.latents import Latents
 from alignment.loading import experts, load_pipeline, loop_networks, own_scheduler, trained_scheduler
 from alignment.pipeline_call import as_clips, blaming, checked_arguments, global_stream, output, same_states, taken
-from alignment.self_check import check_replay
+from alignment.self_check import ANSWER_TOLERANCE, check_replay
 from alignment.sizes import check_media, check_picture_size
 from alignment.spec import PolicySpec
+from alignment.visits import times_offered
 from alignment.weights import Weights
 from reward_models.base import Media
 from samplers import Conductor, Grid, Look, Native, Round, Routes, Score, Skip, Visit, by_row, read_path, stand_in
 from samplers.errors import SchedulerError
 from samplers.path import Path as ForwardPath
-from samplers.row_times import RowTimes
 
 Receive = Callable[[int, Tensor], None]
 """receive(k, velocity): the model output `[n, *latent]` of the k-th visit, with its graph where there is one."""
@@ -82,6 +82,7 @@ class Policy(Weights):
         self.embeddings, self.encodings = Embeddings(self.pipe, cache), Encodings(self.pipe)
         self.latents = Latents(self, cache)
         self._score: Score | None = None
+        self._one_visit = False
         self.rounds, self.form, self.share_states = 0, Form.SHARED, True
         self.probed: tuple[str, Tensor] | None = None
 
@@ -174,9 +175,6 @@ class Policy(Weights):
         The first round is a stub that hands the pipeline the first state. The rest is as in `replay`. Where `row_times`
         is false, the rows of a point have to share their time.
         """
-        times = torch.stack([self.path.network_time(t) for _, t in points]).to(self.device)
-        alike = bool((times == times[:, :1]).all())  # one time a round, as the pipeline knows it from its own scheduler
-        times = times[:, 0] if alike else times.as_subclass(RowTimes)
         assert self._score is not None
         if not self._score.in_step:
             raise ForwardProcessError(
@@ -185,6 +183,7 @@ class Policy(Weights):
         before, after = self._score.before, self._score.after
         # What a pipeline leaves out at the start may depend on how many times there are: there are as many as ever.
         most = self.rounds - 1 if before else len(points)
+        most = min(most, 1) if self._one_visit else most
         if most == 0:
             raise PipelineError(f"{type(self.pipe).__name__} takes one step here: no state can be handed to it")
         for first in range(0, len(points), most):
@@ -194,10 +193,8 @@ class Policy(Weights):
                 following = part[k + 1][0] if k + 1 < len(part) else None
                 script.append(Visit(x, functools.partial(receive, first + k), following))
             idle = self.rounds - len(script) if before else 0
-            offered = times[first : first + most]
-            pads = [offered[:1]] * (before + 1), [offered[-1:]] * (idle + after)
-            grid = torch.cat([*pads[0], offered, *pads[1]])
-            conductor = Conductor([*script, *([Skip()] * idle)], times=grid)
+            times = times_offered(self.path, [t.to(self.device) for _, t in part], before + 1, idle + after)
+            conductor = Conductor([*script, *([Skip()] * idle)], times=times)
             self._differentiable(conductor, batch.prompts, batch.seeds, grad)
 
     def generate(self, prompts: Sequence[str], seeds: Tensor, arguments: dict[str, object]) -> Media:
@@ -252,14 +249,21 @@ class Policy(Weights):
     def probe_row_times(self, batch: Batch, x: Tensor) -> bool:
         """Find out whether rows may be visited at times of their own, by comparing with one time a call.
 
+        And whether the answer to a visit depends on the others of its call, as where networks are told the next time.
+
         Args:
             batch: Two rows.
             x: A state of each, `[2, *latent]`.
         """
-        answers: list[Tensor] = []
+        answers, joint = list[Tensor](), list[Tensor]()
         own = torch.tensor([0.25, 0.75], device=self.device)
-        for t in (own[:1].expand(2), own[1:].expand(2)):
-            self.visit(batch, [(x, t)], lambda k, v: answers.append(v.float()), grad=False)
+        points = [(x, t.expand(2)) for t in (own[:1], own[1:])]
+        for point in points:
+            self.visit(batch, [point], lambda k, v: answers.append(v.float()), grad=False)
+        self._one_visit = False
+        self.visit(batch, points, lambda k, v: joint.append(v.float()), grad=False)
+        off = max((v - alone).abs().max() / alone.abs().max() for v, alone in zip(joint, answers, strict=True))
+        self._one_visit = bool(off > ANSWER_TOLERANCE)
         try:
             self.visit(batch, [(x, own)], lambda k, v: answers.append(v.float()), grad=False)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):

@@ -13,7 +13,6 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,6 +24,25 @@ from samplers.grid import Grid
 from samplers.path import Path, read_path
 from samplers.schedules import answering_clean, bounded, clips, grid_of_tokens, read_grid, remembers, used_output
 from samplers.step import expand
+
+NEARBY = 2.0**-10
+"""How far a step at a time of one's own goes, as a share of its sigma."""
+
+
+class _Answer(dict[str, Any]):
+    """What a step hands back, read by attribute, by name or by place, as the outputs of diffusers are."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return what there is."""
+        return tuple(value for value in self.values() if value is not None)
 
 
 class _StandIn:
@@ -70,7 +88,8 @@ class _StandIn:
         """The noise of each time that is offered, and of the end: some pipelines look there in place of the times."""
         if self._conductor is not None and self._conductor.times is not None:
             _, sigma = self._path.marginal(self._path.time(self._conductor.times))
-            return torch.cat([sigma, sigma[-1:]]).float()
+            # The last step arrives close by: some pipelines leave out one that goes nowhere, or tell the network where.
+            return torch.cat([sigma, sigma[-1:] * (1 - NEARBY)]).float()
         try:
             return self.__dict__["sigmas"]
         except KeyError:
@@ -118,7 +137,7 @@ class _StandIn:
         if conductor.times is not None:
             state, clean = self._step_of_our_own(conductor, given)
             if given.get("return_dict", True):
-                return SimpleNamespace(prev_sample=state, pred_original_sample=clean)
+                return _Answer(prev_sample=state, pred_original_sample=clean)
             return state, *[clean] * (self._outputs - 1)
         out = self._native_step(self, *args, **named)
         self.__dict__["_outputs"] = len(out)

@@ -156,6 +156,38 @@ def test_times_of_our_own_are_offered_and_the_native_step_stays_out(base):
     assert made.timesteps.ndim == 1
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_what_a_step_hands_back_is_read_in_three_ways(base, own):
+    made, x = stand_in(base), torch.randn(2, 4)
+    made.conduct(Conductor([Skip(x + 1)], times=torch.tensor([900, 100]) if own else None))
+    made.set_timesteps(2)
+    out = made.step(x, made.timesteps[0], x)
+    assert torch.equal(out.prev_sample, x + 1)
+    assert out[0] is out["prev_sample"] is out.prev_sample is out.to_tuple()[0]
+    with pytest.raises(AttributeError):
+        _ = out.nothing
+
+
+@pytest.mark.parametrize("form", ["number", "tensor", "one", "rows"])
+def test_a_time_is_a_number_or_one_a_row(base, form):
+    made, x, seen = stand_in(base), torch.randn(2, 4), []
+    made.conduct(Conductor([Skip(x), Visit(x, seen.append)], times=torch.tensor([900, 100])))
+    made.set_timesteps(2)
+    for t in made.timesteps:
+        told = {"number": t.item(), "tensor": t, "one": t[None], "rows": t.expand(2)}[form]
+        made.step(made.scale_model_input(x, told), told, x)
+    assert torch.equal(seen[0], x)
+
+
+def test_no_step_at_a_time_of_our_own_goes_nowhere():
+    made = stand_in(FlowMatchEulerDiscreteScheduler())
+    made.conduct(Conductor([], times=torch.tensor([900.0, 100.0])))
+    made.set_timesteps(4)
+    assert len(made.sigmas) == 3
+    torch.testing.assert_close(made.sigmas[:2], torch.tensor([0.9, 0.1]))
+    assert 0 < made.sigmas[2] < made.sigmas[1]
+
+
 def pair(scheduler, states, steps=4):
     """Denoise two streams with a copy of the scheduler, as pipelines of video with sound do; return the states."""
     other = copy.deepcopy(scheduler)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from diffusers import (
+    AnyFlowPipeline,
+    AnyFlowTransformer3DModel,
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    FlowMapEulerDiscreteScheduler,
     HunyuanVideo15Pipeline,
     HunyuanVideo15Transformer3DModel,
     HunyuanVideoPipeline,
@@ -145,6 +148,14 @@ def wan_2_2() -> Member:
         words, encoder, decoders.wan(), unipc(3.0), wan_transformer(), wan_transformer(), boundary_ratio=0.8
     )
     return Member(pipe, {**TEXT_CALL, "guidance_scale": 3.0})
+
+
+def any_flow() -> Member:
+    """AnyFlow: a network that is told where a step arrives, too; a step that goes nowhere is left out."""
+    words, encoder = texts.t5(umt5=True)
+    transformer = wan_transformer(AnyFlowTransformer3DModel)
+    pipe = AnyFlowPipeline(words, encoder, transformer, decoders.wan(), FlowMapEulerDiscreteScheduler(shift=3.0))
+    return Member(pipe, TEXT_CALL)
 
 
 def wan_vace() -> Member:
