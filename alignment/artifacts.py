@@ -7,6 +7,7 @@ A folder written here needs nothing of this package: `pipe.load_lora_weights(fol
 from __future__ import annotations
 
 import functools
+import html
 import json
 import re
 from collections.abc import Mapping
@@ -24,10 +25,14 @@ from alignment import __version__
 from alignment.adapter_files import file_name, write_adapters
 from alignment.errors import CheckpointError
 from alignment.loading import experts
+from alignment.terminal import visible
 
 CARD, CARD_DATA = "README.md", "card.json"
 SECRET = re.compile(r"token|secret|password|credential|authorization|api_?key", re.IGNORECASE)
 USERINFO_OR_QUERY = re.compile(r"(?<=://)[^/@\s]*@|(?<=\w)\?\S*(?=$)")
+
+MARKUP = frozenset("\\`*_{}[]()#+!|~$")
+"""What Markdown would read; other marks are HTML's."""
 
 Layout = Literal["lora", "adapter", "peft", "component", "pipeline"]
 """What lies in a folder: adapters that the pipeline loads, that only the component loads, that diffusers cannot load at
@@ -153,6 +158,25 @@ def _interval(found: Mapping[str, Mapping[str, float | None]], when: str) -> str
     return f"{mean:.4f}" if low is None or high is None else f"{mean:.4f} [{low:.4f}, {high:.4f}]"
 
 
+def _cell(text: object) -> str:
+    """Return text as a cell of a Markdown table shows it: no markup, one line."""
+    line = " ".join(str(text).split())
+    return "".join(f"\\{letter}" if letter in MARKUP else html.escape(letter) for letter in visible(line))
+
+
+def _code(text: object) -> str:
+    """Return text as code within a line of a Markdown table, whatever marks it has."""
+    line = visible(" ".join(str(text).split())).replace("|", "\\|")
+    fence = _fence(line, 1)
+    space = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{space}{line}{space}{fence}"
+
+
+def _fence(text: str, least: int = 3) -> str:
+    """Return more back-ticks than stand side by side in `text`."""
+    return "`" * max(least, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+
+
 @functools.cache
 def _template() -> jinja2.Template:
     # The output is Markdown, where escaping for HTML would spoil the config.
@@ -163,5 +187,8 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    surroundings.filters.update(block=_yaml, inline=lambda value: _yaml(value, flow=True), literal=repr)
+    surroundings.filters.update(
+        block=_yaml, inline=lambda value: _yaml(value, flow=True), literal=repr, string=json.dumps,
+        cell=_cell, code=_code, fence=_fence,
+    )  # fmt: skip
     return surroundings.from_string(resources.files("alignment").joinpath("card.md.jinja").read_text(encoding="utf-8"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from alignment import __version__
 from alignment.errors import VisalignError
+from alignment.terminal import complain, show, visible
 
 Commands = Any
 """What `add_subparsers` returns; argparse keeps its class private."""
@@ -46,7 +46,7 @@ def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """Return a warning as its reader needs it: what it says, without the place in the source that says it."""
-    return f"warning: {message}\n"
+    return f"warning: {visible(str(message))}\n"
 
 
 def _answer(command: Callable[[], int]) -> int:
@@ -54,10 +54,10 @@ def _answer(command: Callable[[], int]) -> int:
     try:
         return command()
     except VisalignError as error:
-        print(f"visalign: {error}", file=sys.stderr)
+        complain(f"visalign: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print("visalign: interrupted", file=sys.stderr)
+        complain("visalign: interrupted")
         return INTERRUPTED
     except (RuntimeError, ValueError) as error:
         # Here and not at the top: the modules import torch, which --help does without.
@@ -67,7 +67,7 @@ def _answer(command: Callable[[], int]) -> int:
         if not isinstance(error, RewardError | SamplingError):
             raise
         key = f"{KEYS[error.about]}: " if isinstance(error, SamplingError) else ""
-        print(f"visalign: {key}{error}", file=sys.stderr)
+        complain(f"visalign: {key}{error}")
         return USERS
 
 
@@ -139,14 +139,6 @@ def _dry_run(args: argparse.Namespace) -> int:
         read_prompts(run.evaluation.prompts, columns=run.data.columns)
     show(f"{config.resolved(run)}\n{checks.describe(run, checks.processes())}")
     return 0
-
-
-def show(text: str) -> None:
-    """Print; whoever reads may stop early (`| head`)."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
 
 
 def _add_doctor(commands: Commands) -> None:

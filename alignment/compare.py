@@ -25,6 +25,7 @@ from alignment.errors import DataError, VisalignError
 from alignment.figures import Columns
 from alignment.run_folder import cannot_write
 from alignment.statistics import Interval, interval, over_runs
+from alignment.terminal import complain, show
 
 COLOURS = ("#2f6fde", "#d2691e", "#1f9d72", "#8a5cd6", "#c93d7f", "#6b6e78")
 AXES = ("steps", "seconds")
@@ -181,9 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             raise DataError(cannot_write(asked.output, error)) from error
     except VisalignError as error:
-        sys.stderr.write(f"error: {error}\n")
+        complain(f"error: {error}")
         return error.exit_code
-    sys.stdout.write(f"{asked.output}\n")
+    show(str(asked.output))
     return 0
 
 

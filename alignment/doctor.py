@@ -7,7 +7,6 @@ the run's folder; pictures of a measurement go to `<output.folder>/<name>.doctor
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,17 +16,18 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from alignment import checks, config, doctor_checks, doctor_learning, doctor_pipeline, shuffle, snr, train
+from alignment.console import Console
 from alignment.errors import ConfigError, VisalignError
 from alignment.loop import Trainer
 from alignment.patient import Finding, NotApplicable, Patient, at_most
 from alignment.run import Run
 from alignment.runtime import Runtime
+from alignment.terminal import show
 from reward_models.base import RewardError
 from samplers.errors import SamplingError
 
@@ -114,8 +114,7 @@ def main(
             else:
                 found, ill = _laws(config.load(config_path, overrides), LAWS, quiet=as_json)
     if as_json:
-        json.dump(found, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        show(json.dumps(found, indent=2))
     return int(ill)
 
 

@@ -18,6 +18,7 @@ from alignment.loading import denoiser_name, experts, load_pipeline, no_progress
 from alignment.manifest import verify
 from alignment.spec import PolicySpec
 from alignment.tensor_files import heed_umask
+from alignment.terminal import show
 
 Form = Literal["lora", "merged", "full"]
 
@@ -25,7 +26,7 @@ Form = Literal["lora", "merged", "full"]
 def main(checkpoint: str, to: str, *, form: Form, pipeline: str | None = None) -> int:
     """Export, say where to, and return the exit code 0."""
     export(Path(checkpoint), Path(to), form, pipeline)
-    print(f"{to}: {form} weights of {checkpoint}; {Path(to) / CARD} says how to load them")  # noqa: T201
+    show(f"{to}: {form} weights of {checkpoint}; {Path(to) / CARD} says how to load them")
     return 0
 
 

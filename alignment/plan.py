@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from torch import nn
 
 from alignment import config, plan_table
 from alignment.batches import Example
+from alignment.console import Console
 from alignment.data import Prompts, read_data
 from alignment.errors import ConfigError
 from alignment.loading import no_progress_bars
@@ -31,6 +30,7 @@ from alignment.plan_counts import Step
 from alignment.plan_gpus import GPU
 from alignment.plan_rehearsal import Rehearsal, RehearsedPolicy
 from alignment.run import Run
+from alignment.terminal import show
 
 FULL = 4
 """Bytes of a float32: trained weights, their gradients and what AdamW remembers."""
@@ -167,8 +167,7 @@ def main(path: str, overrides: Sequence[str], setup: Setup, *, as_json: bool = F
     run = config.load(path, overrides)
     made = plan(run, setup)
     if as_json:
-        json.dump(made.as_dict(), sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        show(json.dumps(made.as_dict(), indent=2))
     else:
         plan_table.show(made, Console(highlight=False))
     return 0

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Mapping
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from alignment.console import Console
 from alignment.pictures import printable
 
 REWARD, SECONDS = "reward/mean", "seconds/total"
-
-
-class _Lasting(Console):
-    """A console whose reader may leave early (`| head`): it falls silent, where rich would end the process."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
 
 
 class ProgressLine:
@@ -33,7 +23,7 @@ class ProgressLine:
 
     def __init__(self, total_steps: int, *, quiet: bool = False, console: Console | None = None) -> None:
         """Begin at step 0 of `total_steps`; `quiet` shows nothing."""
-        self.console = console or _Lasting(quiet=quiet, highlight=False)
+        self.console = console or Console(quiet=quiet, highlight=False)
         self._total = total_steps
         self._first: tuple[int, float] | None = None
         self._last = time.monotonic()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -29,6 +28,7 @@ from alignment.progress import duration
 from alignment.record import intervals
 from alignment.run_folder import BASE, FINAL, Evaluated
 from alignment.statistics import Interval, difference
+from alignment.terminal import show
 
 PICTURE_WIDTH = 384
 """Pictures wider than this are made smaller before they are embedded, so that a page of 1024-pixel ones stays light."""
@@ -151,7 +151,7 @@ def write(folder: Path) -> Path:
 
 def main(run_folder: str) -> int:
     """Write the report of a run, print its path and return the exit code."""
-    sys.stdout.write(f"{write(Path(run_folder))}\n")
+    show(str(write(Path(run_folder))))
     return 0
 
 

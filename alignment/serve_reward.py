@@ -9,9 +9,10 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from alignment import cli, config
+from alignment import config
 from alignment.device import device_called
 from alignment.errors import ConfigError, EnvironmentProblem
+from alignment.terminal import show
 from reward_models._connections import Connections, server_of
 from reward_models._extras import extra
 from reward_models._fingerprint import fingerprint
@@ -87,7 +88,7 @@ def main(name: str, overrides: Sequence[str], serving: Serving) -> int:
         service = Service(loaded, rows=serving.rows, queue=serving.queue, pixels=serving.limits.total)
         server = server_of(application(service, settings), connections)
         host, port = listener.getsockname()[:2]
-        cli.show(
+        show(
             f"{loaded.model} {settings.fingerprint} at http://{f'[{host}]' if ':' in host else host}:{port}, "
             f"{len(answers)} known answers given, {'with' if token else 'without'} a token"
         )

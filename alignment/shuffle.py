@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from alignment.advantages.base import Advantage
 from alignment.batches import Batch, Experience
+from alignment.console import Console
 from alignment.data import Prompts, read_prompts
 from alignment.draw import Draw
 from alignment.errors import ConfigError, NumericsError

@@ -21,11 +21,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from alignment.batches import Batch, Experience, Transitions
+from alignment.console import Console
 from alignment.errors import ConfigError
 from alignment.loop import Trainer
 from alignment.patient import gradient, group_std, settings

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from io import StringIO
 from typing import Any
 
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from alignment.console import Console
 
 
 def before_after(summary: Mapping[str, Any]) -> str:
@@ -19,7 +21,7 @@ def before_after(summary: Mapping[str, Any]) -> str:
         base, final = ends.get("base"), ends.get("final")
         means = [end["mean"] for end in (base, final) if end is not None and end["mean"] is not None]
         change = f"{means[1] - means[0]:+.3f}" if len(means) == 2 else ""
-        table.add_row(metric, _cell(base), _cell(final), change, str((final or base)["n"]))
+        table.add_row(escape(metric), _cell(base), _cell(final), change, str((final or base)["n"]))
     text = StringIO()
     Console(file=text, width=100).print(table)
     return text.getvalue().rstrip()

@@ -31,6 +31,7 @@ from alignment.runtime import Runtime, peak_memory
 from alignment.state import TrainState, check_fits, check_same_run, read_state, write_state
 from alignment.stopping import StopSignal
 from alignment.table import before_after
+from alignment.terminal import show
 from alignment.trackers import open_trackers
 from reward_models.base import RewardError, RewardModel
 
@@ -362,7 +363,7 @@ class Session:
         self._recorder.close()
         checkpoint = self.checkpoints.folder / f"checkpoint-{run.steps}"
         lines = [before_after(summary)] if self._table else []
-        cli.show("\n".join([*lines, f"checkpoint: {checkpoint}", f"report:     {path}"]))
+        show("\n".join([*lines, f"checkpoint: {checkpoint}", f"report:     {path}"]))
 
 
 if __name__ == "__main__":

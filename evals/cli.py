@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import ConfigError
+from alignment.terminal import show
 
 Actions = Any
 """What `add_subparsers` returns; argparse keeps its class private."""
@@ -31,14 +32,14 @@ def _add_list(actions: Actions) -> None:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
+    from alignment.console import Console
     from evals.listing import Listed, benchmarks, rewards
 
     found: dict[str, list[Listed]] = {"rewards": rewards(), "benchmarks": benchmarks()}
     if args.json:
-        print(json.dumps({kind: [vars(entry) for entry in entries] for kind, entries in found.items()}, indent=2))
+        show(json.dumps({kind: [vars(entry) for entry in entries] for kind, entries in found.items()}, indent=2))
         return 0
     for kind, entries in found.items():
         table = Table(title=kind)
@@ -88,7 +89,7 @@ def _score(args: argparse.Namespace) -> int:
     judge = _judge(args.name, args.overrides, args)
     judge.model.check(tuple(dict.fromkeys(line.request.prompt for line in lines)))
     missing = score.write(judge, lines, Path(args.output), config.resolved(judge.model), args.on_error)
-    print(f"{len(lines) - missing} of {len(lines)} media scored by {judge.model}: {args.output}")
+    show(f"{len(lines) - missing} of {len(lines)} media scored by {judge.model}: {args.output}")
     return 0
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from alignment import __version__, config
+from alignment import __version__, config, terminal
+from alignment.console import Console
 from alignment.errors import ConfigError, DataError
 from evals import bench_report
 from evals.bench import Bench, Measured, agree, measure
@@ -93,7 +93,7 @@ def conditions(wanted: Wanted) -> dict[str, str]:
 def show(made: Bench, output: Path, *, as_json: bool) -> None:
     """Print the table and where the page is, or the JSON."""
     if as_json:
-        print(json.dumps(json.loads((output / bench_report.JSON).read_text(encoding="utf-8"))))
+        terminal.show(json.dumps(json.loads((output / bench_report.JSON).read_text(encoding="utf-8"))))
         return
     Console().print(bench_report.table(made))
-    print(f"report: {output / bench_report.PAGE}")
+    terminal.show(f"report: {output / bench_report.PAGE}")

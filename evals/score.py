@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from alignment.console import Console
 from alignment.errors import DataError, EnvironmentProblem
 from alignment.media import find
 from evals.benchmarks.base import json_records, wanted

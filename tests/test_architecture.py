@@ -49,6 +49,7 @@ INDEPENDENT = (
     "reward_models/vlms",
 )
 DISTRIBUTED = {"alignment/runtime.py", "alignment/world.py", "alignment/checkpoint.py", "alignment/train.py"}
+PRINTERS = {"alignment/terminal.py", "alignment/console.py"}
 EXTRAS = {
     "xformers", "hpsv2", "ImageReward", "open_clip", "wandb", "trackio", "tensorboard", "torch.utils.tensorboard",
     "pyarrow", "torchao", "bitsandbytes", "fastapi", "uvicorn", "rapidocr", "onnxruntime",
@@ -211,6 +212,18 @@ def extras_are_imported_where_they_are_used(root: Path) -> Iterator[str]:
                 yield f"{path.relative_to(root)}: imports {other} at the top"
 
 
+def one_place_prints(root: Path) -> Iterator[str]:
+    """Text of others is made visible where it is printed, so that is done in two files only."""
+    for path in files(root, *PACKAGES):
+        if path.relative_to(root).as_posix() in PRINTERS:
+            continue
+        calls = {ast.unparse(node.func) for node in ast.walk(tree(path)) if isinstance(node, ast.Call)}
+        for call in sorted(calls & {"print", "sys.stdout.write", "sys.stderr.write"}):
+            yield f"{path.relative_to(root)}: calls {call}"
+        if within("rich.console.Console", everywhere(path)):
+            yield f"{path.relative_to(root)}: imports rich's Console"
+
+
 def files_and_functions_are_small(root: Path) -> Iterator[str]:
     for path in files(root, *PACKAGES, "examples", "tests"):
         lines = len(path.read_text(encoding="utf-8").splitlines())
@@ -269,6 +282,7 @@ RULES: tuple[Callable[[Path], Iterator[str]], ...] = (
     processes_meet_only_at_the_edge,
     triton_stays_beside_its_reference,
     extras_are_imported_where_they_are_used,
+    one_place_prints,
     files_and_functions_are_small,
     signatures_are_short,
     every_file_says_what_it_is,
@@ -301,7 +315,7 @@ BAD = {
     "alignment/loop.py": "import torch\ndef f(a, b, c, d, e, f, g, h):\n    torch.distributed.barrier()\n"
     + "    a\n" * 60,
     "alignment/sources/mine.py": "from alignment import loop\nimport wandb\n",
-    "evals/run.py": "from alignment import loop\ndef f(**more):\n    getattr(f, 'x', 1)\n",
+    "evals/run.py": "from alignment import loop\ndef f(**more):\n    print(getattr(f, 'x', 1))\n",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -171,6 +172,42 @@ def test_a_card_without_all_evaluations(tmp_path: Path) -> None:
     base_only = replace(card, evaluation={"strict": {"base": {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 9}}})
     write_card(tmp_path, tiny_flux(), "transformer", layout="lora", card=base_only)
     assert "| strict | 0.5000 [0.4000, 0.6000] | not measured | 9 |" in (tmp_path / CARD).read_text()
+
+
+NAMES = (
+    "a|b",
+    "<img src=x onerror=alert(1)>",
+    "[here](http://elsewhere.example)",
+    "`code` **bold** __x__",
+    "two\nlines\n\n# heading",
+    "\x1b[2Jgone",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_shown_and_not_read_as_markup(tmp_path: Path, name: str) -> None:
+    config = config_of("some/base", lora=True)
+    config["source"]["reward"] = {"type": "weighted", "parts": {name: {"weight": 0.5}}}
+    card = replace(card_of(config), evaluation={name: {"base": {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 9}}})
+    write_card(tmp_path, tiny_flux(), "transformer", layout="lora", card=card)
+    text = (tmp_path / CARD).read_text()
+    table, config_text = text.split("## Config")
+    rows = [line for line in table.split("## Evaluation")[1].splitlines() if line.startswith("|")]
+    assert len(rows) == 3
+    assert len(re.findall(r"(?<!\\)\|", rows[-1])) == 5
+    for mark in "<`*[_":
+        assert not re.search(rf"(?<!\\){re.escape(mark)}", rows[-1].split(" | 0.5")[0])
+    (rewards,) = [line for line in table.splitlines() if line.startswith("| rewards |")]
+    assert len(re.findall(r"(?<!\\)\|", rewards)) == 3
+    assert "\x1b" not in text
+    assert yaml.safe_load(config_text.split("```yaml\n")[1].split("\n```\n")[0]) == config
+
+
+def test_a_fence_is_longer_than_what_is_in_it(tmp_path: Path) -> None:
+    config = config_of("some/base", lora=True)
+    config["name"] = "x\n```\n# mine"
+    _, body = written(tmp_path, config)
+    assert yaml.safe_load(body.split("````yaml\n")[1].split("\n````\n")[0]) == config
 
 
 def test_no_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
