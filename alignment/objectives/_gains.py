@@ -12,7 +12,7 @@ from torch import Tensor
 from alignment.batches import Batch, Samples
 from alignment.context import Context
 from alignment.objectives._noised import Compared
-from alignment.objectives._noising import Point, draw_points, frozen_answers, mean_square
+from alignment.objectives._noising import Point, draw_points, error_change, frozen_answers
 from alignment.objectives.base import Learn, Loss
 
 
@@ -47,8 +47,7 @@ class Gains(Compared[Samples]):
         group = torch.unique(batch.group, return_inverse=True)[1]
 
         def receive(k: int, velocity: Tensor) -> None:
-            target = points[k].target
-            gain = mean_square(frozen[k] - target) - mean_square(velocity.float() - target)
+            gain = -error_change(velocity.float(), frozen[k], points[k].target)
             loss = self.of_gains(gain, batch, group)
             learn(Loss(loss.per_row / self.points, {"gain/mean": gain.detach(), **loss.metrics}))
 

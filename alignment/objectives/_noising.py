@@ -55,6 +55,21 @@ def frozen_answers(ctx: Context, batch: Batch, points: list[Point], name: str) -
     return answers
 
 
+def error_change(velocity: Tensor, frozen: Tensor, target: Tensor) -> Tensor:
+    """Return how much larger the error of one model output is than another's, `[n]`.
+
+    mean |v - v*|^2 - mean |f - v*|^2 = mean (v - f)(v + f - 2 v*), which is exactly 0 where the two are equal.
+    Subtracting two errors would leave their rounding, which grows with the errors and not with the change; objectives
+    multiply it by thousands.
+
+    Args:
+        velocity: v, `[n, *latent]`, with graph.
+        frozen: f, the other model output.
+        target: v*, what a perfect network answers.
+    """
+    return ((velocity - frozen) * (velocity + frozen - 2 * target)).flatten(1).mean(dim=1)
+
+
 def mean_square(difference: Tensor) -> Tensor:
     """Return the mean square of each row, `[n]`."""
     return difference.square().flatten(1).mean(dim=1)

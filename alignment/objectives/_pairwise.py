@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from alignment.batches import Batch, Pairs
 from alignment.context import Context
 from alignment.objectives._noised import Compared
-from alignment.objectives._noising import draw_points, frozen_answers, mean_square
+from alignment.objectives._noising import draw_points, error_change, frozen_answers
 from alignment.objectives.base import Learn, Loss
 
 
@@ -43,8 +43,7 @@ class Pairwise(Compared[Pairs]):
         chosen: list[Tensor] = []  # its graph waits for the rejected side of the same point
 
         def receive(k: int, velocity: Tensor) -> None:
-            target = points[k].target
-            drift = mean_square(velocity.float() - target) - mean_square(frozen[k] - target)
+            drift = error_change(velocity.float(), frozen[k], points[k].target)
             if k % 2 == 0:
                 chosen.append(drift)
             else:

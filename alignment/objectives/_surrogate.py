@@ -12,7 +12,7 @@ from torch import Tensor
 from alignment.batches import Batch, Transitions
 from alignment.context import Context
 from alignment.errors import ConfigError
-from alignment.kernels.surrogate import Actions, Ratios
+from alignment.kernels.surrogate import Actions, Ratios, log_ratio
 from alignment.objectives.base import Learn, Loss, Objective
 from samplers import Step
 from samplers.step import per_row
@@ -112,18 +112,12 @@ class Surrogate(Stepwise):
 
     def log_ratio(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> Tensor:
         """Return `[n, A]`: log rho of each action of the k-th trained step."""
-        x, x_next = batch.x[:, k], batch.x_next[:, k]
-        return mean_log_prob(step, x, velocity, x_next) - mean_log_prob(step, x, batch.velocity[:, k], x_next)
+        return log_ratio(velocity, actions(step, batch, k), batch.advantage, "mean")
 
 
 def actions(step: Step, batch: Transitions, k: int) -> Actions:
     """Return what was done at the k-th trained step."""
     return Actions(batch.x[:, k], batch.x_next[:, k], batch.velocity[:, k], step)
-
-
-def mean_log_prob(step: Step, x: Tensor, velocity: Tensor, x_next: Tensor) -> Tensor:
-    """Return `[n, A]` float32: the log density of each action, averaged over the latent's elements."""
-    return step.log_prob(x[:, None], velocity[:, None], x_next).flatten(2).mean(dim=2)
 
 
 def _ratio_metrics(ratios: Ratios, index: int) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from alignment.batches import Batch, Samples
 from alignment.context import Context
 from alignment.errors import ConfigError
 from alignment.kernels.surrogate import clipped
-from alignment.objectives._noising import Point, draw_points, frozen_answers, mean_square, noised_alike
+from alignment.objectives._noising import Point, draw_points, error_change, frozen_answers, mean_square, noised_alike
 from alignment.objectives.base import Learn, Loss, Objective
 from samplers.times import Times
 
@@ -70,11 +70,10 @@ class DGPO(Objective[Samples]):
 
     def loss(self, batch: Samples, point: Point, velocity: Tensor, old: Tensor, reference: Tensor) -> Loss:
         """Return the loss of one noised copy, each row's share; `velocity` has the graph."""
-        error = mean_square(velocity - point.target)
-        lost = batch.advantage * (error.detach() - mean_square(reference - point.target))
+        lost = batch.advantage * error_change(velocity.detach(), reference, point.target)
         _, index, count = torch.unique(batch.group, return_inverse=True, return_counts=True)
         pull = torch.sigmoid(self.beta * lost.new_zeros(len(count)).index_add(0, index, lost) / count)[index]
-        ratio = (mean_square(old - point.target) - error).exp()
+        ratio = (-error_change(velocity, old, point.target)).exp()
         drift = mean_square(velocity - reference)
         metrics = {
             "ratio/mean": ratio.detach(),
@@ -83,7 +82,7 @@ class DGPO(Objective[Samples]):
             "clip/fraction": ((ratio - 1).abs() > self.clip).float(),
             "dgpo/pull": pull,
             "kl/reference": drift.detach(),
-            "matching/error": error.detach(),
+            "matching/error": mean_square(velocity.detach() - point.target),
         }
         surrogate = batch.advantage + clipped(ratio, batch.advantage, self.clip)
         return Loss((pull * surrogate + self.kl * drift) / self.points, metrics)

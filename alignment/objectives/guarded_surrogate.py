@@ -42,8 +42,10 @@ class GuardedSurrogate(Surrogate):
 
     def log_ratio(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> Tensor:
         """Return the mean over elements of d mu z, `[n, A]`."""
-        before = step.mean(batch.x[:, k], batch.velocity[:, k])[:, None]
-        shift = step.mean(batch.x[:, k], velocity)[:, None] - before
-        drawn = batch.x_next[:, k] - before  # std z
+        old = batch.velocity[:, k]
+        shift = (expand(step.b, old) * (velocity.float() - old.float()))[
+            :, None
+        ]  # of the mean; exactly 0 where the outputs are equal
+        drawn = batch.x_next[:, k] - step.mean(batch.x[:, k], old)[:, None]  # std z
         std = expand(step.for_actions().std, drawn)
         return (shift * torch.where(std > 0, drawn / std, 0)).flatten(2).mean(dim=2)

@@ -15,7 +15,7 @@ from alignment.advantages.group_norm import GroupNorm
 from alignment.batches import Batch, Pairs, Samples
 from alignment.errors import ConfigError
 from alignment.loop import Trainer
-from alignment.objectives._noising import draw_points, mean_square
+from alignment.objectives._noising import draw_points, error_change, mean_square
 from alignment.objectives.base import Loss, Objective
 from alignment.objectives.dpo import DPO
 from alignment.objectives.ipo import IPO
@@ -220,3 +220,14 @@ def test_a_preference_may_weigh_the_difference_of_scores() -> None:
 def test_bad_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         DPO(**wrong)
+
+
+def test_the_change_of_an_error_does_not_drown_in_the_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    frozen, target = (torch.randn(2, 4096, generator=generator) for _ in range(2))
+    velocity = frozen + 1e-5 * torch.randn(2, 4096, generator=generator)
+    exact = mean_square(velocity.double() - target.double()) - mean_square(frozen.double() - target.double())
+    found = error_change(velocity, frozen, target)
+    # v - f is exact in float32; then each term is rounded by 1e-7, of terms that cancel to a fiftieth of their size.
+    assert found.double().numpy() == pytest.approx(exact.numpy(), rel=1e-4)
+    assert error_change(frozen, frozen, target).eq(0).all()

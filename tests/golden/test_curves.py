@@ -73,9 +73,11 @@ from tests.toy import fit, toy_run, trainer_of
 
 HERE = Path(__file__).parent
 STEPS = 20
-# Matrix products sum in another order on other processors, and 40 updates carry that on: without AVX-512, or without
-# any vector instructions, the numbers move by a fiftieth of this.
-RELATIVE, ABSOLUTE = 1e-3, 1e-5
+# Matrix products sum in another order on other processors and with more threads, and 40 updates carry that on. With
+# AVX-512, with AVX2, without either, on one thread and on two, the numbers move by up to a third of this share of the
+# curve's largest value. Of the largest, because a number that comes near 0 in one step is known no better than its
+# neighbours.
+SHARE, ABSOLUTE = 1e-3, 1e-5
 UNTOLD = ("seconds/", "memory/", "samples_per_second", "ratio/first_error_max")
 
 
@@ -113,7 +115,7 @@ METHODS: dict[str, tuple[Source, Objective]] = {
         ),
         ClippedSurrogate(clip=1e-4),
     ),
-    "spo": (OnPolicySteps(2, Colour(), FlowSDE(), Random(1), group_size=4), SPO(clip=1e-4)),
+    "spo": (OnPolicySteps(2, Colour(), FlowSDE(), Random(1), group_size=4), SPO(clip=1e-3)),
     "guard": (OnPolicySteps(2, Colour(), FlowSDE(), Random(2), group_size=4), GuardedSurrogate(clip=1e-4)),
     "ddpo": (
         OnPolicySteps(2, Colour(), DDIM(), Random(1), group_size=4, shared_noise=False),
@@ -163,8 +165,8 @@ METHODS: dict[str, tuple[Source, Objective]] = {
         OnPolicySteps(2, WinRate(BradleyTerry(Colour(), temperature=0.1)), FlowSDE(), Random(1), group_size=4),
         ClippedSurrogate(clip=1e-4),
     ),
-    "ipo": (OnPolicyPairs(2, Colour(), group_size=4), IPO()),
-    "rebel": (OnPolicyPairs(2, Colour(), group_size=4, strength="difference", weights="behaviour"), REBEL()),
+    "ipo": (OnPolicyPairs(2, Colour(), group_size=4), IPO(beta=250.0)),
+    "rebel": (OnPolicyPairs(2, Colour(), group_size=4, strength="difference", weights="behaviour"), REBEL(eta=1e-2)),
     "draft": (PromptsOnly(2, Colour(), group_size=2), DRaFT(last=2)),
     "alignprop": (PromptsOnly(2, Colour(), group_size=2), AlignProp()),
     "refl": (PromptsOnly(2, Colour(), group_size=2), ReFL(weight=1.0, share=0.5)),
@@ -213,5 +215,11 @@ def test_the_curve_is_the_recorded_one(
     file = HERE / f"{name}.json"
     if "REWRITE_GOLDEN" in os.environ:
         file.write_text("[\n" + ",\n".join(json.dumps(line) for line in lines) + "\n]\n")
-    for step, (line, expected) in enumerate(zip(lines, json.loads(file.read_text()), strict=True)):
-        assert line == pytest.approx(expected, rel=RELATIVE, abs=ABSOLUTE), f"{name}, step {step}"
+    expected = json.loads(file.read_text())
+    assert [line.keys() for line in lines] == [line.keys() for line in expected]
+    for key in sorted({key for line in expected for key in line}):
+        there, here = (
+            [(step, line[key]) for step, line in enumerate(curve) if key in line] for curve in (expected, lines)
+        )
+        tolerance = max(ABSOLUTE, SHARE * max(abs(value) for _, value in there))
+        assert here == [(step, pytest.approx(value, rel=0, abs=tolerance)) for step, value in there], f"{name}: {key}"
