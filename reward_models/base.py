@@ -233,6 +233,10 @@ class RewardModel(Protocol):
         """
         return None
 
+    def waits(self) -> bool:
+        """Return whether another process does the work, so that this one's cores are free meanwhile; no, by default."""
+        return False
+
     def known_answers(self) -> Sequence[KnownAnswer]:
         """Return samples with known scores, for a check before training; none, unless a model has some."""
         return ()
@@ -258,6 +262,10 @@ class PairwiseJudge(Protocol):
 
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse what can be seen not to work before anything is loaded, as `RewardModel.check` does."""
+
+    def waits(self) -> bool:
+        """Return whether another process does the work, as `RewardModel.waits` does."""
+        return False
 
     def __str__(self) -> str:
         """Return the name under which messages speak of it."""

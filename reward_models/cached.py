@@ -70,6 +70,10 @@ class Cached(RewardModel):
         """Return those of what scores."""
         return self.reward.part_names()
 
+    def waits(self) -> bool:
+        """Return whether what scores does."""
+        return self.reward.waits()
+
     def load(self, *, device: torch.device) -> _CachedScorer:
         """Load the reward and open the file.
 

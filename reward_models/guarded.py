@@ -34,7 +34,8 @@ class Guarded(RewardModel):
     fail it is an error whatever this says. With `error` the first failure is one.
 
     A scorer that passes the deadline cannot be stopped, only left: its thread stays until the program ends, and the
-    scorer is not asked again.
+    scorer is not asked again. A deadline suits what waits for a server: a reward that computes in this process on a CPU
+    does so in a thread beside the program's own then, and both are slower.
 
     Attributes:
         reward: What scores.
@@ -73,6 +74,10 @@ class Guarded(RewardModel):
     def part_names(self) -> tuple[str, ...] | None:
         """Return those of what scores."""
         return self.reward.part_names()
+
+    def waits(self) -> bool:
+        """Return whether what scores does."""
+        return self.reward.waits()
 
     def load(self, *, device: torch.device) -> _GuardedScorer:
         """Load the reward."""
@@ -128,6 +133,8 @@ class _GuardedScorer:
         answer: queue.Queue[Rewards | RewardError] = queue.Queue()
 
         def ask() -> None:
+            if self.model.reward.waits():
+                torch.set_num_threads(1)  # in this thread: a second team of threads would slow down the whole process
             with torch.no_grad():
                 try:
                     answer.put(self.loaded(media=media, prompts=prompts, group=group))

@@ -64,6 +64,10 @@ class Paco(RewardModel):
         for prompt in prompts:
             check_prompt(prompt)
 
+    def waits(self) -> bool:
+        """Return whether the model that is asked does."""
+        return self.vlm.waits()
+
     def load(self, *, device: torch.device) -> _PacoScorer:
         """Load the model that is asked."""
         return _PacoScorer(self, self.vlm.load(device=device))

@@ -86,6 +86,10 @@ class Remote(RewardModel):
         """Refuse a token that cannot be read; the server is asked when it is loaded."""
         token_of(self.token_file)
 
+    def waits(self) -> bool:
+        """Say that the server does the work."""
+        return True
+
     def load(self, *, device: torch.device) -> _RemoteScorer:
         """Get to know the server.
 

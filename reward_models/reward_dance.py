@@ -83,6 +83,10 @@ class RewardDance(RewardModel):
             for prompt in prompts:
                 _reference_of(prompt, references, self.references)
 
+    def waits(self) -> bool:
+        """Return whether the model that is asked does."""
+        return self.vlm.waits()
+
     def load(self, *, device: torch.device) -> Scorer | GroupScorer:
         """Load the model that is asked."""
         asker = YesAsker(self, self.vlm.load(device=device))

@@ -62,6 +62,10 @@ class UnifiedReward(RewardModel):
         for prompt in prompts:
             check_prompt(prompt)
 
+    def waits(self) -> bool:
+        """Return whether the model that is asked does."""
+        return self.vlm.waits()
+
     def load(self, *, device: torch.device) -> _UnifiedScorer:
         """Load the model that is asked."""
         wording = read_wording(self.template, _WORDING.replace("{axes}", ", ".join(self.axes)))

@@ -100,6 +100,10 @@ class Weighted(RewardModel):
         """Return the names of the terms, and "passed" with gates."""
         return (*self.parts, *(() if self.gated is None else ("passed",)))
 
+    def waits(self) -> bool:
+        """Return whether that is so of every part."""
+        return all(part.reward.waits() for part in self.parts.values())
+
     def load(self, *, device: torch.device) -> _WeightedScorer:
         """Load every part on `device`."""
         return _WeightedScorer(

@@ -64,6 +64,10 @@ class WinRate(RewardModel):
         """Refuse what the judge refuses."""
         self.judge.check(prompts)
 
+    def waits(self) -> bool:
+        """Return whether the judge does."""
+        return self.judge.waits()
+
     def load(self, *, device: torch.device) -> _WinRateScorer:
         """Load the judge."""
         return _WinRateScorer(self, self.judge.load(device=device))

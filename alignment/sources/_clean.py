@@ -12,7 +12,7 @@ from torch import Tensor
 from alignment.batches import Groups
 from alignment.context import Context
 from alignment.sources._collect import Stopwatch, repeat, sample_ids
-from alignment.sources._scoring import Scoring
+from alignment.sources._scoring import Overlap, Scoring
 from reward_models.base import Media, RewardModel, Rewards
 from samplers import Conductor
 
@@ -33,7 +33,7 @@ class Sampling(Protocol):
     def prompts_per_call(self) -> int | None: ...
 
     @property
-    def overlap(self) -> bool: ...
+    def overlap(self) -> Overlap: ...
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""Scoring while sampling: the samples of one pipeline call are scored while the next call makes its own."""
+"""Scoring while sampling, where it pays: the samples of one pipeline call are scored while the next makes its own."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from types import TracebackType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,28 +14,36 @@ from alignment.context import Context
 from alignment.sources._collect import Stopwatch, join, score
 from reward_models.base import Media, RewardModel, Rewards
 
+Overlap = bool | Literal["always"]
+"""Whether to score beside sampling: false never does; true does where something else than these cores scores."""
+
 
 class Scoring:
-    """Scores samples in the order they are added, in one thread beside the one that samples.
+    """Scores samples in the order they are added: in this thread, or in one thread beside the one that samples.
 
-    One thread and one order, so that overlapping changes no score. The thread computes with as many threads of its own
-    as the one that samples, because float sums are split up by their number.
+    Beside it only where another process or a GPU does the work. On a CPU a second thread that computes brings a second
+    team of OpenMP threads; there are then more threads than cores, all of them sleep at every barrier, and the network
+    takes twice as long for the rest of the program. The thread has no such team: what it computes itself it computes
+    alone, so that scores may differ from those of the other thread by rounding.
 
     The stopwatch tells two things: `scoring`, what scoring took, and `reward`, what of it the step had to wait for.
     """
 
-    def __init__(self, ctx: Context, reward: RewardModel, watch: Stopwatch, *, overlap: bool) -> None:
-        self._ctx, self._reward, self._watch, self._overlap = ctx, reward, watch, overlap
+    def __init__(self, ctx: Context, reward: RewardModel, watch: Stopwatch, *, overlap: Overlap) -> None:
+        self._ctx, self._reward, self._watch = ctx, reward, watch
         ctx.world.scorer(reward)  # loaded before there is a second thread
-        threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(max_workers=1, initializer=torch.set_num_threads, initargs=(threads,))
+        elsewhere = reward.waits() or ctx.world.device.type != "cpu"
+        beside = overlap == "always" or (overlap and elsewhere)
+        alone = {"max_workers": 1, "initializer": torch.set_num_threads, "initargs": (1,)}
+        self._pool = ThreadPoolExecutor(**alone) if beside else None
         self._answers: list[Future[Rewards]] = []
 
     def __enter__(self) -> Scoring:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def add(self, media: Media, prompts: tuple[str, ...], group: Tensor) -> None:
         """Have samples scored: whole groups, with one text and one group id a sample.
@@ -42,20 +51,21 @@ class Scoring:
         Raises:
             RewardError: If this, or scoring what was added before, has failed: no more is sampled in vain.
         """
-        for answer in self._answers:
-            if answer.done():
-                answer.result()
-        self._answers.append(self._pool.submit(self._score, media, prompts, group))
-        if not self._overlap:
-            self._wait()
+        if self._pool is not None:
+            for answer in self._answers:
+                if answer.done():
+                    answer.result()
+            self._answers.append(self._pool.submit(self._score, media, prompts, group))
+            return
+        answer: Future[Rewards] = Future()
+        with self._watch.time("reward"):
+            answer.set_result(self._score(media, prompts, group))
+        self._answers.append(answer)
 
     def rewards(self) -> Rewards:
         """Wait for the scores, and return them in the order samples were added."""
-        return join(self._wait())
-
-    def _wait(self) -> list[Rewards]:
         with self._watch.time("reward"):
-            return [answer.result() for answer in self._answers]
+            return join([answer.result() for answer in self._answers])
 
     def _score(self, media: Media, prompts: tuple[str, ...], group: Tensor) -> Rewards:
         device = self._ctx.world.device

@@ -12,6 +12,7 @@ from alignment.context import Context
 from alignment.sources._clean import clean_samples
 from alignment.sources._collect import assign, check_geometry
 from alignment.sources._extremes import check_keep, extremes
+from alignment.sources._scoring import Overlap
 from alignment.sources.base import Source
 from reward_models.base import RewardModel
 
@@ -29,8 +30,8 @@ class OnPolicy(Source[Samples]):
         keep: Learn from the keep / 2 samples of each group with the most credit and the keep / 2 with the least; null
             learns from all.
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
-        overlap: Score the samples of one pipeline call while the next one makes its own; false scores them in between.
-            The result is the same.
+        overlap: Score the samples of one pipeline call while the next one makes its own, where a GPU or another process
+            scores; false never does; "always" does for a function of yours, too, that waits for something else.
     """
 
     prompts: int
@@ -40,7 +41,7 @@ class OnPolicy(Source[Samples]):
     weights: Literal["live", "behaviour"] = "live"  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
     keep: int | None = None
     prompts_per_call: int | None = None
-    overlap: bool = True
+    overlap: Overlap = True
     produces: ClassVar[type[Batch]] = Samples
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from alignment.context import Context
 from alignment.errors import ConfigError
 from alignment.sources._clean import clean_samples
 from alignment.sources._collect import check_geometry, gathered, refuse, reward_metrics
+from alignment.sources._scoring import Overlap
 from alignment.sources.base import Source
 from reward_models.base import RewardModel
 
@@ -32,7 +33,8 @@ class OnPolicyPairs(Source[Pairs]):
         strength: What a preference weighs: "one", or the "difference" of the two scores.
         weights: Which weights sample.
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
-        overlap: Score the samples of one pipeline call while the next one makes its own. The result is the same.
+        overlap: Score the samples of one pipeline call while the next one makes its own, where a GPU or another process
+            scores; false never does; "always" does for a function of yours, too, that waits for something else.
 
     Source: online DPO as in Flow-Factory and flow_grpo (type "dpo"); they pair tied groups too, we do not.
     """
@@ -44,7 +46,7 @@ class OnPolicyPairs(Source[Pairs]):
     strength: Literal["one", "difference"] = "one"
     weights: Literal["live", "behaviour"] = "live"  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
     prompts_per_call: int | None = None
-    overlap: bool = True
+    overlap: Overlap = True
     produces: ClassVar[type[Batch]] = Pairs
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from alignment.context import Context
 from alignment.errors import ConfigError
 from alignment.sources._collect import Stopwatch, assign, check_geometry, repeat, sample_ids, spread
 from alignment.sources._extremes import check_keep, extremes
-from alignment.sources._scoring import Scoring
+from alignment.sources._scoring import Overlap, Scoring
 from alignment.sources.base import Source
 from alignment.structures.base import Structure
 from reward_models.base import RewardModel
@@ -40,8 +40,8 @@ class OnPolicySteps(Source[Transitions]):
         shared_noise: Whether a group starts from one initial noise, so that only the sampler's noise tells its samples
             apart.
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
-        overlap: Score the samples of one pipeline call while the next one makes its own; false scores them in between.
-            The result is the same.
+        overlap: Score the samples of one pipeline call while the next one makes its own, where a GPU or another process
+            scores; false never does; "always" does for a function of yours, too, that waits for something else.
         tail: Denoiser calls for the steps after the window, by a second-order solver: a number of them, or a share of
             the steps that are left (0.4 for MixGRPO-Flash); null takes every step.
         keep: Learn from the keep / 2 samples of each group with the most credit and the keep / 2 with the least
@@ -59,7 +59,7 @@ class OnPolicySteps(Source[Transitions]):
     advantage: Advantage = GroupNorm()
     shared_noise: bool = True
     prompts_per_call: int | None = None
-    overlap: bool = True
+    overlap: Overlap = True
     tail: int | float | None = None
     keep: int | None = None
     share_prefix: bool = True

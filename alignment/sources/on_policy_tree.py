@@ -14,7 +14,7 @@ from alignment.batches import Batch, Experience, Groups, Transitions, concatenat
 from alignment.context import Context
 from alignment.errors import ConfigError
 from alignment.sources._collect import Stopwatch, check_geometry, gathered, refuse, repeat, reward_metrics, sample_ids
-from alignment.sources._scoring import Scoring
+from alignment.sources._scoring import Overlap, Scoring
 from alignment.sources.base import Source
 from reward_models.base import RewardModel, Rewards
 from samplers import Grid, rows_of
@@ -43,7 +43,8 @@ class OnPolicyTree(Source[Transitions]):
         trained: Splits that are learned from (depth pruning); null for all. The deepest holds most of the rows.
         advantage: How the worths of one depth become credit.
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
-        overlap: Score the leaves of one pipeline call while the next one makes its own. The result is the same.
+        overlap: Score the samples of one pipeline call while the next one makes its own, where a GPU or another process
+            scores; false never does; "always" does for a function of yours, too, that waits for something else.
 
     Source: BranchGRPO (arXiv 2509.06040) and TreeGRPO (arXiv 2512.08153). BranchGRPO takes SDE steps between the splits
     and trains them too; here, as in TreeGRPO, these are ODE steps, so that a node's worth is that of its split alone.
@@ -62,7 +63,7 @@ class OnPolicyTree(Source[Transitions]):
     trained: tuple[int, ...] | None = None
     advantage: Advantage = GroupNorm()
     prompts_per_call: int | None = None
-    overlap: bool = True
+    overlap: Overlap = True
     produces: ClassVar[type[Batch]] = Transitions
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from alignment import config
 from alignment.loop import Trainer
 from alignment.runtime import Runtime
+from alignment.sources._scoring import Overlap
 from alignment.train import load
 
 RECIPE = "configs/quickstart.yaml"
@@ -48,7 +49,7 @@ def rollout_seconds(prompts_per_call: int, repeats: int = 5) -> float:
     return statistics.median(made.experience(ctx).seconds["rollout"] for _ in range(repeats + 1))
 
 
-def step(made: Trainer, overlap: bool) -> tuple[float, dict[str, float], Tensor]:
+def step(made: Trainer, overlap: Overlap) -> tuple[float, dict[str, float], Tensor]:
     """Take one whole step and return its seconds, where they went, and the scores."""
     run = replace(made.run, source=replace(made.run.source, overlap=overlap))
     made = replace(made, run=run)
@@ -64,9 +65,9 @@ def step(made: Trainer, overlap: bool) -> tuple[float, dict[str, float], Tensor]
 def measure(calls: int, prompts_per_call: int, repeats: int) -> dict[str, object]:
     """Return medians of both ways, taking turns, after one round that is not counted."""
     made = trainer(calls, prompts_per_call)
-    taken: dict[bool, list[tuple[float, dict[str, float], Tensor]]] = {True: [], False: []}
+    taken: dict[Overlap, list[tuple[float, dict[str, float], Tensor]]] = {"always": [], False: []}
     for repeat in range(repeats + 1):
-        for overlap in (True, False):
+        for overlap in taken:
             # The policy learns from step to step, so the scores of a turn are compared where they start alike.
             weights = {name: p.detach().clone() for name, p in made.policy.trainable.items()}
             found = step(made, overlap)
@@ -75,15 +76,15 @@ def measure(calls: int, prompts_per_call: int, repeats: int) -> dict[str, object
                     p.copy_(weights[name])
             if repeat:
                 taken[overlap].append(found)
-    same = all(torch.equal(a[2], b[2]) for a, b in zip(taken[True], taken[False], strict=True))
+    same = all(torch.equal(a[2], b[2]) for a, b in zip(taken["always"], taken[False], strict=True))
     total = {overlap: statistics.median(found[0] for found in taken[overlap]) for overlap in taken}
     return {
         "calls": calls,
         "seconds_of_scoring_a_call": seconds,
         "prompts_per_call": prompts_per_call,
         "seconds_in_turn": total[False],
-        "seconds_overlapped": total[True],
-        "ratio": total[False] / total[True],
+        "seconds_overlapped": total["always"],
+        "ratio": total[False] / total["always"],
         "same_scores": same,
         **{
             f"{name}_{'overlapped' if overlap else 'in_turn'}": statistics.median(f[1][name] for f in taken[overlap])

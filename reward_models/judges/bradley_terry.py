@@ -40,6 +40,10 @@ class BradleyTerry(PairwiseJudge):
         """Refuse what the reward refuses."""
         self.reward.check(prompts)
 
+    def waits(self) -> bool:
+        """Return whether the reward does."""
+        return self.reward.waits()
+
     def load(self, *, device: torch.device) -> _BradleyTerryComparer:
         """Load the reward."""
         return _BradleyTerryComparer(load_reward(self.reward, device=device), self.temperature)

@@ -81,6 +81,10 @@ class UnifiedReward(PairwiseJudge):
         for prompt in prompts:
             check_prompt(prompt)
 
+    def waits(self) -> bool:
+        """Return whether the model that is asked does."""
+        return self.vlm.waits()
+
     def load(self, *, device: torch.device) -> _UnifiedComparer:
         """Load the model that is asked."""
         wording = read_wording(self.template, _WORDING[self.form].replace("{axes}", ", ".join(self.axes)))

@@ -40,6 +40,10 @@ class YesToken(PairwiseJudge):
         for prompt in prompts:
             check_prompt(prompt)
 
+    def waits(self) -> bool:
+        """Return whether the model that is asked does."""
+        return self.vlm.waits()
+
     def load(self, *, device: torch.device) -> _YesComparer:
         """Load the model that is asked."""
         return _YesComparer(self, self.vlm.load(device=device))

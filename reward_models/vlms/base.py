@@ -106,6 +106,10 @@ class Vlm(Protocol):
         """Return the model, ready to read."""
         ...
 
+    def waits(self) -> bool:
+        """Return whether another process does the reading; no, by default."""
+        return False
+
     def __str__(self) -> str:
         """Return the name under which messages speak of it."""
         ...

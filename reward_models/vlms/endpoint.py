@@ -80,6 +80,10 @@ class Endpoint(Vlm):
         """Return what is asked, and where."""
         return f"{self.model} at {self.url}"
 
+    def waits(self) -> bool:
+        """Say that the server does the reading."""
+        return True
+
     def load(self, *, device: torch.device) -> EndpointReader:
         """Return the client, once the endpoint has said that it serves the model.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -54,31 +55,50 @@ def experience(folder: Path, kind: str, **changes: object):
 
 @pytest.mark.parametrize("kind", SOURCES)
 def test_overlapping_changes_nothing(folder: Path, kind: str) -> None:
-    one, other = (experience(folder, kind, overlap=overlap) for overlap in (True, False))
+    one, other = (experience(folder, kind, overlap=overlap) for overlap in ("always", False))
     assert torch.equal(one.rewards.value, other.rewards.value)
     assert torch.equal(one.batch.advantage, other.batch.advantage)
     assert one.metrics == other.metrics
     assert {"rollout", "reward", "scoring"} <= one.seconds.keys()
 
 
-@pytest.mark.parametrize("overlap", [True, False])
-def test_the_thread_that_scores_keeps_no_gradient_and_uses_as_many_threads(folder: Path, overlap: bool) -> None:
+@dataclass(frozen=True)
+class Waiting(Function):
+    """A function that waits for a server."""
+
+    def waits(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("reward", "overlap", "beside"),
+    [
+        (Function, False, False),
+        (Function, True, False),  # it computes on these cores: a second team of threads would halve their speed
+        (Function, "always", True),
+        (Waiting, False, False),
+        (Waiting, True, True),
+    ],
+)
+def test_a_thread_of_its_own_is_for_what_waits_and_has_no_team(
+    folder: Path, reward: type[Function], overlap: bool | Literal["always"], beside: bool
+) -> None:
     asked.clear()
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        experience(folder, "clean", reward=Function(f"{__name__}:witness"), overlap=overlap)
+        experience(folder, "clean", reward=reward(f"{__name__}:witness"), overlap=overlap)
     finally:
         torch.set_num_threads(threads)
     names, grads, counts, sizes = zip(*asked, strict=True)
     assert len(set(names)) == 1
-    assert names[0] != threading.current_thread().name
-    assert (set(grads), set(counts), sizes) == ({False}, {threads + 1}, (4, 4, 4, 4))
+    assert (names[0] != threading.current_thread().name) == beside
+    assert (set(grads), set(counts), sizes) == ({False}, {1 if beside else threads + 1}, (4, 4, 4, 4))
 
 
-@pytest.mark.parametrize("overlap", [True, False])
-def test_a_failure_is_raised(folder: Path, overlap: bool) -> None:
+@pytest.mark.parametrize("overlap", ["always", True, False])
+def test_a_failure_is_raised(folder: Path, overlap: bool | Literal["always"]) -> None:
     asked.clear()
     with pytest.raises(RewardError, match="fails_at_once raised LookupError"):
         experience(folder, "clean", reward=Function(f"{__name__}:fails_at_once"), overlap=overlap)
-    assert overlap or len(asked) == 1
+    assert overlap == "always" or len(asked) == 1
