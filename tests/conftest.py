@@ -56,11 +56,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
-    """Start every test from the same random state, with deterministic algorithms on one thread.
+    """Start every test from the same random state, with deterministic algorithms, on OMP_NUM_THREADS threads: one.
 
     Under deterministic algorithms torch fills fresh memory with NaN, which finds reads of what was never written.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.use_deterministic_algorithms(True)
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  # the state that libraries read

@@ -263,6 +263,14 @@ def nothing_is_hidden(root: Path) -> Iterator[str]:
                 yield f"{path.relative_to(root)}: {name} takes **{node.kwarg.arg}"
 
 
+def what_can_be_installed_is_tested(root: Path) -> Iterator[str]:
+    """Refuse tests that are left out where a package is missing: the environment of the tests has them all."""
+    for path in files(root, "tests"):
+        for name, node in named(tree(path)):
+            if isinstance(node, ast.Attribute) and node.attr == "importorskip":
+                yield f"{path.relative_to(root)}: {name} is left out where a package is missing"
+
+
 def what_is_public_is_documented(root: Path) -> Iterator[str]:
     for path in files(root, *PACKAGES):
         body = tree(path)
@@ -287,6 +295,7 @@ RULES: tuple[Callable[[Path], Iterator[str]], ...] = (
     signatures_are_short,
     every_file_says_what_it_is,
     nothing_is_hidden,
+    what_can_be_installed_is_tested,
     what_is_public_is_documented,
 )
 
@@ -309,6 +318,7 @@ def test_excuses_only_shrink() -> None:
 
 
 BAD = {
+    "tests/test_some.py": "import pytest\nyaml = pytest.importorskip('yaml')\n",
     "samplers/utils.py": "import alignment.batches\nimport triton\n",
     "samplers/dynamics/ode.py": "from samplers.dynamics import flow\n@dataclass\nclass ODE:\n    x: int\n",
     "samplers/dynamics/flow.py": "from samplers.dynamics.ode import x\n@dataclass\nclass Flow:\n    y: int\n",

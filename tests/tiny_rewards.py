@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
+import open_clip
 import torch
 from safetensors.torch import save_file
 
@@ -54,7 +54,6 @@ def golden(name: str) -> dict:
 
 
 def hpsv2(folder: Path) -> HPSv2:
-    open_clip = pytest.importorskip("open_clip")
     (folder / "tiny.json").write_text(json.dumps(OPEN_CLIP))
     state = filled(open_clip.CLIP(**OPEN_CLIP).state_dict())
     torch.save({"epoch": 1, "state_dict": state}, folder / "HPS.pt")
@@ -183,7 +182,6 @@ def geneval(folder: Path) -> GenEval:
 
 
 def ocr(folder: Path) -> OCR:
-    pytest.importorskip("rapidocr")
     return OCR(threads=1)
 
 

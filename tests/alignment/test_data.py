@@ -7,8 +7,11 @@ import json
 import pickle
 from pathlib import Path
 
+import datasets
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from alignment.batches import Prompt, inputs_of
 from alignment.data import read_prompts
@@ -114,7 +117,6 @@ def records(folder: Path) -> list[dict[str, object]]:
 
 
 def test_parquet_holds_pictures_or_names_them(tmp_path: Path) -> None:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     rows = records(tmp_path)
     columns = {"prompt": "caption", "image": "first"}
     by_name = [row | {"first": f"{name}.png"} for row, name in zip(rows, ("red", "blue"), strict=True)]
@@ -126,7 +128,6 @@ def test_parquet_holds_pictures_or_names_them(tmp_path: Path) -> None:
 
 
 def test_a_saved_dataset_is_read(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     rows = records(tmp_path / "pictures")
     features = datasets.Features({"caption": datasets.Value("string"), "first": datasets.Image()})
     made = datasets.Dataset.from_list(rows, features=features)
@@ -147,7 +148,6 @@ def test_an_image_folder_is_read_by_its_metadata(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_data_are_refused(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
     (tmp_path / "p.parquet").write_bytes(b"PAR1 nonsense")
     (tmp_path / "empty").mkdir()
     for name, problem in {"p.parquet": "cannot be read as Parquet", "empty": "is no folder that `datasets`"}.items():

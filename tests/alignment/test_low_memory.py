@@ -31,7 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_eight_bits_train_adapters(folder: Path) -> None:
-    pytest.importorskip("torchao")
     policy, whole = build(folder, FLUX_CALL, quantize="8bit"), build(folder, FLUX_CALL)
     kinds = {type(module.weight).__name__ for module in policy.denoiser.modules() if hasattr(module, "base_layer")}
     assert kinds == {"Int8Tensor"}

@@ -41,7 +41,6 @@ def record(folder: Path, tracker: Tracker, *, first: int = 0) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tracker_takes_a_run_and_a_resumed_one(name, offline):
-    pytest.importorskip(name)
     folder = offline / "run"
     for first in (0, 2):
         [tracker] = open_trackers([name], folder, {"seed": 0, "policy": {"pipeline": "tiny"}})
@@ -53,7 +52,6 @@ def test_a_tracker_takes_a_run_and_a_resumed_one(name, offline):
 
 
 def test_wandb_keeps_pictures_and_films_as_such(offline):
-    pytest.importorskip("wandb")
     [tracker] = open_trackers(["wandb"], offline / "run", {})
     record(offline / "run", tracker)
     [kept] = (offline / "run" / "wandb").glob("offline-run-*")
@@ -64,7 +62,6 @@ def test_wandb_keeps_pictures_and_films_as_such(offline):
 
 
 def test_tensorboard_keeps_numbers_and_pictures(offline):
-    pytest.importorskip("tensorboard")
     [tracker] = open_trackers(["tensorboard"], offline / "run", {})
     record(offline / "run", tracker)
     accumulator = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")

@@ -15,6 +15,7 @@ from PIL import Image
 from alignment import config
 from alignment.errors import DataError, VisalignError
 from alignment.pictures import encode_clip
+from evals import _parquet
 from evals.benchmarks.base import Benchmark, Comparison
 from evals.listing import benchmarks
 
@@ -38,9 +39,6 @@ def dump(path: Path, value: object) -> None:
 
 
 def table(path: Path, records: list[dict[str, Any]]) -> None:
-    pytest.importorskip("pyarrow")
-    from evals import _parquet
-
     _parquet.write(path, records)
 
 

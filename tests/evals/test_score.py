@@ -68,8 +68,6 @@ def test_parts_of_a_score_are_written_beside_it(given: Path, ending: str) -> Non
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_other_forms_say_the_same(given: Path, ending: str) -> None:
-    if ending == "parquet":
-        pytest.importorskip("pyarrow")
     for form in ("jsonl", ending):
         assert score("colour", "--input", given / "in.jsonl", "--output", given / f"out.{form}") == 0
     expected = [line["score"] for line in lines(given / "out.jsonl")]

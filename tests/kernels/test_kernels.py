@@ -19,8 +19,6 @@ from samplers.kernels.gaussian import drawn, gaussian_step
 from samplers.kernels.layout import Layout, in_pieces, layout_of
 from samplers.path import Path, RectifiedFlow, VarianceExploding, VariancePreserving
 
-pytest.importorskip("triton")
-
 DEVICE = "cuda" if torch.cuda.is_available() and os.environ["TRITON_INTERPRET"] == "0" else "cpu"
 CLIP = 2e-2
 # Relative: float32 sums in another order; half precision rounds what is handed back.

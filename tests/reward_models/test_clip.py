@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -80,7 +81,7 @@ def test_a_head_for_another_backbone_is_refused(tiny_rewards, tmp_path):
 
 @pytest.fixture(scope="module")
 def open_clip_model(tmp_path_factory):
-    open_clip, folder = pytest.importorskip("open_clip"), tmp_path_factory.mktemp("open_clip")
+    folder = tmp_path_factory.mktemp("open_clip")
     (folder / "tiny.json").write_text(json.dumps({**OPEN_CLIP, "quick_gelu": True}))
     model = open_clip.CLIP(**OPEN_CLIP, quick_gelu=True).eval()
     model.load_state_dict(filled(model.state_dict()))

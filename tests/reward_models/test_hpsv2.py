@@ -9,7 +9,6 @@ from reward_models.base import RewardError
 from tests.named_weights import PROMPTS, picture
 from tests.tiny_rewards import golden, media
 
-pytest.importorskip("open_clip")
 pytestmark = pytest.mark.filterwarnings("ignore:hpsv2 reads 77 tokens")
 
 CPU = torch.device("cpu")

@@ -47,7 +47,6 @@ def test_the_edit_distance_is_levenshteins(a, b, distance):
 
 
 def test_what_is_written_is_read():
-    pytest.importorskip("rapidocr")
     scorer = OCR(threads=1).load(device=CPU)
     sign = Image.new("RGB", (240, 80), "white")
     ImageDraw.Draw(sign).text((20, 15), "PARK", font=ImageFont.load_default(40), fill="black")

@@ -32,8 +32,6 @@ class Exploit:
 
 
 def with_file(tiny_rewards, name, file):
-    if name == "hpsv2":
-        pytest.importorskip("open_clip")
     return replace(tiny_rewards(name), **{FILES[name]: str(file)})
 
 
@@ -100,8 +98,6 @@ def test_what_came_in_place_of_a_checkpoint_can_be_told(tmp_path, content, says)
 @pytest.mark.parametrize("name", sorted(FILES))
 @pytest.mark.parametrize("kept", [0.3, 0.98])
 def test_a_truncated_checkpoint_is_refused(tiny_rewards, tmp_path, name, kept):
-    if name == "hpsv2":
-        pytest.importorskip("open_clip")
     whole = Path(vars(tiny_rewards(name))[FILES[name]])
     file = tmp_path / whole.name
     file.write_bytes(whole.read_bytes()[: int(kept * whole.stat().st_size)])
