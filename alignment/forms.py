@@ -201,8 +201,13 @@ def find_form(pipe: Any, prompts: Sequence[str], observe: Observe, *, pictured: 
     return Form.ALONE
 
 
-def first_accepted(call: Callable[[Form], Answer]) -> Answer:
-    """Return the answer to a call with one row: told in lists of one, or without lists where those are refused."""
+def first_accepted(call: Callable[[Form], Answer], otherwise: Callable[[], None] | None = None) -> Answer:
+    """Return the answer to a call with one row: told in lists of one, or without lists where those are refused.
+
+    Args:
+        call: Makes it.
+        otherwise: Changes something for another try, where all forms are refused.
+    """
     refused: BaseException | None = None
     for form in (Form.SHARED, Form.BARE):
         try:
@@ -212,7 +217,10 @@ def first_accepted(call: Callable[[Form], Answer]) -> Answer:
         except REFUSALS as error:
             refused = refused or error
     assert refused is not None
-    raise refused
+    if otherwise is None:
+        raise refused
+    otherwise()
+    return first_accepted(call)
 
 
 def makes_two(call: Call, prompt: str, rounds: int) -> bool:

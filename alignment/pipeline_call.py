@@ -93,22 +93,3 @@ def global_stream(seeds: Tensor, device: torch.device) -> Iterator[None]:
 def output(answer: Any) -> Any:
     """Return what a call with `return_dict=False` made: the first of a tuple, or what comes without one."""
     return answer[0] if isinstance(answer, tuple) else answer
-
-
-def as_clips(images: Any) -> Tensor:
-    """Return pictures `[n, 3, H, W]` or clips `[n, F, 3, H, W]`, as a tensor or one a row, as clips.
-
-    Raises:
-        PipelineError: If they are neither.
-    """
-    if isinstance(images, list) and images and all(isinstance(one, Tensor) for one in images):
-        images = torch.stack(images)
-    if not isinstance(images, Tensor) or images.ndim not in (4, 5) or 3 not in images.shape[1:3]:
-        got = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise PipelineError(
-            f"policy.pipeline: the pipeline hands back {got} where pictures [n, 3, H, W] or clips [n, F, 3, H, W] are "
-            "wanted: it makes something that cannot be trained on here, or does not know output_type 'pt'"
-        )
-    if images.ndim == 4:
-        return images[:, None]
-    return images if images.shape[2] == 3 else images.transpose(1, 2)

@@ -26,7 +26,7 @@ from alignment.forms import Form, brings_pictures, first_accepted
 from alignment.loading import loop_networks
 from alignment.loop import Trainer
 from alignment.objectives.base import Loss
-from alignment.pipeline_call import as_clips
+from alignment.pixels import as_clips
 from alignment.plan_counts import Around, Called, Event, Step
 from alignment.plan_meter import AsOnGPU, Cost, Meter
 from alignment.policy import Policy

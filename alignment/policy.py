@@ -25,7 +25,8 @@ from alignment.forms import Form, arrange, brings_pictures, find_form, first_acc
 from alignment.frame_rate import frame_rate
 from alignment.latents import Latents
 from alignment.loading import experts, load_pipeline, loop_networks, own_scheduler, trained_scheduler
-from alignment.pipeline_call import as_clips, blaming, checked_arguments, global_stream, output, same_states, taken
+from alignment.pipeline_call import blaming, checked_arguments, global_stream, output, same_states, taken
+from alignment.pixels import Shown
 from alignment.self_check import ANSWER_TOLERANCE, check_replay
 from alignment.sizes import check_media, check_picture_size
 from alignment.spec import PolicySpec
@@ -82,7 +83,7 @@ class Policy(Weights):
         self.embeddings, self.encodings = Embeddings(self.pipe, cache), Encodings(self.pipe)
         self.latents = Latents(self, cache)
         self._score: Score | None = None
-        self._one_visit = False
+        self._one_visit, self._shown = False, Shown()
         self.rounds, self.form, self.share_states = 0, Form.SHARED, True
         self.probed: tuple[str, Tensor] | None = None
 
@@ -208,10 +209,10 @@ class Policy(Weights):
         other = checked_arguments(self.pipe, arguments, "evaluation.call")
         made: list[Tensor | None] = [None] * len(prompts)
         for rows in self.form.calls(prompts):
-            given = self._given([prompts[row] for row in rows], seeds[rows], "pt", other)
+            given = self._given([prompts[row] for row in rows], seeds[rows], self._shown.seen, other)
             routed = self._fresh_routes().on(self.pipe, Conductor(), len(rows))
             with torch.no_grad(), self.sampling(), global_stream(seeds[rows], self.device), routed:
-                for row, clip in zip(rows, as_clips(output(self.pipe(**given))).float().cpu(), strict=True):
+                for row, clip in zip(rows, self._shown.clips(output(self.pipe(**given))).float().cpu(), strict=True):
                     made[row] = clip
         return self.media(prompts, torch.stack([clip for clip in made if clip is not None]), other)
 
@@ -226,7 +227,7 @@ class Policy(Weights):
             PipelineError: If the pipeline does not take the call arguments, or does not follow the scheduler contract.
         """
         with blaming("policy.call", self.pipe):
-            conductor = first_accepted(lambda form: self._listen(form, prompt))
+            conductor = first_accepted(lambda form: self._listen(form, prompt), self._shown.look_always)
         if conductor.round == 0:
             raise PipelineError(f"{type(self.pipe).__name__} never stepped its scheduler: it cannot be conducted")
         assert conductor.final is not None
@@ -302,14 +303,19 @@ class Policy(Weights):
             self._embed(held_out, self._fresh_routes(), other)
         check_replay(self, prompts[0])
         with blaming("policy.call, policy.decode", self.pipe):  # the first time that pixels are made
-            made = self.call(Conductor([Skip()] * self.rounds), (prompts[0],), _ALONE, pixels=True)
-        assert made is not None
+            made = self._shown.settle(self.pipe, lambda: self._blank(prompts[0]))
         check_picture_size(self.pipe, self._arguments, made)
         self.embeddings.release()
         try:
             self._embed(prompts[:1], self._routes, {})
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):  # they serve something else, too
             self.embeddings.restore()
+
+    def _blank(self, prompt: str) -> Tensor:
+        """Return the pixels of a state that no network has changed."""
+        made = self.call(Conductor([Skip()] * self.rounds), (prompt,), _ALONE, pixels=True)
+        assert made is not None
+        return made
 
     def _observe(self, form: Form, prompts: Sequence[str], seeds: Tensor) -> Tensor:
         """Return what the first round makes of these rows in that form: states and model outputs, `[n, d]`."""
@@ -328,7 +334,7 @@ class Policy(Weights):
         """Run the pipeline on each prompt without its denoiser, so that it asks for the prompt's embeddings."""
         with torch.no_grad():
             for text in dict.fromkeys(prompts):
-                given = self._given((text,), _ALONE, "latent", arguments)
+                given = self._given((text,), _ALONE, self._shown.unseen, arguments)
                 conductor = Conductor([Skip()] * _ROUNDS_AT_MOST) if routes.known else _two_rounds()
                 self._conduct(conductor, given, routes, _ALONE)
 
@@ -351,9 +357,9 @@ class Policy(Weights):
         conductor.score = self._score
 
         def run(rows: slice, conductor: Conductor) -> Tensor | None:
-            given = self._given(prompts[rows], seeds[rows], "pt" if pixels else "latent")
+            given = self._given(prompts[rows], seeds[rows], self._shown.seen if pixels else self._shown.unseen)
             images = self._conduct(conductor, given, self._routes, seeds[rows])
-            return as_clips(images) if pixels else None
+            return self._shown.clips(images) if pixels else None
 
         if not self.form.single or len(seeds) == 1:
             return run(slice(None), conductor)

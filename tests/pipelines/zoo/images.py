@@ -46,11 +46,11 @@ TEXT_CALL = {**CALL, "max_sequence_length": texts.TOKENS}
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def stable_diffusion() -> Member:
-    """Stable Diffusion 1.5: a UNet that predicts noise."""
-    words, encoder = texts.clip()
-    unet = UNet2DConditionModel(
+def unet(channels: int = 4) -> UNet2DConditionModel:
+    """Return Stable Diffusion 1.5's UNet."""
+    return UNet2DConditionModel(
         sample_size=8,
+        in_channels=channels,
         block_out_channels=(8, 16),
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -59,9 +59,14 @@ def stable_diffusion() -> Member:
         attention_head_dim=4,
         norm_num_groups=4,
     )
+
+
+def stable_diffusion() -> Member:
+    """Stable Diffusion 1.5: a UNet that predicts noise."""
+    words, encoder = texts.clip()
     scheduler = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     pipe = StableDiffusionPipeline(
-        decoders.kl(), encoder, words, unet, scheduler, None, None, requires_safety_checker=False
+        decoders.kl(), encoder, words, unet(), scheduler, None, None, requires_safety_checker=False
     )
     return Member(pipe, {**CALL, "guidance_scale": 3.0})
 
