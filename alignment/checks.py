@@ -7,7 +7,7 @@ import math
 import os
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -123,11 +123,18 @@ def _policy(policy: PolicySpec) -> Iterator[Problem]:
         )
 
 
+def call_sizes(call: Mapping[str, object], key: str) -> Iterator[Problem]:
+    """Yield what is wrong with the numbers of a call that count pixels, frames or steps; null is the pipeline's own."""
+    for name in ("num_inference_steps", "height", "width", "num_frames"):
+        size = call.get(name, 1)
+        own = size is None and name != "num_inference_steps"
+        if not own and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            yield f"{key}.{name}", f"got {size!r}, expected a whole number of at least 1"
+
+
 def _call(run: Run) -> Iterator[Problem]:
-    for key, call in {"policy.call": run.policy.call, "evaluation.call": run.evaluation.call}.items():
-        rounds = call.get("num_inference_steps", 1)
-        if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
-            yield f"{key}.num_inference_steps", f"got {rounds!r}, expected a whole number of at least 1"
+    yield from call_sizes(run.policy.call, "policy.call")
+    yield from call_sizes(run.evaluation.call, "evaluation.call")
 
 
 def _rounds(run: Run) -> Iterator[Problem]:

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
-from alignment import config, doctor_checks, doctor_learning
+from alignment import checks, config, doctor_checks, doctor_learning
 from alignment.errors import ConfigError
 from alignment.export import export
 from alignment.loading import pipeline_class, trained_scheduler
@@ -85,14 +85,15 @@ def plain_run(pipeline: str, call: Sequence[str], overrides: Sequence[str], fold
         PipelineError: If there is no pipeline.
     """
     words = [f"policy.call.{word}" for word in call if "=" in word]
-    files = [_read_call(Path(word)) for word in call if "=" not in word]
     values = {"pipeline": pipeline, "prompts": str(folder / "prompts.jsonl"), "folder": str(folder)}
     path = folder / "pipeline.yaml"
     plain = yaml.safe_load(PLAIN.format(**{key: json.dumps(value) for key, value in values.items()}))
-    for arguments in files:
+    for arguments in (_read_call(Path(word)) for word in call if "=" not in word):
         plain["policy"]["call"] |= arguments
     path.write_text(yaml.safe_dump(plain), encoding="utf-8")
     run = config.load(str(path), [*words, *overrides])
+    for key, message in checks.call_sizes(run.policy.call, "policy.call"):
+        raise ConfigError(f"{key}: {message}")
     known = _parameters(run.policy)
     arguments = {STEPS: FEW, **run.policy.call} if STEPS in known else run.policy.call
     _write_prompts(folder, [name for name in PICTURES if name in known and name not in arguments], arguments)

@@ -88,6 +88,11 @@ VALUES = {
     "rounds in words": ("policy.call.num_inference_steps=abc", "policy.call.num_inference_steps: got 'abc'"),
     "no rounds": ("policy.call.num_inference_steps=0", "policy.call.num_inference_steps: got 0"),
     "no rounds to evaluate": ("evaluation.call.num_inference_steps=0", "evaluation.call.num_inference_steps: got 0"),
+    "no height": ("policy.call.height=0", "policy.call.height: got 0, expected a whole number of at least 1"),
+    "half a pixel": ("policy.call.height=1.5", "policy.call.height: got 1.5, expected a whole number"),
+    "a width below nothing": ("evaluation.call.width=-1", "evaluation.call.width: got -1, expected a whole number"),
+    "a width that is true": ("policy.call.width=true", "policy.call.width: got True, expected a whole number"),
+    "no frames": ("policy.call.num_frames=0", "policy.call.num_frames: got 0, expected a whole number"),
     "two half precisions": (
         "policy={dtype: float16, autocast: bfloat16}",
         "policy.dtype: float16 weights do not go with policy.autocast",

@@ -73,6 +73,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     ),
     "ours": (["--call", *CALL, "num_images_per_prompt=2"], "policy.call.num_images_per_prompt cannot be set"),
     "steps": (["--call", *CALL, "num_inference_steps=0"], "policy.call.num_inference_steps: got 0"),
+    "height": (["--call", *CALL, "height=-1"], "policy.call.height: got -1, expected a whole number of at least 1"),
+    "width": (["--call", *CALL, "width=1.5"], "policy.call.width: got 1.5, expected a whole number of at least 1"),
     "length": (["--call", *CALL, "max_sequence_length=5000"], "policy.call: FluxPipeline cannot be called with these"),
     "target": (
         ["--call", *CALL, "--json", "policy.lora.targets=[nothing]"],
