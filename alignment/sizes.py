@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,15 +86,28 @@ def check_picture_size(pipe: Any, call: Mapping[str, object], made: Tensor) -> N
 def check_clips(prompts: Sequence[str], call: Mapping[str, object]) -> None:
     """Refuse clips that are not as long as what is made of them, or not as long as each other.
 
+    Clips that are all equally long and shorter than what is made are what it goes on from: that is said, not refused.
+
     Raises:
         DataError: Naming the first clip that does not fit, with the arithmetic.
     """
-    wanted = call.get("num_frames")
+    clips: dict[str, list[Clip]] = {}
     for prompt in prompts:
         for name, clip in inputs_of(prompt).items():
-            if not isinstance(clip, Clip):
-                continue
-            wanted = wanted if isinstance(wanted, int) else clip.frames
+            if isinstance(clip, Clip):
+                clips.setdefault(name, []).append(clip)
+    made = call.get("num_frames")
+    for name, found in clips.items():
+        wanted = made if isinstance(made, int) else found[0].frames
+        length = found[0].frames
+        if length < wanted and all(clip.frames == length for clip in found):
+            warnings.warn(
+                f"data.prompts: each {name} has {length} of the {wanted} frames of policy.call.num_frames: what is "
+                "made goes on from there, if the pipeline does that",
+                stacklevel=2,
+            )
+            continue
+        for clip in found:
             if clip.frames != wanted:
                 short = wanted - clip.frames
                 says = f"{short} too few: lengthen it" if short > 0 else f"{-short} too many: cut it"
