@@ -15,10 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alignment.kernels.surrogate import Actions, Channels, Ratios, clipped
+from alignment.kernels.surrogate import LARGEST_LOG_RATIO, Actions, Channels, Ratios, clipped, ratio_of
 from samplers.kernels.layout import Layout
 
 WARPS = 4
+LARGEST = tl.constexpr(LARGEST_LOG_RATIO)
 
 
 @triton.jit
@@ -54,7 +55,7 @@ def _map(
         x_next = tl.load(next_ptr + place * positions * channels + inside, mask=real, other=0.0).to(tl.float32)
         credit = tl.load(advantage_ptr + place * positions + p, mask=here, other=0.0)
         error = tl.where(real, x_next - mean_old, 0.0)
-        ratio = tl.exp(tl.sum(shift * (error - 0.5 * shift), axis=1) * per_variance)
+        ratio = tl.exp(tl.minimum(tl.sum(shift * (error - 0.5 * shift), axis=1) * per_variance, LARGEST))
         cut = tl.minimum(tl.maximum(ratio, 1 - clip), 1 + clip)
         loss += tl.maximum(-credit * ratio, -credit * cut)
         dead = ((credit > 0) & (ratio > 1 + clip)) | ((credit < 0) & (ratio < 1 - clip))
@@ -170,7 +171,7 @@ def clipped_scalar(
     sums = v.new_empty(n, count, grid[1], dtype=torch.float32)
     _sum[grid](v, old, x, x_next, numbers, sums, count, size, BLOCK=block, num_warps=WARPS)
     scale = 1.0 if channels == "sum" else 1.0 / size
-    ratio = (sums.sum(dim=2) * scale).exp()
+    ratio = ratio_of(sums.sum(dim=2) * scale)
     dead = ((advantage > 0) & (ratio > 1 + clip)) | ((advantage < 0) & (ratio < 1 - clip))
     pull = torch.where(dead, 0.0, -advantage * ratio) * (scale / count)
     grad = torch.empty_like(v)

@@ -16,6 +16,10 @@ from samplers.step import expand
 
 Channels = Literal["sum", "mean"]
 
+LARGEST_LOG_RATIO = 20.0
+"""Where ratios stop growing: far outside any clip range, and far below where float32 overflows (88) and 0 times
+infinity makes NaN of a gradient."""
+
 
 @dataclass(frozen=True)
 class Actions:
@@ -85,14 +89,22 @@ def clipped_surrogate(
     Raises:
         ValueError: If the step has no density.
     """
+    if not actions.step.random:
+        raise ValueError("a step with std 0 has no density: choose a stochastic dynamics for the trained steps")
     if fused(velocity, actions.x) and one_a_row(actions.step):
         latent = velocity.shape[1:]
         scalar = advantage.ndim == 2
         layout = None if scalar else layout_of(latent, advantage.shape[2:])
         if scalar or layout is not None:
             return _fused(velocity, actions, advantage, layout, clip, channels)
-    ratio = log_ratio(velocity, actions, advantage, channels).exp()
+    ratio = ratio_of(log_ratio(velocity, actions, advantage, channels))
     return clipped(ratio, advantage, clip).flatten(1).mean(dim=1), Ratios.of(ratio, clip)
+
+
+def ratio_of(log_ratio: Tensor) -> Tensor:
+    """Return rho, at most e^20; the gradient beyond is that of e^20, which pulls back what has gone too far."""
+    excess = (log_ratio - LARGEST_LOG_RATIO).clamp(min=0).detach()
+    return (log_ratio - excess).exp()
 
 
 def _fused(
@@ -107,9 +119,6 @@ def _fused(
 
 def log_ratio(velocity: Tensor, actions: Actions, advantage: Tensor, channels: Channels) -> Tensor:
     """Return log rho of each action at each position, `[n, A]` or `[n, A, *map]`; see `clipped_surrogate`."""
-    step = actions.step
-    if not step.random:
-        raise ValueError("a step with std 0 has no density: choose a stochastic dynamics for the trained steps")
     each = _elementwise(velocity, actions)
     axes = list(range(2, each.ndim))
     if advantage.ndim > 2:

@@ -12,7 +12,7 @@ from torch import Tensor
 from alignment.batches import Batch, Transitions
 from alignment.context import Context
 from alignment.errors import ConfigError
-from alignment.kernels.surrogate import Actions, Ratios, log_ratio
+from alignment.kernels.surrogate import Actions, Ratios, log_ratio, ratio_of
 from alignment.objectives.base import Learn, Loss, Objective
 from samplers import Step
 from samplers.step import per_row
@@ -103,7 +103,7 @@ class Surrogate(Stepwise):
 
     def surrogate(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> tuple[Tensor, Ratios]:
         """Return the loss of ratios and credit, averaged over actions."""
-        ratio = self.log_ratio(step, batch, k, velocity).exp()
+        ratio = ratio_of(self.log_ratio(step, batch, k, velocity))
         return self.of_ratio(ratio, batch.advantage).mean(dim=1), Ratios.of(ratio, self.clip)
 
     @abstractmethod

@@ -26,8 +26,10 @@ class GuardedSurrogate(Surrogate):
         clip: In the units of the new ratio; std times smaller than one for the plain ratio.
 
     Source: GRPO-Guard (arXiv 2510.22319), "RatioNorm". Its second part, the reweighting by 1 / |dt|, is
-    `weight: equal`, here 1 / |b|: the same up to a constant for Flow-SDE, and it serves the same end (every step pulls
-    alike) for every dynamics.
+    `weight: equal`, here 1 / |b|, which serves the same end (every step pulls alike) for every dynamics. Flow-SDE's
+    |b| is |dt| at t = 1 and (1 + a^2 / 2) |dt| elsewhere, so that a first step from pure noise weighs 1 + a^2 / 2 times
+    more against the others than with the authors' weight. Their code averages the centring over the batch; here, as in
+    the paper, over a sample's own elements.
     """
 
     clip: float = 2e-6
@@ -43,9 +45,8 @@ class GuardedSurrogate(Surrogate):
     def log_ratio(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> Tensor:
         """Return the mean over elements of d mu z, `[n, A]`."""
         old = batch.velocity[:, k]
-        shift = (expand(step.b, old) * (velocity.float() - old.float()))[
-            :, None
-        ]  # of the mean; exactly 0 where the outputs are equal
+        # The shift of the mean, exactly 0 where the model outputs are equal.
+        shift = (expand(step.b, old) * (velocity.float() - old.float()))[:, None]
         drawn = batch.x_next[:, k] - step.mean(batch.x[:, k], old)[:, None]  # std z
         std = expand(step.for_actions().std, drawn)
         return (shift * torch.where(std > 0, drawn / std, 0)).flatten(2).mean(dim=2)

@@ -14,6 +14,9 @@ from samplers.windows.base import Choice, Window, pick, trainable_rounds
 class Random(Window):
     """`size` random steps are stochastic and trained; the others are ODE steps (Flow-GRPO-Fast).
 
+    The steps are drawn from all; flow_grpo's own Fast recipes draw a run from the first half (`contiguous: true` with
+    `among`).
+
     Attributes:
         size: Steps in the window, >= 1.
         among: Steps to draw from; null means all.

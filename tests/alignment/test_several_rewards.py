@@ -218,3 +218,15 @@ def test_a_group_in_which_one_ties_is_left_out() -> None:
     assert conflicts(rewards(a=A, b=b), GROUP) == {("a", "b"): pytest.approx(1, abs=ROUNDING)}
     assert conflicts(rewards(a=A, b=[1.0] * 8), GROUP) == {}
     assert conflicts(rewards(a=A), GROUP) == {}
+
+
+def test_the_sum_may_be_limited_as_its_parts_are() -> None:
+    """The best of 24 by three equal rewards: 4.69 by each of them, 14.08 by all."""
+    scores = [1.0] + [0.0] * 23
+    three, group = rewards(a=scores, b=scores, c=scores), torch.zeros(24, dtype=torch.int64)
+    assert Weighted()(three, group)[0].item() == pytest.approx(14.08, abs=0.01)
+    limited = Weighted(limit_of_sum=5.0)(three, group)
+    assert limited[0].item() == 5.0
+    torch.testing.assert_close(limited[1:], Weighted()(three, group)[1:])
+    with pytest.raises(ConfigError, match="limit_of_sum must be > 0 or null, got 0"):
+        Weighted(limit_of_sum=0.0)

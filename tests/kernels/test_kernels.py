@@ -181,3 +181,31 @@ def test_what_is_chosen_is_used() -> None:
         assert fused(tensor)
     with choosing("torch"):
         assert not fused(tensor)
+
+
+@pytest.mark.parametrize("scalar", [False, True], ids=["map", "scalar"])
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+def test_a_ratio_too_large_for_float32_has_a_finite_gradient(kernels: str, scalar: bool) -> None:
+    """The clip cuts it where credit is positive; where it is negative, the gradient pulls back."""
+    state, positions = STATES["picture"]
+    x, old = randn(2, *state), randn(2, *state)
+    step = steps(2)
+    v = old + 100.0
+    x_next = step.mean(x, old + 150.0)[:, None]  # far likelier now than when it was drawn
+    shape = (2, 1) if scalar else (2, 1, *positions)
+    for credit, pulls in ((1.0, False), (0.0, False), (-1.0, True)):
+        advantage = torch.full(shape, credit, device=v.device)
+        loss, grad, ratios = surrogate(v, Actions(x, x_next, old, step), advantage, "sum", kernels)
+        assert loss.isfinite().all()
+        assert grad.isfinite().all()
+        assert bool(grad.any()) == pulls
+        assert ratios.largest.log().max().item() == pytest.approx(20, rel=SAME[torch.float32])
+
+
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+def test_a_step_without_noise_has_no_ratio(kernels: str) -> None:
+    state, _ = STATES["picture"]
+    x, old = randn(2, *state), randn(2, *state)
+    still = Step.of(0.9, -0.2, 0.0).to(x.device)
+    with choosing(kernels), pytest.raises(ValueError, match="std 0 has no density"):
+        clipped_surrogate(old, Actions(x, old[:, None], old, still), randn(2, 1), CLIP, "mean")

@@ -236,3 +236,25 @@ def test_ddim_steps_as_diffusers_does(eta, prediction, settings, steps):
         torch.testing.assert_close(ours, native, atol=2e-5, rtol=2e-5)
         if eta == 0:
             torch.testing.assert_close(ODE().step(grid, i, i + 1).mean(x, v), native, atol=2e-5, rtol=2e-5)
+
+
+def test_how_the_first_step_of_flow_sde_is_weighed_against_the_others():
+    """What GRPO-Guard's 1 / |b| and the authors' 1 / |dt| differ by: 1 + a^2 / 2 at all steps but the first."""
+    a, grid = 0.7, flow_grid(torch.tensor([1.0, 0.8, 0.6, 0.3, 0.1], dtype=torch.float64))
+    for i in range(len(grid)):
+        step = FlowSDE(a).step(grid, i, i + 1)
+        share = abs(step.b.item()) / (grid.departures[i][1] - grid.arrivals[i][1])
+        assert share == pytest.approx(1.0 if i == 0 else 1 + a**2 / 2, rel=PRINTED)
+
+
+@pytest.mark.parametrize(("time", "share"), [(251, 0.96), (26, 0.82), (1, 0.29)])
+def test_what_a_jump_to_the_last_level_keeps_of_the_clean_prediction(time, share):
+    """SD1.5 ends at sigma .029, not 0: what ReFL climbs has this share of the clean prediction's gradient."""
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False, steps_offset=1
+    )
+    scheduler.set_timesteps(40)
+    grid = read_grid(scheduler, scheduler.timesteps)
+    i = scheduler.timesteps.tolist().index(time)
+    alpha, sigma = grid.departures[i]
+    assert ODE().step(grid, i, len(grid)).b.item() / (-sigma / alpha) == pytest.approx(share, abs=0.005)
