@@ -130,13 +130,11 @@ def _train(args: argparse.Namespace) -> int:
 
 def _dry_run(args: argparse.Namespace) -> int:
     from alignment import checks, config
-    from alignment.data import read_data, read_prompts
+    from alignment.data import read_inputs
 
     run = config.load(args.config, args.overrides)
     checks.check(run, checks.processes())
-    read_data(run)
-    if run.evaluation.prompts is not None:
-        read_prompts(run.evaluation.prompts, columns=run.data.columns)
+    read_inputs(run)
     show(f"{config.resolved(run)}\n{checks.describe(run, checks.processes())}")
     return 0
 

@@ -32,12 +32,14 @@ class Trainer:
         policy: What is trained.
         runtime: Where.
         prompts: On what.
+        held_out: On what it is measured; None where nothing is held out.
     """
 
     run: Run
     policy: Policy
     runtime: Runtime
     prompts: Prompts
+    held_out: Prompts | None = None
 
     def fit(self, first: int, after: AfterStep) -> None:
         """Train from step `first` to the last one."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from alignment.advantages.base import Advantage
 from alignment.batches import Batch, Experience
 from alignment.console import Console
-from alignment.data import Prompts, read_prompts
+from alignment.data import Prompts
 from alignment.draw import Draw
 from alignment.errors import ConfigError, NumericsError
 from alignment.evaluation import Evaluator
@@ -222,7 +222,7 @@ def _train(trainer: Trainer, evaluator: Evaluator) -> Arm:
 
 def _evaluator(trainer: Trainer) -> Evaluator:
     settings = trainer.run.evaluation
-    prompts = trainer.prompts if settings.prompts is None else read_prompts(settings.prompts)
+    prompts = trainer.prompts if trainer.held_out is None else trainer.held_out
     return Evaluator(settings, _distinct(prompts.texts), judge(trainer.run))
 
 

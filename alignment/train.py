@@ -17,9 +17,9 @@ from alignment import checks, cli, config, run_folder
 from alignment.artifacts import Card, write_artifacts
 from alignment.batches import Batch, Experience
 from alignment.checkpoint import FINISHED, LOCK, UNFINISHED, Checkpoints
-from alignment.data import Prompts, read_data, read_prompts
+from alignment.data import read_inputs
 from alignment.draw import Draw
-from alignment.errors import ConfigError, DataError, Stopped
+from alignment.errors import ConfigError, Stopped
 from alignment.evaluation import Evaluator
 from alignment.loop import Trainer
 from alignment.pictures import heat
@@ -88,12 +88,8 @@ def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> i
 
 def load(run: Run, runtime: Runtime) -> Trainer:
     """Return the trainer of a run: prompts read, pipeline loaded and probed, prompts embedded, copies kept."""
-    prompts = read_data(run)
-    held_out = () if run.evaluation.prompts is None else read_held_out(run).texts
-    if run.source.reward is not None:
-        check_prompts(run.source.reward, run.data.prompts, prompts.texts)
-    if run.evaluation.prompts is not None:
-        check_prompts(judge(run), run.evaluation.prompts, held_out)
+    prompts, held_out = read_inputs(run)
+    if held_out is not None:
         runtime.world.scorer(judge(run))
     if run.source.reward is not None:
         runtime.world.scorer(run.source.reward)
@@ -102,7 +98,7 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     policy = Policy(run.policy, device=runtime.world.device, seed=Draw(run.seed).key("adapters"))
     scheduler = policy.pipe.components.get("scheduler")
     checks.check_scheduler(run, scheduler, None)
-    policy.prepare(prompts.texts, held_out, run.evaluation.call)
+    policy.prepare(prompts.texts, () if held_out is None else held_out.texts, run.evaluation.call)
     checks.check_scheduler(run, scheduler, policy.rounds)
     if prompts.examples:  # what cannot be encoded is refused before anything is trained
         policy.latents(prompts.examples[0].media)
@@ -110,26 +106,7 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     for name in copies(run):
         policy.keep(name)
     runtime.attach(policy, run.optimizer)
-    return Trainer(run, policy, runtime, prompts)
-
-
-def read_held_out(run: Run) -> Prompts:
-    """Return the prompts of the run's evaluation."""
-    assert run.evaluation.prompts is not None
-    columns = {name: column for name, column in run.data.columns.items() if name not in run.source.media}
-    return read_prompts(run.evaluation.prompts, columns=columns)
-
-
-def check_prompts(reward: RewardModel, file: str, prompts: Sequence[str]) -> None:
-    """Refuse prompts that the reward knows it cannot judge.
-
-    Raises:
-        DataError: Naming the file.
-    """
-    try:
-        reward.check(prompts)
-    except RewardError as error:
-        raise DataError(f"{file}: {error}") from error
+    return Trainer(run, policy, runtime, prompts, held_out)
 
 
 def copies(run: Run) -> tuple[str, ...]:
@@ -294,10 +271,10 @@ class Session:
 
     def _evaluate(self, name: str, step: int, images_per_prompt: int) -> None:
         run = self.trainer.run
-        if run.evaluation.prompts is None:
+        if self.trainer.held_out is None:
             return
         if self._evaluator is None:
-            self._evaluator = Evaluator(run.evaluation, read_held_out(run), judge(run))
+            self._evaluator = Evaluator(run.evaluation, self.trainer.held_out, judge(run))
         weights = "ema" if "ema" in self.trainer.policy.snapshots else "live"
         result = self._evaluator(self.trainer.context(step), images_per_prompt, weights)
         if self._recorder is not None:
