@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignment.errors import DataError, EnvironmentProblem
+from alignment.errors import DataError
+from alignment.parquet import arrow, first_line, read_rows, read_table
 
 LINES = "metadata.jsonl"
 """What describes the pictures of an image folder, as `datasets` calls it."""
@@ -35,9 +35,9 @@ def read_records(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, Reco
         EnvironmentProblem: If reading it takes a package that is not installed.
     """
     if file.is_dir():
-        yield from _rows(_saved_dataset(file), columns)
+        yield from _rows(file, read_table(_saved_dataset(file), columns))
     elif file.suffix == ".parquet":
-        yield from _rows(_parquet(file), columns)
+        yield from _rows(file, read_rows(file, columns))
     elif file.suffix == ".jsonl":
         yield from ((f"line {number}", _json(line)) for number, line in enumerate(_lines(file), start=1))
     else:
@@ -69,30 +69,12 @@ def _json(line: str) -> Record | str:
     return record if isinstance(record, dict) else {}
 
 
-def _arrow(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise EnvironmentProblem(
-            "data.prompts: Parquet files and saved datasets are read with pyarrow, which is not installed; run "
-            "`pip install pyarrow`, or write the prompts as .jsonl"
-        ) from error
-
-
-def _parquet(file: Path) -> Any:
-    parquet, arrow = _arrow("pyarrow.parquet"), _arrow("pyarrow")
-    try:
-        return parquet.ParquetFile(file).read()
-    except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"{file} cannot be read as Parquet: {_first_line(error)}") from error
-
-
 def _saved_dataset(folder: Path) -> Any:
     """Return the table of a folder that `Dataset.save_to_disk` wrote: its state names its Arrow files."""
     if (folder / "dataset_dict.json").is_file():
         splits = [str(path) for path in sorted(folder.iterdir()) if (path / "state.json").is_file()]
         raise DataError(f"{folder} holds several splits; name one of them: {' or '.join(splits)}")
-    arrow, ipc = _arrow("pyarrow"), _arrow("pyarrow.ipc")
+    pyarrow, ipc = arrow(), arrow("ipc")
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         names = [Path(part["filename"]).name for part in state["_data_files"]]
@@ -101,22 +83,15 @@ def _saved_dataset(folder: Path) -> Any:
             f"{folder} is no folder that `datasets` saved: it has no readable state.json, nor {LINES}"
         ) from error
     try:
-        parts = [ipc.open_stream(arrow.memory_map(str(folder / name))).read_all() for name in names]
-        return arrow.concat_tables(parts)
-    except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"{folder} is damaged: {_first_line(error)}") from error
+        parts = [ipc.open_stream(pyarrow.memory_map(str(folder / name))).read_all() for name in names]
+        return pyarrow.concat_tables(parts)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{folder} is damaged: {first_line(error)}") from error
 
 
-def _rows(table: Any, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
-    if not table.num_rows:
-        raise DataError("the table has no rows; it should hold one prompt a row")
-    wanted = table.select([name for name in dict.fromkeys(columns) if name in table.column_names])
+def _rows(file: Path, rows: Iterator[Record]) -> Iterator[tuple[str, Record]]:
     number = 0
-    for batch in wanted.to_batches(max_chunksize=64):
-        for record in batch.to_pylist():
-            number += 1
-            yield f"row {number}", record
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    for number, record in enumerate(rows, start=1):
+        yield f"row {number}", record
+    if not number:
+        raise DataError(f"{file} has no rows; it should hold one prompt a row")

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from alignment.console import Console
 from alignment.errors import DataError, EnvironmentProblem
 from alignment.media import find
+from alignment.parquet import write_rows
 from evals.benchmarks.base import json_records, wanted
 from evals.medium import CLIPS, PICTURES, Medium
 from evals.scoring import Judge, Request, Verdict
@@ -141,9 +142,7 @@ def _finish(output: Path, partial: Path, scored: Sequence[dict[str, Any]]) -> No
     if output.suffix == ".csv":
         _write_csv(output, scored)
     else:
-        from evals import _parquet
-
-        _parquet.write(output, scored)
+        write_rows(output, scored)
     partial.unlink()
     _meaning(partial).unlink()
 

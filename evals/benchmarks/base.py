@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from alignment.errors import DataError
+from alignment.parquet import read_rows
 from evals.medium import Medium
 
 Verdict = Literal[-1, 0, 1]
@@ -95,14 +96,12 @@ def parquet_records(folder: Path, begin: str) -> Iterator[dict[str, Any]]:
         DataError: If there are no such files, or one cannot be read.
         EnvironmentProblem: If pyarrow is not installed.
     """
-    from evals._parquet import rows
-
     paths = sorted(folder.rglob(f"{begin}*.parquet"))
     if not paths:
         what = "there is no such folder" if not folder.is_dir() else f"it holds no file like {begin}*.parquet"
         raise DataError(f"{folder}: {what}; is `folder` the benchmark's own folder?")
     for path in paths:
-        yield from rows(path)
+        yield from read_rows(path)
 
 
 def _text(path: Path) -> str:

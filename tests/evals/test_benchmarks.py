@@ -14,8 +14,8 @@ from PIL import Image
 
 from alignment import config
 from alignment.errors import DataError, VisalignError
+from alignment.parquet import write_rows
 from alignment.pictures import encode_clip
-from evals import _parquet
 from evals.benchmarks.base import Benchmark, Comparison
 from evals.listing import benchmarks
 
@@ -39,7 +39,7 @@ def dump(path: Path, value: object) -> None:
 
 
 def table(path: Path, records: list[dict[str, Any]]) -> None:
-    _parquet.write(path, records)
+    write_rows(path, records)
 
 
 def hpdv2(folder: Path) -> dict[str, object]:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from alignment.cli import run
-from evals import _parquet
+from alignment.parquet import read_rows
 
 PROMPTS = ("a red circle", "two blue squares", "three green triangles")
 
@@ -60,7 +60,7 @@ def test_parts_of_a_score_are_written_beside_it(given: Path, ending: str) -> Non
         with output.open(encoding="utf-8") as file:
             found = [{name: float(row[name]) for name in row if "score" in name} for row in csv.DictReader(file)]
     else:
-        found = list(_parquet.rows(output))
+        found = list(read_rows(output))
     for row in found:
         assert row["score"] == pytest.approx(2.0 * row["score/warmth"])
         assert row["score/size"] < 0
@@ -75,7 +75,7 @@ def test_other_forms_say_the_same(given: Path, ending: str) -> None:
         with (given / "out.csv").open(encoding="utf-8") as file:
             found = [float(row["score"]) for row in csv.DictReader(file)]
     else:
-        found = [row["score"] for row in _parquet.rows(given / "out.parquet")]
+        found = [row["score"] for row in read_rows(given / "out.parquet")]
     assert found == expected
     assert not list(given.glob("*.partial*"))
 

@@ -1,0 +1,70 @@
+"""Parquet in and out, with pyarrow where it is installed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import DataError, EnvironmentProblem
+
+_AT_ONCE = 64
+"""Rows in memory; each may hold a picture."""
+
+
+def arrow(part: str = "") -> Any:
+    """Return pyarrow, or a part of it.
+
+    Raises:
+        EnvironmentProblem: If it is not installed.
+    """
+    try:
+        return importlib.import_module(f"pyarrow.{part}" if part else "pyarrow")
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "Parquet files and saved datasets are read and written with pyarrow, which is not installed; run "
+            "`pip install pyarrow`, or use .jsonl"
+        ) from error
+
+
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet file.
+
+    Args:
+        path: The file.
+        columns: Which are wanted, where the file has them; null takes all.
+
+    Raises:
+        DataError: If it is no Parquet file.
+        EnvironmentProblem: If pyarrow is not installed.
+    """
+    try:
+        with arrow("parquet").ParquetFile(path) as file:
+            named = file.schema_arrow.names
+            wanted = None if columns is None else [name for name in dict.fromkeys(columns) if name in named]
+            for batch in file.iter_batches(batch_size=_AT_ONCE, columns=wanted):
+                yield from batch.to_pylist()
+    except (arrow().ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
+
+
+def read_table(table: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an Arrow table, those of `columns` that it has."""
+    wanted = table.select([name for name in dict.fromkeys(columns) if name in table.column_names])
+    for batch in wanted.to_batches(max_chunksize=_AT_ONCE):
+        yield from batch.to_pylist()
+
+
+def write_rows(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write records as a Parquet file.
+
+    Raises:
+        EnvironmentProblem: If pyarrow is not installed.
+    """
+    arrow("parquet").write_table(arrow().Table.from_pylist([dict(record) for record in records]), path)
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, without the rest of it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
