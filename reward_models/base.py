@@ -79,6 +79,11 @@ class Media:
         source = None if self.source is None else self.source[rows]
         return replace(self, pixels=self.pixels[rows], source=source)
 
+    def copy(self) -> Media:
+        """Return the same samples in memory of their own; gradients still reach these."""
+        source = None if self.source is None else self.source.copy()
+        return replace(self, pixels=self.pixels.clone(), source=source)
+
 
 @dataclass(frozen=True)
 class Rewards:
@@ -322,7 +327,9 @@ class Loaded:
         if self.model.scope == "group" and (group is None or len(group) != len(media)):
             raise RewardError(f"{self.model} compares samples of a group, so it needs the group of each: group=[B]")
         try:
-            rewards = self._ask(media, prompts, group)
+            if not self._leaves_pixels_alone:
+                media, group = media.copy(), None if group is None else group.clone()
+            rewards = self._ask(media, tuple(prompts), group)
         except RewardError:
             raise
         except BROKEN as error:
@@ -334,6 +341,11 @@ class Loaded:
                 f"{self.model} gave {len(rewards.value)} scores for {len(media)} samples; one a sample is needed"
             )
         return rewards
+
+    @property
+    def _leaves_pixels_alone(self) -> bool:
+        """Whether the model is of this package, whose laws say so; what a stranger is handed is nobody else's."""
+        return type(self.model).__module__.partition(".")[0] == __name__.partition(".")[0]
 
     def _ask(self, media: Media, prompts: Sequence[str], group: Tensor | None) -> object:
         if self.model.scope == "sample":

@@ -75,7 +75,7 @@ class _FunctionScorer:
             RewardError: If the function raised, or returned something other than one number a sample.
         """
         with users_code(f"function {self.name}"), torch.no_grad():
-            answer = self.function(media.pixels, prompts)
+            answer = self.function(media.pixels.clone(), prompts)  # it may write there, and others look next
         numbers = self._numbers(answer, len(media))
         return Rewards(torch.tensor(numbers, dtype=torch.float32, device=media.pixels.device))
 

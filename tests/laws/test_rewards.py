@@ -4,7 +4,8 @@ A model whose fields have no defaults adds a line to `ARGUMENTS`, one that needs
 `tests/tiny_rewards.py`, and one with a language of its own adds two sentences to `LANGUAGES`.
 """
 
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ import torch
 from alignment import _kinds
 from reward_models.base import Media, RewardModel, Rewards, load_reward
 from reward_models.colour import Colour
+from reward_models.function import Function
 from reward_models.judges.bradley_terry import BradleyTerry
-from reward_models.weighted import WeightedPart
+from reward_models.weighted import Weighted, WeightedPart
 from tests.reward_models.bright_vlm import BrightVlm
 from tests.reward_models.served import served
 from tests.tiny_rewards import TINY
@@ -153,3 +155,74 @@ def test_gradients_reach_the_pixels_if_and_only_if_declared(model, media, prompt
     if model.differentiable:
         value.sum().backward()
         assert pixels.grad.abs().sum() > 0
+
+
+# ---- what strangers may do -------------------------------------------------------------------------------------------
+
+
+def black(pixels, prompts):
+    return pixels.mul_(0).mean((1, 2, 3, 4))
+
+
+def black_by_numpy(pixels, prompts):
+    pixels.numpy()[...] = 0
+    return pixels.mean((1, 2, 3, 4))
+
+
+@dataclass(frozen=True)
+class Blackens(RewardModel):
+    """A reward of another package, which paints over what it is shown, and over what that was made from."""
+
+    differentiable: ClassVar[bool] = False
+
+    def load(self, *, device):
+        return self
+
+    def __call__(self, *, media, prompts):
+        for pixels in (media.pixels, media.source.pixels):
+            pixels.zero_()
+        return Rewards(media.pixels.mean((1, 2, 3, 4)))
+
+
+@dataclass(frozen=True)
+class Regroups(Blackens):
+    """The same, comparing within groups that it makes up."""
+
+    scope: ClassVar[str] = "group"
+
+    def __call__(self, *, media, prompts, group):
+        group.zero_()
+        return super().__call__(media=media, prompts=prompts)
+
+
+WRITERS = (Function(f"{__name__}:black"), Function(f"{__name__}:black_by_numpy"), Blackens(), Regroups())
+
+
+@pytest.mark.parametrize("writer", WRITERS, ids=["torch", "numpy", "class", "group"])
+def test_a_reward_that_writes_into_its_pixels_changes_nothing_for_the_next(writer, media):
+    pictures = replace(media, source=media)
+    group = GROUP.clone()
+    both = Weighted({"writer": WeightedPart(writer), "red": WeightedPart(Colour())})
+    before = media.pixels.clone()
+    found = load_reward(both, device=CPU)(media=pictures, prompts=["a"] * 4, group=group)
+    alone = load_reward(Colour(), device=CPU)(media=Media(before, fps=8.0), prompts=["a"] * 4)
+    assert torch.equal(found.parts["red"], alone.value)
+    assert found.parts["writer"].tolist() == [0.0] * 4
+    assert torch.equal(media.pixels, before)
+    assert torch.equal(group, GROUP)
+
+
+def test_a_strangers_gradient_reaches_the_pixels_it_was_not_handed():
+    pixels = torch.rand(2, 1, 3, 4, 4, requires_grad=True)
+    load_reward(Brightness(), device=CPU)(media=Media(pixels), prompts=["a"] * 2).value.sum().backward()
+    assert pixels.grad.unique().tolist() == [pytest.approx(1 / 48)]
+
+
+@dataclass(frozen=True)
+class Brightness(Blackens):
+    """A differentiable reward of another package."""
+
+    differentiable: ClassVar[bool] = True
+
+    def __call__(self, *, media, prompts):
+        return Rewards(media.pixels.mean((1, 2, 3, 4)))
