@@ -62,7 +62,7 @@ class Recorder:
         if self._metrics.exists() and lines != self._metrics.read_bytes():
             run_folder.write_atomically(self._metrics, lines)
         for path in (self.folder / run_folder.EVALUATIONS).glob("[!.]*.json"):
-            if run_folder.read_json(path)["step"] > step:
+            if run_folder.read_description(path).step > step:
                 path.unlink()
                 path.with_suffix(".safetensors").unlink(missing_ok=True)
         self._expected = step

@@ -125,24 +125,27 @@ def write(folder: Path) -> Path:
     evaluations = run_folder.read_evaluations(folder)
     if not len(columns.step) and not evaluations:
         raise DataError(f"{folder} holds no run: {run_folder.METRICS} and {run_folder.EVALUATIONS}/ have nothing")
-    config = _text(folder / run_folder.CONFIG)
-    summary = _json(folder / run_folder.SUMMARY)
+    damaged: list[str] = []
+    config = _text(folder / run_folder.CONFIG, damaged)
+    run = _mapping_in(config, damaged)
+    summary = _summary(folder / run_folder.SUMMARY, damaged)
     before, after = evaluations.get(BASE), evaluations.get(FINAL)
     ends = (before[1], after[1]) if before and after else None
     page = _template().render(
         name=folder.resolve().name,
         finished=bool(summary),
-        facts=_facts(config, summary, columns),
+        facts=_facts(run, summary, columns),
         comparisons=_comparisons(*ends) if ends else [],
         prompts=len(set(ends[1].prompts)) if ends else 0,
         curves=_curves(columns, evaluations),
         pairs=_pairs(*ends) if ends else [],
         health=_health(columns),
         constants=_constants(columns),
-        samples=_samples(folder, credit=False),
-        credits=_samples(folder, credit=True),
+        samples=_samples(folder, damaged, credit=False),
+        credits=_samples(folder, damaged, credit=True),
         config=config,
-        environment=_text(folder / run_folder.ENVIRONMENT),
+        environment=_text(folder / run_folder.ENVIRONMENT, damaged),
+        damaged=damaged,
     )
     path = folder / run_folder.REPORT
     run_folder.write_atomically(path, page.encode("utf-8", errors="replace"))
@@ -164,26 +167,63 @@ def _template() -> jinja2.Template:
     return surroundings.from_string(source)
 
 
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+def _text(path: Path, damaged: list[str]) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        damaged.append(f"{path.name} cannot be read: {error.strerror}")
+        return ""
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return run_folder.read_json(path) if path.exists() else {}
+def _mapping_in(config: str, damaged: list[str]) -> dict[str, Any]:
+    """Return the configuration; empty, and named among what is damaged, where the text is none."""
+    try:
+        run = yaml.safe_load(config) if config else {}
+    except (yaml.YAMLError, ValueError, RecursionError):
+        run = None
+    if isinstance(run, dict):
+        return run
+    damaged.append(f"{run_folder.CONFIG} is not the YAML of a run")
+    return {}
 
 
-def _facts(config: str, summary: Mapping[str, Any], columns: Columns) -> list[tuple[str, str]]:
+def _summary(path: Path, damaged: list[str]) -> dict[str, float]:
+    """Return the numbers of the run's summary; what is no number is named among what is damaged."""
+    try:
+        found = run_folder.read_json(path) if path.exists() else {}
+    except DataError as error:
+        damaged.append(str(error))
+        return {}
+    if not isinstance(found, dict):
+        damaged.append(f"{path.name} is not a JSON object")
+        return {}
+    known = ("seed", "steps", "wall_seconds", "peak_memory_bytes")
+    numbers = {
+        key: found[key] for key in known if isinstance(found.get(key), int | float) and math.isfinite(found[key])
+    }
+    damaged += [f"{path.name} has no number under {key}" for key in known if found and key not in numbers]
+    return numbers
+
+
+def _below(value: object, *path: str) -> Any:
+    """Return what stands under a path of keys; None where something on the way is no mapping, or lacks the key."""
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _facts(run: Mapping[str, Any], summary: Mapping[str, float], columns: Columns) -> list[tuple[str, str]]:
     """Return what was run in a few words each; what the configuration does not say is left out."""
-    run = yaml.safe_load(config) if config else {}
-    policy, objective, source = (run.get(key) or {} for key in ("policy", "objective", "source"))
-    lora = policy.get("lora")
-    tuning = f"LoRA, rank {lora['rank']}" if lora and "rank" in lora else "full fine-tuning" if policy else None
+    rank = _below(run, "policy", "lora", "rank")
+    whole = "full fine-tuning" if _below(run, "policy") else None
     said = {
-        "Pipeline": policy.get("pipeline"),
-        "Training": tuning,
-        "Objective": objective.get("type"),
-        "Source": source.get("type"),
-        "Reward": (source.get("reward") or {}).get("type"),
+        "Pipeline": _below(run, "policy", "pipeline"),
+        "Training": whole if rank is None else f"LoRA, rank {rank}",
+        "Objective": _below(run, "objective", "type"),
+        "Source": _below(run, "source", "type"),
+        "Reward": _below(run, "source", "reward", "type"),
         "Seed": summary.get("seed", run.get("seed")),
         "Steps": summary.get("steps", len(columns.step)),
         "Time": duration(summary["wall_seconds"]) if "wall_seconds" in summary else None,
@@ -268,27 +308,46 @@ def _shown(result: Evaluated, row: int) -> Shown:
     return Shown(_uri("image/png", encode(clip[0])), False, True, scores)
 
 
-def _samples(folder: Path, *, credit: bool) -> list[tuple[str, Shown]]:
-    """Return a few sample grids, or what shows where their credit went, from the run's first to its last."""
+def _samples(folder: Path, damaged: list[str], *, credit: bool) -> list[tuple[str, Shown]]:
+    """Return a few sample grids, or what shows where their credit went, from the run's first to its last.
+
+    What is no picture is left out, and named among what is damaged.
+    """
     found = sorted((folder / run_folder.SAMPLES).glob("[!.]*.*"))
     every = [path for path in found if path.stem.endswith(f"-{run_folder.CREDIT}") is credit]
     films = {path.stem for path in every if path.suffix == ".mp4"}
     files = [path for path in every if path.suffix == ".mp4" or path.stem not in films]
     last = len(files) - 1
     picked = dict.fromkeys(round(last * k / max(1, SAMPLE_GRIDS - 1)) for k in range(SAMPLE_GRIDS)) if files else {}
-    return [(files[index].stem, _sample(files[index])) for index in picked]
+    shown = []
+    for path in (files[index] for index in picked):
+        try:
+            shown.append((path.stem, _sample(path)))
+        except DataError as error:
+            damaged.append(str(error))
+    return shown
 
 
 def _sample(path: Path) -> Shown:
     if path.suffix == ".mp4":
         sheet = path.with_suffix(".png")
         still = _embedded(sheet) if sheet.exists() else ""
-        return Shown(_uri("video/mp4", path.read_bytes()), moving=True, sheet=still)
+        return Shown(_uri("video/mp4", _bytes(path)), moving=True, sheet=still)
     return Shown(_embedded(path), moving=False)
 
 
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"samples/{path.name} cannot be read: {error.strerror}") from error
+
+
 def _embedded(path: Path) -> str:
-    picture = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
+    try:
+        picture = Image.open(io.BytesIO(_bytes(path)), formats=("PNG",)).convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"samples/{path.name} is not a picture that can be read") from error
     picture.thumbnail((SAMPLE_WIDTH, 10 * SAMPLE_WIDTH))
     return _uri("image/jpeg", encode(picture, "JPEG"))
 

@@ -28,16 +28,17 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from alignment.batches import Prompt, inputs_of
 from alignment.errors import DataError, EnvironmentProblem
-from reward_models.base import Media
+from reward_models.base import Media, RewardError
 
 CONFIG, ENVIRONMENT, METRICS = "config.resolved.yaml", "environment.json", "metrics.jsonl"
 SUMMARY, REPORT = "summary.json", "report.html"
@@ -113,7 +114,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}; the file is damaged") from error
 
 
@@ -134,23 +135,34 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the lines of `metrics.jsonl`, without a last one that a crash left half-written.
 
     Raises:
-        DataError: If a line that was finished is not a JSON object with a step.
+        DataError: If the file cannot be read, or a line that was finished is not a JSON object with a step and numbers.
     """
-    if not path.exists():
+    try:
+        finished = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
         return []
-    finished = path.read_bytes().split(b"\n")[:-1]
-    lines = []
-    for number, text in enumerate(finished, start=1):
-        try:
-            line = json.loads(text)
-            line["step"] += 0
-        except (ValueError, TypeError, KeyError) as error:
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    return [_metrics_of(text, f"{path}, line {number}") for number, text in enumerate(finished, start=1)]
+
+
+def _metrics_of(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        line = None
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        raise DataError(
+            f'{where}: expected a JSON object with a "step", got {text[:80]!r}; the file was edited or damaged: remove '
+            "the line"
+        )
+    for name, value in line.items():
+        if name != "nonfinite" and not isinstance(value, int | float | None):
             raise DataError(
-                f'{path}, line {number}: expected a JSON object with a "step", got {text[:80]!r}; '
-                "the file was edited or damaged: remove the line"
-            ) from error
-        lines.append(line)
-    return lines
+                f"{where}: {name} is {json.dumps(value)[:80]}, not a number; the file was edited or damaged: remove "
+                "the line"
+            )
+    return line
 
 
 def write_evaluation(folder: Path, name: str, step: int, result: Evaluated) -> None:
@@ -170,6 +182,33 @@ def write_evaluation(folder: Path, name: str, step: int, result: Evaluated) -> N
     write_json(folder / EVALUATIONS / f"{name}.json", {**description, "scores": scores})
 
 
+class Described(BaseModel):
+    """What an evaluation's JSON holds; see the layout above."""
+
+    model_config = ConfigDict(allow_inf_nan=False, strict=True)
+
+    step: int
+    fps: Annotated[float, Field(gt=0)] | None
+    prompts: list[str]
+    seeds: list[Annotated[int, Field(ge=-(2**63), lt=2**63)]]
+    scores: dict[str, list[float | None]]
+    inputs: list[dict[str, str]] | None = None
+
+
+def read_description(path: Path) -> Described:
+    """Return what an evaluation's JSON holds.
+
+    Raises:
+        DataError: If it is missing, or not what was written there; the message names the key.
+    """
+    try:
+        return Described.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the whole of it"
+        raise DataError(f"{path} is damaged: {key}: {first['msg'].lower()}") from error
+
+
 def read_evaluation(folder: Path, name: str) -> tuple[int, Evaluated]:
     """Return the step of the evaluation called `name`, and what it found.
 
@@ -177,20 +216,30 @@ def read_evaluation(folder: Path, name: str) -> tuple[int, Evaluated]:
         DataError: If a file is missing or damaged.
     """
     path = folder / EVALUATIONS / f"{name}.json"
-    described = read_json(path)
+    described = read_description(path)
+    scores = {
+        metric: torch.tensor([math.nan if value is None else value for value in score], dtype=torch.float32)
+        for metric, score in described.scores.items()
+    }
+    texts = described.prompts
+    brought = described.inputs or [{}] * len(texts)
+    held = path.with_suffix(".safetensors")
     try:
-        pixels = load_file(path.with_suffix(".safetensors"))["pixels"]
-        scores = {
-            metric: torch.tensor([math.nan if value is None else value for value in score], dtype=torch.float32)
-            for metric, score in described["scores"].items()
-        }
-        media = Media(pixels.float() / 255, described["fps"])
-        seeds = torch.tensor(described["seeds"], dtype=torch.int64)
-        brought = described.get("inputs") or [{}] * len(described["prompts"])
-        prompts = tuple(Prompt(t, i) if i else t for t, i in zip(described["prompts"], brought, strict=True))
-        return described["step"], Evaluated(prompts, seeds, scores, media)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path} or its .safetensors is damaged: {error}") from error
+        prompts = tuple(Prompt(t, i) if i else t for t, i in zip(texts, brought, strict=True))
+        media = Media(_pixels(held), described.fps)
+        return described.step, Evaluated(prompts, torch.tensor(described.seeds, dtype=torch.int64), scores, media)
+    except (RewardError, ValueError) as error:
+        raise DataError(f"{path} or {held.name} is damaged: {error}") from error
+
+
+def _pixels(path: Path) -> Tensor:
+    try:
+        pixels = load_file(path).get("pixels")
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} is missing or damaged: {error}") from error
+    if pixels is None or pixels.dtype != torch.uint8 or 0 in pixels.shape[1:]:
+        raise DataError(f"{path} is damaged: it holds no pictures")
+    return pixels.float() / 255
 
 
 def read_evaluations(folder: Path) -> dict[str, tuple[int, Evaluated]]:

@@ -131,7 +131,7 @@ def test_a_damaged_evaluation_is_named(run):
         record.evaluation("base", 0, evaluated(0.5))
     pixels = run / "evaluation/base.safetensors"
     pixels.write_bytes(pixels.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"base\.json"):
+    with pytest.raises(DataError, match=r"base\.safetensors"):
         read_evaluation(run, "base")
 
 
