@@ -8,10 +8,13 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from alignment._yaml import MAX_DEPTH, Node, parse, show
+from alignment._yaml import COMMAND_LINE, MAX_DEPTH, Node, parse, show
 from alignment.errors import ConfigError
+from alignment.synonyms import same_as
 
 MAX_EXTENDS = 8
+MUCH_THE_SAME = 0.75
+"""Likeness of two file names, of 1, from which one is taken for a slip of the other."""
 
 
 def read(path: Path, trail: tuple[Path, ...] = ()) -> Node:
@@ -27,8 +30,7 @@ def read(path: Path, trail: tuple[Path, ...] = ()) -> Node:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{file}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
     except (FileNotFoundError, ValueError):  # ValueError: a name with a null character
-        siblings = (str(p) for p in Path(path).parent.glob("*.yaml")) if "\0" not in file else ()
-        raise ConfigError(f"{file!r}: there is no such config file. {nearest(file, siblings)}".rstrip()) from None
+        raise ConfigError(f"{file!r}: there is no such config file. {_neighbour(Path(file))}".rstrip()) from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
     root = parse(text, file)
@@ -39,8 +41,16 @@ def read(path: Path, trail: tuple[Path, ...] = ()) -> Node:
     trail = (*trail, Path(path).resolve())
     for parent in _parents(root):
         target = Path(path).parent / str(parent.value)
-        if target.resolve() in trail or len(trail) > MAX_EXTENDS:
-            raise ConfigError(f"{parent.where}: extends: {os.path.normpath(target)} goes round, or too deep")
+        if target.resolve() in trail:
+            raise ConfigError(
+                f"{parent.where}: extends: {os.path.normpath(target)} goes round: it is this file, or "
+                "one that extends it"
+            )
+        if len(trail) > MAX_EXTENDS:
+            raise ConfigError(
+                f"{parent.where}: extends: {os.path.normpath(target)} is too deep: at most {MAX_EXTENDS} files may "
+                "extend one another"
+            )
         try:
             merged = merge(merged, read(target, trail))
         except ConfigError as error:
@@ -48,6 +58,15 @@ def read(path: Path, trail: tuple[Path, ...] = ()) -> Node:
                 raise
             raise ConfigError(f"{parent.where}: extends: {error}") from None
     return merge(merged, Node(own, root.where))
+
+
+def _neighbour(file: Path) -> str:
+    """Return "Did you mean 'x'? " for a config beside `file` that is called much the same, or nothing."""
+    if "\0" in file.name:
+        return ""
+    beside = {other.stem: str(other) for other in sorted(file.parent.glob("*.yaml"))}
+    close = difflib.get_close_matches(file.stem, beside, n=1, cutoff=MUCH_THE_SAME)
+    return f"Did you mean '{beside[close[0]]}'? " if close else ""
 
 
 def _parents(root: Node) -> Sequence[Node]:
@@ -106,12 +125,19 @@ def _assign(node: Node, path: Sequence[str], value: Node, full: str) -> Node:
         raise ConfigError(f"command line: {full}: there is no {head!r} inside {show(node)} ({node.where})")
     mapping = node.value or {}
     if rest:
-        child = mapping.get(head, Node(None, "command line"))
+        child = mapping.get(head, Node(None, COMMAND_LINE))
         return Node({**mapping, head: _assign(child, rest, value, full)}, node.where)
     return merge(Node(mapping, node.where), Node({head: value}, node.where))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return "Did you mean 'x'? " for the closest known name, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    """Return "Did you mean 'x'? " for the known name that means the same or else is closest, or nothing.
+
+    A word for something that is said elsewhere in a config is answered with where.
+    """
+    listed, meant = list(known), same_as(name)
+    same = [word.rpartition(".")[2] for word in meant if word.rpartition(".")[2] in listed]
+    if not same and any("." in word for word in meant):
+        return f"That is said as {meant[0]}. "
+    close = same or difflib.get_close_matches(name, listed, n=1)
     return f"Did you mean '{close[0]}'? " if close else ""

@@ -43,13 +43,19 @@ def listing(root: type, name: str | None) -> str:
         return "\n".join(f"{key:16}{', '.join(_kinds.known(kind))}" for key, kind in found.items())
     if name == "run":
         return "\n".join(_fields(root))
-    if name not in found:
+    key = name if name in found else next((key for key in found if _stem(key) == _stem(name)), None)
+    if key is None:
         raise ConfigError(f"there is nothing called '{name}' to list. Known: run, {', '.join(found)}")
     blocks = []
-    for short in _kinds.known(found[name]):
-        cls = _kinds.find(found[name], short)
+    for short in _kinds.known(found[key]):
+        cls = _kinds.find(found[key], short)
         blocks.append("\n".join([f"type: {short}", f"    {_summary(cls)}", *(f"    {line}" for line in _fields(cls))]))
     return "\n\n".join(blocks)
+
+
+def _stem(name: str) -> str:
+    """Return the first word of a name, in the singular: rewards and reward_models are one thing to a user."""
+    return name.partition("_")[0].removesuffix("s")
 
 
 def _summary(cls: type) -> str:

@@ -19,6 +19,8 @@ from alignment.errors import ConfigError
 MAX_NODES = 20_000
 """Values in one file after aliases are written out: ten aliases of ten aliases of ... end here."""
 MAX_DEPTH = 50
+COMMAND_LINE = "command line"
+"""Where a value was written that was typed there."""
 TAG = "tag:yaml.org,2002:"
 CORE = {
     TAG + "null": re.compile(r"(~|null|Null|NULL|)\Z"),
@@ -93,7 +95,7 @@ def parse(text: str, file: str | None) -> Node:
     """
 
     def where(line: int) -> str:
-        return f"{file}:{line + 1}" if file else "command line"
+        return f"{file}:{line + 1}" if file else COMMAND_LINE
 
     if text.startswith("\ufeff"):
         raise ConfigError(f"{where(0)}: starts with a byte-order mark; save it as UTF-8 without one")
@@ -107,7 +109,7 @@ def parse(text: str, file: str | None) -> Node:
         raise ConfigError(f"{where(mark.line if mark else 0)}: {_explain(error)}") from None
     except (ValueError, OverflowError) as error:
         # PyYAML lets Python's own error through for an escape such as "\UFFFFFFFF".
-        raise ConfigError(f"{file or 'command line'}: not valid YAML: {error}") from None
+        raise ConfigError(f"{file or COMMAND_LINE}: not valid YAML: {error}") from None
     if root is None:
         return Node(None, where(0))
     return _Conversion(file).node(root, root.start_mark, depth=0)
@@ -127,7 +129,7 @@ class _Conversion:
         self.count = 0
 
     def where(self, mark: yaml.Mark) -> str:
-        return f"{self.file}:{mark.line + 1}" if self.file else "command line"
+        return f"{self.file}:{mark.line + 1}" if self.file else COMMAND_LINE
 
     def node(self, node: yaml.Node, mark: yaml.Mark, depth: int) -> Node:
         where = self.where(mark)

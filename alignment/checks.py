@@ -44,10 +44,15 @@ def check(run: Run, world_size: int) -> None:
 
     Raises:
         ConfigError: The first problem found.
+        EnvironmentProblem: If a tracker it reports to cannot be started.
     """
     for key, message in (*values(run), *_geometry(run, world_size), *_files(run), *_rewards(run)):
         raise ConfigError(f"{key}: {message}")
     check_scheduler(run, read_scheduler(run.policy.pipeline), run.policy.call.get("num_inference_steps"))
+    if run.output.report_to:  # whose libraries take seconds to import
+        from alignment.trackers import check_trackers
+
+        check_trackers(run.output.report_to)
 
 
 def check_scheduler(run: Run, scheduler: object, rounds: object) -> None:

@@ -17,8 +17,8 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 import pydantic
 
 from alignment import _kinds, _layers, _yaml
-from alignment._yaml import Node
-from alignment.errors import ConfigError
+from alignment._yaml import COMMAND_LINE, Node
+from alignment.errors import ConfigError, FieldError, MissingError
 from reward_models.base import RewardError
 
 if typing.TYPE_CHECKING:
@@ -68,7 +68,7 @@ def of_kind(kind: type[T], name: str, overrides: Sequence[str] = ()) -> T:
     """
     _kinds.look_here()
     written = name.endswith((".yaml", ".yml"))
-    node = _layers.read(Path(name)) if written else Node({"type": Node(name, "command line")}, "command line")
+    node = _layers.read(Path(name)) if written else Node({"type": Node(name, COMMAND_LINE)}, COMMAND_LINE)
     return typing.cast(T, _value(kind, _layers.override(node, overrides), ""))
 
 
@@ -188,14 +188,44 @@ def _construct(cls: type, given: dict[str, Node], node: Node, key: str) -> objec
     for name, child in given.items():
         if name not in fields:
             _fail(child, _join(key, name), f"{cls.__name__} has no such field. {_layers.nearest(name, fields)}{listed}")
-    for name, (annotation, field) in fields.items():
-        if name not in given and field.default is field.default_factory is dataclasses.MISSING:
-            _fail(node, key, f"{cls.__name__} needs '{name}' ({words(annotation)}), which is missing. {listed}")
-    values = {name: _value(fields[name][0], child, _join(key, name)) for name, child in given.items()}
+    missing = [
+        f"'{name}' ({words(annotation)})"
+        for name, (annotation, field) in fields.items()
+        if name not in given and field.default is field.default_factory is dataclasses.MISSING
+    ]
+    lacking, values = [], {}
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        said = f"{cls.__name__} needs {', '.join(missing)}, which {verb} missing. {listed}"
+        lacking.append(": ".join(part for part in (node.where, key, said) if part))
+    for name, child in given.items():
+        try:
+            values[name] = _value(fields[name][0], child, _join(key, name))
+        except MissingError as error:  # a file that lacks several things is told so once
+            lacking.append(str(error))
+    if lacking:
+        raise MissingError("\n".join(lacking))
     try:
         return cls(**values)
+    except FieldError as error:
+        _refuse(_at(node, error.field), _join(key, error.field), error.reason)
     except (ValueError, RewardError) as error:
-        _fail(node, key, error)
+        _refuse(node, key, error)
+
+
+def _refuse(node: Node, key: str, reason: object) -> NoReturn:
+    """Refuse what was put together from a file and the command line, and name what was typed."""
+    typed = [path for path in _typed(node, key) if path != key]
+    also = f", with {', '.join(typed)} from the command line" if typed else ""
+    _fail(Node(None, f"{node.where}{also}"), key, reason)
+
+
+def _typed(node: Node, key: str) -> list[str]:
+    """Return the key paths of what was typed on the command line, the topmost of each."""
+    if node.where == COMMAND_LINE:
+        return [key]
+    below = node.value.items() if isinstance(node.value, dict) else ()
+    return [path for name, child in below for path in _typed(child, _join(key, name))]
 
 
 @functools.cache

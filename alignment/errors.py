@@ -17,6 +17,23 @@ class ConfigError(VisalignError, ValueError):
     """A configuration that cannot run; nothing was started."""
 
 
+class FieldError(ConfigError):
+    """A field of a dataclass that does not go with the others; a config then points at where it was written.
+
+    Attributes:
+        field: Its name.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field, self.reason = field, reason
+
+
+class MissingError(ConfigError):
+    """Fields that have to be given and are not: a line each."""
+
+
 class DataError(VisalignError, ValueError):
     """A prompt or media file that cannot be used."""
 

@@ -14,6 +14,9 @@ from torch import Tensor
 from alignment.errors import ConfigError, ForwardProcessError, PipelineError, VisalignError
 from samplers import ReplayMismatch
 
+_SEEDS_SHOWN = 4
+"""Seeds that an error names: enough to call the pipeline with by hand."""
+
 _OURS = (
     "self", "prompt", "generator", "latents", "output_type", "return_dict",
     "num_images_per_prompt", "num_videos_per_prompt",
@@ -62,7 +65,7 @@ def blaming(key: str, pipe: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def same_states(pipe: Any, *, own: bool) -> Iterator[None]:
+def same_states(pipe: Any, seeds: Tensor, *, own: bool) -> Iterator[None]:
     """Say what it means that a pipeline met another state than the one that was recorded, or `own`: made elsewhere."""
     try:
         yield
@@ -73,8 +76,9 @@ def same_states(pipe: Any, *, own: bool) -> Iterator[None]:
                 f"{name} changes the states it is handed, as inpainting does ({error})"
             ) from error
         raise PipelineError(
-            f"{name} did not come by its recorded states again ({error}): a replay with the same seeds has to meet "
-            "them bit for bit"
+            f"{name} did not come by its recorded states again ({error}): a replay with the same seeds, here "
+            f"{', '.join(map(str, seeds[:_SEEDS_SHOWN].tolist()))}{', ...' if len(seeds) > _SEEDS_SHOWN else ''}, has "
+            "to meet them bit for bit"
         ) from error
 
 

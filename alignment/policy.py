@@ -373,7 +373,7 @@ class Policy(Weights):
         try:
             call = type(self.pipe).__call__
             routed, drawn = routes.on(self.pipe, conductor, len(seeds)), global_stream(seeds, self.device)
-            with same_states(self.pipe, own=conductor.times is not None), routed, drawn:
+            with same_states(self.pipe, seeds, own=conductor.times is not None), routed, drawn:
                 return output((inspect.unwrap(call) if torch.is_grad_enabled() else call)(self.pipe, **given))
         finally:
             self._stand_in.conduct(None)

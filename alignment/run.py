@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from alignment.errors import ConfigError
+from alignment import _kinds
+from alignment.errors import FieldError
 from alignment.objectives.base import Objective
 from alignment.sources.base import Source
 from alignment.spec import Lora, PolicySpec
@@ -157,16 +159,26 @@ class Run:
     def __post_init__(self) -> None:
         source, objective = type(self.source), type(self.objective)
         if source.produces is not objective.consumes:
-            raise ConfigError(
-                f"objective {objective.__name__} consumes {objective.consumes.__name__}, but source "
-                f"{source.__name__} produces {source.produces.__name__}; choose a pair that meets"
+            meets = [name for name, other in _classes(Source) if other.produces is objective.consumes]
+            takes = [name for name, other in _classes(Objective) if other.consumes is source.produces]
+            raise FieldError(
+                "objective",
+                f"{objective.__name__} consumes {objective.consumes.__name__}, but source {source.__name__} produces "
+                f"{source.produces.__name__}. Sources that produce {objective.consumes.__name__}: {', '.join(meets)}; "
+                f"objectives that consume {source.produces.__name__}: {', '.join(takes)}",
             )
         if (self.source.structure is not None) is not objective.spatial:
-            raise ConfigError(
-                f"source.structure makes credit a map over the latent, but objective {objective.__name__} has no form "
+            raise FieldError(
+                "source.structure",
+                f"it makes credit a map over the latent, but objective {objective.__name__} has no form "
                 "for one; choose objective vipo, or leave source.structure out"
                 if self.source.structure is not None
                 else f"objective {objective.__name__} takes credit position by position, but source {source.__name__} "
                 "spreads none; choose source on_policy_steps and say what spreads credit, as in source.structure: "
-                "{type: perceptual, backbone: {type: dinov2}}"
+                "{type: perceptual, backbone: {type: dinov2}}",
             )
+
+
+def _classes(kind: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the name and class of everything in a kind's folder."""
+    return ((name, _kinds.find(kind, name)) for name in _kinds.known(kind))

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -24,6 +24,8 @@ from alignment.frame_rate import EXPORTED
 from alignment.pictures import encode_clip, frames
 from alignment.run_folder import cannot_write
 from reward_models.base import Media
+
+_WITHOUT = "WANDB_MODE=offline works without an account and a network; or take 'wandb' out of output.report_to"
 
 
 class Tracker(Protocol):
@@ -56,15 +58,18 @@ class Wandb:
             x_disable_machine_info=True,
             x_save_requirements=False,
         )
-        self._run = self._wandb.init(
-            project=project,
-            name=folder.name,
-            id=_run_id(folder),
-            resume="allow",
-            dir=str(folder),
-            config=dict(config),
-            settings=settings,
-        )
+        try:
+            self._run = self._wandb.init(
+                project=project,
+                name=folder.name,
+                id=_run_id(folder),
+                resume="allow",
+                dir=str(folder),
+                config=dict(config),
+                settings=settings,
+            )
+        except self._wandb.Error as error:
+            raise EnvironmentProblem(f"output.report_to: wandb cannot start a run: {error}. {_WITHOUT}") from error
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show numbers at a step."""
@@ -178,6 +183,21 @@ def open_trackers(
         EnvironmentProblem: If its package is not installed.
     """
     return [_open(name, folder, config, project) for name in names]
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that could not be started, before anything is loaded.
+
+    Raises:
+        EnvironmentProblem: If a package is not installed, or W&B has no key to send with.
+    """
+    for name in names:
+        package: Any = _package(name, name)
+        online = name == "wandb" and package.setup().settings.mode not in ("offline", "disabled")
+        if online and not package.login(prompt=False):
+            raise EnvironmentProblem(
+                f"output.report_to: wandb has no API key here: run `wandb login`, or set WANDB_API_KEY. {_WITHOUT}"
+            )
 
 
 def _open(name: str, folder: Path, config: Mapping[str, object], project: str) -> Tracker:

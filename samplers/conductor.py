@@ -152,6 +152,19 @@ def _alike(found: Tensor, expected: Tensor, tolerance: float) -> bool:
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
+def _unlike(found: Tensor, expected: Tensor) -> str:
+    """Return in what a state differs from the one that was recorded."""
+    kind = f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
+    if found.shape != expected.shape:
+        return f"it is {kind}, where {list(expected.shape)} was recorded"
+    apart = (found.float() - expected).abs()
+    rows = apart.flatten(1).amax(dim=1).nonzero().flatten().tolist()
+    return (
+        f"{len(rows)} of {len(found)} rows differ by up to {apart.max().item():.3g}, in numbers of up to "
+        f"{expected.abs().max().item():.3g}, {kind}"
+    )
+
+
 @dataclass
 class Conductor:
     """What one pipeline call does, round by round, and what it recorded.
@@ -271,7 +284,10 @@ class Conductor:
                 # States of one's own making arrive in the pipeline's dtype.
                 wanted = self._piece(expected, call).to(call.x.dtype).float()
                 if not _alike(call.x.detach().float(), wanted, tolerance):
-                    raise ReplayMismatch(f"round {k} met another state than the one recorded")
+                    raise ReplayMismatch(
+                        f"round {k} met another state than the one recorded: in stream {call.stream}, "
+                        f"{_unlike(call.x.detach(), wanted)}"
+                    )
                 return call.x if state is None else self._piece(state, call).to(call.native, copy=True)
             case Solve(solver, to):
                 own = self._solvers.setdefault((id(solver), call.stream), copy.deepcopy(solver))

@@ -111,7 +111,9 @@ VALUES = {
     "half a pattern": ("policy={lora: null, trainable: ['(']}", "policy.trainable.0: '(' is not a regular expression"),
     "a pair that does not meet": (
         "objective.type=nft",
-        "NFT consumes Samples, but source OnPolicySteps produces Transitions",
+        "a.yaml:15, with objective.type from the command line: objective: NFT consumes Samples, but source "
+        "OnPolicySteps produces Transitions. Sources that produce Samples: offline, on_policy; objectives that consume "
+        "Transitions: ",
     ),
 }
 

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alignment import _kinds, _yaml
+from alignment.config import fields_of
 from alignment.errors import ConfigError
 from samplers.dynamics.base import Dynamics
 from tests.alignment.recipe import Recipe, load, write
@@ -217,6 +218,13 @@ def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
         load(tmp_path / "quikstart.yaml")
 
 
+def test_a_missing_file_does_not_name_any_neighbour(tmp_path: Path) -> None:
+    write(tmp_path, "name: x", "wan21_grpo.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "nothere.yaml")
+    assert "Did you mean" not in str(caught.value)
+
+
 def test_a_folder_is_no_config(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load(tmp_path)
@@ -227,6 +235,7 @@ EXTENDS = {
     "the second missing": ("extends: [ok.yaml,\n b.yaml]", "a.yaml:2: extends: 'b.yaml': there is no such config file"),
     "itself": ("extends: a.yaml", "a.yaml:1: extends: a.yaml goes round"),
     "in a circle": ("extends: round.yaml", "round.yaml:1: extends: a.yaml goes round"),
+    "too many": ("extends: deep1.yaml", "deep8.yaml:1: extends: deep9.yaml is too deep: at most 8 files may extend"),
     "a number": ("extends: 3", "a.yaml:1: extends: expected a file name or a list of them, got the number 3"),
     "a list of numbers": ("extends: [3]", "a.yaml:1: extends: expected a file name or a list of them"),
     "a fault in another file": ("name: x\nextends: bad.yaml", "bad.yaml:2: rate: got the text 'x', expected a number"),
@@ -238,8 +247,26 @@ EXTENDS = {
 def test_extends(tmp_path: Path, text: str, message: str) -> None:
     write(tmp_path, "name: y", "ok.yaml")
     write(tmp_path, "extends: a.yaml", "round.yaml")
+    for n in range(1, 10):
+        write(tmp_path, f"extends: deep{n + 1}.yaml", f"deep{n}.yaml")
     write(tmp_path, "count: 1\nrate: x", "bad.yaml")
     assert refused(tmp_path, text).startswith(message)
+
+
+def test_all_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
+    text = "limits: {high: 3}\nmaybe:\n  high: 2"
+    assert refused(tmp_path, text).splitlines() == [
+        "a.yaml:1: Recipe needs 'name' (text), which is missing. Fields: " + f"{', '.join(fields_of(Recipe))}.",
+        "a.yaml:1: limits: Limits needs 'low' (a whole number), which is missing. Fields: low, high.",
+        "a.yaml:2: maybe: Limits needs 'low' (a whole number), which is missing. Fields: low, high.",
+    ]
+
+
+def test_a_value_that_was_typed_is_named_where_a_class_refuses_it(tmp_path: Path) -> None:
+    told = refused(tmp_path, "name: x\nlimits:\n  low: 1", "limits.high=0")
+    assert told == "a.yaml:2, with limits.high from the command line: limits: low 1 is above high 0"
+    told = refused(tmp_path, "name: x\nlimits:\n  low: 1", "limits={low: 3, high: 0}")
+    assert told == "command line: limits: low 3 is above high 0"
 
 
 OVERRIDES = {

@@ -175,7 +175,7 @@ batch: {{microbatch: 64}}
         ("offline\n  prompts: 4\n  rows_per_group: 1", "kto", ":8: source.rows_per_group: got 1, but KTO compares"),
         ("offline\n  prompts: 4\n  rows_per_group: 3", "sft", ":5: source: source.prompts must be a multiple"),
         ("semi_policy\n  prompts: 4\n  kept: 1", "seppo", ":5: source: source needs every >= 1 and kept >= 2"),
-        ("offline\n  prompts: 4", "dpo", "objective DPO consumes Pairs, but source Offline produces Samples"),
+        ("offline\n  prompts: 4", "dpo", "objective: DPO consumes Pairs, but source Offline produces Samples"),
         ("offline_pairs\n  prompts: 4", "seppo", "compares with the copy opponent, which source OfflinePairs does not"),
     ],
 )

@@ -134,7 +134,16 @@ def test_a_visit_of_another_state_is_refused(base):
     made, x = stand_in(base), torch.randn(2, 4)
     made.conduct(Conductor([Visit(x + 1, lambda v: None)]))
     made.set_timesteps(4)
-    with pytest.raises(ReplayMismatch, match="round 0 met another state"):
+    says = r"round 0 met another state .* in stream 0, 2 of 2 rows differ by up to 1, .* float32 \[2, 4\]"
+    with pytest.raises(ReplayMismatch, match=says):
+        made.step(x, made.timesteps[0], x)
+
+
+def test_a_visit_of_a_state_of_another_shape_is_refused(base):
+    made, x = stand_in(base), torch.randn(2, 4)
+    made.conduct(Conductor([Visit(x[:, :3], lambda v: None)]))
+    made.set_timesteps(4)
+    with pytest.raises(ReplayMismatch, match=r"in stream 0, it is float32 \[2, 4\], where \[2, 3\] was recorded"):
         made.step(x, made.timesteps[0], x)
 
 
