@@ -286,7 +286,7 @@ def read_path(scheduler: object) -> Path:
         sign = -1 if prediction_of(scheduler) == "v_prediction" else 1
         return VarianceExploding(config.sigma_min, config.sigma_max, config.sigma_data, sign)
     if is_flow(scheduler):
-        if prediction_of(scheduler) == "flow":
+        if prediction_of(scheduler) == "flow" and "num_train_timesteps" in config:
             highest = config.get("sigma_max") or 0
             if highest <= EXPLODING:
                 return RectifiedFlow(config.num_train_timesteps, inverted=bool(config.get("invert_sigmas")))

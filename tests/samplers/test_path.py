@@ -9,6 +9,7 @@ from diffusers import (
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    MiniMaxH3Scheduler,
     SCMScheduler,
 )
 
@@ -189,3 +190,8 @@ def test_the_logit_normal_has_its_mean_and_spread():
 def test_impossible_times_are_refused(wrong):
     with pytest.raises(ValueError, match="times need"):
         Times(**wrong)
+
+
+def test_a_flow_that_counts_its_times_in_another_way_is_refused():
+    with pytest.raises(ValueError, match="MiniMaxH3Scheduler has neither .* so its forward process is unknown"):
+        read_path(MiniMaxH3Scheduler())
