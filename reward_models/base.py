@@ -388,7 +388,7 @@ def require_reward_model(model: object) -> None:
     Raises:
         RewardError: Naming what it lacks.
     """
-    needed = ("load", "differentiable", "scope", "check", "known_answers", "size", "part_names")
+    needed = ("load", "differentiable", "scope", "check", "known_answers", "size", "part_names", "waits")
     if lacking := [name for name in needed if not hasattr(model, name)]:
         raise RewardError(
             f"{type(model).__name__} is not a reward model: it lacks {', '.join(lacking)}; inherit from "

@@ -95,12 +95,12 @@ def test_prompts_that_do_not_fit_are_refused():
 
 
 def test_a_stranger_is_told_what_to_inherit_from():
-    says = r"Stranger .*lacks scope, check, known_answers, size, part_names; inherit from reward_models.base"
+    says = r"Stranger .*lacks scope, check, .*waits; inherit from reward_models.base"
     with pytest.raises(RewardError, match=says):
         load_reward(Stranger(), device=CPU)
     with pytest.raises(RewardError, match=says):
         Weighted({"stranger": WeightedPart(Stranger())})
-    with pytest.raises(ConfigError, match=r"lacks check, known_answers, part_names, scope, size; inherit"):
+    with pytest.raises(ConfigError, match=r"lacks check, known_answers, part_names, scope, size, waits; inherit"):
         _kinds.find(RewardModel, f"{__name__}:Stranger")
 
 
