@@ -131,8 +131,8 @@ def test_repeated_prompts_can_be_dropped_or_kept(folder: Path) -> None:
         ("source.reward={type: beauty}", "beauty"),
         ("policy.call.hight=16", "Did you mean 'height'?"),
         ("policy.lora.targets=[nothing]", "bind no module"),
-        ("policy.call.height=-32", "policy.call: FluxPipeline cannot be called"),
-        ("policy.call.height='32'", "policy.call: FluxPipeline cannot be called"),
+        ("policy.call.height=-32", "policy.call.height: got"),
+        ("policy.call.height='32'", "policy.call.height: got"),
         ("policy.call.max_sequence_length=9999", "policy.call: FluxPipeline cannot be called"),
     ],
 )

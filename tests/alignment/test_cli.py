@@ -173,7 +173,7 @@ def test_config_lists_kinds_types_and_fields(capsys: pytest.CaptureFixture[str])
 
 
 def test_config_refuses_an_unknown_kind(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["config", "objective"]) == 2
+    assert cli.run(["config", "zebras"]) == 2
     assert "Known: run, advantages," in capsys.readouterr().err
 
 
