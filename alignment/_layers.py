@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from alignment._yaml import COMMAND_LINE, MAX_DEPTH, Node, parse, show
+from alignment._yaml import COMMAND_LINE, MAX_DEPTH, MAX_TEXT, Node, parse, show
 from alignment.errors import ConfigError
 from alignment.synonyms import same_as
 
@@ -25,7 +25,9 @@ def read(path: Path, trail: tuple[Path, ...] = ()) -> Node:
     """
     file = os.path.normpath(path)
     try:
-        text = Path(path).read_bytes().decode("utf-8")
+        with Path(path).open("rb") as opened:  # one that is too long is not read whole; `parse` says so
+            content = opened.read(4 * MAX_TEXT + 8)
+        text = content.decode("utf-8", "strict" if len(content) <= 4 * MAX_TEXT else "ignore")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{file}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None

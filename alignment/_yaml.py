@@ -18,6 +18,8 @@ from alignment.errors import ConfigError
 
 MAX_NODES = 20_000
 """Values in one file after aliases are written out: ten aliases of ten aliases of ... end here."""
+MAX_TEXT = 2**18
+"""Characters of one file; the longest config that ships has less than a hundredth of it."""
 MAX_DEPTH = 50
 COMMAND_LINE = "command line"
 """Where a value was written that was typed there."""
@@ -97,6 +99,11 @@ def parse(text: str, file: str | None) -> Node:
     def where(line: int) -> str:
         return f"{file}:{line + 1}" if file else COMMAND_LINE
 
+    if len(text) > MAX_TEXT:
+        raise ConfigError(
+            f"{file or 'command line'}: more than {MAX_TEXT:,} characters; a config names files of prompts and data "
+            "(data.prompts) and does not hold them"
+        )
     if text.startswith("\ufeff"):
         raise ConfigError(f"{where(0)}: starts with a byte-order mark; save it as UTF-8 without one")
     try:
@@ -162,6 +169,8 @@ class _Conversion:
 
 def _scalar(node: yaml.ScalarNode, where: str) -> object:
     text: str = node.value
+    if "\0" in text:
+        raise ConfigError(f"{where}: {text!r:.80} has a null character in it, which no name or number has")
     if not CORE[node.tag].match(text) or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ConfigError(f"{where}: {text!r} is not a valid {node.tag.removeprefix(TAG)}")
     if node.tag == TAG + "null":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -34,6 +35,9 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         SystemExit: argparse has answered: --help, --version, or arguments that cannot be read (code 2).
     """
+    if any("\0" in word for word in argv):
+        complain("visalign: a null character in the command line, which no name or number has")
+        return USERS
     args = _parse(argv)
     format_before, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
@@ -56,6 +60,11 @@ def _answer(command: Callable[[], int]) -> int:
     except VisalignError as error:
         complain(f"visalign: {error}")
         return error.exit_code
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        complain(f"visalign: no file can have a name as long as {error.filename!s:.80}...; shorten it")
+        return USERS
     except KeyboardInterrupt:
         complain("visalign: interrupted")
         return INTERRUPTED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,8 +64,13 @@ class Weighted(RewardModel):
     def __post_init__(self) -> None:
         for name, part in self.parts.items():
             require_reward_model(part.reward)
+            for field in ("weight", "centre", "spread", "at_least"):
+                if not math.isfinite(vars(part)[field] or 0.0):
+                    raise RewardError(f"weighted: {field} of {name} has to be finite, got {vars(part)[field]}")
             if not part.spread > 0:
                 raise RewardError(f"weighted: the spread of {name} has to be more than 0, got {part.spread}")
+        if not math.isfinite(self.gated or 0.0):
+            raise RewardError(f"weighted: gated has to be finite, got {self.gated}")
         if not any(part.weight for part in self.parts.values()):
             raise RewardError(f"weighted: no part has a weight: {', '.join(self.parts) or 'there are no parts'}")
         gates = [name for name, part in self.parts.items() if part.at_least is not None]

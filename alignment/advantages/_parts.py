@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -24,6 +25,12 @@ class ByWeight(Advantage):
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse weights that are no numbers."""
+        for name, weight in self.weights.items():
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of {name} has to be finite, got {weight}")
 
     @property
     def reads(self) -> tuple[str, ...]:

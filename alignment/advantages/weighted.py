@@ -34,6 +34,7 @@ class Weighted(ByWeight):
     limit_of_sum: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.limit_of_sum is not None and not self.limit_of_sum > 0:
             raise ConfigError(f"limit_of_sum must be > 0 or null, got {self.limit_of_sum}")
 

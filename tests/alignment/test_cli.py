@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import alignment
 from alignment import cli
@@ -54,6 +56,43 @@ def test_help_and_argument_errors_import_nothing_heavy(argv: list[str], code: in
     done = subprocess.run([sys.executable, "-c", TRY, *argv], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == f"HEAVY {code} []"
     assert "Traceback" not in done.stderr
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", f"{LONG}.yaml"],
+        ["report", LONG],
+        ["export", LONG, "--to", "new", "--as", "lora"],
+        ["export", "old", "--to", LONG, "--as", "lora"],
+        ["doctor", "--pipeline", LONG],
+        ["rewards", "score", "colour", "--input", LONG, "--output", "out.jsonl"],
+        ["rewards", "score", f"{LONG}.yaml", "--input", ".", "--output", "out.jsonl"],
+        ["rewards", "train", f"{LONG}.yaml"],
+        ["serve-reward", f"{LONG}.yaml"],
+        ["serve-reward", "colour", "--token-file", LONG],
+        ["plan", f"{LONG}.yaml"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("change", [lambda word: word, lambda word: word.replace(LONG, "a\0b")], ids=["long", "null"])
+def test_names_that_no_file_can_have_are_one_line(
+    words: list[str],
+    change: Callable[[str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("a.png")
+    Path("a.txt").write_text("a prompt")
+    assert cli.run([change(word) for word in words]) in (2, 3)
+    said = capsys.readouterr().err
+    assert said.startswith("visalign: ")
+    assert said.count("\n") == 1
 
 
 def test_the_module_is_the_command() -> None:

@@ -212,6 +212,20 @@ def test_a_file_that_is_not_utf8_is_refused_with_the_line(tmp_path: Path) -> Non
         load(tmp_path / "a.yaml")
 
 
+@pytest.mark.parametrize("letter", ["x", "\u20ac", "\U0001f642"])
+@pytest.mark.parametrize("megabytes", [1, 10])
+def test_a_file_of_megabytes_is_no_config(tmp_path: Path, letter: str, megabytes: int) -> None:
+    line = f"- {letter * 100}\n"
+    (tmp_path / "a.yaml").write_bytes(b"steps:\n" + line.encode() * (megabytes * 2**20 // len(line.encode()) + 1))
+    with pytest.raises(ConfigError, match=r"a\.yaml: more than 262,144 characters; a config names files of prompts"):
+        load(tmp_path / "a.yaml")
+
+
+def test_a_null_character_is_refused_with_the_line(tmp_path: Path) -> None:
+    text = 'name: x\npolicy:\n  pipeline: "some\\0where"\n'
+    assert refused(tmp_path, text).startswith("a.yaml:3: 'some\\x00where' has a null character in it")
+
+
 def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
     write(tmp_path, "name: x", "quickstart.yaml")
     with pytest.raises(ConfigError, match=r"no such config file\. Did you mean '.*quickstart\.yaml'\?"):
@@ -297,7 +311,7 @@ GOOD = (
 )
 MARKS = ":-?,[]{}#&*!|>'\"%@`~=\t\n "
 PIECES = st.sampled_from([*MARKS, "<<", "---", "...", "&x", "*d", "!!int"])
-QUIET = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+QUIET = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=200)
 
 
 def only_config_errors(path: Path, *overrides: str) -> None:

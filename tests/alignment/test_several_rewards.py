@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignment.advantages._parts import conflicts, parts_of
+from alignment.advantages._parts import ByWeight, conflicts, parts_of
 from alignment.advantages.base import Advantage
 from alignment.advantages.chain import Chain
 from alignment.advantages.gdpo import GDPO
@@ -152,7 +152,6 @@ def test_a_later_part_decides_only_where_the_earlier_one_ties() -> None:
 scores = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=9)
 
 
-@settings(deadline=None)
 @given(drawn=scores)
 def test_what_is_better_in_every_respect_has_more_credit(drawn: list[tuple[int, int, int]]) -> None:
     columns = torch.tensor(drawn, dtype=torch.float32).unbind(1)
@@ -230,3 +229,10 @@ def test_the_sum_may_be_limited_as_its_parts_are() -> None:
     torch.testing.assert_close(limited[1:], Weighted()(three, group)[1:])
     with pytest.raises(ConfigError, match="limit_of_sum must be > 0 or null, got 0"):
         Weighted(limit_of_sum=0.0)
+
+
+@pytest.mark.parametrize("weight", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("kind", ByWeight.__subclasses__())
+def test_weights_are_finite(kind: type[ByWeight], weight: float) -> None:
+    with pytest.raises(ValueError, match=f"the weight of a has to be finite, got {weight}"):
+        kind({"a": weight})

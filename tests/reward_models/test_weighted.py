@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -56,6 +57,18 @@ def test_gradients_flow_only_when_every_part_lets_them():
 def test_sums_nest():
     inner = Weighted({"red": WeightedPart(Colour(), 2.0)})
     assert set(score(inner=WeightedPart(inner)).parts) == {"inner", "inner/red"}
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("field", ["weight", "centre", "spread", "at_least"])
+def test_numbers_of_a_part_are_finite(field, number):
+    with pytest.raises(RewardError, match=f"weighted: {field} of red has to be finite, got {number}"):
+        Weighted({"red": WeightedPart(Colour(), **{field: number})}, gated=-1.0)
+
+
+def test_what_fails_a_gate_scores_a_finite_number():
+    with pytest.raises(RewardError, match="gated has to be finite, got -inf"):
+        Weighted({"red": WeightedPart(Colour(), at_least=0.5)}, gated=-math.inf)
 
 
 @pytest.mark.parametrize("parts", [{}, {"red": WeightedPart(Colour(), 0.0)}])
