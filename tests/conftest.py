@@ -30,12 +30,17 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from hypothesis import HealthCheck, settings
 from transformers.utils import logging as transformers_logging
 
 from tests.tiny import tiny_flux, tiny_sd15
 
 if TYPE_CHECKING:
     from tests.tiny_rewards import Shelf
+
+# Neither an example nor making one may take too long: how long it takes is the machine's business.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()

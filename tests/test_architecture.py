@@ -224,6 +224,17 @@ def one_place_prints(root: Path) -> Iterator[str]:
             yield f"{path.relative_to(root)}: imports rich's Console"
 
 
+def no_test_looks_at_the_clock(root: Path) -> Iterator[str]:
+    """A busy machine must fail no test: none asks how long something took, nor sets the time for an example."""
+    for path in files(root, "tests"):
+        for node in ast.walk(tree(path)):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="time"), attr=called)) if called != "sleep":
+                    yield f"{path.relative_to(root)}: calls time.{called}"
+                case ast.Call(func=ast.Name(id="settings")) if any(word.arg == "deadline" for word in node.keywords):
+                    yield f"{path.relative_to(root)}: sets a deadline for examples, which tests/conftest.py takes away"
+
+
 def files_and_functions_are_small(root: Path) -> Iterator[str]:
     for path in files(root, *PACKAGES, "examples", "tests"):
         lines = len(path.read_text(encoding="utf-8").splitlines())
@@ -291,6 +302,7 @@ RULES: tuple[Callable[[Path], Iterator[str]], ...] = (
     triton_stays_beside_its_reference,
     extras_are_imported_where_they_are_used,
     one_place_prints,
+    no_test_looks_at_the_clock,
     files_and_functions_are_small,
     signatures_are_short,
     every_file_says_what_it_is,
@@ -325,6 +337,7 @@ BAD = {
     "alignment/loop.py": "import torch\ndef f(a, b, c, d, e, f, g, h):\n    torch.distributed.barrier()\n"
     + "    a\n" * 60,
     "alignment/sources/mine.py": "from alignment import loop\nimport wandb\n",
+    "tests/test_it.py": "import time\nassert time.monotonic() < 1\n",
     "evals/run.py": "from alignment import loop\ndef f(**more):\n    print(getattr(f, 'x', 1))\n",
 }
 

@@ -173,7 +173,7 @@ def test_kto_costs_half_its_weight_at_the_reference() -> None:
     assert loss.per_row.tolist() == [0.5, 1.5]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(drawn=gains, beta=st.floats(0.1, 5))
 def test_kto_raises_what_is_wanted_and_its_reference_point_has_no_gradient(drawn: list[float], beta: float) -> None:
     gain = torch.tensor(drawn)
@@ -204,7 +204,7 @@ def test_adpo_golden_step() -> None:
     assert loss.per_row[2].item() == pytest.approx(1.5 * math.log(1.5), abs=SAME)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(drawn=gains, seed=st.integers(0, 1000), shift=st.floats(-3, 3))
 def test_adpo_pulls_by_what_was_learned_minus_what_is_wanted(drawn: list[float], seed: int, shift: float) -> None:
     gain, credit = torch.tensor(drawn), torch.randn(len(drawn), generator=torch.Generator().manual_seed(seed))

@@ -55,7 +55,7 @@ def test_proportions_of_clustered_pictures_hold_the_truth(truth):
 
 
 @given(st.integers(1, 300), st.data())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_proportion_of_independent_pictures_is_wilsons(n, data):
     right = data.draw(st.integers(0, n))
     found = interval([1.0] * right + [0.0] * (n - right))

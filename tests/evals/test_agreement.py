@@ -45,7 +45,7 @@ pairs = st.lists(
 
 
 @given(pairs)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_threshold_is_the_best_there_is(drawn: list[tuple[float, int]]) -> None:
     m, h = (np.asarray(column) for column in zip(*drawn, strict=True))
 
@@ -59,7 +59,7 @@ def test_the_threshold_is_the_best_there_is(drawn: list[tuple[float, int]]) -> N
 
 
 @given(pairs)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_turning_everything_round_changes_nothing(drawn: list[tuple[float, int]]) -> None:
     m, h = (np.asarray(column) for column in zip(*drawn, strict=True))
     assert tie_threshold(-m, -h) == tie_threshold(m, h)

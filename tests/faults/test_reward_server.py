@@ -102,7 +102,7 @@ def storm(requests: int) -> Counter[str]:
 
         def ask(client: int) -> None:
             scorer = load_reward(
-                Remote(url, attempt=5.0, deadline=60.0, rows=2, connections=1), device=torch.device("cpu")
+                Remote(url, attempt=600.0, deadline=3600.0, rows=2, connections=1), device=torch.device("cpu")
             )
             generator = torch.Generator().manual_seed(client)
             for number in range(requests // CLIENTS):
@@ -187,7 +187,7 @@ def folder(flux_folder: Path, tmp_path: Path) -> Path:
 
 
 def judged_at(url: str) -> str:
-    return f"source.reward={{type: remote, url: '{url}', attempts: 2, deadline: 5.0, pixels: float32}}"
+    return f"source.reward={{type: remote, url: '{url}', attempts: 2, deadline: 600.0, pixels: float32}}"
 
 
 @dataclass(frozen=True)
@@ -242,8 +242,9 @@ def test_a_server_that_is_not_there_is_said_before_anything_is_loaded(
 def test_servers_that_cannot_be_trusted_are_refused(
     folder: Path, capfd: pytest.CaptureFixture[str], script: bytes, says: str
 ) -> None:
-    with speaking(script, hold=20.0 if script == b"" else 0.0) as (url, _):
-        reward = f"source.reward={{type: remote, url: '{url}', attempts: 1, deadline: 1.0}}"
+    slow = script == b""
+    with speaking(script, hold=600.0 if slow else 0.0) as (url, _):
+        reward = f"source.reward={{type: remote, url: '{url}', attempts: 1, deadline: {1.0 if slow else 600.0}}}"
         assert train(folder, "grpo", reward) == 2
     said = capfd.readouterr().err
     assert says in said

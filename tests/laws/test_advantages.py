@@ -36,7 +36,6 @@ def advantage(request: pytest.FixtureRequest) -> Advantage:
     return request.param
 
 
-@settings(deadline=None)
 @given(drawn=groups)
 @pytest.mark.parametrize("advantage", ALL, ids=lambda advantage: type(advantage).__name__)
 def test_credits_of_a_group_sum_to_zero(advantage: Advantage, drawn: list[list[float]]) -> None:
@@ -49,7 +48,6 @@ def test_credits_of_a_group_sum_to_zero(advantage: Advantage, drawn: list[list[f
         assert abs(credit[group == one].sum()) < SUM
 
 
-@settings(deadline=None)
 @given(drawn=groups, seed=st.integers(0, 2**32))
 @pytest.mark.parametrize("advantage", ALL, ids=lambda advantage: type(advantage).__name__)
 def test_the_order_of_samples_does_not_matter(advantage: Advantage, drawn: list[list[float]], seed: int) -> None:
@@ -59,7 +57,6 @@ def test_the_order_of_samples_does_not_matter(advantage: Advantage, drawn: list[
     torch.testing.assert_close(shuffled, advantage(Rewards(value), group)[order])
 
 
-@settings(deadline=None)
 @given(drawn=groups, scale=st.floats(1, 10), shift=st.floats(-100, 100))
 @pytest.mark.parametrize("advantage", ALL, ids=lambda advantage: type(advantage).__name__)
 def test_scale_and_zero_of_the_reward_do_not_matter(
@@ -70,7 +67,6 @@ def test_scale_and_zero_of_the_reward_do_not_matter(
     assert (moved - credit).abs().max() < DELTA
 
 
-@settings(deadline=None)
 @given(drawn=groups, tie=scores, size=st.integers(2, 8))
 @pytest.mark.parametrize("advantage", ALL, ids=lambda advantage: type(advantage).__name__)
 def test_a_group_that_ties_gets_exactly_nothing(
@@ -80,7 +76,6 @@ def test_a_group_that_ties_gets_exactly_nothing(
     assert torch.equal(advantage(Rewards(value), group)[-size:], torch.zeros(size))
 
 
-@settings(deadline=None)
 @given(drawn=groups, data=st.data())
 @pytest.mark.parametrize("advantage", ALL, ids=lambda advantage: type(advantage).__name__)
 def test_an_unscored_sample_gets_nothing_and_changes_nothing(
@@ -108,7 +103,7 @@ def test_a_group_of_one_and_no_sample_at_all_are_no_error(advantage: Advantage) 
     assert torch.equal(all_unscored, torch.zeros(4))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(first=st.integers(0, 2**62 - 1))
 @pytest.mark.parametrize("advantage", ALL, ids=lambda advantage: type(advantage).__name__)
 def test_ids_that_differ_by_one_are_two_groups_whatever_their_size(advantage: Advantage, first: int) -> None:

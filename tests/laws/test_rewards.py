@@ -31,7 +31,7 @@ def brightness(pixels, prompts):
 ARGUMENTS = {
     "function": {"call": f"{__name__}:brightness"},
     "cached": {"reward": Colour()},
-    "guarded": {"reward": Colour(), "deadline": 60.0},
+    "guarded": {"reward": Colour(), "deadline": 600.0},
     "paco": {"vlm": BrightVlm()},
     "reward_dance": {"vlm": BrightVlm(), "reference": "group"},
     "unified_reward": {"vlm": BrightVlm(written="Alignment Score: 2\nCoherence Score: 3\nStyle Score: 4")},

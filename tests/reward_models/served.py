@@ -77,7 +77,7 @@ def speaking(*scripts: bytes | None, hold: float = 0.0) -> Iterator[tuple[str, l
                 script = scripts[min(turn, len(scripts) - 1)]
                 turn += 1
                 with connection:
-                    connection.settimeout(1.0)
+                    connection.settimeout(600.0)
                     heard.append(_request(connection))
                     if script is None:
                         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -99,16 +99,23 @@ def _request(connection: socket.socket) -> bytes:
     data = b""
     try:
         while b"\r\n\r\n" not in data:
-            data += connection.recv(65536)
+            data += _some(connection)
         head, _, body = data.partition(b"\r\n\r\n")
         length = next(
             (int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if b"content-length:" in line), 0
         )
         while len(body) < length:
-            body += connection.recv(65536)
+            body += _some(connection)
         return head + b"\r\n\r\n" + body
     except (OSError, TimeoutError):
         return data
+
+
+def _some(connection: socket.socket) -> bytes:
+    """Read what comes; a client that goes is an error, and not nothing for ever."""
+    if not (some := connection.recv(65536)):
+        raise ConnectionResetError
+    return some
 
 
 def reply(body: bytes, status: str = "200 OK", *headers: str, length: int | None = None) -> bytes:

@@ -1,4 +1,4 @@
-import time
+import sys
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_splits_are_apart_and_balanced():
 
 
 @given(every_movement, seeds, st.booleans())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_drawn_clip_is_perfect(movement, seed, centred):
     (found,) = judged(movement, clip(movement, seed, centred))
     assert (found.strict, found.direction, found.object) == (1, 1, 1)
@@ -95,7 +95,7 @@ def test_a_drawn_clip_is_perfect(movement, seed, centred):
 
 
 @given(every_movement, seeds)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_any_other_direction_is_wrong(movement, seed):
     shown = clip(movement, seed)
     for other in DIRECTIONS.keys() - {movement.direction}:
@@ -105,7 +105,7 @@ def test_any_other_direction_is_wrong(movement, seed):
 
 
 @given(every_movement, seeds)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_mirror_turns_left_into_right_and_leaves_up_and_down(movement, seed):
     mirrored = clip(movement, seed)[:, :, ::-1]
     sideways = movement.direction in ("left", "right")
@@ -115,14 +115,14 @@ def test_a_mirror_turns_left_into_right_and_leaves_up_and_down(movement, seed):
 
 
 @given(every_movement, seeds)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_time_run_backwards_turns_every_direction(movement, seed):
     (found,) = judged(turned(movement, OPPOSITE[movement.direction]), clip(movement, seed)[::-1])
     assert found.strict == 1
 
 
 @given(every_movement, seeds, st.integers(0, FRAMES - 1))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_still_clip_does_not_move(movement, seed, frame):
     still = np.repeat(clip(movement, seed)[frame : frame + 1], FRAMES, axis=0)
     for direction in DIRECTIONS:
@@ -132,7 +132,7 @@ def test_a_still_clip_does_not_move(movement, seed, frame):
 
 
 @given(every_movement, seeds, seeds)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_frames_out_of_order_do_not_move_steadily(movement, seed, order):
     shown = clip(movement, seed)
     shuffled = shown[np.random.default_rng(order).permutation(FRAMES)]
@@ -200,11 +200,24 @@ def test_larger_frames_are_averaged_down_and_a_picture_does_not_move():
         scorer(media=Media(torch.zeros(1, 9, 3, 33, 32)), prompts=[asked.caption])
 
 
-def test_it_is_a_reward_model_and_fast():
+def calls(work):
+    """Return how many functions `work` calls: how long that takes differs from machine to machine, this does not."""
+    count = 0
+
+    def look(frame, event, argument):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(look)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_it_is_a_reward_model_and_calls_little():
     assert isinstance(Motion(), RewardModel)
     clips = np.stack([clip(movement) for movement in movements()])
-    follow(clips)
-    started = time.process_time()
-    follow(clips)
-    # 2 ms a clip on one 2.5 GHz core; the margin is for busy machines.
-    assert time.process_time() - started < len(clips) * 0.015
+    few, many = (calls(lambda n=n: follow(clips[:n])) for n in (4, len(clips)))
+    assert many - few < 200 * (len(clips) - 4)  # 99 a clip

@@ -55,7 +55,7 @@ def test_resizing_is_what_pil_does(number, size):
     assert (resize(pixels(levels), *size) - by_pil(levels, *size)).abs().max() < EXACT
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SIDES, SIDES, SIDES, SIDES, st.integers(0, 2**32 - 1))
 def test_resizing_noise_of_any_size_is_what_pil_does(height, width, new_height, new_width, seed):
     levels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import time
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -26,6 +25,7 @@ LEVELS = torch.randint(0, 256, (7, 2, 3, 8, 8), generator=torch.Generator().manu
 MEDIA = Media(LEVELS / 255, fps=8.0)
 PROMPTS = [f"prompt {i}" for i in range(7)]
 TOKEN = "a-token-of-more-than-16-letters"
+LONG = 600.0  # seconds; nothing that answers takes as long, however busy the machine is
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Everything(RewardModel):
 
 
 def remote(url, **settings):
-    return load_reward(Remote(url, **{"attempts": 3, "deadline": 20.0, **settings}), device=CPU)
+    return load_reward(Remote(url, **{"attempts": 3, "deadline": LONG, "attempt": LONG, **settings}), device=CPU)
 
 
 def local(model, media=MEDIA, prompts=PROMPTS, group=None):
@@ -194,7 +194,7 @@ FINGERPRINT = "f" * 32
 
 def scorer_of(url, **settings):
     """Return a scorer that has met its server before it went wrong."""
-    model = Remote(url, **{"rows": 2, "attempts": 2, "deadline": 3.0, "attempt": 1.0, **settings})
+    model = Remote(url, **{"rows": 2, "attempts": 2, "deadline": LONG, "attempt": LONG, **settings})
     patience = Patience(model.deadline, model.attempt, model.attempts)
     return _RemoteScorer(model, Exchange(url, None, 2, patience, "somehow"), FINGERPRINT, 2)
 
@@ -263,7 +263,7 @@ LIES = {
 def test_a_lie_is_an_error_and_never_a_score(lie):
     body, says = LIES[lie]
     with running(lying(body)) as url, pytest.raises(RewardError) as error:
-        scorer_of(url, attempt=20.0, deadline=60.0)(media=MEDIA[:2], prompts=PROMPTS[:2])
+        scorer_of(url)(media=MEDIA[:2], prompts=PROMPTS[:2])
     assert says in str(error.value), error.value
 
 
@@ -282,17 +282,13 @@ BROKEN = {
     "500": (reply(b"oops", "500 Internal Server Error"), {}, "2 attempts; the last: status 500 oops"),
     "503": (reply(b"", "503 Service Unavailable", "Retry-After: 0"), {}, "2 attempts; the last: status 503"),
     "429": (reply(b"", "429 Too Many Requests", "Retry-After: 0"), {}, "2 attempts; the last: status 429"),
-    "hang": (b"", {"hold": 9.0, "attempt": 0.3}, "2 attempts; the last: no whole answer within 0.3 seconds"),
-    "hang in the head": (b"HTTP/1.1 200 OK\r\nX: ", {"hold": 9.0, "attempt": 0.3}, "no whole answer within 0.3"),
-    "hang in the body": (reply(b"{", length=9), {"hold": 9.0, "attempt": 0.3}, "no whole answer within 0.3"),
+    "hang": (b"", {"hold": LONG, "attempt": 0.3}, "2 attempts; the last: no whole answer within 0.3 seconds"),
+    "hang in the head": (b"HTTP/1.1 200 OK\r\nX: ", {"hold": LONG, "attempt": 0.3}, "no whole answer within 0.3"),
+    "hang in the body": (reply(b"{", length=9), {"hold": LONG, "attempt": 0.3}, "no whole answer within 0.3"),
     "400": (reply(b"no\x1b[31m", "400 Bad Request"), {}, r"refuses: status 400 no \[31m"),
     "401": (reply(b"", "401 Unauthorized"), {}, "refuses access, status 401: look at the token"),
     "404": (reply(b"", "404 Not Found"), {}, "refuses: status 404"),
-    "packed": (
-        reply(gzip.compress(answer([1.0, 2.0])), "200 OK", "Content-Encoding: gzip"),
-        {},
-        r"2 attempts; the last: an answer that is none: it is packed \(gzip\), which was not asked for",
-    ),
+    "packed": (reply(gzip.compress(b"{}"), "200 OK", "Content-Encoding: gzip"), {}, r"packed \(gzip\), which was not"),
     "redirect": (
         reply(b"", "302 Found", "Location: http://elsewhere/"),
         {},
@@ -306,11 +302,9 @@ def test_a_server_that_breaks_gives_one_clear_error(way):
     script, settings, says = BROKEN[way]
     hold = settings.get("hold", 0.0)
     with speaking(script, hold=hold) as (url, heard):
-        begin = time.monotonic()
         scorer = scorer_of(url, **{key: value for key, value in settings.items() if key != "hold"})
         with pytest.raises(RewardError, match=says):
             scorer(media=MEDIA[:2], prompts=PROMPTS[:2])
-        assert time.monotonic() - begin < 10
     if "refuses" in says or "redirects" in says:
         assert len(heard) == 1, "what repeating does not mend is not repeated"
 
@@ -318,24 +312,29 @@ def test_a_server_that_breaks_gives_one_clear_error(way):
 def test_what_may_pass_is_tried_again_so_many_times():
     with speaking(None, reply(b"oops", "502 Bad Gateway")) as (url, heard):
         with pytest.raises(RewardError, match="4 attempts"):
-            scorer_of(url, attempts=4, deadline=30.0)(media=MEDIA[:2], prompts=PROMPTS[:2])
+            scorer_of(url, attempts=4)(media=MEDIA[:2], prompts=PROMPTS[:2])
         assert len(heard) == 4
 
 
 def test_the_deadline_holds_whatever_the_attempts():
-    with speaking(b"", hold=60.0) as (url, _):
-        begin = time.monotonic()
-        with pytest.raises(RewardError, match="gave no answer"):
-            scorer_of(url, attempts=1000, deadline=1.0, attempt=60.0)(media=MEDIA[:2], prompts=PROMPTS[:2])
-        assert time.monotonic() - begin < 5
+    says = r"gave no answer .* no whole answer within (1|0\.\d+) seconds"
+    with speaking(b"", hold=LONG) as (url, _), pytest.raises(RewardError, match=says):
+        scorer_of(url, attempts=1000, deadline=1.0)(media=MEDIA[:2], prompts=PROMPTS[:2])
 
 
 def test_the_first_error_ends_the_other_requests_too():
-    with speaking(b"", hold=60.0) as (url, _):
-        begin = time.monotonic()
-        with pytest.raises(RewardError, match="1 attempts"):
-            scorer_of(url, attempts=1, deadline=4.0, attempt=9.0)(media=MEDIA, prompts=PROMPTS)
-        assert time.monotonic() - begin < 7.8  # four pieces over two connections, one after the other, would take 8
+    heard = []
+
+    def counting(app):
+        async def counted(scope, receive, send):
+            heard.extend([scope["path"]] if scope["type"] == "http" else [])
+            await app(scope, receive, send)
+
+        return counted
+
+    with running(counting(lying(answer([1.0], version=2)))) as url, pytest.raises(RewardError, match="1 attempts"):
+        scorer_of(url, attempts=1)(media=MEDIA, prompts=PROMPTS)
+    assert len(heard) <= 2  # of four pieces, over two connections
 
 
 def test_requests_without_an_answer_are_left_out_only_where_others_have_one():
@@ -350,10 +349,10 @@ def test_requests_without_an_answer_are_left_out_only_where_others_have_one():
 
 
 def test_retry_after_is_honoured():
-    with speaking(reply(b"", "429 Too Many Requests", "Retry-After: 2")) as (url, heard):
-        with pytest.raises(RewardError, match="status 429"):
+    with speaking(reply(b"", "429 Too Many Requests", "Retry-After: 60")) as (url, heard):
+        with pytest.raises(RewardError, match="gave no answer"):
             scorer_of(url, attempts=1000, deadline=1.0)(media=MEDIA[:2], prompts=PROMPTS[:2])
-        assert len(heard) == 1  # the second attempt would have come after the deadline
+        assert len(heard) <= 1  # the second attempt would have come after the deadline
 
 
 def test_nobody_there():

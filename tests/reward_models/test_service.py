@@ -37,7 +37,7 @@ class Held(RewardModel):
 
     def __call__(self, *, media, prompts):
         self.calls.append(len(media))
-        self.go.wait(20)
+        self.go.wait(600)
         if "bad" in prompts:
             raise RewardError("a bad prompt")
         if "broken" in prompts:
@@ -68,7 +68,7 @@ def test_questions_that_wait_are_scored_together(held):
     answers = [service.ask(one) for one in asked]
     held.go.set()
     for one, answer in zip(asked, answers, strict=True):
-        torch.testing.assert_close(answer.result(20).rewards.value, value(one))
+        torch.testing.assert_close(answer.result(600).rewards.value, value(one))
     assert sum(held.calls) == 7
     assert max(held.calls) > 1
     assert set(held.calls) <= {1, 2, 3, 4}
@@ -80,7 +80,7 @@ def test_one_bad_question_costs_the_others_nothing(held):
     asked = [question("first"), question("a", "b"), question("c", "bad", "d"), question("e")]
     answers = [service.ask(one) for one in asked]
     held.go.set()
-    verdicts = [answer.result(20) for answer in answers]
+    verdicts = [answer.result(600) for answer in answers]
     for one, verdict in zip(asked, verdicts, strict=True):
         right = value(one)
         if "bad" in one.prompts:
@@ -96,7 +96,7 @@ def test_a_large_question_is_scored_in_pieces(held):
     held.go.set()
     service = Service(load_reward(held, device=CPU), rows=4)
     asked = question(*"abcdefghij")
-    torch.testing.assert_close(service.ask(asked).result(20).rewards.value, value(asked))
+    torch.testing.assert_close(service.ask(asked).result(600).rewards.value, value(asked))
     assert held.calls == [4, 4, 2]
     service.close()
 
@@ -133,7 +133,7 @@ def test_groups_of_two_questions_are_kept_apart():
     answers = [service.ask(one) for one in asked]
     for one, answer in zip(asked, answers, strict=True):
         right = load_reward(model, device=CPU)(media=one.media, prompts=one.prompts, group=one.group).value
-        torch.testing.assert_close(answer.result(20).rewards.value, right)
+        torch.testing.assert_close(answer.result(600).rewards.value, right)
     service.close()
 
 
@@ -158,9 +158,15 @@ def test_more_than_the_queue_holds_is_told_to_come_back(held):
 
 def test_who_waits_too_long_is_told(held):
     with served(held, patience=0.3) as url:
-        assert post(url).status_code == 504
-        held.go.set()
-        assert post(url).status_code == 200
+        for status, go in ((504, False), (200, True)):
+            if go:
+                held.go.set()
+            for _ in range(100):  # a busy machine may not even have read the question in time
+                if (answer := post(url)).status_code == status:
+                    break
+                assert answer.status_code in (408, 504)
+            else:
+                pytest.fail(f"no answer of status {status}")
 
 
 def test_a_server_that_is_asked_to_leave_answers_first(held):
@@ -182,7 +188,7 @@ def test_a_thread_that_breaks_down_leaves_nobody_waiting(held):
         body = write(question("broken"))
         assert post(url, body).status_code == 500
         assert post(url).status_code == 503
-        assert httpx.get(f"{url}/health").status_code == 503
+        assert httpx.get(f"{url}/health", timeout=None).status_code == 503
 
 
 def test_models_that_compare_need_groups():

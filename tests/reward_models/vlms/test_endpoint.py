@@ -20,12 +20,13 @@ from reward_models.vlms.endpoint import Endpoint, EndpointReader
 from tests.reward_models.chat_server import MODEL, ChatServer, chat, drops, place, serving
 
 CPU = torch.device("cpu")
+LONG = 600.0  # seconds; nothing that answers takes as long, however busy the machine is
 RED = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 4, 6)
 EXACT = {"rtol": 0, "atol": 1e-6}  # float32 of a float64 log-probability
 
 
 def reader(server: ChatServer, **more: object) -> EndpointReader:
-    given = {"attempts": 2, "timeout": 2.0, "deadline": 20.0, **more}
+    given = {"attempts": 2, "timeout": LONG, "deadline": LONG, **more}
     return Endpoint(server.url, MODEL, **given).load(device=CPU)
 
 
@@ -142,10 +143,8 @@ def test_what_may_pass_is_tried_again(status):
 
 
 def failure(reply, count: int = 1, **more: object) -> str:
-    with serving(reply) as server:
-        asked = reader(server, **more)
-        with pytest.raises(RewardError) as caught:
-            asked.verdicts(questions(count))
+    with serving(reply) as server, pytest.raises(RewardError) as caught:
+        reader(server, **more).verdicts(questions(count))
     return str(caught.value)
 
 
@@ -177,7 +176,7 @@ LIES = {
 @pytest.mark.parametrize("name", LIES)
 def test_lies_are_errors(name):
     reply, says = LIES[name]
-    said = failure(lambda body, n: reply, timeout=0.2)
+    said = failure(lambda body, n: reply, timeout=0.2 if name == "in drops" else LONG)
     assert says in said
     assert f"{MODEL} at http://127.0.0.1" in said
 
@@ -204,7 +203,7 @@ def test_a_slow_endpoint_is_not_waited_for():
         return chat(place(yes=0.9, no=0.1))
 
     assert "gave no answer" in failure(slow, timeout=0.1)
-    assert "gave no answer" in failure(slow, timeout=60.0, deadline=0.1)
+    assert "gave no answer" in failure(slow, deadline=0.1)
 
 
 def free_port() -> int:
