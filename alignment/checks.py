@@ -157,6 +157,7 @@ def _numbers(run: Run) -> Iterator[Problem]:
     at_least: dict[str, tuple[float, float]] = {
         "steps": (run.steps, 1),
         "threads": (1 if run.threads is None else run.threads, 1),
+        "timeout": (run.timeout, 1),
         "policy.lora.rank": (1 if run.policy.lora is None else run.policy.lora.rank, 1),
         "batch.updates": (run.batch.updates, 1),
         "batch.microbatch": (run.batch.microbatch, 1),
@@ -177,7 +178,7 @@ def _numbers(run: Run) -> Iterator[Problem]:
     for key, (got, least) in at_least.items():
         if got < least:
             yield key, f"got {got}, expected at least {least}"
-    at_most = {"steps": 10**9, "threads": 4096, "policy.lora.rank": 4096, "batch.microbatch": 10**9}
+    at_most = {"steps": 10**9, "threads": 4096, "timeout": 10**6, "policy.lora.rank": 4096, "batch.microbatch": 10**9}
     for key, most in at_most.items():
         if at_least[key][0] > most:
             yield key, f"got {at_least[key][0]}, expected at most {most}"

@@ -58,7 +58,8 @@ def _answer(command: Callable[[], int]) -> int:
     try:
         return command()
     except VisalignError as error:
-        complain(f"visalign: {error}")
+        if str(error):  # else another process of the run tells it
+            complain(f"visalign: {error}")
         return error.exit_code
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:

@@ -7,7 +7,8 @@ class VisalignError(Exception):
     """Base of every error that is the user's to read: the command line prints it alone, without a traceback.
 
     Attributes:
-        exit_code: 2 config or input, 3 environment, 4 stopped but resumable, 5 numerics.
+        exit_code: 2 config or input, 3 environment, 4 stopped but resumable, 5 numerics, 6 out of memory, 7 a process
+            was lost; docs/exit_codes.md says what to do.
     """
 
     exit_code: int = 2
@@ -72,3 +73,35 @@ class NumericsError(VisalignError, ArithmeticError):
     """A loss, gradient or reward that is not finite."""
 
     exit_code = 5
+
+
+class OutOfMemory(VisalignError):
+    """There was no more memory, on the device or in the machine."""
+
+    exit_code = 6
+
+
+class ProcessLost(VisalignError):
+    """One of a run's processes is stuck or gone."""
+
+    exit_code = 7
+
+
+class EndedElsewhere(VisalignError):
+    """Another process of the run has failed and tells the user; this one only leaves."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = exit_code
+
+
+_WORDS = ("out of memory", "defaultcpuallocator", "cannot allocate memory")
+"""How a refused allocation reads: torch.OutOfMemoryError on devices, a plain RuntimeError from the CPU's allocator."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on a device or in the machine."""
+    if isinstance(error, MemoryError):
+        return True
+    told = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in told for words in _WORDS)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from alignment.data import Prompts
 from alignment.draw import Draw
 from alignment.errors import ConfigError
 from alignment.objectives.base import Objective
+from alignment.out_of_memory import Doing, enough_memory
 from alignment.policy import Policy
 from alignment.run import Run, Snapshots
 from alignment.runtime import Runtime, learning_rate, peak_memory
@@ -33,6 +35,7 @@ class Trainer:
         runtime: Where.
         prompts: On what.
         held_out: On what it is measured; None where nothing is held out.
+        contents: Hashes of what the run is made from, by the config's key.
     """
 
     run: Run
@@ -40,20 +43,30 @@ class Trainer:
     runtime: Runtime
     prompts: Prompts
     held_out: Prompts | None = None
+    contents: Mapping[str, str] = field(default_factory=dict)
 
     def fit(self, first: int, after: AfterStep) -> None:
         """Train from step `first` to the last one."""
         for step in range(first, self.run.steps):
             start = time.perf_counter()
             ctx = self.context(step)
-            experience = self.experience(ctx)
+            with self.doing("sampling", step):
+                experience = self.experience(ctx)
             sampled = time.perf_counter()
-            self.learn(ctx, experience.batch)
+            with self.doing("learning", step):
+                self.learn(ctx, experience.batch)
             learned = {**experience.metrics, **self.runtime.metrics()}
             refresh(self.run, self.policy, step, learned)
             end = time.perf_counter()
             seconds = {"total": end - start, "update": end - sampled, **experience.seconds}
             after(step, experience, learned | self._metrics(step, experience, seconds))
+
+    @contextmanager
+    def doing(self, what: Doing, step: int) -> Iterator[None]:
+        """Name what this process does, to those who wait for it and where its memory runs out."""
+        self.runtime.world.place(f"{what}, step {step}")
+        with enough_memory(self.run, what, step):
+            yield
 
     def context(self, step: int) -> Context:
         """Return the surroundings of one step."""

@@ -136,6 +136,8 @@ class Run:
     """A whole run.
 
     Attributes:
+        timeout: Seconds that a process of the run waits for the others; then the run ends, and says for which it
+            waited. More than the slowest save, and than scoring takes longer on one process than on another.
         kernels: What computes steps, surrogates and matching errors: torch, Triton's fused kernels, or "auto", which
             takes Triton for tensors on a GPU where it is installed.
     """
@@ -154,6 +156,7 @@ class Run:
     output: Output = Output()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
+    timeout: float = 1800.0
     kernels: Kernels = "auto"
 
     def __post_init__(self) -> None:

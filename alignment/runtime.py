@@ -6,25 +6,36 @@ from its pipeline, and gives silently wrong gradients for the pipelines that lea
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 from collections import defaultdict
 from collections.abc import Mapping
+from datetime import timedelta
 
 import torch
+import torch.distributed
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, reduce
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor
+from torch.distributed.distributed_c10d import _get_default_store
 
 from alignment.errors import ConfigError, EnvironmentProblem, NumericsError
+from alignment.meetings import Meetings
 from alignment.objectives.base import Loss
 from alignment.policy import Policy
 from alignment.run import Optimizer, Run
+from alignment.stopping import StopSignal
 from alignment.world import World
 from samplers.kernels.dispatch import INSTALLED, choose, interpreted
 
 _MAX_SKIPPED = 3
 """Updates in a row that may be skipped for gradients that are not finite."""
+
+_LATER = 60.0
+"""Seconds after the run's own timeout, which names who is waited for, that the process group's follows."""
+
+_generations = itertools.count()  # of meetings in one process group, should a program make several runtimes
 
 
 class Runtime:
@@ -33,25 +44,32 @@ class Runtime:
     Attributes:
         world: The processes.
         optimizer: AdamW over the policy's trained weights, once `attach` was called.
+        taken: Updates that were begun so far.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, stop: StopSignal | None = None) -> None:
+        """Join the other processes; `stop` knows whether this one was asked to leave."""
         if run.device == "cuda" and not torch.cuda.is_available():
             raise EnvironmentProblem("device: cuda was asked for, but torch sees no GPU; set device to auto or cpu")
         _check_kernels(run)
         choose(run.kernels)
         if run.threads is not None:
             torch.set_num_threads(run.threads)
-        self._accelerator = Accelerator(cpu=run.device == "cpu" or not torch.cuda.is_available())
+        patience = InitProcessGroupKwargs(timeout=timedelta(seconds=run.timeout + _LATER))
+        self._accelerator = Accelerator(
+            cpu=run.device == "cpu" or not torch.cuda.is_available(), kwargs_handlers=[patience]
+        )
         if self._accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise ConfigError(
                 f"{self._accelerator.distributed_type.value} is not supported yet; launch with plain data parallelism"
             )
-        self.world = World(PartialState(), self._accelerator.device)
-        _check_world(self.world.size)
+        state = PartialState()
+        _check_world(state.num_processes)
+        self.world = World(state, self._accelerator.device, _meetings(state, run.timeout, stop))
         self._metrics = Averages()
         self._updates = 0
         self._skipped = 0
+        self.taken = 0
 
     @property
     def main(self) -> bool:
@@ -88,6 +106,7 @@ class Runtime:
         self._reduce_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._settings.max_grad_norm)
         finite = bool(norm.isfinite())
+        self.taken += 1
         if finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -111,7 +130,7 @@ class Runtime:
         if self.world.size == 1:
             return
         flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-        total = reduce(flat, reduction="sum")
+        total = self.world.total(flat)
         offset = 0
         for p in parameters:
             p.grad = total[offset : offset + p.numel()].view_as(p)
@@ -124,7 +143,7 @@ class Runtime:
 
     def wait(self) -> None:
         """Wait for the other processes."""
-        self._accelerator.wait_for_everyone()
+        self.world.wait("starting together")
 
     def any(self, flag: bool) -> bool:
         """Return whether `flag` is set on any process."""
@@ -180,6 +199,14 @@ def _join(name: str, summaries: list[tuple[float, int]]) -> float:
             return values.min().item()
         case _:
             return (values.sum() / counts.sum()).item()
+
+
+def _meetings(state: PartialState, timeout: float, stop: StopSignal | None) -> Meetings | None:
+    if state.num_processes == 1:
+        return None
+    store = torch.distributed.PrefixStore(f"visalign/{next(_generations)}", _get_default_store())
+    asked = (lambda: None) if stop is None else stop.asked
+    return Meetings(store, state.process_index, state.num_processes, timeout, asked)
 
 
 def _check_world(size: int) -> None:

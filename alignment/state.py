@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,16 @@ from alignment.manifest import STATE
 
 # Config keys that decide where a run goes. The others (name, output, evaluation, device, threads) may change.
 TRAJECTORY = ("policy", "data", "source", "objective", "optimizer", "snapshots", "batch", "seed")
-# Parts of those that change speed or place, and no number.
-FREE = {"policy.embedding_cache"}
+# Parts of those that change speed, place or memory, and no number but by rounding.
+FREE = {
+    "policy.embedding_cache",
+    "policy.gradient_checkpointing",
+    "policy.offload",
+    "policy.trajectories",
+    "batch.microbatch",
+}
+# Where the content of a key is, which may change where the content does not.
+PLACES = {"data.prompts": ("data.prompts",), "policy.pipeline": ("policy.pipeline", "policy.revision")}
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW keeps of each parameter."""
 
@@ -37,6 +45,7 @@ class TrainState:
         snapshots: The named copies of the trained parameters.
         wall_seconds: Time spent so far, over all resumptions.
         config: The resolved config, as JSON can hold it.
+        contents: Hashes of what the run is made from, by the config's key; see `alignment/contents.py`.
     """
 
     step: int
@@ -45,6 +54,7 @@ class TrainState:
     snapshots: Mapping[str, Mapping[str, Tensor]]
     wall_seconds: float
     config: Mapping[str, object]
+    contents: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_state(folder: Path, state: TrainState) -> None:
@@ -61,6 +71,7 @@ def write_state(folder: Path, state: TrainState) -> None:
         "wall_seconds": state.wall_seconds,
         "optimizer": groups,
         "moments": len(moments),
+        "contents": dict(state.contents),
     }
     (target / "progress.json").write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
     (target / "config.json").write_text(json.dumps(state.config, indent=2) + "\n", encoding="utf-8")
@@ -91,6 +102,7 @@ def read_state(folder: Path) -> TrainState:
         },
         wall_seconds=progress["wall_seconds"],
         config=read_config(folder),
+        contents=progress.get("contents", {}),
     )
 
 
@@ -159,21 +171,25 @@ def read_config(folder: Path) -> dict[str, object]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def check_same_run(saved: Mapping[str, object], current: Mapping[str, object]) -> None:
+def check_same_run(
+    saved: Mapping[str, object], current: Mapping[str, object], contents: Mapping[str, str] | None = None
+) -> None:
     """Refuse to go on with a config that would have led elsewhere.
 
     Args:
         saved: Config of the run that wrote the checkpoint.
         current: Config of the run that wants to resume from it.
+        contents: What the checkpoint knows by content; `check_same_contents` looks at that, and places may differ.
 
     Raises:
         CheckpointError: Naming every field that differs, with both values.
     """
     saved, current = json.loads(json.dumps(saved)), json.loads(json.dumps(current))
+    free = FREE | {place for key in contents or {} for place in PLACES.get(key, ())}
     differences = [
         difference
         for key in (*TRAJECTORY, *(["steps"] if _decays(saved) else []))
-        for difference in _differences(key, saved.get(key), current.get(key))
+        for difference in _differences(key, saved.get(key), current.get(key), free)
     ]
     if differences:
         raise CheckpointError(
@@ -183,18 +199,37 @@ def check_same_run(saved: Mapping[str, object], current: Mapping[str, object]) -
         )
 
 
+def check_same_contents(saved: Mapping[str, str], current: Mapping[str, str]) -> None:
+    """Refuse to go on with prompts or base weights that are not those of the checkpoint, whatever they are called.
+
+    Held-out prompts count too: evaluations of one run are compared picture by picture.
+
+    Args:
+        saved: Hashes that the checkpoint keeps; one of an earlier version keeps none.
+        current: Hashes of what this run has loaded.
+
+    Raises:
+        CheckpointError: Naming every key whose content differs.
+    """
+    if differing := sorted(key for key in saved.keys() & current.keys() if saved[key] != current[key]):
+        raise CheckpointError(
+            f"the content of {' and '.join(differing)} is not what the checkpoint's run was made from, and would not "
+            "continue it; put back what was there (its place may differ), or start a new run"
+        )
+
+
 def _decays(config: Mapping[str, object]) -> bool:
     """Whether the learning rate depends on how many steps there will be."""
     optimizer = config.get("optimizer")
     return isinstance(optimizer, dict) and optimizer.get("final", 1.0) != 1.0
 
 
-def _differences(key: str, saved: object, current: object) -> Iterator[str]:
-    if key in FREE or saved == current:
+def _differences(key: str, saved: object, current: object, free: set[str]) -> Iterator[str]:
+    if key in free or saved == current:
         return
     if isinstance(saved, dict) and isinstance(current, dict):
         for name in sorted(saved.keys() | current.keys()):
-            yield from _differences(f"{key}.{name}", saved.get(name), current.get(name))
+            yield from _differences(f"{key}.{name}", saved.get(name), current.get(name), free)
     else:
         yield f"{key} was {json.dumps(saved)}, now it is {json.dumps(current)}"
 

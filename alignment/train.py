@@ -17,10 +17,12 @@ from alignment import checks, cli, config, run_folder
 from alignment.artifacts import Card, write_artifacts
 from alignment.batches import Batch, Experience
 from alignment.checkpoint import FINISHED, LOCK, UNFINISHED, Checkpoints
+from alignment.contents import pipeline_digest, prompts_digest
 from alignment.data import read_inputs
 from alignment.draw import Draw
-from alignment.errors import ConfigError, Stopped
+from alignment.errors import ConfigError, EndedElsewhere, OutOfMemory, ProcessLost, Stopped
 from alignment.evaluation import Evaluator
+from alignment.loading import load_pipeline
 from alignment.loop import Trainer
 from alignment.pictures import heat
 from alignment.policy import Policy
@@ -28,7 +30,7 @@ from alignment.record import Recorder
 from alignment.run import Run
 from alignment.run_folder import CREDIT
 from alignment.runtime import Runtime, peak_memory
-from alignment.state import TrainState, check_fits, check_same_run, read_state, write_state
+from alignment.state import TrainState, check_fits, check_same_contents, check_same_run, read_state, write_state
 from alignment.stopping import StopSignal
 from alignment.table import before_after
 from alignment.terminal import show
@@ -57,46 +59,60 @@ def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> i
     """
     run = config.load(path, overrides)
     checks.check(run, checks.processes())
-    runtime = Runtime(run)
+    with StopSignal() as stop:
+        runtime = Runtime(run, stop)
+        try:
+            with runtime.world.united():
+                begin(run, runtime, stop, resume)
+        finally:
+            runtime.close()
+    return 0
+
+
+def begin(run: Run, runtime: Runtime, stop: StopSignal, resume: str | None) -> None:
+    """Train on the processes of `runtime`, from the start or from a checkpoint."""
     folder = Path(run.output.folder) / run.name
     resolved = config.resolved(run)
     told = yaml.safe_load(resolved)
     checkpoints = Checkpoints(folder, run.output.keep, told, runtime.world.size)
     try:
-        with StopSignal() as stop:
-            state = None if resume is None else read_state(checkpoints.find(resume))
-            if state is not None:
-                check_same_run(state.config, told)
-                refuse_fewer_steps(run, state.step)
-            elif runtime.main and not run.output.overwrite:
-                refuse_run(folder)
-            # A run that cannot be loaded leaves no trace on the disk.
-            trainer = load(run, runtime)
-            if runtime.main:
-                if state is None and holds_something(folder):
-                    checkpoints.prepare()  # refuses a folder in which another process works
-                    move_aside(folder)
-                    checkpoints.close()
-                checkpoints.prepare()
-            runtime.wait()
-            Session(trainer, checkpoints, resolved, stop).train(state)
+        state = None if resume is None else read_state(checkpoints.find(resume))
+        if state is not None:
+            check_same_run(state.config, told, state.contents)
+            refuse_fewer_steps(run, state.step)
+        elif runtime.main and not run.output.overwrite:
+            refuse_run(folder)
+        # A run that cannot be loaded leaves no trace on the disk.
+        trainer = load(run, runtime)
+        if state is not None:
+            check_same_contents(state.contents, trainer.contents)
+        if runtime.main:
+            if state is None and holds_something(folder):
+                checkpoints.prepare()  # refuses a folder in which another process works
+                move_aside(folder)
+                checkpoints.close()
+            checkpoints.prepare()
+        runtime.wait()
+        Session(trainer, checkpoints, resolved, stop).train(state)
     finally:
         checkpoints.close()
-        runtime.close()
-    return 0
 
 
 def load(run: Run, runtime: Runtime) -> Trainer:
     """Return the trainer of a run: prompts read, pipeline loaded and probed, prompts embedded, copies kept."""
     prompts, held_out = read_inputs(run)
+    contents = {"data.prompts": prompts_digest(prompts)}
     if held_out is not None:
+        contents["evaluation.prompts"] = prompts_digest(held_out)
         runtime.world.scorer(judge(run))
     if run.source.reward is not None:
         runtime.world.scorer(run.source.reward)
     if run.source.structure is not None:
         runtime.world.allocator(run.source.structure)
-    policy = Policy(run.policy, device=runtime.world.device, seed=Draw(run.seed).key("adapters"))
-    scheduler = policy.pipe.components.get("scheduler")
+    pipe = load_pipeline(run.policy, runtime.world.device)
+    contents["policy.pipeline"] = pipeline_digest(pipe)
+    policy = Policy(run.policy, device=runtime.world.device, seed=Draw(run.seed).key("adapters"), pipe=pipe)
+    scheduler = pipe.components.get("scheduler")
     checks.check_scheduler(run, scheduler, None)
     policy.prepare(prompts.texts, () if held_out is None else held_out.texts, run.evaluation.call)
     checks.check_scheduler(run, scheduler, policy.rounds)
@@ -106,7 +122,7 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     for name in copies(run):
         policy.keep(name)
     runtime.attach(policy, run.optimizer)
-    return Trainer(run, policy, runtime, prompts, held_out)
+    return Trainer(run, policy, runtime, prompts, held_out, contents)
 
 
 def copies(run: Run) -> tuple[str, ...]:
@@ -189,6 +205,7 @@ class Session:
     _spent: float = 0.0
     _saving: float = 0.0
     _done: int = 0
+    _taken: int = 0
     _saved: int | None = None
     _table: Mapping[str, Any] = field(default_factory=dict)
     _recorder: Recorder | None = None
@@ -222,19 +239,17 @@ class Session:
             self.trainer.fit(first, self._after)
             self._evaluate(run_folder.FINAL, run.steps, run.evaluation.images_per_prompt)
             self._finish()
-        except RewardError as error:
-            # Rewards are asked before anything is learned: the weights are those of the last whole step.
-            if self._done == 0:
-                raise
-            self._save_once()
-            raise RewardError(f"{error}. {self._resumable()}") from error
+        except (RewardError, OutOfMemory, ProcessLost, Stopped, EndedElsewhere) as error:
+            if saved := runtime.world.part(error, self._save_what_is_whole):
+                error.args = (f"{error}. {saved}",)
+            raise
         finally:
             if self._recorder is not None:
                 self._recorder.close()
 
     def _after(self, step: int, experience: Experience[Batch], metrics: dict[str, float]) -> None:
         run, done = self.trainer.run, step + 1
-        self._done = done
+        self._done, self._taken = done, self.trainer.runtime.taken
         begin = time.perf_counter()
         if run.evaluation.every and done % run.evaluation.every == 0 and done < run.steps:
             self._evaluate(f"step-{done:06d}", done, run.evaluation.curve_images_per_prompt)
@@ -257,13 +272,20 @@ class Session:
         if not self.trainer.runtime.any(self.stop.received is not None):
             return
         self._save_once()
-        stopped = Stopped(f"stopped after {self._done} of {self.trainer.run.steps} steps. {self._resumable()}")
+        stopped = Stopped(f"stopped after {self._done} of {self.trainer.run.steps} steps")
         if self.stop.received is not None:
             stopped.exit_code = 128 + self.stop.received
         raise stopped
 
-    def _resumable(self) -> str:
-        return f"{self.checkpoints.folder / f'checkpoint-{self._done}'} is saved; continue with --resume latest"
+    def _save_what_is_whole(self) -> str:
+        """Save the last step, unless a part of the next one was learned on top of it; return what is there."""
+        whole = self.trainer.runtime.taken == self._taken
+        if whole and self._done:
+            self._save_once()
+        half = "" if whole else "A step that is learned by half is not saved; "
+        if self._saved is None:
+            return half and f"{half}there is no checkpoint before it"
+        return f"{half}{self.checkpoints.folder / f'checkpoint-{self._saved}'} is saved; continue with --resume latest"
 
     def _save_once(self) -> None:
         if self._saved != self._done:
@@ -276,7 +298,8 @@ class Session:
         if self._evaluator is None:
             self._evaluator = Evaluator(run.evaluation, self.trainer.held_out, judge(run))
         weights = "ema" if "ema" in self.trainer.policy.snapshots else "live"
-        result = self._evaluator(self.trainer.context(step), images_per_prompt, weights)
+        with self.trainer.doing("evaluation", step):
+            result = self._evaluator(self.trainer.context(step), images_per_prompt, weights)
         if self._recorder is not None:
             self._recorder.evaluation(name, step, result)
 
@@ -293,6 +316,7 @@ class Session:
             snapshots=policy.snapshots,
             wall_seconds=self._seconds(),
             config=self._config,
+            contents=self.trainer.contents,
         )
 
         def write(folder: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather, gather_object
+from accelerate.utils import gather, gather_object, reduce
 from torch import Tensor
 
+from alignment.meetings import Meetings
 from alignment.structures.base import Allocator, Structure
 from reward_models.base import Loaded, RewardModel, load_reward
 
@@ -23,10 +26,12 @@ class World:
     Attributes:
         state: accelerate's view of the processes.
         device: Where this process computes.
+        meetings: Where it meets the others; None where there are none.
     """
 
     state: PartialState
     device: torch.device
+    meetings: Meetings | None = None
     _scorers: dict[str, Loaded] = field(default_factory=dict)
     _allocators: dict[str, Allocator] = field(default_factory=dict)
 
@@ -44,13 +49,68 @@ class World:
         """Return the rows of all processes, in rank order; every process has the same number of rows."""
         if self.size == 1:
             return values
-        rows = gather(values.to(self.device))
-        assert isinstance(rows, Tensor)
-        return rows.to(values.device)
+        with self._exchange("gathering numbers"):
+            rows = gather(values.to(self.device))
+            assert isinstance(rows, Tensor)
+            return self._finished(rows).to(values.device)
 
     def everyone(self, value: T) -> list[T]:
         """Return the `value` of every process, in rank order; they need not have the same shape or keys."""
-        return [value] if self.size == 1 else gather_object([value])
+        if self.size == 1:
+            return [value]
+        with self._exchange("gathering metrics"):
+            return gather_object([value])
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum of `values` over all processes."""
+        if self.size == 1:
+            return values
+        with self._exchange("adding up gradients"):
+            summed = reduce(values, reduction="sum")
+            assert isinstance(summed, Tensor)
+            return self._finished(summed)
+
+    def wait(self, what: str) -> None:
+        """Wait for the other processes."""
+        if self.meetings is not None:
+            self.meetings.meet(what)
+
+    def place(self, name: str) -> None:
+        """Tell the other processes what this one does now, should they wait for it."""
+        if self.meetings is not None:
+            self.meetings.place(name)
+
+    def united(self) -> AbstractContextManager[None]:
+        """Return the context in which what ends this process ends all of them, with one message."""
+        return nullcontext() if self.meetings is None else self.meetings.united()
+
+    def part(self, error: BaseException, save: Callable[[], str]) -> str | None:
+        """End the run on all processes, after the main one has saved what can be saved.
+
+        Args:
+            error: What ends it on this process.
+            save: Called on the main process; returns what it saved, in words.
+
+        Returns:
+            What was saved, on the process that tells the user; None on the others.
+        """
+        if self.meetings is None:
+            return save()
+        tells, saved = self.meetings.claim(error), ""
+        try:
+            saved = save() if self.rank == 0 else ""
+        finally:
+            saved = self.meetings.settle(saved if self.rank == 0 else None)
+        return saved if tells else None
+
+    def _exchange(self, what: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.meetings is None else self.meetings.exchange(what)
+
+    def _finished(self, values: Tensor) -> Tensor:
+        """Return `values` once they are there: on a GPU an exchange has only begun when its call returns."""
+        if values.is_cuda:
+            torch.cuda.current_stream(values.device).synchronize()
+        return values
 
     def share(self, count: int) -> slice:
         """Return this process's part of `count` items, which divides by the number of processes."""

@@ -11,9 +11,17 @@ import pytest
 from PIL import Image
 
 import alignment
-from alignment import cli
+from alignment import cli, errors
 from alignment.config import load
-from alignment.errors import EnvironmentProblem, NumericsError, Stopped
+from alignment.errors import (
+    EndedElsewhere,
+    EnvironmentProblem,
+    NumericsError,
+    OutOfMemory,
+    ProcessLost,
+    Stopped,
+    VisalignError,
+)
 from reward_models.base import RewardError
 from tests.alignment.recipe import write
 
@@ -177,6 +185,8 @@ def test_a_reward_that_refuses_its_settings_is_a_user_error(
         (EnvironmentProblem("no space"), 3),
         (Stopped("stopped at step 3"), 4),
         (NumericsError("the loss is NaN"), 5),
+        (OutOfMemory("no more"), 6),
+        (ProcessLost("process 1 of 2 is stuck"), 7),
         (RewardError("the server is gone"), 2),
         (KeyboardInterrupt(), 130),
     ],
@@ -188,6 +198,21 @@ def test_errors_become_exit_codes(error: BaseException, code: int, capsys: pytes
 
     assert cli._answer(fail) == code
     assert capsys.readouterr().err == f"visalign: {str(error) or 'interrupted'}\n"
+
+
+def test_what_another_process_tells_is_not_told_again(capsys: pytest.CaptureFixture[str]) -> None:
+    def leave() -> int:
+        raise EndedElsewhere(5)
+
+    assert cli._answer(leave) == 5
+    assert capsys.readouterr().err == ""
+
+
+def test_every_exit_code_is_documented() -> None:
+    listed = (ROOT / "docs" / "exit_codes.md").read_text()
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, VisalignError)]
+    for code in {cli.INTERRUPTED, cli.USERS, *(kind.exit_code for kind in kinds)}:
+        assert f"\n| {code} |" in listed
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:

@@ -14,7 +14,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignment.errors import CheckpointError
-from alignment.state import TRAJECTORY, TrainState, check_fits, check_same_run, read_config, read_state, write_state
+from alignment.state import (
+    TRAJECTORY,
+    TrainState,
+    check_fits,
+    check_same_contents,
+    check_same_run,
+    read_config,
+    read_state,
+    write_state,
+)
 
 CONFIG: dict[str, Any] = {
     "name": "run",
@@ -208,6 +217,22 @@ def test_what_does_not_change_the_trajectory_may_change() -> None:
     changed["policy"]["embedding_cache"] = "cache"
     changed["policy"]["lora"]["targets"] = ("to_q",)  # a tuple, as dataclasses hold it
     check_same_run(CONFIG, changed)
+
+
+def test_a_place_may_change_where_the_content_is_known() -> None:
+    changed = copy.deepcopy(CONFIG)
+    changed["policy"]["pipeline"], changed["data"]["prompts"] = "elsewhere/base", "b.txt"
+    check_same_run(CONFIG, changed, {"policy.pipeline": "1", "data.prompts": "2"})
+    with pytest.raises(CheckpointError, match=r"policy.pipeline was .*data.prompts was"):
+        check_same_run(CONFIG, changed)  # a checkpoint of before contents were kept
+
+
+def test_contents_decide() -> None:
+    saved = {"data.prompts": "1", "policy.pipeline": "2"}
+    check_same_contents(saved, {**saved, "evaluation.prompts": "3"})
+    check_same_contents({}, saved)
+    with pytest.raises(CheckpointError, match=r"content of data.prompts and policy.pipeline is not"):
+        check_same_contents(saved, {"data.prompts": "2", "policy.pipeline": "1"})
 
 
 def test_the_number_of_steps_counts_where_the_learning_rate_depends_on_it() -> None:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from alignment.manifest import NAME, inspect
 from tests.faults import runs
@@ -106,6 +107,39 @@ def test_another_config_is_refused_naming_both_values(
     said = capfd.readouterr().err
     assert says in said
     assert "Traceback" not in said
+    assert left_by(folder / "runs" / "straight") == straight
+
+
+def moved(folder: Path, name: str) -> dict[str, str]:
+    """Return the places of a copy of everything that a run is made from, as overrides."""
+    copy = folder / name
+    shutil.copytree(folder / "pipeline", copy / "pipeline")
+    for file in ("prompts.txt", "held_out.txt"):
+        shutil.copyfile(folder / file, copy / file)
+    keys = {"policy.pipeline": "pipeline", "data.prompts": "prompts.txt", "evaluation.prompts": "held_out.txt"}
+    return {key: f"{key}={copy / file}" for key, file in keys.items()}
+
+
+def test_what_has_moved_is_what_it_was(folder: Path, straight: dict[str, object]) -> None:
+    places = moved(folder, "moved").values()
+    assert train(folder, "grpo", "name=straight", "output.keep=9", *places, "--resume", "latest") == 0
+    assert left_by(folder / "runs" / "straight") == straight
+
+
+@pytest.mark.parametrize("key", ["policy.pipeline", "data.prompts", "evaluation.prompts"])
+def test_other_content_is_refused_wherever_it_is(
+    folder: Path, straight: dict[str, object], key: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    places = moved(folder, f"other {key}")
+    if key == "policy.pipeline":
+        file = next((folder / f"other {key}" / "pipeline" / "transformer").glob("*.safetensors"))
+        save_file({name: 1.01 * weight for name, weight in load_file(file).items()}, file, {"format": "pt"})
+    else:
+        file = Path(places[key].partition("=")[2])
+        file.write_text(file.read_text().replace("a ", "one "))
+    arguments = ("name=straight", "output.keep=9", *places.values(), "--resume", "latest")
+    assert train(folder, "grpo", *arguments) == 2
+    assert f"the content of {key} is not what the checkpoint's run was made from" in capfd.readouterr().err
     assert left_by(folder / "runs" / "straight") == straight
 
 

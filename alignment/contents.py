@@ -1,0 +1,77 @@
+"""What a run is made from, by content and not by place: prompts, samples, base weights. Kept in every checkpoint.
+
+A path says little: the file behind it may have changed, and a folder that has moved is the same folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from alignment.batches import inputs_of
+from alignment.data import Prompts
+
+_SAMPLED = 256
+"""Numbers read of each weight: reading all of a large pipeline would take longer than loading it."""
+_UNTOLD = ("transformers_version", "dtype", "torch_dtype", "quantization_config")
+"""Parts of a network's settings that say how it is read, not what it is; those with a leading underscore are too."""
+
+
+def prompts_digest(prompts: Prompts) -> str:
+    """Return a hash of prompts in their order: texts, what they bring, the samples and labels beside them.
+
+    Covers the content of every picture and clip, through the hash that was taken when it was read; not their names, nor
+    columns of the data file that nothing reads.
+    """
+    digest = hashlib.sha256()
+    for index, text in enumerate(prompts.texts):
+        inputs = {name: v if isinstance(v, str) else v.digest for name, v in inputs_of(text).items()}
+        example = prompts.examples[index] if prompts.examples else None
+        beside = None if example is None else [[sample.digest for sample in example.media], example.label]
+        digest.update(json.dumps([str(text), inputs, beside], sort_keys=True).encode(errors="surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+def pipeline_digest(pipe: Any) -> str:
+    """Return a hash of a pipeline as it was loaded, before anything is trained.
+
+    Covers the classes and settings of all components, the vocabularies of tokenizers, and of every weight of every
+    network its name, shape and `_SAMPLED` numbers spread over it. A change of a few single numbers between those is not
+    seen; another checkpoint, a merge, a fine-tuning or a damaged tensor is.
+    """
+    digest = hashlib.sha256(type(pipe).__name__.encode())
+    for name, component in sorted(pipe.components.items()):
+        digest.update(f"{name} {type(component).__name__}".encode())
+        if isinstance(component, PreTrainedTokenizerBase):
+            digest.update(json.dumps(component.get_vocab(), sort_keys=True).encode(errors="surrogatepass"))
+        elif hasattr(component, "config"):
+            digest.update(json.dumps(_settings(component.config), sort_keys=True, default=str).encode())
+        if isinstance(component, nn.Module):
+            for key, weight in component.named_parameters():
+                digest.update(f"{key} {list(weight.shape)}".encode() + _sample(weight))
+    return digest.hexdigest()[:16]
+
+
+def _settings(config: Any) -> Any:
+    told = config.to_dict() if hasattr(config, "to_dict") else config
+    if not isinstance(told, Mapping):
+        return told
+    return {
+        str(key): _settings(value)
+        for key, value in told.items()
+        if not str(key).startswith("_") and str(key) not in _UNTOLD
+    }
+
+
+def _sample(weight: Tensor) -> bytes:
+    plain = weight.detach()
+    if hasattr(type(plain), "__tensor_flatten__"):  # rounded weights, which are several tensors and cannot be indexed
+        plain = plain.dequantize()
+    flat = plain.flatten()
+    return flat[:: max(len(flat) // _SAMPLED, 1)].to(torch.float64).cpu().numpy().tobytes()

@@ -1,0 +1,65 @@
+"""When memory runs out: what to lower, in the words of the config."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from alignment.errors import OutOfMemory, is_out_of_memory
+from alignment.run import Run
+from reward_models.base import RewardError
+
+Doing = Literal["sampling", "learning", "evaluation"]
+
+
+@contextmanager
+def enough_memory(run: Run, doing: Doing, step: int) -> Iterator[None]:
+    """Say what to lower where memory runs out inside the block.
+
+    Args:
+        run: The run, for its values now.
+        doing: What the block does.
+        step: Of which step.
+
+    Raises:
+        OutOfMemory: In place of what torch raised. What the failed pass held is free by then: saving takes room too.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RewardError) or not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        reason = (str(error).strip() or "no more to be had").splitlines()[0].rstrip(". ")[:200]
+    else:
+        return
+    resuming, afresh = _remedies(run, doing)
+    raise OutOfMemory(
+        f"memory ran out in {doing}, step {step}: {reason}. Resumed with "
+        f"{' or '.join(resuming) or 'more memory'} the run takes less; a new one also with {' or '.join(afresh)}"
+    )
+
+
+def _remedies(run: Run, doing: Doing) -> tuple[list[str], list[str]]:
+    """Return what can be changed when the run is resumed, and what only in a new run."""
+    policy, learning = run.policy, doing == "learning"
+    calls = vars(run.source).get("prompts_per_call", 1)
+    rows, pictures = run.batch.microbatch, run.evaluation.batch_size
+    resuming = [
+        (learning and rows > 1, f"a smaller batch.microbatch (now {rows})"),
+        (learning and not policy.gradient_checkpointing, "policy.gradient_checkpointing: true"),
+        (doing == "evaluation" and pictures > 1, f"a smaller evaluation.batch_size (now {pictures})"),
+        (policy.trajectories == "device", "policy.trajectories: cpu"),
+        (not policy.offload, "policy.offload: true"),
+    ]
+    afresh = [
+        (doing == "sampling" and calls != 1, f"a smaller source.prompts_per_call (now {calls or 'all of them'})"),
+        (not learning and policy.decode == "whole", "policy.decode: sliced"),
+        (learning and policy.lora is None, "policy.lora: {}"),
+        (policy.autocast is None, "policy.autocast: bfloat16"),
+        (policy.dtype == "float32", "policy.dtype: bfloat16"),
+        (True, "a smaller height, width or num_frames in policy.call"),
+    ]
+    return [words for helps, words in resuming if helps], [words for helps, words in afresh if helps]

@@ -1,0 +1,172 @@
+"""Processes that meet: what ends one ends all with one message, and nobody waits without end.
+
+Threads stand in for processes here, each with its own part in the meetings; tests/faults/test_several_processes.py has
+real ones.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from torch.distributed import HashStore
+
+from alignment.errors import EndedElsewhere, NumericsError, ProcessLost, Stopped, VisalignError
+from alignment.meetings import Meetings
+from reward_models.base import RewardError
+
+FOREVER = 600.0  # nothing here waits for it
+SOON = 0.5
+
+
+def nobody() -> None:
+    return None
+
+
+def meetings(size: int, timeout: float = FOREVER, asked: Callable[[], int | None] = nobody) -> list[Meetings]:
+    store = HashStore()
+    return [Meetings(store, rank, size, timeout, asked) for rank in range(size)]
+
+
+def ended(work: Callable[[], object]) -> Exception | None:
+    try:
+        work()
+    except (VisalignError, RewardError, ZeroDivisionError) as error:
+        return error
+    return None
+
+
+def together(*work: Callable[[], object]) -> list[Exception | None]:
+    with ThreadPoolExecutor(len(work)) as pool:
+        return list(pool.map(ended, work))
+
+
+def exchanging(one: Meetings, times: int, done: list[int]) -> None:
+    for _ in range(times):
+        with one.exchange("adding"):
+            done.append(one.rank)
+
+
+def test_all_come_to_every_exchange() -> None:
+    done: list[int] = []
+    three = meetings(3)
+    assert together(*(lambda one=one: exchanging(one, 50, done) for one in three)) == [None] * 3
+    assert all(sorted(done[3 * i : 3 * i + 3]) == [0, 1, 2] for i in range(50))
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("error", [RewardError("the judge is out"), NumericsError("not finite")])
+def test_a_failure_ends_the_others_at_their_next_meeting(failing: int, error: Exception) -> None:
+    two = meetings(2)
+
+    def fail() -> None:
+        with two[failing].united():
+            raise error
+
+    def come() -> None:
+        with two[1 - failing].united():
+            two[1 - failing].meet("adding")
+
+    told, other = together(fail, come)
+    assert told is error
+    assert isinstance(other, EndedElsewhere)
+    assert str(other) == ""
+    assert other.exit_code == (5 if isinstance(error, NumericsError) else 2)
+
+
+def test_of_two_failures_one_is_told() -> None:
+    def fail(one: Meetings) -> None:
+        with one.united():
+            raise RewardError("the judge is out")
+
+    found = together(*(lambda one=one: fail(one) for one in meetings(2)))
+    assert sorted(str(error) for error in found) == ["", "the judge is out"]
+    assert {error.exit_code for error in found if isinstance(error, EndedElsewhere)} == {2}
+
+
+def test_a_fault_of_the_program_is_never_hidden() -> None:
+    def fail(one: Meetings) -> None:
+        with one.united():
+            1 / 0  # noqa: B018
+
+    assert [type(error) for error in together(*(lambda one=one: fail(one) for one in meetings(2)))] == [
+        ZeroDivisionError
+    ] * 2
+
+
+def test_one_waits_no_longer_than_the_timeout_and_says_for_whom() -> None:
+    two = meetings(2, timeout=SOON)
+    two[1].place("sampling, step 3")
+    error = ended(lambda: two[0].meet("adding up gradients"))
+    assert isinstance(error, ProcessLost)
+    assert error.exit_code == 7
+    assert "process 1 of 2 (sampling, step 3) is lost: no sign of life comes from it" in str(error)
+    assert "in adding up gradients" in str(error)
+    assert "raise timeout (now 0.5 s)" in str(error)
+    assert two[0].claim(error)
+    assert two[1].look() == 7  # what watches the stuck one ends it
+    assert isinstance(ended(lambda: two[1].meet("adding up gradients")), EndedElsewhere)
+
+
+def test_a_process_that_lives_and_does_not_come_is_stuck() -> None:
+    two, over = meetings(2, timeout=SOON), threading.Event()
+
+    def live() -> None:
+        while not over.wait(0.1):
+            two[1].look()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(live)
+        error = ended(lambda: two[0].meet("adding up gradients"))
+        over.set()
+    assert "process 1 of 2 (starting) is stuck; process 0 has waited" in str(error)
+
+
+def test_one_that_was_asked_to_stop_does_not_wait_for_the_others() -> None:
+    two = meetings(2, asked=lambda: signal.SIGTERM)
+    error = ended(lambda: two[0].meet("adding"))
+    assert isinstance(error, Stopped)
+    assert error.exit_code == 128 + signal.SIGTERM
+    assert "asked to stop; process 1 of 2 (starting) did not come to adding within 5 s" in str(error)
+
+
+def test_a_broken_connection_is_told_as_a_process_that_was_lost() -> None:
+    two = meetings(2)
+
+    def broken() -> None:
+        with two[0].exchange("adding"):
+            raise RuntimeError("Connection closed by peer [127.0.0.1]:1\nand more")
+
+    error, _ = together(broken, lambda: two[1].meet("adding"))
+    assert isinstance(error, ProcessLost)
+    assert "process 1 of 2 (starting) is lost" in str(error)
+    assert "(Connection closed by peer [127.0.0.1]:1)" in str(error)
+
+
+def test_what_the_main_process_saved_is_told_by_the_one_that_failed() -> None:
+    two = meetings(2)
+
+    def fail() -> str:
+        two[1].claim(RewardError("out"))
+        return two[1].settle(None)
+
+    with ThreadPoolExecutor(2) as pool:
+        told = pool.submit(fail)
+        assert two[0].settle("checkpoint-4 is saved") == "checkpoint-4 is saved"
+        assert told.result() == "checkpoint-4 is saved"
+
+
+def test_nobody_waits_for_a_main_process_that_leaves_without_saving() -> None:
+    two = meetings(2)
+
+    def leave() -> None:
+        with two[0].united():
+            raise NumericsError("not finite")
+
+    with ThreadPoolExecutor(2) as pool:
+        told = pool.submit(two[1].settle, None)
+        pool.submit(ended, leave)
+        assert told.result() == ""

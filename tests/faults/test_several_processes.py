@@ -1,0 +1,176 @@
+"""Several processes of one run, one of which fails, hangs or is stopped: one message, an exit code, no hang."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from alignment.checkpoint import Checkpoints
+from tests.faults.runs import prepared
+
+pytestmark = [pytest.mark.multi, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+HANG = 900.0  # seconds; only a hang takes as long
+RANK = int(os.environ.get("RANK", "0"))
+asked = 0
+
+
+def due(rank: int) -> bool:
+    """Whether this is process `rank`, in the third call of its reward: step 2."""
+    global asked
+    asked += 1
+    return rank == RANK and asked == 3
+
+
+def fails(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+    return torch.tensor([1 / 0]) if due(1) else pixels.mean((1, 2, 3, 4))
+
+
+def hangs(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+    hung = due(1)
+    while hung:
+        time.sleep(1.0)
+    return pixels.mean((1, 2, 3, 4))
+
+
+def freezes(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Process 1 stops for good once it waits for process 0, which then waits inside an exchange."""
+    if due(0):
+        mark = Path(os.environ["MARK"])
+        mark.touch()
+        while mark.exists():
+            time.sleep(0.1)
+    return pixels.mean((1, 2, 3, 4))
+
+
+class Processes:
+    """Two processes of one run, started as a launcher does that leaves them alone afterwards."""
+
+    def __init__(self, folder: Path, reward: Callable[..., Tensor], *more: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        self.folder, self.mark = folder, folder / "mark"
+        judge = f"source.reward={{type: function, call: '{__name__}:{reward.__name__}'}}"
+        fixed = (str(folder / "grpo.yaml"), "evaluation.prompts=null", "source.prompts_per_call=1", judge)
+        where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "MARK": str(self.mark)}
+        environment = {**os.environ, **where, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.logs = [(folder / f"log{rank}").open("w") for rank in range(2)]
+        self.running = [
+            subprocess.Popen(
+                [sys.executable, "-m", "alignment.train", *fixed, *more],
+                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                cwd=ROOT,
+                stderr=log,
+            )
+            for rank, log in enumerate(self.logs)
+        ]
+
+    def ended(self) -> list[int]:
+        """Return the exit codes."""
+        try:
+            return [process.wait(HANG) for process in self.running]
+        finally:
+            for process, log in zip(self.running, self.logs, strict=True):
+                process.kill()
+                log.close()
+
+    def until(self, there: Callable[[], bool]) -> None:
+        """Wait for something these processes do."""
+        for _ in range(int(HANG * 10)):
+            if there():
+                return
+            time.sleep(0.1)
+        raise AssertionError("hung")
+
+    def steps(self) -> int:
+        """Return how many steps were told."""
+        metrics = self.folder / "runs" / "run" / "metrics.jsonl"
+        return metrics.read_text().count("\n") if metrics.exists() else 0
+
+    def told(self) -> list[str]:
+        """Return what the processes told the user."""
+        logs = "".join((self.folder / f"log{rank}").read_text() for rank in range(2))
+        assert "Traceback" not in logs, logs
+        return [line for line in logs.splitlines() if line.startswith("visalign: ")]
+
+
+@pytest.fixture
+def folder(flux_folder: Path, tmp_path: Path) -> Path:
+    return prepared(tmp_path / "work", flux_folder)
+
+
+def saved(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "runs" / "run").glob("checkpoint-*"))
+
+
+def test_a_reward_that_fails_on_one_process_costs_no_step(folder: Path) -> None:
+    run = Processes(folder, fails, "output.save_every=0")
+    assert run.ended() == [2, 2]
+    [told] = run.told()
+    assert "division by zero" in told
+    assert told.endswith("checkpoint-2 is saved; continue with --resume latest")
+    assert saved(folder) == ["checkpoint-2"]
+    Checkpoints(folder / "runs" / "run", keep=1, world_size=2).find()
+    assert Processes(folder, fails, "--resume", "latest", "steps=3").ended() == [0, 0]
+    assert saved(folder) == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_a_process_that_hangs_is_named_and_ends_with_the_others(folder: Path) -> None:
+    run = Processes(folder, hangs, "timeout=20")
+    assert run.ended() == [7, 7]
+    [told] = run.told()
+    assert "process 1 of 2 (sampling, step 2) is stuck; process 0 has waited " in told
+    assert "raise timeout (now 20 s)" in told
+    assert told.endswith("checkpoint-2 is saved; continue with --resume latest")
+    assert saved(folder) == ["checkpoint-2"]
+
+
+def test_one_that_waits_for_another_heeds_sigterm_and_saves(folder: Path) -> None:
+    run = Processes(folder, hangs, "output.save_every=0")
+    run.until(lambda: run.steps() == 2)
+    run.running[0].send_signal(signal.SIGTERM)
+    assert run.ended() == [128 + signal.SIGTERM] * 2  # the one that hangs ends itself
+    [told] = run.told()
+    assert "asked to stop; process 1 of 2 (sampling, step 2) did not come to gathering numbers within 5 s" in told
+    assert told.endswith("checkpoint-2 is saved; continue with --resume latest")
+    assert saved(folder) == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, None])
+def test_one_that_is_blocked_in_an_exchange_leaves(folder: Path, number: signal.Signals | None) -> None:
+    run = Processes(folder, freezes, f"timeout={600 if number else 20}")
+    run.until(lambda: run.mark.exists())
+    time.sleep(10.0)  # process 1 has come to the meeting by now; were it later, the test would test less, and pass
+    run.running[1].send_signal(signal.SIGSTOP)
+    run.mark.unlink()
+    if number:
+        time.sleep(2.0)
+        run.running[0].send_signal(number)
+    assert run.running[0].wait(HANG) == (128 + number if number else 7)
+    run.running[1].kill()
+    assert run.ended()[1] == -signal.SIGKILL
+    [told] = run.told()
+    assert ("asked to stop" if number else "process 1 of 2 (sampling, step 2) is lost: no sign of life") in told
+
+
+def test_a_process_that_is_killed_ends_the_other(folder: Path) -> None:
+    run = Processes(folder, hangs, "timeout=20")
+    run.until(lambda: run.steps() == 2)
+    run.running[1].kill()
+    assert run.ended() == [7, -signal.SIGKILL]
+    [told] = run.told()
+    assert re.search(r"process 1 of 2 \(.+\) is lost: no sign of life comes from it", told)
+    assert told.endswith("checkpoint-2 is saved; continue with --resume latest")
