@@ -1,8 +1,8 @@
 """The folder is the registry: which class a `type:` names.
 
-A *kind* is a protocol with a `home`. `type: dance_sde` is the dataclass in `<home>/dance_sde.py`, or in a folder below
-it, whose name is the file's without underscores, in any case (`DanceSDE`); `type: my_package.my_module:MyClass` is any
-dataclass anywhere.
+A *kind* is a protocol with a `home`. `type: dance_sde` is the class in `<home>/dance_sde.py`, or in a folder below it,
+whose name is the file's without underscores, in any case (`DanceSDE`): a dataclass that inherits, as what files share
+does not. `type: my_package.my_module:MyClass` is any dataclass anywhere.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def _homes(file: Path) -> frozenset[str]:
 
 @functools.cache
 def _class_in(file: Path) -> str | None:
-    """Return the dataclass that has the file's name, if there is one."""
-    classes = [node for node in ast.parse(file.read_bytes()).body if isinstance(node, ast.ClassDef)]
+    """Return the class that has the file's name, if it is a dataclass that inherits."""
+    classes = [node for node in ast.parse(file.read_bytes()).body if isinstance(node, ast.ClassDef) and node.bases]
     named = [node for node in classes if node.name.lower() == file.stem.replace("_", "").lower()]
     return next((node.name for node in named if any(map(_is_dataclass, node.decorator_list))), None)
 

@@ -160,8 +160,10 @@ def parts_know_nothing_of_the_loop(root: Path) -> Iterator[str]:
 
 
 def holds_a_type(path: Path) -> bool:
-    """Return whether a config's `type:` may name the file: a dataclass in it has the file's name."""
-    classes = (node for node in tree(path).body if isinstance(node, ast.ClassDef) and node.decorator_list)
+    """Return whether a config's `type:` may name the file: a dataclass in it that inherits has its name."""
+    classes = (
+        node for node in tree(path).body if isinstance(node, ast.ClassDef) and node.bases and node.decorator_list
+    )
     public = path.stem[0] != "_"
     return public and any(node.name.lower() == path.stem.replace("_", "") for node in classes)
 
@@ -332,8 +334,8 @@ def test_excuses_only_shrink() -> None:
 BAD = {
     "tests/test_some.py": "import pytest\nyaml = pytest.importorskip('yaml')\n",
     "samplers/utils.py": "import alignment.batches\nimport triton\n",
-    "samplers/dynamics/ode.py": "from samplers.dynamics import flow\n@dataclass\nclass ODE:\n    x: int\n",
-    "samplers/dynamics/flow.py": "from samplers.dynamics.ode import x\n@dataclass\nclass Flow:\n    y: int\n",
+    "samplers/dynamics/ode.py": "from samplers.dynamics import flow\n@dataclass\nclass ODE(Rule):\n    x: int\n",
+    "samplers/dynamics/flow.py": "from samplers.dynamics.ode import x\n@dataclass\nclass Flow(Rule):\n    y: int\n",
     "alignment/loop.py": "import torch\ndef f(a, b, c, d, e, f, g, h):\n    torch.distributed.barrier()\n"
     + "    a\n" * 60,
     "alignment/sources/mine.py": "from alignment import loop\nimport wandb\n",

@@ -165,20 +165,22 @@ class Colour(Protocol):
 def paints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A package with a colour in its folder and one further down, and files that hold none."""
     kind = "class Colour(Protocol):\n    home: ClassVar[str] = "
-    colour = "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass "
+    colour = "from dataclasses import dataclass\nfrom paints.base import Colour\n\n@dataclass(frozen=True)\nclass "
     for file, text in {
         "__init__.py": "",
-        "base.py": f"{kind}'paints'\nclass Brush(Protocol):\n    home: ClassVar[str] = 'paints.brushes'\n",
-        "red.py": f"{colour}Red:\n    depth: int = 1\n",
-        "mixing.py": "class Mixing:\n    pass\n",
+        "base.py": "from typing import ClassVar, Protocol\n\n"
+        f"{kind}'paints'\nclass Brush(Protocol):\n    home: ClassVar[str] = 'paints.brushes'\n",
+        "red.py": f"{colour}Red(Colour):\n    depth: int = 1\n",
+        "mixing.py": "class Mixing(list):\n    pass\n",
+        "pot.py": f"{colour}Pot:\n    litres: float = 1.0\n",
         "cold/__init__.py": "",
         "cold/base.py": "",
-        "cold/light_blue.py": f"{colour}LightBlue:\n    depth: int = 2\n",
+        "cold/light_blue.py": f"{colour}LightBlue(Colour):\n    depth: int = 2\n",
         "brushes/__init__.py": "",
-        "brushes/flat.py": f"{colour}Flat:\n    pass\n",
+        "brushes/flat.py": f"{colour}Flat(Colour):\n    pass\n",
         "papers/__init__.py": "",
         "papers/base.py": f"{kind}'paints.papers'\n",
-        "papers/rough.py": f"{colour}Rough:\n    pass\n",
+        "papers/rough.py": f"{colour}Rough(Colour):\n    pass\n",
     }.items():
         path = tmp_path / "paints" / file
         path.parent.mkdir(parents=True, exist_ok=True)
