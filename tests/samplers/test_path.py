@@ -23,6 +23,7 @@ from samplers.path import (
     share_of_noise,
     target,
 )
+from samplers.policy_scheduler import NEARBY
 from samplers.row_times import RowTimes
 from samplers.times import Times
 
@@ -132,7 +133,7 @@ def test_sigmas_are_those_of_the_times_that_are_offered():
     made.set_timesteps(4)
     own = made.sigmas
     made.conduct(Conductor(times=torch.tensor([2000.0, 500.0])))
-    assert made.sigmas.tolist() == pytest.approx([2.0, 0.5, 0.5])
+    assert made.sigmas.tolist() == pytest.approx([2.0, 0.5, 0.5 * (1 - NEARBY)])
     made.conduct(None)
     assert made.sigmas is own
     assert not hasattr(stand_in(DDIMScheduler()), "sigmas")
@@ -193,5 +194,5 @@ def test_impossible_times_are_refused(wrong):
 
 
 def test_a_flow_that_counts_its_times_in_another_way_is_refused():
-    with pytest.raises(ValueError, match="MiniMaxH3Scheduler has neither .* so its forward process is unknown"):
+    with pytest.raises(ValueError, match=r"MiniMaxH3Scheduler has neither .* so its forward process is unknown"):
         read_path(MiniMaxH3Scheduler())
