@@ -1,8 +1,9 @@
 """Copies of the record for W&B, trackio and TensorBoard. None is used unless `output.report_to` names it.
 
 A tracker sees metrics, pictures and the resolved configuration; never the environment, the command line, the code or
-the console. W&B works without a network under `WANDB_MODE=offline`, and `wandb sync` sends the run later. trackio keeps
-its data in `~/.cache/huggingface/trackio`, or where `TRACKIO_DIR` says.
+the console. W&B works without a network under `WANDB_MODE=offline`, and `wandb sync` sends the run later; its own
+variables `WANDB_PROJECT`, `WANDB_ENTITY` and `WANDB_RUN_GROUP` say where the run is filed. trackio keeps its data in
+`~/.cache/huggingface/trackio`, or where `TRACKIO_DIR` says.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import html
 import importlib
 import io
+import os
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
@@ -60,7 +62,10 @@ class Wandb:
         )
         try:
             self._run = self._wandb.init(
-                project=project,
+                # Read here: W&B lets an argument win over its variables, and reads them once for the whole process.
+                project=os.environ.get("WANDB_PROJECT") or project,
+                entity=os.environ.get("WANDB_ENTITY"),
+                group=os.environ.get("WANDB_RUN_GROUP"),
                 name=folder.name,
                 id=_run_id(folder),
                 resume="allow",
@@ -176,7 +181,7 @@ def open_trackers(
         names: "wandb", "trackio", "tensorboard".
         folder: The run's folder; its name is the run's.
         config: The resolved configuration.
-        project: What W&B and trackio file the run under.
+        project: What W&B and trackio file the run under; for W&B `WANDB_PROJECT` goes before it.
 
     Raises:
         ConfigError: If there is no such tracker.

@@ -61,6 +61,16 @@ def test_wandb_keeps_pictures_and_films_as_such(offline):
     assert not [path for path in kept.rglob("*") if path.name in {"requirements.txt", "diff.patch", "output.log"}]
 
 
+def test_wandb_files_a_run_where_its_variables_say(offline, monkeypatch):
+    said = {"WANDB_PROJECT": "project-of-ours", "WANDB_ENTITY": "people-of-ours", "WANDB_RUN_GROUP": "three-seeds"}
+    for variable, value in said.items():
+        monkeypatch.setenv(variable, value)
+    [tracker] = open_trackers(["wandb"], offline / "run", {})
+    run = importlib.import_module("wandb").run
+    assert [run.project, run.entity, run.group] == list(said.values())
+    tracker.close()
+
+
 def test_tensorboard_keeps_numbers_and_pictures(offline):
     [tracker] = open_trackers(["tensorboard"], offline / "run", {})
     record(offline / "run", tracker)
