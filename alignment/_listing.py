@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
-from typing import get_args
+from collections.abc import Mapping
+from typing import Any, get_args
 
 from alignment import _kinds
 from alignment._kinds import Kind
@@ -43,9 +45,7 @@ def listing(root: type, name: str | None) -> str:
         return "\n".join(f"{key:16}{', '.join(_kinds.known(kind))}" for key, kind in found.items())
     if name == "run":
         return "\n".join(_fields(root))
-    key = name if name in found else next((key for key in found if _stem(key) == _stem(name)), None)
-    if key is None:
-        raise ConfigError(f"there is nothing called '{name}' to list. Known: run, {', '.join(found)}")
+    key = _meant(name, found)
     blocks = []
     for short in _kinds.known(found[key]):
         cls = _kinds.find(found[key], short)
@@ -53,9 +53,57 @@ def listing(root: type, name: str | None) -> str:
     return "\n\n".join(blocks)
 
 
+def _meant(name: str, found: Mapping[str, Kind]) -> str:
+    key = name if name in found else next((key for key in found if _stem(key) == _stem(name)), None)
+    if key is None:
+        raise ConfigError(f"there is nothing called '{name}' to list. Known: run, {', '.join(found)}")
+    return key
+
+
 def _stem(name: str) -> str:
     """Return the first word of a name, in the singular: rewards and reward_models are one thing to a user."""
     return name.partition("_")[0].removesuffix("s")
+
+
+def listing_json(root: type, name: str | None) -> str:
+    """Return what `listing` says of one kind, or of "run" and every kind, as a JSON object by name.
+
+    Of "run" it is a list of fields. Of a kind it is an object of its types; each has its `doc`, the whole docstring,
+    and its `fields`: name, type, default in words (null where there is none), whether it is required, an explanation,
+    and the fields inside it.
+
+    Raises:
+        ConfigError: There is no such kind.
+    """
+    found = kinds(root)
+    wanted = ["run", *found] if name is None else [name if name == "run" else _meant(name, found)]
+    told: dict[str, Any] = {}
+    for key in wanted:
+        types = {} if key == "run" else {short: _kinds.find(found[key], short) for short in _kinds.known(found[key])}
+        listed = {n: {"doc": inspect.getdoc(cls) or "", "fields": _described(cls)} for n, cls in types.items()}
+        told[key] = _described(root) if key == "run" else listed
+    return json.dumps(told, indent=2)
+
+
+def _described(cls: type) -> list[dict[str, Any]]:
+    explained = _explained(cls)
+    return [
+        {
+            "name": name,
+            "type": words(hint),
+            "default": None if field.default is dataclasses.MISSING else _default(field).removeprefix(", default "),
+            "required": field.default is field.default_factory is dataclasses.MISSING,
+            "says": explained.get(name, ""),
+            "fields": [inner for part in _plain_parts(hint) for inner in _described(part)],
+        }
+        for name, (hint, field) in fields_of(cls).items()
+    ]
+
+
+def _plain_parts(hint: Any) -> list[type]:
+    """Return the dataclasses that a field of this type holds and that no `type:` chooses."""
+    parts = [part for part in (hint, *get_args(hint)) if isinstance(part, type)]
+    return [part for part in parts if dataclasses.is_dataclass(part) and not _kinds.is_kind(part)]
 
 
 def _summary(cls: type) -> str:
@@ -69,9 +117,8 @@ def _fields(cls: type) -> list[str]:
     for name, (hint, field) in fields_of(cls).items():
         line = f"{name}: {words(hint)}{_default(field)}"
         lines.append(f"{line}. {explained[name]}" if name in explained else line)
-        for part in (hint, *get_args(hint)):
-            if isinstance(part, type) and dataclasses.is_dataclass(part) and not _kinds.is_kind(part):
-                lines.extend(f"    {deeper}" for deeper in _fields(part))
+        for part in _plain_parts(hint):
+            lines.extend(f"    {deeper}" for deeper in _fields(part))
     return lines
 
 

@@ -297,12 +297,13 @@ def _serve_reward(args: argparse.Namespace) -> int:
 def _add_config(commands: Commands) -> None:
     parser = _add(commands, "config", "list what a config can say")
     parser.add_argument("kind", nargs="?", metavar="KIND", help="run, objectives, sources, ...; without it, the kinds")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with whole docstrings")
     parser.set_defaults(command=_config)
 
 
 def _config(args: argparse.Namespace) -> int:
-    from alignment._listing import listing
+    from alignment._listing import listing, listing_json
     from alignment.run import Run
 
-    show(listing(Run, args.kind))
+    show(listing_json(Run, args.kind) if args.json else listing(Run, args.kind))
     return 0

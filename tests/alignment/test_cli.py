@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -234,6 +235,20 @@ def test_config_lists_kinds_types_and_fields(capsys: pytest.CaptureFixture[str])
     assert "    beta: a number, default 1.0. Strength of the mixture, > 0." in objectives
     assert cli.run(["config", "run"]) == 0
     assert "steps: a whole number, required" in capsys.readouterr().out
+
+
+def test_config_tells_programs_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["config", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    steps = next(field for field in told["run"] if field["name"] == "steps")
+    assert (steps["type"], steps["required"], steps["default"]) == ("a whole number", True, None)
+    beta = next(field for field in told["objectives"]["nft"]["fields"] if field["name"] == "beta")
+    assert (beta["default"], beta["says"]) == ("1.0", "Strength of the mixture, > 0.")
+    assert "Source: DiffusionNFT" in told["objectives"]["nft"]["doc"]
+    policy = next(field for field in told["run"] if field["name"] == "policy")
+    assert "pipeline" in [field["name"] for field in policy["fields"]]
+    assert cli.run(["config", "windows", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"windows": told["windows"]}
 
 
 def test_config_refuses_an_unknown_kind(capsys: pytest.CaptureFixture[str]) -> None:
