@@ -23,6 +23,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+import alignment
 from alignment.data import Prompts, read_prompts
 from alignment.errors import PipelineError
 from alignment.latents import Conducted, Latents, Sample
@@ -31,7 +32,11 @@ from alignment.low_memory import decode_in_parts
 from alignment.plan_meter import META
 from alignment.spec import PolicySpec
 
-ARCHITECTURES = Path(__file__).parents[1] / "configs" / "architectures"
+_HOME = Path(alignment.__file__).parent
+_CONFIGS = _HOME / "configs" if (_HOME / "configs").is_dir() else _HOME.parent / "configs"
+"""In the package where it was installed from a wheel, beside it in a checkout."""
+
+ARCHITECTURES = _CONFIGS / "architectures"
 """Sizes of pipelines that people know by a hub id, in a file of that name."""
 
 _DESCRIPTIONS = ["*.json", "*.model", "*.txt"]
