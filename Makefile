@@ -13,7 +13,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart quickstart-video test test-long test-gpu oracle check format coverage pipelines-table golden bench bench-gpu bench-recipes bench-algorithms clean distclean
+.PHONY: help install quickstart quickstart-video test test-long test-gpu oracle check format coverage pipelines-table golden bench bench-gpu bench-recipes bench-algorithms docs clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,8 +95,12 @@ bench-algorithms: $(STAMP) ## Run every algorithm on the tiny FLUX on three seed
 	$(BIN)/python -m examples.benchmarks.recipes $(OFFLINE) --steps 100 --section offline $(EACH)
 	$(BIN)/python -m examples.benchmarks.recipes $(ONLINE) --seconds 120 --section online $(EACH)
 
+docs: $(STAMP) ## Build the site of the documentation into site/; links that lead nowhere are errors
+	@$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/python -m pip install --quiet --progress-bar off --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean
+
 clean: ## Remove caches and build products; runs and .venv stay
-	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist build
+	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist build site
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the environments too
