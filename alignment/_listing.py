@@ -77,12 +77,13 @@ def listing_json(root: type, name: str | None) -> str:
     """
     found = kinds(root)
     wanted = ["run", *found] if name is None else [name if name == "run" else _meant(name, found)]
-    told: dict[str, Any] = {}
-    for key in wanted:
-        types = {} if key == "run" else {short: _kinds.find(found[key], short) for short in _kinds.known(found[key])}
-        listed = {n: {"doc": inspect.getdoc(cls) or "", "fields": _described(cls)} for n, cls in types.items()}
-        told[key] = _described(root) if key == "run" else listed
+    told = {key: _described(root) if key == "run" else _types(found[key]) for key in wanted}
     return json.dumps(told, indent=2)
+
+
+def _types(kind: Kind) -> dict[str, Any]:
+    classes = {short: _kinds.find(kind, short) for short in _kinds.known(kind)}
+    return {short: {"doc": inspect.getdoc(cls) or "", "fields": _described(cls)} for short, cls in classes.items()}
 
 
 def _described(cls: type) -> list[dict[str, Any]]:
