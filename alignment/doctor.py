@@ -29,6 +29,7 @@ from alignment.run import Run
 from alignment.runtime import Runtime
 from alignment.terminal import show
 from reward_models.base import RewardError
+from reward_models.foreign import out_of_memory
 from samplers.errors import SamplingError
 
 Law = Callable[[Patient], Finding]
@@ -63,9 +64,6 @@ LAWS: tuple[Law, ...] = (
     doctor_checks.checkpoint_reopens,
 )
 """What is looked at, in this order: what a law needs comes before it."""
-
-ILL = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-"""What a broken pipeline, reward or objective raises; a law that breaks down in such a way does not hold."""
 
 MARKS = {
     "pass": "[green]pass[/]",
@@ -151,17 +149,35 @@ def look(law: Law, patient: Patient) -> Finding:
 
 
 def _look(law: Law, patient: Patient) -> Finding:
-    try:
+    broken = _Breakdown(patient)
+    with broken:
         return law(patient)
-    except NotApplicable as reason:
-        return Finding("skipped", says=str(reason))
-    except ILL as error:
-        for p in patient.policy.trainable.values():
+    return broken.finding
+
+
+class _Breakdown:
+    """A law that breaks down, whoever's fault it is, does not hold: the examination says how, and goes on."""
+
+    finding = Finding("FAIL")
+
+    def __init__(self, patient: Patient) -> None:
+        self._patient = patient
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception) or out_of_memory(error):
+            return False
+        if isinstance(error, NotApplicable):
+            self.finding = Finding("skipped", says=str(error))
+            return True
+        for p in self._patient.policy.trainable.values():
             p.grad = None
-        lines = str(error).splitlines() or [""]
-        users = isinstance(error, VisalignError | RewardError | SamplingError)
-        cause = lines[0] if users else f"{type(error).__name__}: {lines[0]}"
-        return Finding("FAIL", cause=cause)
+        said = (str(error).splitlines() or [""])[0]
+        deliberate = isinstance(error, VisalignError | RewardError | SamplingError)
+        self.finding = Finding("FAIL", cause=said if deliberate else f"{type(error).__name__}: {said}")
+        return True
 
 
 def fingerprint(trainer: Trainer) -> dict[str, int]:

@@ -25,16 +25,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from alignment import tensor_files
-from alignment.errors import PipelineError
+from alignment.errors import PipelineError, PipelineRefused
+from alignment.pipeline_call import asking
 
 _IN_MEMORY = 4096
 """Prompts kept in memory where a folder holds them all; a T5-XXL embedding of 512 tokens takes 4 MB."""
 
 _NUMBERS = ("num_images_per_prompt", "num_videos_per_prompt")
 """How often an answer is repeated, row by row."""
-
-_REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
-"""What encoders raise for two rows."""
 
 _SAMPLED = 64
 """Numbers of each weight that tell encoders apart: reading all of T5-XXL would take longer than a hundred prompts."""
@@ -141,6 +139,11 @@ class Embeddings:
         vars(self._pipe).update(self._aside)
         self._released = self.cacheable = False
 
+    @property
+    def released(self) -> tuple[str, ...]:
+        """Names of the encoders that have left the pipeline."""
+        return tuple(self._aside) if self._released else ()
+
     def _known(self, arguments: Arguments) -> list[_Row] | None:
         """Return the row of every prompt, or None where this call cannot be answered by rows."""
         if self._bare:
@@ -189,8 +192,10 @@ class Embeddings:
         else:
             doubled = {name: 2 if name == "batch_size" else _twice(v) for name, v in arguments.items()}
             try:
-                twice = _parts(self._encode(**doubled))
-            except _REFUSALS:  # some encode one picture a call
+                with asking(self._pipe):
+                    answer_to_two = self._encode(**doubled)
+                twice = _parts(answer_to_two)
+            except PipelineRefused:  # some encode one picture a call
                 twice = tuple(map(_repeated, once))
             if twice is None or len(twice) != len(once):
                 return None

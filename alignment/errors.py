@@ -43,6 +43,10 @@ class PipelineError(VisalignError, RuntimeError):
     """A pipeline that cannot be loaded, or does not follow the scheduler contract."""
 
 
+class PipelineRefused(PipelineError):
+    """Something that the pipeline's own code raised: it does not work in this way, with these arguments or rows."""
+
+
 class ForwardProcessError(PipelineError):
     """The pipeline cannot be handed noised samples of one's own, which some objectives learn from."""
 

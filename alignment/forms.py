@@ -41,10 +41,6 @@ _MEDIA = re.compile(
 
 _NUMBERS = ("num_images_per_prompt", "num_videos_per_prompt")
 
-REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
-"""What pipelines raise for a form they do not know."""
-
-
 Answer = TypeVar("Answer")
 
 
@@ -192,9 +188,7 @@ def find_form(pipe: Any, prompts: Sequence[str], observe: Observe, *, pictured: 
             continue
         try:
             off = _distance(observe(form, (first, first), seeds), twins)
-        except torch.OutOfMemoryError:
-            raise
-        except REFUSALS:
+        except PipelineError:
             continue
         if off <= _SAME * twins.abs().max():
             return form
@@ -208,17 +202,14 @@ def first_accepted(call: Callable[[Form], Answer], otherwise: Callable[[], None]
         call: Makes it.
         otherwise: Changes something for another try, where all forms are refused.
     """
-    refused: BaseException | None = None
-    for form in (Form.SHARED, Form.BARE):
+    try:
+        return call(Form.SHARED)
+    except PipelineError as refused:
         try:
-            return call(form)
-        except torch.OutOfMemoryError:
-            raise
-        except REFUSALS as error:
-            refused = refused or error
-    assert refused is not None
-    if otherwise is None:
-        raise refused
+            return call(Form.BARE)
+        except PipelineError:
+            if otherwise is None:
+                raise refused from refused.__cause__
     otherwise()
     return first_accepted(call)
 
@@ -234,9 +225,7 @@ def makes_two(call: Call, prompt: str, rounds: int) -> bool:
 
     try:
         two = state(2, pixels=True)
-    except torch.OutOfMemoryError:
-        raise
-    except REFUSALS:
+    except PipelineError:
         return False
     alone = state(1, pixels=False)
     return bool(_distance(two[:1], alone) <= _SAME * alone.abs().max())
@@ -256,7 +245,7 @@ def _mixes(first: str, other: str, alone: Tensor, observe: Observe) -> bool:
         return False
     try:
         off = _distance(observe(Form.ROWS, (first, other), seeds), torch.cat(apart))
-    except REFUSALS:
+    except PipelineError:
         return False
     effect = (borrowed - alone).abs().max()
     return bool(off <= max(_SHARE_OF_EFFECT * effect, _ROUNDING * alone.abs().max()))

@@ -13,19 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.errors import ConfigError, EnvironmentProblem, PipelineError, VisalignError
+from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
 from alignment.low_memory import decode_in_parts, offload, quantization
 from alignment.spec import PolicySpec
+from reward_models.foreign import ForeignCode
 
 DENOISERS = ("transformer", "unet")
 """Component names under which diffusers pipelines keep the network that denoises."""
-
-_UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
-"""What diffusers and transformers raise for folders that are not what they expect."""
 
 
 def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
@@ -41,7 +38,14 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
     folder = Path(spec.pipeline)
     if folder.is_dir():
         _check_folder(folder)
-    try:
+
+    def unloadable(error: Exception) -> PipelineError:
+        return PipelineError(
+            f"policy.pipeline: {spec.pipeline} could not be loaded: {_reason(error)}. "
+            "A pipeline is a folder written by `save_pretrained`, or a hub id"
+        )
+
+    with ForeignCode(unloadable):
         with no_progress_bars():
             pipe = kind.from_pretrained(
                 spec.pipeline,
@@ -54,15 +58,6 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
         if spec.offload:
             offload(pipe, loop_networks(pipe), device)
         pipe.to(device)
-    except VisalignError:
-        raise
-    except torch.OutOfMemoryError:  # the device is too small; nothing is wrong with the folder
-        raise
-    except _UNLOADABLE as error:
-        raise PipelineError(
-            f"policy.pipeline: {spec.pipeline} could not be loaded: {_reason(error)}. "
-            "A pipeline is a folder written by `save_pretrained`, or a hub id"
-        ) from error
     own_scheduler(pipe)
     _check_tokenizers(pipe)
     pipe.set_progress_bar_config(disable=True)

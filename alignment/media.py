@@ -22,12 +22,10 @@ from torch import Tensor
 
 from alignment.clips import CLIPS, PIXELS_AT_MOST, read_frames, survey
 from alignment.errors import DataError
+from reward_models.foreign import ForeignCode
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 """Decoders that are tried; every other one stays out of reach of a file's content."""
-
-_BROKEN = (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, EOFError, OverflowError)
-"""What Pillow's decoders raise for files that are not what their first bytes promise."""
 
 _CLIPS_IN_MEMORY = 4
 
@@ -203,21 +201,20 @@ def _read(path: Path) -> bytes:
 def _decode(path: Path, content: bytes) -> Image.Image:
     if not content:
         raise DataError(f"{path} is empty")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-                _check_header(path, image)
-                image.load()
-                return _as_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path} is not a picture (expected {', '.join(_FORMATS)})") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{path} has more than {PIXELS_AT_MOST:,} pixels; make it smaller") from error
-    except DataError:
-        raise
-    except _BROKEN as error:
-        raise DataError(f"{path} is damaged or truncated: {str(error) or error!r}") from error
+
+    def broken(error: Exception) -> DataError:
+        if isinstance(error, UnidentifiedImageError):
+            return DataError(f"{path} is not a picture (expected {', '.join(_FORMATS)})")
+        if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+            return DataError(f"{path} has more than {PIXELS_AT_MOST:,} pixels; make it smaller")
+        return DataError(f"{path} is damaged or truncated: {str(error) or error!r}")
+
+    with ForeignCode(broken), warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            _check_header(path, image)
+            image.load()
+            return _as_rgb(ImageOps.exif_transpose(image))
 
 
 def _check_header(path: Path, image: Image.Image) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
-from alignment.errors import ConfigError, ForwardProcessError, PipelineError, VisalignError
+from alignment.errors import ConfigError, ForwardProcessError, PipelineError, PipelineRefused
+from reward_models.foreign import ForeignCode
 from samplers import ReplayMismatch
 
 _SEEDS_SHOWN = 4
@@ -23,8 +25,8 @@ _OURS = (
 )  # fmt: skip
 """Arguments of a pipeline's `__call__` that the policy gives."""
 
-_RAISED = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, NotImplementedError)
-"""What pipelines raise for arguments they cannot work with; some of it was not meant for anybody's eyes."""
+ROUNDING = 1e-2
+"""What encoders that run twice may differ by in bfloat16; what is missing makes numbers of unit size another."""
 
 
 def checked_arguments(pipe: Any, arguments: dict[str, object], key: str) -> dict[str, object]:
@@ -50,18 +52,35 @@ def _parameters(pipe: Any) -> list[str]:
     return list(inspect.signature(type(pipe).__call__).parameters)
 
 
+def asking(pipe: Any) -> ForeignCode:
+    """Return the door through which a pipeline, or a part of it, is called: what it raises is a `PipelineRefused`.
+
+    Nothing beneath the conductor is the pipeline's: that is us, or the objective that learns from a round.
+    """
+    name = type(pipe).__name__
+    return ForeignCode(lambda error: PipelineRefused(f"{name} raised {_said(error)}"), "samplers.conductor")
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+
+
+def cause(error: PipelineRefused) -> str:
+    """Return what the pipeline said, in a line; some errors say little without their kind."""
+    said = error.__cause__
+    assert said is not None
+    kind = f"{type(said).__name__}: " if isinstance(said, LookupError | AttributeError) else ""
+    return kind + (str(said).strip() or "no reason given").splitlines()[0]
+
+
 @contextlib.contextmanager
 def blaming(key: str, pipe: Any) -> Iterator[None]:
-    """Name the call arguments in what a pipeline raises on its first call with them; memory is not their fault."""
+    """Name the call arguments in what a pipeline raises on its first call with them."""
     try:
         yield
-    except (VisalignError, torch.OutOfMemoryError):
-        raise
-    except _RAISED as error:
-        cause = (str(error).strip() or "no reason given").splitlines()[0]
-        if isinstance(error, LookupError | AttributeError):  # their words say little without their kind
-            cause = f"{type(error).__name__}: {cause}"
-        raise PipelineError(f"{key}: {type(pipe).__name__} cannot be called with these arguments: {cause}") from error
+    except PipelineRefused as error:
+        name = type(pipe).__name__
+        raise PipelineError(f"{key}: {name} cannot be called with these arguments: {cause(error)}") from error
 
 
 @contextlib.contextmanager
@@ -97,3 +116,15 @@ def global_stream(seeds: Tensor, device: torch.device) -> Iterator[None]:
 def output(answer: Any) -> Any:
     """Return what a call with `return_dict=False` made: the first of a tuple, or what comes without one."""
     return answer[0] if isinstance(answer, tuple) else answer
+
+
+def alike(found: Any, wanted: Any) -> bool:
+    """Return whether two structures of arguments hold the same, tensors but for rounding."""
+    (ours, tree), (theirs, other) = tree_flatten(found), tree_flatten(wanted)
+    return tree == other and all(_same(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=ROUNDING, atol=ROUNDING, equal_nan=True)
+    return type(a) is type(b) and (not isinstance(a, str | int | float) or a == b)

@@ -31,6 +31,7 @@ from alignment.loading import components_listed, loop_networks
 from alignment.low_memory import decode_in_parts
 from alignment.plan_meter import META
 from alignment.spec import PolicySpec
+from reward_models.foreign import ForeignCode
 
 _HOME = Path(alignment.__file__).parent
 _CONFIGS = _HOME / "configs" if (_HOME / "configs").is_dir() else _HOME.parent / "configs"
@@ -41,8 +42,6 @@ ARCHITECTURES = _CONFIGS / "architectures"
 
 _DESCRIPTIONS = ["*.json", "*.model", "*.txt"]
 """What is fetched of a pipeline on the hub: configuration and vocabularies, no weights."""
-
-_UNBUILDABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
 
 _CHARACTERS_A_TOKEN = 4
 """Where vocabularies are not at hand; about what they do to English."""
@@ -138,7 +137,12 @@ def draw(spec: PolicySpec) -> Any:
         PipelineError: If its configuration is not at hand, or nothing can be built from it.
     """
     told = describe(spec)
-    try:
+
+    def unbuildable(error: Exception) -> PipelineError:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return PipelineError(f"policy.pipeline: {spec.pipeline} cannot be planned: {reason}")
+
+    with ForeignCode(unbuildable):
         parts = {
             name: None if part is None else _component(name, part, told, spec) for name, part in told.parts.items()
         }
@@ -151,9 +155,6 @@ def draw(spec: PolicySpec) -> Any:
         # Tensors of the pipeline's own stay on the CPU; its networks alone are elsewhere.
         body = {"_execution_device": _HERE, "device": _HERE, "__module__": told.cls.__module__}
         pipe = type(told.cls.__name__, (told.cls,), body)(**parts, **told.settings)
-    except _UNBUILDABLE as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PipelineError(f"policy.pipeline: {spec.pipeline} cannot be planned: {reason}") from error
     pipe.set_progress_bar_config(disable=True)
     decode_in_parts(pipe, spec.decode)
     for name, part in pipe.components.items():

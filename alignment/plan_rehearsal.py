@@ -21,11 +21,12 @@ from torch.utils._pytree import tree_map_only
 from alignment import plan_blueprint, plan_meter
 from alignment.batches import Batch, inputs_of
 from alignment.data import Prompts
-from alignment.errors import ConfigError, PipelineError, VisalignError
+from alignment.errors import ConfigError, PipelineError, PipelineRefused, VisalignError
 from alignment.forms import Form, brings_pictures, first_accepted
 from alignment.loading import loop_networks
 from alignment.loop import Trainer
 from alignment.objectives.base import Loss
+from alignment.pipeline_call import asking, cause
 from alignment.pixels import as_clips
 from alignment.plan_counts import Around, Called, Event, Step
 from alignment.plan_meter import AsOnGPU, Cost, Meter
@@ -42,9 +43,6 @@ from samplers.conductor import Stepped
 CPU = torch.device("cpu")
 TOY = (1, 1, 5)
 """Shape of the latents that walk through a rehearsed call; no other tensor of a batch ends in it."""
-
-_UNPLANNABLE = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, LookupError)
-"""What a network raises that looks at the values of its inputs, which meta tensors do not have."""
 
 
 @dataclass
@@ -157,9 +155,7 @@ class RehearsedPolicy(Policy):
                 given = self._given(prompts, seeds, "pt")
                 pixels = as_clips(super()._conduct(conductor, given, self._seen, seeds))
                 self._seen.lap()
-        except VisalignError:
-            raise
-        except _UNPLANNABLE as error:
+        except PipelineRefused as error:
             raise self._unplannable(error) from error
         if conductor.final is None:
             raise PipelineError(f"{type(self.pipe).__name__} never stepped its scheduler: it cannot be conducted")
@@ -217,20 +213,20 @@ class RehearsedPolicy(Policy):
 
         weights = _weights([self.networks[name] for name in dict(keys)])
         try:
-            if not grad:
-                return plan_meter.forward(run, weights, self._precision)[0]
-            cost, reached = plan_meter.backward(run, weights, self.trainable.values(), self._precision)
-        except _UNPLANNABLE as error:
+            with asking(self.pipe):
+                if not grad:
+                    return plan_meter.forward(run, weights, self._precision)[0]
+                cost, reached = plan_meter.backward(run, weights, self.trainable.values(), self._precision)
+        except PipelineRefused as error:
             raise self._unplannable(error) from error
         if not reached:
             raise PipelineError(f"no trained weight of {self.component} is used in a step that is to be trained")
         return cost
 
-    def _unplannable(self, error: Exception) -> PipelineError:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    def _unplannable(self, error: PipelineRefused) -> PipelineError:
         return PipelineError(
             f"{type(self.pipe).__name__} cannot be planned, which runs its networks without the values of their "
-            f"inputs: {reason}"
+            f"inputs: {cause(error)}"
         )
 
 
@@ -323,7 +319,7 @@ class Rehearsal:
             trainer.learn(ctx, batch)
         except VisalignError:
             raise
-        except (*_UNPLANNABLE, RewardError) as error:
+        except (RuntimeError, ValueError, RewardError) as error:
             raise ConfigError(
                 f"{type(self.run.source).__name__} with {type(self.run.objective).__name__} cannot be rehearsed "
                 f"without weights: {error}"

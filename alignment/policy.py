@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from alignment.batches import Batch, Transitions, made_from, one_of_each_state
+from alignment.between import ROUNDS_AT_MOST, Between, Receive, Seen, first_round, replaying, two_rounds
 from alignment.embeddings import Embeddings
 from alignment.encodings import Encodings
 from alignment.errors import ForwardProcessError, PipelineError
@@ -25,31 +26,29 @@ from alignment.forms import Form, arrange, brings_pictures, find_form, first_acc
 from alignment.frame_rate import frame_rate
 from alignment.latents import Latents
 from alignment.loading import experts, load_pipeline, loop_networks, own_scheduler, trained_scheduler
-from alignment.pipeline_call import blaming, checked_arguments, global_stream, output, same_states, taken
+from alignment.pipeline_call import (
+    alike,
+    asking,
+    blaming,
+    checked_arguments,
+    global_stream,
+    output,
+    same_states,
+    taken,
+)
 from alignment.pixels import Shown
-from alignment.self_check import ANSWER_TOLERANCE, check_replay
+from alignment.prepared import Prepared
+from alignment.self_check import check_replay, how_visits_go
 from alignment.sizes import check_media, check_picture_size
 from alignment.spec import PolicySpec
-from alignment.visits import times_offered
+from alignment.visits import visiting
 from alignment.weights import Weights
 from reward_models.base import Media
-from samplers import Conductor, Grid, Look, Native, Round, Routes, Score, Skip, Visit, by_row, read_path, stand_in
+from samplers import Conductor, Routes, Score, Skip, Visit, by_row, read_path, stand_in
 from samplers.errors import SchedulerError
 from samplers.path import Path as ForwardPath
 
-Receive = Callable[[int, Tensor], None]
-"""receive(k, velocity): the model output `[n, *latent]` of the k-th visit, with its graph where there is one."""
-
-ROW_TIME_TOLERANCE = 1e-2
-"""Rounding of a bfloat16 network moves outputs of unit size by less; another time moves them by far more."""
-
-STATE_TOLERANCE = 1e-4
-"""Networks that run again with another number of rows round otherwise; another noise would be off by far more."""
-
 _ALONE = torch.zeros(1, dtype=torch.int64)  # seeds of a call that asks one row a question
-
-_ROUNDS_AT_MOST = 10_000
-"""Rounds a script covers where nobody knows yet how many the pipeline takes."""
 
 
 class Policy(Weights):
@@ -65,6 +64,7 @@ class Policy(Weights):
         snapshots: Named frozen copies of `trainable`.
         rounds: Denoising steps of a call.
         form: How rows that bring pictures are told to the pipeline; found out by `prepare`.
+        prepared: What `prepare` found out.
         probed: The prompt that was run to learn the loop, and the state `[1, *latent]` it ended with.
         share_states: Whether `replay` runs a state that several rows share once; false exists to be measured against.
         device: Where everything runs.
@@ -84,8 +84,9 @@ class Policy(Weights):
         self.latents = Latents(self, cache)
         self._score: Score | None = None
         self._one_visit, self._shown = False, Shown()
-        self.rounds, self.form, self.share_states = 0, Form.SHARED, True
+        self.rounds, self.form, self.share_states, self._between = 0, Form.SHARED, True, Between.SKIPPED
         self.probed: tuple[str, Tensor] | None = None
+        self.prepared: Prepared | None = None
 
     @functools.cached_property
     def path(self) -> ForwardPath:
@@ -105,13 +106,18 @@ class Policy(Weights):
         return torch.device("cpu") if self.spec.trajectories == "cpu" else self.device
 
     @property
-    def stubs(self) -> bool:
-        """Whether rounds that nobody learns from go without the denoiser; decided by `prepare`."""
-        return self._routes.stubs
+    def between(self) -> Between:
+        """What becomes of rounds that nobody learns from; decided by `prepare`."""
+        return self._between
 
-    @stubs.setter
-    def stubs(self, value: bool) -> None:
-        self._routes.stubs = value
+    @between.setter
+    def between(self, value: Between) -> None:
+        self._between, self._routes.stubs = value, value is Between.SKIPPED
+
+    @property
+    def stubs(self) -> bool:
+        """Whether rounds that nobody learns from go without the denoiser."""
+        return self._between is Between.SKIPPED
 
     # ---- the three doors ---------------------------------------------------------------------------------------
 
@@ -149,26 +155,17 @@ class Policy(Weights):
             self._replay(batch, 1, receive, grad)
 
     def _replay(self, batch: Transitions, first: int, receive: Receive, grad: bool) -> None:
-        """Visit the trained steps of `batch` from column `first` on.
+        """Visit the trained steps of `batch` from column `first` on: in one call, or each in its own whole graph."""
+        columns = list(range(first, batch.index.shape[1]))
+        for visited in [[k] for k in columns] if grad and self.between is Between.WHOLE else [columns]:
+            script = replaying(batch, visited, receive, self.rounds, self.between)
+            self._differentiable(Conductor(script), batch.prompts, batch.seeds, grad)
 
-        Rounds that are not trained are skipped. Where networks have to run in them all the same they are native, as
-        they were when the batch was sampled, and a state that was drawn is handed over.
-        """
-        rounds = batch.index[0].tolist()
-        stubs = self._routes.stubs
-        script: list[Round] = [Skip() if stubs or index > rounds[-1] else Native() for index in range(self.rounds)]
-        for k, index in enumerate(rounds):
-            adjoins = k + 1 < len(rounds) and rounds[k + 1] == index + 1
-            drawn = batch.x_next[:, k, 0] if not stubs and batch.actions == 1 else None
-            following = batch.x[:, k + 1] if adjoins else drawn
-            if k < first:
-                script[index] = Skip(following)
-                continue
-            if index > 0 and stubs and not isinstance(script[index - 1], Visit):
-                script[index - 1] = Skip(batch.x[:, k])
-            tolerance = 0.0 if stubs else STATE_TOLERANCE
-            script[index] = Visit(batch.x[:, k], functools.partial(receive, k), following, tolerance)
-        self._differentiable(Conductor(script), batch.prompts, batch.seeds, grad)
+    def replay_whole(self, batch: Transitions, receive: Receive) -> None:
+        """Visit the recorded states in one call, all of whose rounds are one graph: what others have to come to."""
+        columns = list(range(batch.index.shape[1]))
+        script = replaying(batch, columns, receive, self.rounds, Between.WHOLE)
+        self._differentiable(Conductor(script), batch.prompts, batch.seeds, grad=True)
 
     def visit(self, batch: Batch, points: Sequence[tuple[Tensor, Tensor]], receive: Receive, *, grad: bool) -> None:
         """Visit states of one's own making: `points` holds (x `[n, *latent]`, t `[n]` in [0, 1]) pairs.
@@ -177,25 +174,22 @@ class Policy(Weights):
         is false, the rows of a point have to share their time.
         """
         assert self._score is not None
+        name = type(self.pipe).__name__
         if not self._score.in_step:
+            raise ForwardProcessError(f"{name} denoises its streams one after the other in this call")
+        if not self.stubs:
             raise ForwardProcessError(
-                f"{type(self.pipe).__name__} denoises its streams one after the other in this call"
+                f"{name} keeps something from round to round, so its answer to a state depends on others"
             )
-        before, after = self._score.before, self._score.after
         # What a pipeline leaves out at the start may depend on how many times there are: there are as many as ever.
-        most = self.rounds - 1 if before else len(points)
+        most = self.rounds - 1 if self._score.before else len(points)
         most = min(most, 1) if self._one_visit else most
         if most == 0:
-            raise PipelineError(f"{type(self.pipe).__name__} takes one step here: no state can be handed to it")
+            raise PipelineError(f"{name} takes one step here: no state can be handed to it")
         for first in range(0, len(points), most):
-            part = points[first : first + most]
-            script: list[Round] = [Skip(part[0][0])]
-            for k, (x, _) in enumerate(part):
-                following = part[k + 1][0] if k + 1 < len(part) else None
-                script.append(Visit(x, functools.partial(receive, first + k), following))
-            idle = self.rounds - len(script) if before else 0
-            times = times_offered(self.path, [t.to(self.device) for _, t in part], before + 1, idle + after)
-            conductor = Conductor([*script, *([Skip()] * idle)], times=times)
+            part = [(x, t.to(self.device)) for x, t in points[first : first + most]]
+            heard: Receive = lambda k, v, first=first: receive(first + k, v)  # noqa: E731
+            conductor = visiting(self.path, part, heard, self.rounds, self._score)
             self._differentiable(conductor, batch.prompts, batch.seeds, grad)
 
     def generate(self, prompts: Sequence[str], seeds: Tensor, arguments: dict[str, object]) -> Media:
@@ -235,7 +229,7 @@ class Policy(Weights):
         self.rounds, self.probed = conductor.round, (prompt, conductor.final)
 
     def _listen(self, form: Form, prompt: str) -> Conductor:
-        self.form, conductor = form, _two_rounds()
+        self.form, conductor = form, two_rounds()
         self.call(conductor, (prompt,), _ALONE, pixels=False)
         return conductor
 
@@ -245,39 +239,25 @@ class Policy(Weights):
         assert self.probed is not None
         prompt, state = self.probed
         rows = torch.arange(2)
-        return self.probe_row_times(Batch((prompt, prompt), rows, rows, rows), torch.cat([state, state]))
+        visit = functools.partial(self.visit, Batch((prompt, prompt), rows, rows, rows), grad=False)
+        row_times, self._one_visit = how_visits_go(visit, torch.cat([state, state]))
+        return row_times
 
-    def probe_row_times(self, batch: Batch, x: Tensor) -> bool:
-        """Find out whether rows may be visited at times of their own, by comparing with one time a call.
-
-        And whether the answer to a visit depends on the others of its call, as where networks are told the next time.
-
-        Args:
-            batch: Two rows.
-            x: A state of each, `[2, *latent]`.
-        """
-        answers, joint = list[Tensor](), list[Tensor]()
-        own = torch.tensor([0.25, 0.75], device=self.device)
-        points = [(x, t.expand(2)) for t in (own[:1], own[1:])]
-        for point in points:
-            self.visit(batch, [point], lambda k, v: answers.append(v.float()), grad=False)
-        self._one_visit = False
-        self.visit(batch, points, lambda k, v: joint.append(v.float()), grad=False)
-        off = max((v - alone).abs().max() / alone.abs().max() for v, alone in zip(joint, answers, strict=True))
-        self._one_visit = bool(off > ANSWER_TOLERANCE)
+    def _takes_row_times(self) -> bool | None:
         try:
-            self.visit(batch, [(x, own)], lambda k, v: answers.append(v.float()), grad=False)
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
-            self.row_times = False
-            return False
-        apart = torch.stack([answers[0][0], answers[1][1]])
-        self.row_times = torch.allclose(answers[2], apart, rtol=ROW_TIME_TOLERANCE, atol=ROW_TIME_TOLERANCE)
-        return self.row_times
+            return self.row_times
+        except PipelineError:  # no state can be handed over, which is said where somebody tries
+            return None
 
     # ---- getting ready -----------------------------------------------------------------------------------------
 
     def prepare(
-        self, prompts: Sequence[str], held_out: Sequence[str] = (), arguments: dict[str, object] | None = None
+        self,
+        prompts: Sequence[str],
+        held_out: Sequence[str] = (),
+        arguments: dict[str, object] | None = None,
+        *,
+        visits: bool = False,
     ) -> None:
         """Get ready to train: probe the pipeline, embed every prompt, drop the text encoders where all was kept.
 
@@ -285,6 +265,7 @@ class Policy(Weights):
             prompts: What will be sampled and trained.
             held_out: What will be generated only.
             arguments: What `generate` will be called with, where that differs from the policy's own arguments.
+            visits: Whether states of one's own will be visited: then it is found out if rows may have their own times.
         """
         other = checked_arguments(self.pipe, arguments or {}, "evaluation.call")
         check_media(self.pipe, {"policy.call": self._arguments, "evaluation.call": other}, prompts, held_out)
@@ -301,14 +282,35 @@ class Policy(Weights):
             self._embed(prompts, self._routes, {})
         with blaming("evaluation.call", self.pipe):
             self._embed(held_out, self._fresh_routes(), other)
-        check_replay(self, prompts[0])
+        check_replay(self, prompts)
         with blaming("policy.call, policy.decode", self.pipe):  # the first time that pixels are made
             made = self._shown.settle(self.pipe, lambda: self._blank(prompts[0]))
         check_picture_size(self.pipe, self._arguments, made)
+        self._release([(prompts[0], {}), *((prompt, other) for prompt in held_out[:1])])
+        self.prepared = Prepared(
+            type(self.pipe).__name__,
+            type(self._stand_in).__bases__[1].__name__,
+            self.rounds,
+            self.form.value,
+            self.between.value,
+            self._takes_row_times() if visits else None,
+            self.embeddings.cacheable,
+            self.embeddings.released,
+        )
+
+    def _release(self, calls: Sequence[tuple[str, dict[str, object]]]) -> None:
+        """Let the text encoders leave where every answer was kept, unless the networks are then told something else."""
+        if not self.embeddings.cacheable:
+            return
+        told = [self._told(*call) for call in calls]
         self.embeddings.release()
+        if not self.embeddings.released:
+            return
         try:
-            self._embed(prompts[:1], self._routes, {})
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):  # they serve something else, too
+            same = all(alike(self._told(*call), before) for call, before in zip(calls, told, strict=True))
+        except PipelineError:  # encoders serve something else, too
+            same = False
+        if not same:
             self.embeddings.restore()
 
     def _blank(self, prompt: str) -> Tensor:
@@ -317,17 +319,22 @@ class Policy(Weights):
         assert made is not None
         return made
 
+    def _told(self, prompt: str, arguments: dict[str, object]) -> list[Any]:
+        """Return what the networks of a call are told in its first round, in order."""
+        routes, told = self._fresh_routes(), list[Any]()
+        routes.listen = lambda name, given: told.append((name, given))
+        with torch.no_grad(), contextlib.suppress(Seen):
+            self._conduct(first_round(), self._given((prompt,), _ALONE, self._shown.unseen, arguments), routes, _ALONE)
+        return told
+
     def _observe(self, form: Form, prompts: Sequence[str], seeds: Tensor) -> Tensor:
         """Return what the first round makes of these rows in that form: states and model outputs, `[n, d]`."""
-
-        def receive(x: Tensor, v: Tensor, _: Grid) -> None:
-            raise _Seen(torch.cat([x.flatten(1), v.flatten(1)], 1).float())
-
         self.form = form
         try:
-            self.call(Conductor([Look(receive)] * self.rounds), tuple(prompts), seeds, pixels=False)
-        except _Seen as seen:
-            return seen.args[0]
+            self.call(first_round(), tuple(prompts), seeds, pixels=False)
+        except Seen as seen:
+            x, v, _ = seen.args
+            return torch.cat([x.flatten(1), v.flatten(1)], 1).float()
         raise PipelineError(f"{type(self.pipe).__name__} never stepped its scheduler: it cannot be conducted")
 
     def _embed(self, prompts: Sequence[str], routes: Routes, arguments: dict[str, object]) -> None:
@@ -335,7 +342,7 @@ class Policy(Weights):
         with torch.no_grad():
             for text in dict.fromkeys(prompts):
                 given = self._given((text,), _ALONE, self._shown.unseen, arguments)
-                conductor = Conductor([Skip()] * _ROUNDS_AT_MOST) if routes.known else _two_rounds()
+                conductor = Conductor([Skip()] * ROUNDS_AT_MOST) if routes.known else two_rounds()
                 self._conduct(conductor, given, routes, _ALONE)
 
     # ---- the pipeline ------------------------------------------------------------------------------------------
@@ -373,8 +380,9 @@ class Policy(Weights):
         try:
             call = type(self.pipe).__call__
             routed, drawn = routes.on(self.pipe, conductor, len(seeds)), global_stream(seeds, self.device)
-            with same_states(self.pipe, seeds, own=conductor.times is not None), routed, drawn:
-                return output((inspect.unwrap(call) if torch.is_grad_enabled() else call)(self.pipe, **given))
+            call = inspect.unwrap(call) if torch.is_grad_enabled() else call
+            with same_states(self.pipe, seeds, own=conductor.times is not None), asking(self.pipe), routed, drawn:
+                return output(call(self.pipe, **given))
         finally:
             self._stand_in.conduct(None)
             vars(self.pipe)["scheduler"] = self._native
@@ -388,12 +396,3 @@ class Policy(Weights):
                 f"{type(self.pipe).__name__} ran {conductor.round} rounds where {len(conductor.script)} were conducted "
                 f"({expected} of them to be learned from)"
             )
-
-
-class _Seen(Exception):
-    """Leaves a pipeline as soon as its first round has shown what was asked for."""
-
-
-def _two_rounds() -> Conductor:
-    """Return the conductor of a call that runs the networks just often enough to learn which are in the loop."""
-    return Conductor([Native(), Native(), *([Skip()] * _ROUNDS_AT_MOST)])

@@ -37,14 +37,28 @@ class Recorder:
     """
 
     def __init__(
-        self, folder: Path, *, total_steps: int, trackers: Sequence[Tracker] = (), quiet: bool = False
+        self,
+        folder: Path,
+        *,
+        total_steps: int,
+        trackers: Sequence[Tracker] = (),
+        quiet: bool = False,
+        found: Mapping[str, object] | None = None,
     ) -> None:
-        """Open the record in `folder`, after whatever lines it holds; `quiet` shows no progress."""
+        """Open the record in `folder`, after whatever lines it holds.
+
+        Args:
+            folder: The run's folder.
+            total_steps: Of the run.
+            trackers: Who else is told.
+            quiet: Show no progress.
+            found: What was found out about the pipeline, for `environment.json`.
+        """
         self.folder = folder
         self._trackers = tuple(trackers)
         self._metrics = folder / run_folder.METRICS
         self._progress = ProgressLine(total_steps, quiet=quiet)
-        run_folder.write_json(folder / run_folder.ENVIRONMENT, environment())
+        run_folder.write_json(folder / run_folder.ENVIRONMENT, environment() | ({"prepared": found} if found else {}))
         self.resume_at(self._next_step())
 
     def __enter__(self) -> Recorder:

@@ -77,8 +77,9 @@ def _saved_dataset(folder: Path) -> Any:
     pyarrow, ipc = arrow(), arrow("ipc")
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        names = [Path(part["filename"]).name for part in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        files = state["_data_files"] if isinstance(state, dict) else []
+        names = [Path(part["filename"]).name for part in files if isinstance(part, dict)]
+    except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"{folder} is no folder that `datasets` saved: it has no readable state.json, nor {LINES}"
         ) from error

@@ -1,7 +1,7 @@
 """The layout of a run's folder: what each file is called, and how it is read and written.
 
     config.resolved.yaml          the configuration as it ran
-    environment.json              versions and machine
+    environment.json              versions, machine, and what was found out about the pipeline
     metrics.jsonl                 one JSON object a step; the names are in docs/metrics.md
     samples/000050-train.png      captioned grids of what was trained on after 50 steps; of clips the contact sheet of
                                   a film, 000050-train.mp4; 000050-credit.png shows where their credit went, if it was

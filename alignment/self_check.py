@@ -1,27 +1,44 @@
-"""Which replay of a pipeline is exact: found out on the pipeline itself, before anything is trained."""
+"""Which replay of a pipeline is exact: proved on the pipeline itself, before anything is trained.
+
+A pipeline may keep something from round to round: a cache of keys and values, a moving average of guidance. A replay
+that goes without some rounds may then have other answers, or the same answers and another gradient, because what was
+kept is a function of the weights, too. So the first, a middle and the last round are visited again, in one row and in
+several, from one noise and from two. Answers have to be the sampler's, gradients those of one graph through all rounds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from alignment.batches import Transitions
-from alignment.errors import NumericsError, PipelineError
-from samplers import Act, Conductor, Native, Skip, rows_of
+from alignment.between import Between, Receive
+from alignment.errors import NumericsError, PipelineError, PipelineRefused
+from alignment.forms import Form
+from reward_models.foreign import out_of_memory
+from samplers import Act, Conductor, Look, Native, Round, Skip
 from samplers.dynamics.coefficient_preserving import CoefficientPreserving
-
-CHECKED_ROUND = 2
-"""A pipeline that keeps something from round to round shows it from its second round on, most after the first."""
+from samplers.errors import SamplingError
 
 ANSWER_TOLERANCE = 1e-4
 """Same weights, same rows, same arguments: answers are equal but for what a device adds up in another order."""
 
+ROWS_TOLERANCE = 1e-2
+"""Of the largest number: what another number of rows does in bfloat16. Another noise or prompt does far more."""
 
-_RAISED = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
-"""What networks raise where an earlier round went without them; PipelineError is one of these."""
+GRADIENT_TOLERANCE = 1e-2
+"""Of a gradient's length: attention adds up its gradient in another order each time, in bfloat16 too. A path that is
+missing is a good part of the whole: 5 % for a moving average of a tenth, half for a cache of keys and values."""
+
+ROW_TIME_TOLERANCE = 1e-2
+"""Rounding of a bfloat16 network moves outputs of unit size by less; another time moves them by far more."""
+
+WATCHED = 16
+"""Trained tensors whose gradients are compared, at least: those of a network that is trained whole fill its memory."""
 
 
 class Replayable(Protocol):
@@ -29,92 +46,205 @@ class Replayable(Protocol):
 
     pipe: Any
     rounds: int
+    form: Form
+    trainable: dict[str, torch.nn.Parameter]
 
     @property
-    def stubs(self) -> bool:
-        """Whether rounds that nobody learns from go without the denoiser."""
+    def between(self) -> Between:
+        """What becomes of rounds that nobody learns from."""
         ...
 
-    @stubs.setter
-    def stubs(self, value: bool) -> None: ...
+    @between.setter
+    def between(self, value: Between) -> None: ...
 
     def call(self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool) -> Tensor | None:
         """Sample."""
         ...
 
-    def replay(self, batch: Transitions, receive: Callable[[int, Tensor], None], *, grad: bool) -> None:
+    def replay(self, batch: Transitions, receive: Receive, *, grad: bool) -> None:
         """Visit recorded states."""
         ...
 
+    def replay_whole(self, batch: Transitions, receive: Receive) -> None:
+        """Visit recorded states in one call, all of whose rounds are one graph."""
+        ...
 
-def check_replay(policy: Replayable, prompt: str) -> None:
-    """Choose how the policy replays rounds that are not trained: without its networks, or else with them.
 
-    One transition of one row is recorded and visited again; state and model output have to come back.
+@dataclass(frozen=True)
+class _Answer:
+    """What a visit came to: the model output, and its gradient in a fixed direction by watched tensor."""
+
+    velocity: Tensor
+    gradients: Sequence[Tensor]
+
+
+def check_replay(policy: Replayable, prompts: Sequence[str]) -> None:
+    """Choose how the policy replays rounds that are not trained: the cheapest way that is exact.
+
+    Args:
+        policy: What is checked.
+        prompts: What will be sampled.
 
     Raises:
-        PipelineError: If neither way is exact; nothing could be learned from such a pipeline's steps.
+        PipelineError: If no way is exact; nothing could be learned from such a pipeline's steps.
         NumericsError: If the model's output is not finite.
     """
-    name = type(policy.pipe).__name__
-    batch = _one_transition(policy, prompt)
-    found: list[str] = []
-    for stubs in (True, False):
-        policy.stubs = stubs
-        wrong = _differs(policy, batch)
-        if wrong is None:
-            return
-        found.append(wrong)
-    raise PipelineError(
-        f"{name} cannot be trained: its {CHECKED_ROUND + 1}. round does not come out again in a second call with the "
-        f"same random numbers ({found[-1]})"
-    )
-
-
-def _one_transition(policy: Replayable, prompt: str) -> Transitions:
-    k = min(CHECKED_ROUND, policy.rounds - 1)
-    rows = torch.zeros(1, dtype=torch.int64)
-
-    def noise(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
-
-    act = Act(CoefficientPreserving(), noise)
-    conductor = Conductor([*[Native()] * k, act, *[Skip()] * (policy.rounds - k - 1)])
+    name, last = type(policy.pipe).__name__, policy.rounds - 1
+    batch = _recorded(policy, prompts[:1], torch.zeros(1, dtype=torch.int64), sorted({0, last // 2, last}))
     try:
-        policy.call(conductor, (prompt,), rows, pixels=False)
-    except ValueError as error:
-        raise PipelineError(f"{type(policy.pipe).__name__} cannot be trained: {error}") from error
-    record = conductor.records[k]
-    if not bool(record.velocity.isfinite().all()):  # which would equal nothing, not even itself
+        policy.between = Between.WHOLE
+        whole = _answers(policy, lambda receive: policy.replay_whole(batch, receive), kept=True)
+        _compare(batch, whole, whole)
+        _choose(policy, batch, whole)
+        if not policy.form.single:
+            _check_rows(policy, prompts)
+    except PipelineError as error:
+        raise PipelineError(f"{name} cannot be trained: {error}") from error
+
+
+def _choose(policy: Replayable, batch: Transitions, whole: Sequence[_Answer]) -> None:
+    refused = None
+    for between in Between:
+        policy.between = between
+        try:
+            found = _answers(policy, lambda receive: policy.replay(batch, receive, grad=True), kept=False)
+            return _compare(batch, found, whole)
+        except PipelineError as error:  # a cache that was never filled, for one, makes a pipeline raise what it likes
+            refused = error
+    assert refused is not None
+    raise refused
+
+
+def _check_rows(policy: Replayable, prompts: Sequence[str]) -> None:
+    """Have rows visited again side by side: two that share their noise, which part at the first step, and one alone."""
+    companions = policy.form.companions(prompts)
+    texts = (companions[0], companions[0], companions[-1])
+    batch = _recorded(policy, texts, torch.tensor([0, 0, 1]), sorted({0, min(1, policy.rounds - 1)}))
+    answers: dict[int, Tensor] = {}
+    policy.replay(batch, lambda k, v: answers.update({k: v.float()}), grad=False)
+    for k, velocity in answers.items():
+        apart = _apart(velocity, batch.velocity[:, k])
+        if not apart <= ROWS_TOLERANCE:
+            raise PipelineError(
+                f"{len(batch)} rows of one call do not come out again in their {batch.index[0, k] + 1}. round (the "
+                f"model's answers differ by {apart:.2g} of the largest)"
+            )
+
+
+def how_visits_go(visit: Callable[..., None], x: Tensor) -> tuple[bool, bool]:
+    """Return whether rows may be visited at times of their own, and whether states have to be visited one a call.
+
+    Both are compared with one state and one time a call. The answer to a visit may depend on the others of its call:
+    some networks are told the next time.
+
+    Args:
+        visit: Called with points, pairs of states and times, and a receiver.
+        x: States of two rows.
+    """
+
+    def answers(*points: tuple[Tensor, Tensor]) -> list[Tensor]:
+        found: list[Tensor] = []
+        visit(list(points), lambda k, v: found.append(v.float()))
+        return found
+
+    own = torch.tensor([0.25, 0.75], device=x.device)
+    points = [(x, t.expand(2)) for t in (own[:1], own[1:])]
+    alone = [answers(point)[0] for point in points]
+    joint = zip(answers(*points), alone, strict=True)
+    one_a_call = any(_apart(together, by_itself) > ANSWER_TOLERANCE for together, by_itself in joint)
+    try:
+        (found,) = answers((x, own))
+    except PipelineRefused:
+        return False, one_a_call
+    apart = torch.stack([alone[0][0], alone[1][1]])
+    return torch.allclose(found, apart, rtol=ROW_TIME_TOLERANCE, atol=ROW_TIME_TOLERANCE), one_a_call
+
+
+# ---- a rollout, and what visits make of it ---------------------------------------------------------------------------
+
+
+def _recorded(policy: Replayable, prompts: Sequence[str], seeds: Tensor, rounds: Sequence[int]) -> Transitions:
+    """Return a rollout as a batch, trained in `rounds`; none of them but the pipeline's last is without noise."""
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
+    ends = policy.rounds - 1
+
+    def action(k: int) -> Round:
+        if k not in rounds:
+            return Native() if k < rounds[-1] else Skip()
+        return Look(lambda x, v, _: seen.update({k: (x, v)})) if k == ends else Act(CoefficientPreserving(), noise(k))
+
+    def noise(k: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: torch.randn(x.shape, generator=torch.Generator().manual_seed(k)).to(x.device)
+
+    conductor = Conductor([action(k) for k in range(policy.rounds)])
+    try:
+        policy.call(conductor, tuple(prompts), seeds, pixels=False)
+    except SamplingError as error:
+        raise PipelineError(str(error)) from error
+    steps = {k: (r.x, r.velocity, r.x_next) for k, r in conductor.records.items()}
+    steps |= {k: (x.float(), v.float(), x.float()) for k, (x, v) in seen.items()}  # nothing follows the last round
+    x, velocity, x_next = (torch.stack(z, 1) for z in zip(*(steps[k] for k in rounds), strict=True))
+    if not bool(velocity.isfinite().all()):  # which would equal nothing, not even itself
         raise NumericsError(
             f"{type(policy.pipe).__name__}: the pipeline's own output is not finite before anything was trained. Its "
             "weights hold NaN, or a network overflows in its dtype; check policy.pipeline, or compute in float32 "
             "(policy.dtype: float32, policy.autocast: null)"
         )
+    rows = torch.zeros(len(seeds), dtype=torch.int64)
     return Transitions(
-        prompts=(prompt,),
-        seeds=rows,
+        prompts=tuple(prompts),
+        seeds=seeds,
         group=rows,
         chunk=rows,
-        index=torch.tensor([[k]]),
-        x=record.x[:, None],
-        x_next=record.x_next[:, None, None],
-        velocity=record.velocity[:, None],
-        coefficients=rows_of([record.step.for_actions()], 1),
-        advantage=torch.ones(1, 1),
-        mean_std=torch.ones(1),
+        index=torch.tensor(rounds).expand(len(seeds), -1),
+        x=x,
+        x_next=x_next[:, :, None],
+        velocity=velocity,
+        coefficients=torch.zeros(len(seeds), len(rounds), 3),  # of the densities, which nobody asks for here
+        advantage=torch.ones(len(seeds), 1),
+        mean_std=torch.ones(len(seeds)),
     )
 
 
-def _differs(policy: Replayable, batch: Transitions) -> str | None:
-    """Return what a replay does not bring back, or None."""
-    answers: list[Tensor] = []
-    try:
-        policy.replay(batch, lambda _, v: answers.append(v), grad=True)
-    except _RAISED as error:  # a cache that was never filled, for one, raises what it likes
-        return str(error.__cause__ or error).partition("\n")[0]
-    (answer,), recorded = answers, batch.velocity[:, 0]
-    apart = (answer.detach().float() - recorded).abs().max().item()
-    if not apart <= ANSWER_TOLERANCE * max(recorded.abs().max().item(), 1e-8):
-        return f"the model's answers differ by {apart:.2g}"
-    return None if answer.requires_grad else "the model's answer has no gradient"
+def _answers(policy: Replayable, visit: Callable[[Receive], None], *, kept: bool) -> list[_Answer]:
+    """Return what each visit comes to; `kept` keeps the graph of earlier visits, which may be a part of later ones."""
+    trained = list(policy.trainable.values())
+    # An odd stride: adapters come in pairs, one of which starts at zero and leaves the other without a gradient.
+    watched = trained[:: max(1, len(trained) // WATCHED) | 1]
+    answers: list[_Answer] = []
+
+    def receive(k: int, velocity: Tensor) -> None:
+        if not velocity.requires_grad:
+            raise PipelineError(f"the model's answer has no gradient in visit {k + 1}")
+        direction = torch.randn(velocity.shape, generator=torch.Generator().manual_seed(k)).to(velocity.device)
+        try:
+            along = (velocity.float() * direction).sum()
+            gradients = torch.autograd.grad(along, watched, retain_graph=kept, materialize_grads=True)
+        except RuntimeError as error:  # a graph that leads into an earlier round's, which is gone
+            if out_of_memory(error):
+                raise
+            raise PipelineError(str(error).partition("\n")[0]) from error
+        answers.append(_Answer(velocity.detach().float(), gradients))
+
+    visit(receive)
+    return answers
+
+
+def _compare(batch: Transitions, found: Sequence[_Answer], whole: Sequence[_Answer]) -> None:
+    """Refuse answers that are not the recorded ones, and gradients that are not those of the whole graph."""
+    for k, (answer, wanted) in enumerate(zip(found, whole, strict=True)):
+        where = (
+            f"its {batch.index[0, k] + 1}. round does not come out again in a second call with the same random numbers"
+        )
+        apart = _apart(answer.velocity, batch.velocity[:, k])
+        if not apart <= ANSWER_TOLERANCE:
+            raise PipelineError(f"{where} (the model's answers differ by {apart:.2g} of the largest)")
+        size = sum(float(g.square().sum()) for g in wanted.gradients) ** 0.5
+        off = sum(float((g - w).square().sum()) for g, w in zip(answer.gradients, wanted.gradients, strict=True)) ** 0.5
+        if not off <= GRADIENT_TOLERANCE * size:
+            raise PipelineError(f"{where} (the gradient is off by {off / max(size, 1e-12):.2g} of its length)")
+
+
+def _apart(found: Tensor, recorded: Tensor) -> float:
+    """Return the largest difference, as a share of the largest recorded number."""
+    return (found - recorded).abs().max().item() / max(recorded.abs().max().item(), 1e-8)

@@ -46,6 +46,7 @@ class TrainState:
         wall_seconds: Time spent so far, over all resumptions.
         config: The resolved config, as JSON can hold it.
         contents: Hashes of what the run is made from, by the config's key; see `alignment/contents.py`.
+        found: What was found out about the pipeline, as JSON can hold it; empty where nobody said.
     """
 
     step: int
@@ -55,6 +56,7 @@ class TrainState:
     wall_seconds: float
     config: Mapping[str, object]
     contents: Mapping[str, str] = field(default_factory=dict)
+    found: Mapping[str, object] = field(default_factory=dict)
 
 
 def write_state(folder: Path, state: TrainState) -> None:
@@ -72,6 +74,7 @@ def write_state(folder: Path, state: TrainState) -> None:
         "optimizer": groups,
         "moments": len(moments),
         "contents": dict(state.contents),
+        "found": state.found,
     }
     (target / "progress.json").write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
     (target / "config.json").write_text(json.dumps(state.config, indent=2) + "\n", encoding="utf-8")
@@ -103,6 +106,7 @@ def read_state(folder: Path) -> TrainState:
         wall_seconds=progress["wall_seconds"],
         config=read_config(folder),
         contents=progress.get("contents", {}),
+        found=progress.get("found", {}),
     )
 
 

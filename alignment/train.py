@@ -15,7 +15,7 @@ import yaml
 
 from alignment import checks, cli, config, run_folder
 from alignment.artifacts import Card, write_artifacts
-from alignment.batches import Batch, Experience
+from alignment.batches import Batch, Experience, Pairs, Samples
 from alignment.checkpoint import FINISHED, LOCK, UNFINISHED, Checkpoints
 from alignment.contents import pipeline_digest, prompts_digest
 from alignment.data import read_inputs
@@ -26,6 +26,7 @@ from alignment.loading import load_pipeline
 from alignment.loop import Trainer
 from alignment.pictures import heat
 from alignment.policy import Policy
+from alignment.prepared import check_same_finds
 from alignment.record import Recorder
 from alignment.run import Run
 from alignment.run_folder import CREDIT
@@ -114,7 +115,8 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     policy = Policy(run.policy, device=runtime.world.device, seed=Draw(run.seed).key("adapters"), pipe=pipe)
     scheduler = pipe.components.get("scheduler")
     checks.check_scheduler(run, scheduler, None)
-    policy.prepare(prompts.texts, () if held_out is None else held_out.texts, run.evaluation.call)
+    visits = issubclass(run.source.produces, Samples | Pairs)
+    policy.prepare(prompts.texts, () if held_out is None else held_out.texts, run.evaluation.call, visits=visits)
     checks.check_scheduler(run, scheduler, policy.rounds)
     if prompts.examples:  # what cannot be encoded is refused before anything is trained
         policy.latents(prompts.examples[0].media)
@@ -216,6 +218,12 @@ class Session:
         """The resolved config as the checkpoints, the card and the trackers keep it."""
         return yaml.safe_load(self.resolved)
 
+    @functools.cached_property
+    def _found(self) -> Mapping[str, object]:
+        """What was found out about the pipeline."""
+        prepared = self.trainer.policy.prepared
+        return {} if prepared is None else prepared.told()
+
     def train(self, state: TrainState | None) -> None:
         """Train from the start or from the state of a checkpoint, and leave a report.
 
@@ -230,7 +238,8 @@ class Session:
         if runtime.main:
             run_folder.write_atomically(folder / run_folder.CONFIG, self.resolved.encode())
             trackers = open_trackers(run.output.report_to, folder, self._config)
-            self._recorder = Recorder(folder, total_steps=run.steps, trackers=trackers)
+            self._recorder = Recorder(folder, total_steps=run.steps, trackers=trackers, found=self._found)
+            show(str(self.trainer.policy.prepared))
             self._recorder.resume_at(first)
         try:
             if state is None:
@@ -317,6 +326,7 @@ class Session:
             wall_seconds=self._seconds(),
             config=self._config,
             contents=self.trainer.contents,
+            found=self._found,
         )
 
         def write(folder: Path) -> None:
@@ -331,6 +341,7 @@ class Session:
     def _restore(self, state: TrainState) -> None:
         policy, runtime = self.trainer.policy, self.trainer.runtime
         check_fits(state, policy.trainable, policy.snapshots)
+        check_same_finds(state.found, self._found)
         with torch.no_grad():
             for name, parameter in policy.trainable.items():
                 parameter.copy_(state.trainable[name])

@@ -1,14 +1,20 @@
-"""The times that a pipeline is offered where it visits states of one's own making."""
+"""Visits to states of one's own making, and the times that a pipeline is offered for them."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from alignment.between import Receive
+from samplers import Conductor, Round, Score, Skip, Visit
 from samplers.path import Path
 from samplers.row_times import RowTimes
+
+Point = tuple[Tensor, Tensor]
+"""A state `[n, *latent]`, and the time of each row, `[n]` in [0, 1]."""
 
 APART = 2.0**-7
 """How far a time that nobody looks at is below the next one, as a share of it."""
@@ -36,3 +42,24 @@ def times_offered(path: Path, times: Sequence[Tensor], before: int, after: int) 
     every = [*falling(times[0], before), *times, *falling(times[-1], after)]
     offered = torch.stack([path.network_time(t) for t in every])
     return offered[:, 0] if bool((offered == offered[:, :1]).all()) else offered.as_subclass(RowTimes)
+
+
+def visiting(path: Path, points: Sequence[Point], receive: Receive, rounds: int, score: Score) -> Conductor:
+    """Return the conductor of a call that visits states of one's own making.
+
+    The first round is a stub that hands the pipeline the first state.
+
+    Args:
+        path: The forward process.
+        points: What is visited.
+        receive: Told the number of the point and the model output.
+        rounds: Of a call.
+        score: The pipeline's loop.
+    """
+    script: list[Round] = [Skip(points[0][0])]
+    for k, (x, _) in enumerate(points):
+        following = points[k + 1][0] if k + 1 < len(points) else None
+        script.append(Visit(x, functools.partial(receive, k), following))
+    idle = rounds - len(script) if score.before else 0
+    times = times_offered(path, [t for _, t in points], score.before + 1, idle + score.after)
+    return Conductor([*script, *([Skip()] * idle)], times=times)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from reward_models.base import RewardError
@@ -30,21 +30,22 @@ def read_references(file: str) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            prompt, media = record["prompt"], record["media"]
+            prompt, media = _told(json.loads(line))
             found[prompt] = _picture(Path(file).parent / media)
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            OSError,
-            UnidentifiedImageError,
-            Image.DecompressionBombError,
-        ) as error:
+        except (ValueError, OSError, Image.DecompressionBombError) as error:
             raise RewardError(
                 f'references: {file}:{number}: {error}; a line is {{"prompt": TEXT, "media": PICTURE}}'
             ) from error
     return found
+
+
+def _told(record: object) -> tuple[str, str]:
+    told = [record.get(name) for name in ("prompt", "media")] if isinstance(record, dict) else []
+    match told:
+        case [str() as prompt, str() as media]:
+            return prompt, media
+        case _:
+            raise ValueError("a text is missing")
 
 
 def _picture(path: Path) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,22 +22,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from reward_models.base import RewardError
+from reward_models.foreign import ForeignCode
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 """What a network computes in. Scores are float32 whatever it is."""
-
-_UNPICKLERS_RAISE = (
-    pickle.UnpicklingError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
-"""What unpickling raises for bytes that are no pickle; which of these is chance."""
 
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _NAMED = 3
@@ -117,18 +104,24 @@ def read_state(name: str, file: Path) -> dict[str, Tensor]:
         RewardError: If the file is damaged, wants to run code, or holds something other than named tensors.
     """
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError) as error:
-        what = "it is empty" if not file.stat().st_size else _line(error).partition(". ")[0]
-        raise RewardError(f"{name}: {file} cannot be read, it is damaged or no checkpoint: {what}") from error
-    except _UNPICKLERS_RAISE as error:
-        raise RewardError(f"{name}: {file} {_not_tensors(file, str(error))}") from error
+        with ForeignCode(lambda error: _unreadable(name, file, error)):
+            if file.suffix == ".safetensors":
+                return load_file(file)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError as error:  # lengths that are no lengths
+        raise _unreadable(name, file, error) from error
     state = state["state_dict"] if isinstance(state, dict) and isinstance(state.get("state_dict"), dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise RewardError(f"{name}: {file} holds no weights: expected tensors by name, got a {type(state).__name__}")
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _unreadable(name: str, file: Path, error: BaseException) -> RewardError:
+    """Return what to say of a file; what unpickling raises for bytes that are no pickle is chance."""
+    if not isinstance(error, SafetensorError | RuntimeError | OSError | EOFError):
+        return RewardError(f"{name}: {file} {_not_tensors(file, str(error))}")
+    what = "it is empty" if not file.stat().st_size else _line(error).partition(". ")[0]
+    return RewardError(f"{name}: {file} cannot be read, it is damaged or no checkpoint: {what}")
 
 
 def _not_tensors(file: Path, said: str) -> str:
@@ -222,14 +215,18 @@ def load_pretrained(
     Raises:
         RewardError: If a weight is missing, unexpected, of another shape or not finite, or the file is damaged.
     """
+
+    def unloadable(error: BaseException) -> RewardError:
+        return RewardError(f"{name}: {source or 'the checkpoint'} cannot be loaded: {_line(error)}")
+
     try:
-        with quiet_transformers():  # its table of loaded weights is what we turn into an error
+        with ForeignCode(unloadable), quiet_transformers():  # its table of weights is what we turn into an error
             loaded, report = from_pretrained(
                 source, config=config, state_dict=state, dtype=torch_dtype(dtype), output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )  # fmt: skip
-    except (*_UNPICKLERS_RAISE, SafetensorError, OSError, RuntimeError, EOFError) as error:
-        raise RewardError(f"{name}: {source or 'the checkpoint'} cannot be loaded: {_line(error)}") from error
+    except MemoryError as error:  # lengths that are no lengths
+        raise unloadable(error) from error
     if report["mismatched_keys"]:
         raise _other_architecture(name, "of another shape", sorted(key for key, *_ in report["mismatched_keys"]))
     check_complete(name, report["missing_keys"], report["unexpected_keys"], unused=unused)

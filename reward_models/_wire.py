@@ -15,7 +15,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,10 +25,10 @@ import safetensors.torch
 import torch
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
 from torch import Tensor
 
 from reward_models.base import Media
+from reward_models.foreign import ForeignCode
 
 VERSION = 1
 PROTOCOL = "visalign-reward"
@@ -42,8 +41,6 @@ KEPT, DECODING = 3, 24
 """Bytes a pixel: of all pictures of a question, and more for the one that is being decoded (17 were measured)."""
 _PNG_DEPTH = 24
 """Where a PNG file says how many bits a channel has: after its signature and the sizes in its first chunk."""
-DECODERS_RAISE = (OSError, ValueError, SyntaxError, LookupError, TypeError, EOFError, ArithmeticError, struct.error)
-"""What Pillow raises for files that are not what their first bytes promise."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Identifier = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
@@ -193,10 +190,8 @@ def _read_tensors(body: bytes, limits: Limits) -> Asked:
         question = Question.model_validate_json(header.metadata.request)
     except ValidationError as error:
         raise Refusal(400, "malformed", f"the metadata's request is not understood: {_first(error)}") from error
-    try:
+    with ForeignCode(lambda error: Refusal(400, "malformed", f"this is no safetensors file: {str(error)[:200]}")):
         tensors = safetensors.torch.load(body)
-    except (SafetensorError, ValueError, LookupError, TypeError, RuntimeError) as error:
-        raise Refusal(400, "malformed", f"this is no safetensors file: {str(error)[:200]}") from error
     if "pixels" not in tensors or tensors.keys() - {"pixels", "source", "group"}:
         raise Refusal(
             400, "malformed", f"expected tensors pixels, source, group; got {', '.join(sorted(tensors))[:200]}"
@@ -271,22 +266,24 @@ def _opened(file: str, where: str, limits: Limits) -> Iterator[tuple[Image.Image
     """Yield a picture whose header has been read, and its file; what Pillow raises meanwhile becomes a refusal."""
     try:
         content = base64.b64decode(file, validate=True)
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            if picture.width * picture.height > limits.pixels:
-                raise Refusal(
-                    413,
-                    "too_many_pixels",
-                    f"{where} has {picture.width} x {picture.height} pixels, at most {limits.pixels}",
-                )
-            if picture.format != "JPEG" and hasattr(picture, "is_animated") and picture.is_animated:  # pyright: ignore[reportAttributeAccessIssue]
-                raise Refusal(422, "media", f"{where} is animated; send its frames one by one")
-            yield picture, content
     except binascii.Error as error:
         raise Refusal(422, "media", f"{where} is not base64") from error
-    except Image.DecompressionBombError as error:
-        raise Refusal(413, "too_many_pixels", f"{where} has far more than {limits.pixels} pixels") from error
-    except DECODERS_RAISE as error:
-        raise Refusal(422, "media", f"{where} is no whole {', '.join(FORMATS)} file") from error
+
+    def broken(error: Exception) -> Refusal:
+        if isinstance(error, Image.DecompressionBombError):
+            return Refusal(413, "too_many_pixels", f"{where} has far more than {limits.pixels} pixels")
+        return Refusal(422, "media", f"{where} is no whole {', '.join(FORMATS)} file")
+
+    with ForeignCode(broken), Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+        if picture.width * picture.height > limits.pixels:
+            raise Refusal(
+                413,
+                "too_many_pixels",
+                f"{where} has {picture.width} x {picture.height} pixels, at most {limits.pixels}",
+            )
+        if picture.format != "JPEG" and hasattr(picture, "is_animated") and picture.is_animated:  # pyright: ignore[reportAttributeAccessIssue]
+            raise Refusal(422, "media", f"{where} is animated; send its frames one by one")
+        yield picture, content
 
 
 def _decode(file: str, where: str, limits: Limits) -> Tensor:

@@ -14,24 +14,10 @@ from typing import ClassVar, Literal, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from reward_models.foreign import ForeignCode
+
 Scope = Literal["sample", "group"]
 """What a score depends on: the sample alone, or the samples it is compared with."""
-
-
-BROKEN = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What a scorer, its libraries or its device raise when they break down."""
 
 
 class RewardError(RuntimeError):
@@ -329,11 +315,12 @@ class Loaded:
         try:
             if not self._leaves_pixels_alone:
                 media, group = media.copy(), None if group is None else group.clone()
-            rewards = self._ask(media, tuple(prompts), group)
+            with ForeignCode(self._broken):
+                rewards = self._ask(media, tuple(prompts), group)
         except RewardError:
             raise
-        except BROKEN as error:
-            raise RewardError(f"{self.model} raised {type(error).__name__}: {error}") from error
+        except (OSError, RuntimeError, ValueError) as error:  # a device, a file or numbers that our own code met
+            raise self._broken(error) from error
         if not isinstance(rewards, Rewards):
             raise RewardError(f"{self.model} answered with a {type(rewards).__name__}, expected Rewards")
         if len(rewards.value) != len(media):
@@ -346,6 +333,9 @@ class Loaded:
     def _leaves_pixels_alone(self) -> bool:
         """Whether the model is of this package, whose laws say so; what a stranger is handed is nobody else's."""
         return type(self.model).__module__.partition(".")[0] == __name__.partition(".")[0]
+
+    def _broken(self, error: Exception) -> RewardError:
+        return RewardError(f"{self.model} raised {type(error).__name__}: {error}")
 
     def _ask(self, media: Media, prompts: Sequence[str], group: Tensor | None) -> object:
         if self.model.scope == "sample":

@@ -153,9 +153,10 @@ def _text(state: dict[str, Tensor], file: Path, dtype: Dtype) -> Any:
 
     try:
         given = json.loads(file.read_text(encoding="utf-8"))
+        given = given if isinstance(given, dict) else {}
         kept = {key: given[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers")}
         heads, words, eps = given["num_attention_heads"], given["vocab_size"], given["layer_norm_eps"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise RewardError(f"{_NAME}: med_config: {file} is not a text encoder's configuration: {error}") from error
     config = BlipTextConfig(
         **kept,

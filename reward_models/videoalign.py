@@ -108,9 +108,12 @@ class _Settings:
 def _settings(file: Path) -> _Settings:
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _no_settings(file, error) from error
+    try:
         lora, data, model = told["peft_lora_config"], told["data_config"], told["model_config"]
         power = 0.5 if lora.get("use_rslora") else 1.0
-        norms = told.get("inference_config") or {}
+        norms = dict(told["inference_config"] or {}) if "inference_config" in told else {}
         return _Settings(
             base=model["model_name_or_path"],
             scale=lora["lora_alpha"] / lora["lora_r"] ** power,
@@ -118,8 +121,12 @@ def _settings(file: Path) -> _Settings:
             most=int(data["max_frame_pixels"]),
             norms=tuple((norms.get(f"{name}_mean", 0.0), norms.get(f"{name}_std", 1.0)) for name in _DIMENSIONS),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RewardError(f"{_NAME}: {file} is not VideoAlign's model_config.json: {error!r}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _no_settings(file, error) from error
+
+
+def _no_settings(file: Path, error: Exception) -> RewardError:
+    return RewardError(f"{_NAME}: {file} is not VideoAlign's model_config.json: {error!r}")
 
 
 @dataclass(frozen=True)

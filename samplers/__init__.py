@@ -5,7 +5,7 @@ t = 1 is noise, t = 0 is data, and a step goes from t to s < t. The network's ou
 """
 
 from samplers.by_row import by_row
-from samplers.conductor import Act, Conductor, Look, Native, Recorded, ReplayMismatch, Round, Skip, Solve, Visit
+from samplers.conductor import Act, Again, Conductor, Look, Native, Recorded, ReplayMismatch, Round, Skip, Solve, Visit
 from samplers.grid import Grid, take
 from samplers.path import Path, Prediction, read_path
 from samplers.policy_scheduler import stand_in
@@ -17,6 +17,7 @@ from samplers.step import Step, rows_of
 
 __all__ = [
     "Act",
+    "Again",
     "Call",
     "Conductor",
     "Grid",

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from samplers.conductor import Act, Conductor, Look, Round, Skip, Visit
+from samplers.conductor import Act, Again, Conductor, Look, Round, Skip, Visit
 from samplers.grid import Grid, patched
 
 Made = TypeVar("Made")
@@ -69,8 +69,8 @@ class _Round:
                 return replace(self.action, noise=lambda x: self._drawn(noise, x)[own])
             case Look():
                 return Look(lambda x, v, grid: self.heard.append((x, v, grid)))
-            case Skip(Tensor() as state):
-                return Skip(state[own])
+            case Skip(Tensor() as state) | Again(Tensor() as state):
+                return replace(self.action, state=state[own])
             case Visit(expected, _, state):
                 following = None if state is None else state[own]
                 return replace(self.action, expected=expected[own], receive=self.velocities.append, state=following)

@@ -70,6 +70,22 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class Again:
+    """Run the networks once more as they ran when this was sampled, in a replay, and learn nothing from their answers.
+
+    The state that follows is a constant, as it is to a policy gradient.
+
+    Attributes:
+        state: The state that was drawn here, or null for the pipeline's own.
+        graph: Whether the networks' answers carry a graph, for pipelines in which a later round depends on them by
+            another way than the state: a cache, a moving average.
+    """
+
+    state: Tensor | None = None
+    graph: bool = False
+
+
+@dataclass(frozen=True)
 class Visit:
     """Teacher forcing: hand the model output, with its graph, to `receive`, then hand back `state`.
 
@@ -87,7 +103,7 @@ class Visit:
     tolerance: float = 0.0
 
 
-Round = Native | Act | Solve | Look | Skip | Visit
+Round = Native | Act | Solve | Look | Skip | Again | Visit
 
 
 class ReplayMismatch(SchedulerError):
@@ -209,6 +225,12 @@ class Conductor:
         """Whether the denoiser need not run in the round at hand."""
         return isinstance(self.action(self.round), Skip)
 
+    @property
+    def graphless(self) -> bool:
+        """Whether nothing is learned from what networks answer in the round at hand, so that they need no graph."""
+        action = self.action(self.round)
+        return isinstance(action, Skip) or (isinstance(action, Again) and not action.graph)
+
     def action(self, index: int) -> Round:
         """Return what happens in round `index`."""
         return self.script[index] if index < len(self.script) else Native()
@@ -257,6 +279,8 @@ class Conductor:
         to_come = self._to_come(k)
         if call.stream in to_come:  # only a question: what follows is answered by a later step of this round
             return call.native
+        if self.rows and len(call.x) % self.rows:
+            raise ReplayMismatch(f"round {k} steps {len(call.x)} rows for {self.rows} samples")
         sample = call if self.rows in (None, len(call.x)) else call.of(self.rows)
         state = self._next(action, k, sample)
         self._here[call.stream] = sample, state
@@ -280,6 +304,8 @@ class Conductor:
                 return self._native(k, call)
             case Skip(state):
                 return call.x if state is None else self._piece(state, call).to(call.native, copy=True)
+            case Again(state):
+                return (self._native(k, call) if state is None else self._piece(state, call).to(call.native)).detach()
             case Visit(expected, _, state, tolerance):
                 # States of one's own making arrive in the pipeline's dtype.
                 wanted = self._piece(expected, call).to(call.x.dtype).float()

@@ -62,6 +62,7 @@ class Routes:
         blanks: For each (network, nth call of a round): the shape of its answer. Filled by calls that run.
         rounds_seen: For each network, the rounds in which it was called; a network called in one round only (a text
             encoder, a VAE) is not part of the loop and is never skipped.
+        listen: Told the name of a network and the arguments of each of its calls; null where nobody listens.
     """
 
     networks: tuple[str, ...]
@@ -70,6 +71,7 @@ class Routes:
     stubs: bool = True
     blanks: dict[tuple[str, int], Any] = field(default_factory=dict)
     rounds_seen: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    listen: Callable[[str, Any], None] | None = None
 
     def on(self, pipe: Any, conductor: Conductor, rows: int) -> _Routed:
         """Return a context in which the networks of `pipe` answer to `conductor`."""
@@ -87,12 +89,11 @@ class Routes:
     def answer(self, name: str, nth: int, conductor: Conductor, rows: int, run: Callable[[], Any]) -> Any:
         """Return the network's answer, or zeros of its shape in a round whose answer nobody reads."""
         key = (name, nth)
-        if conductor.skipping and self.in_loop(name) and key in self.blanks:
-            if self.stubs:
-                return self.blank(key, rows)
-            with torch.no_grad():
-                return self._run(run)
-        out = self._run(run)
+        known = self.in_loop(name) and key in self.blanks
+        if known and conductor.skipping and self.stubs:
+            return self.blank(key, rows)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not (known and conductor.graphless)):
+            out = self._run(run)
         self.rounds_seen[name].add(conductor.round)
         self.remember(key, rows, out)
         return out
@@ -145,6 +146,8 @@ class _Routed:
             nth = self._calls[name, self._conductor.round]
             self._calls[name, self._conductor.round] += 1
             args, named = plainly((args, named))
+            if self._routes.listen is not None:
+                self._routes.listen(name, (args, named))
             return self._routes.answer(name, nth, self._conductor, self._rows, lambda: network(*args, **named))
 
         return call

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.errors_caught import errors_in
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -58,6 +60,7 @@ EXTRAS = {
 FILE_LINES = 400
 FUNCTION_LINES = 60
 PARAMETERS = 7
+ERRORS = 3  # kinds of built-in errors that one handler catches
 NAMELESS = {"utils", "common", "helpers", "misc"}
 
 USERS = "the code is the user's and may raise anything; it is raised again, naming what was run"
@@ -284,6 +287,23 @@ def what_can_be_installed_is_tested(root: Path) -> Iterator[str]:
                 yield f"{path.relative_to(root)}: {name} is left out where a package is missing"
 
 
+def tuples_of_errors_are_short(root: Path) -> Iterator[str]:
+    """Refuse to catch many kinds of built-in errors: our own bugs are among them."""
+    paths = files(root, *PACKAGES, "examples")
+    held = {
+        target.id: node.value
+        for path in paths
+        for node in tree(path).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and isinstance(node.value, ast.Tuple | ast.BinOp)
+    }
+    for path in paths:
+        for name, node in named(tree(path)):
+            if isinstance(node, ast.ExceptHandler) and len(caught := errors_in(node.type, held)) > ERRORS:
+                yield f"{path.relative_to(root)}: {name} catches {', '.join(caught)}"
+
+
 def what_is_public_is_documented(root: Path) -> Iterator[str]:
     for path in files(root, *PACKAGES):
         body = tree(path)
@@ -310,6 +330,7 @@ RULES: tuple[Callable[[Path], Iterator[str]], ...] = (
     every_file_says_what_it_is,
     nothing_is_hidden,
     what_can_be_installed_is_tested,
+    tuples_of_errors_are_short,
     what_is_public_is_documented,
 )
 
@@ -341,6 +362,7 @@ BAD = {
     "alignment/sources/mine.py": "from alignment import loop\nimport wandb\n",
     "tests/test_it.py": "import time\nassert time.monotonic() < 1\n",
     "evals/run.py": "from alignment import loop\ndef f(**more):\n    print(getattr(f, 'x', 1))\n",
+    "evals/ill.py": "ILL = (OSError, KeyError)\ntry:\n    f()\nexcept (*ILL, TypeError, ValueError):\n    pass\n",
 }
 
 

@@ -8,15 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from reward_models._weights import quiet_transformers
 from reward_models.base import RewardError
+from reward_models.foreign import ForeignCode
 from reward_models.vlms.base import CUE, NO, YES, Question, Verdicts, Vlm, fit, spells
-
-_UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
-"""What transformers and peft raise for folders that are not what they expect."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,15 @@ def _loaded(described: Local) -> tuple[Any, Any]:
 
     name, revision = described.model, described.revision
     named = name if described.adapter is None else f"{name} with the adapter {described.adapter}"
-    try:
+
+    def unloadable(error: Exception) -> RewardError:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+        return RewardError(
+            f"vlm: {named} could not be loaded: {reason}. It has to be a model for images and text with its processor, "
+            "as `save_pretrained` writes them, or a hub id"
+        )
+
+    with ForeignCode(unloadable):
         processor = AutoProcessor.from_pretrained(name, revision=revision)
         with quiet_transformers():  # its table of loaded weights is what we turn into an error
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -81,14 +86,6 @@ def _loaded(described: Local) -> tuple[Any, Any]:
         model, found = loaded
         if described.adapter is not None:
             model = _adapted(model, described.adapter)
-    except torch.OutOfMemoryError:  # the device is too small; nothing is wrong with the files
-        raise
-    except _UNLOADABLE as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
-        raise RewardError(
-            f"vlm: {named} could not be loaded: {reason}. It has to be a model for images and text with its processor, "
-            "as `save_pretrained` writes them, or a hub id"
-        ) from error
     if found["missing_keys"]:
         lacking = sorted(found["missing_keys"])
         raise RewardError(f"vlm: the weights of {name} lack {len(lacking)} tensors: {', '.join(lacking[:3])}, ...")

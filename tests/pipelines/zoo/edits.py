@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffusers import (
+    Flux2KleinKVPipeline,
     FluxControlNetModel,
     FluxControlNetPipeline,
     FluxFillPipeline,
@@ -39,6 +40,16 @@ def flux_fill() -> Member:
     transformer = images.flux_transformer(16 + 16 + 4 * 4, out=16)
     pipe = FluxFillPipeline(images.dynamic(), decoders.kl(shift=0.0), encoder, words, encoder_2, words_2, transformer)
     return Member(pipe, {**images.TEXT_CALL, "guidance_scale": 30.0})
+
+
+def flux2_klein_kv() -> Member:
+    """FLUX.2 klein KV: later rounds read the keys and values of the picture that the first one kept."""
+    words, encoder = texts.qwen3(4, head=True)
+    pipe = Flux2KleinKVPipeline(images.dynamic(), decoders.flux2(), encoder, words, images.flux2_transformer())
+    layers = {"max_sequence_length": 24, "text_encoder_out_layers": (1, 2, 3)}
+    keeps = "keeps something from round to round"
+    cannot = {"guidance": "the pipeline has no guidance", "nft_step": keeps, "dpo_step": keeps}
+    return Member(pipe, {**images.CALL, "height": 64, "width": 64, **layers}, cannot)  # no smaller picture is taken
 
 
 def flux_controlnet() -> Member:

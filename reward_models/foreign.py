@@ -1,0 +1,61 @@
+"""Other people's code, and whose fault it is when it raises."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+
+import torch
+
+OURS = {"samplers", "reward_models", "alignment", "evals"}
+NEUTRAL = {"torch", *sys.stdlib_module_names}
+"""They work for whoever calls them, so their frames say nothing about who is at fault."""
+
+
+class ForeignCode:
+    """Raises an error of ours in place of what other people's code raises within the `with` block.
+
+    What our own code raises passes unchanged, whether it meant to (errors of our own classes) or has a bug: nobody may
+    choose a fallback because of it. So does running out of memory, which says nothing about the code. Whose error it
+    is, the innermost frame says that is not of torch or the standard library. The block itself should hold nothing but
+    the call: what fails there failed to be called.
+    """
+
+    def __init__(self, make: Callable[[Exception], Exception], calls_back: str = "") -> None:
+        """Prepare for errors.
+
+        Args:
+            make: Makes the error that is raised.
+            calls_back: A module of ours that the other code calls and which calls none of it; what is raised beneath is
+                never the other code's.
+        """
+        self._make, self._calls_back = make, calls_back
+
+    def __enter__(self) -> ForeignCode:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception) and not out_of_memory(error) and self._is_theirs(error, trace):
+            raise self._make(error) from error
+
+    def _is_theirs(self, error: Exception, trace: TracebackType | None) -> bool:
+        if _package(type(error).__module__) in OURS:
+            return False
+        within = None if trace is None else trace.tb_next
+        modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(within)]
+        acting = [name for name in modules if _package(name) not in NEUTRAL]
+        return self._calls_back not in modules and (not acting or _package(acting[-1]) not in OURS)
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on any device."""
+    asked = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return asked or isinstance(error, MemoryError | torch.OutOfMemoryError)
