@@ -136,6 +136,20 @@ class Run:
     """A whole run.
 
     Attributes:
+        name: Name of the run's folder, inside `output.folder`.
+        policy: Which pipeline is aligned, how it is called, and what of it is trained.
+        data: Where prompts come from, and what comes with them.
+        source: Where a step's experience comes from.
+        objective: What is minimised.
+        steps: Training steps: sampling, scoring and learning once is one.
+        seed: Of every random number.
+        optimizer: AdamW and its schedule.
+        snapshots: Copies of the trained weights.
+        batch: Updates and microbatches of a step.
+        evaluation: How progress is measured.
+        output: Where results go, and how often.
+        device: Where networks run; "auto" takes a GPU where there is one.
+        threads: Threads of one operation on the CPU; null leaves them to PyTorch.
         timeout: Seconds that a process of the run waits for the others; then the run ends, and says for which it
             waited. More than the slowest save, and than scoring takes longer on one process than on another.
         kernels: What computes steps, surrogates and matching errors: torch, Triton's fused kernels, or "auto", which

@@ -108,13 +108,15 @@ def _prose(text: str) -> list[str]:
 
 
 def _fields(fields: list[dict[str, Any]], prefix: str = "") -> list[str]:
-    rows = [] if prefix else ["| field | type | default | |", "|---|---|---|---|"]
+    """Return a table of fields, and one of the fields inside each that is a mapping."""
+    rows, inside = ["| field | type | default | |", "|---|---|---|---|"], []
     for field in fields:
+        name = f"{prefix}{field['name']}"
         default = "*required*" if field["required"] else f"`{field['default']}`" if field["default"] else ""
-        says = _plain(field["says"])
-        rows.append(f"| `{prefix}{field['name']}` | {_plain(field['type'])} | {default} | {says} |")
-        rows += _fields(field["fields"], f"{prefix}{field['name']}.")
-    return rows if prefix else [*rows, ""]
+        rows.append(f"| `{field['name']}` | {_plain(field['type'])} | {default} | {_plain(field['says'])} |")
+        if field["fields"]:
+            inside += [f"Inside **`{name}`**:", "", *_fields(field["fields"], f"{name}.")]
+    return [*rows, "", *inside]
 
 
 def _plain(text: str) -> str:
