@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import av
 import numpy as np
+from av.container import InputContainer
 
 from alignment.errors import DataError
 
@@ -135,13 +136,13 @@ def _reader(content: bytes) -> str | None:
     return "gif" if content[:6] in (b"GIF87a", b"GIF89a") else None
 
 
-def _stream(name: str, container: av.container.InputContainer) -> av.VideoStream:
+def _stream(name: str, container: InputContainer) -> av.VideoStream:
     """Return the stream of pictures, told to refuse a frame of more pixels before there is memory for it."""
     if not container.streams.video:
         raise DataError(f"{name} is no video, or damaged after 0 frames: it has no video stream")
     stream = container.streams.video[0]
     codec = stream.codec_context
-    if codec is None:
+    if codec is None:  # pyright: ignore[reportUnnecessaryComparison]  # where FFmpeg has no decoder
         raise DataError(f"{name} is of a kind of video that nothing here decodes; save it as H.264 in an MP4 file")
     if codec.width * codec.height > PIXELS_AT_MOST:
         raise DataError(_too_large(name, codec.width, codec.height))

@@ -167,16 +167,18 @@ def _check_weights(pipe: Any) -> None:
 def _made_up(network: Any) -> list[str]:
     """Return the names of the weights that were not in the files that a network was loaded from."""
     empty = [key for key, weight in network.named_parameters() if weight.is_meta]
-    known = isinstance(network, PreTrainedModel) and "quantization_config" not in vars(network.config)
-    if not known or not Path(network.name_or_path).is_dir():
+    if not isinstance(network, PreTrainedModel) or "quantization_config" in vars(network.config):
+        return empty
+    source = str(network.name_or_path)
+    if not Path(source).is_dir():
         return empty
     # Transformers says it of a model that it is loading, and not to whoever loads a whole pipeline. So it is asked
     # once more, on a device without memory.
     with _transformers_quiet():
-        _, found = type(network).from_pretrained(
-            network.name_or_path, device_map="meta", local_files_only=True, output_loading_info=True
+        loaded: Any = type(network).from_pretrained(
+            source, device_map="meta", local_files_only=True, output_loading_info=True
         )
-    return [*empty, *sorted(found["missing_keys"])]
+    return [*empty, *sorted(loaded[1]["missing_keys"])]
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def read_manifest(folder: Path) -> Manifest:
 def _manifest(path: Path, record: Mapping[str, Any]) -> Manifest:
     """Return a sealed record as a manifest; a later version may have written keys that are not known here."""
     try:
-        known = {field.name: record[field.name] for field in fields(Manifest)}
+        known: dict[str, Any] = {field.name: record[field.name] for field in fields(Manifest)}
         files = {name: FileRecord(entry["size"], entry["xxh3"]) for name, entry in known["files"].items()}
     except KeyError as error:
         raise CheckpointError(
@@ -151,7 +151,8 @@ def _manifest(path: Path, record: Mapping[str, Any]) -> Manifest:
     numbers = (known["step"], known["sequence"], known["world_size"])
     if not all(isinstance(number, int) for number in numbers):
         raise CheckpointError(f"{path}: step, sequence and world_size are no whole numbers: {numbers}")
-    return Manifest(**{**known, "files": files})
+    known["files"] = files
+    return Manifest(**known)
 
 
 def verify(folder: Path, previous: Path | None = None) -> Manifest:

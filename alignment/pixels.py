@@ -88,7 +88,7 @@ def as_clips(images: Any) -> Tensor:
     shape = images.shape if isinstance(images, Tensor) else torch.Size()
     axes = PLACES.get(len(shape), ())
     place = next((axis for channels in CHANNELS for axis in axes if shape[axis] == channels), None)
-    if place is None:
+    if place is None or not isinstance(images, Tensor):
         got = list(shape) if isinstance(images, Tensor) else type(images).__name__
         raise PipelineError(
             f"policy.pipeline: the pipeline hands back {got} where pictures [n, 3, H, W] or clips [n, F, 3, H, W] are "

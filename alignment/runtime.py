@@ -18,7 +18,7 @@ import torch.distributed
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor
-from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.distributed_c10d import _get_default_store  # pyright: ignore[reportPrivateUsage]  # no other way to it
 
 from alignment.errors import ConfigError, EnvironmentProblem, NumericsError
 from alignment.meetings import Meetings

@@ -37,7 +37,8 @@ def read_scheduler(pipeline: str) -> Any | None:
                 return kind.from_config(settings) if goes_from_time_to_time(kind) else None
             except (TypeError, ValueError, NotImplementedError):
                 return None
-    return None
+        case _:
+            return None
 
 
 def check_dynamics(dynamics: Dynamics, scheduler: Any) -> None:

@@ -79,7 +79,8 @@ def _protocol(connections: Connections) -> type[asyncio.Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self.listening and self.cycle is not None and not self.cycle.response_complete:
+            begun = self.cycle is not None  # pyright: ignore[reportUnnecessaryComparison]  # before the first question
+            if self.listening and begun and not self.cycle.response_complete:
                 self.listening = False
                 self.clock.start(connections.whole)
 

@@ -238,6 +238,8 @@ def no_test_looks_at_the_clock(root: Path) -> Iterator[str]:
                     yield f"{path.relative_to(root)}: calls time.{called}"
                 case ast.Call(func=ast.Name(id="settings")) if any(word.arg == "deadline" for word in node.keywords):
                     yield f"{path.relative_to(root)}: sets a deadline for examples, which tests/conftest.py takes away"
+                case _:
+                    pass
 
 
 def files_and_functions_are_small(root: Path) -> Iterator[str]:

@@ -34,8 +34,7 @@ class Scoring:
         ctx.world.scorer(reward)  # loaded before there is a second thread
         elsewhere = reward.waits() or ctx.world.device.type != "cpu"
         beside = overlap == "always" or (overlap and elsewhere)
-        alone = {"max_workers": 1, "initializer": torch.set_num_threads, "initargs": (1,)}
-        self._pool = ThreadPoolExecutor(**alone) if beside else None
+        self._pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) if beside else None
         self._answers: list[Future[Rewards]] = []
 
     def __enter__(self) -> Scoring:

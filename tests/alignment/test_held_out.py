@@ -66,7 +66,7 @@ def said(
     return told if code == REFUSED else None
 
 
-CAPTIONS = [{"caption": f"prompt {k}", "prompt": 5} for k in range(4)]
+CAPTIONS: list[dict[str, object]] = [{"caption": f"prompt {k}", "prompt": 5} for k in range(4)]
 CHOOSY = f"source.reward={{type: '{__name__}:Choosy'}}"
 NO_CAPTION = 'held.jsonl: line 1: not an object with a text under "caption"'
 NO_PICTURE = "held.jsonl: line 1: image: there is no file"

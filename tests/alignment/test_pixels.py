@@ -1,5 +1,7 @@
 """What pipelines hand back: layouts, colours and ranges."""
 
+import inspect
+
 import diffusers
 import pytest
 import torch
@@ -92,7 +94,7 @@ class Showing(ToyPipeline):
         """Denoise one point a prompt."""
         if output_type not in ("pt", "np"):
             raise ValueError(f"output_type {output_type} is unknown")
-        denoise = ToyPipeline.__call__.__wrapped__  # gradients are the caller's business
+        denoise = inspect.unwrap(ToyPipeline.__call__)  # gradients are the caller's business
         (x,) = denoise(self, prompt, num_inference_steps, generator, "latent", return_dict)
         return (self.shows(x, output_type),)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from alignment import _kinds
-from reward_models.base import Media, RewardModel, Rewards, load_reward
+from reward_models.base import Media, RewardModel, Rewards, Scope, load_reward
 from reward_models.colour import Colour
 from reward_models.function import Function
 from reward_models.judges.bradley_terry import BradleyTerry
@@ -188,7 +188,7 @@ class Blackens(RewardModel):
 class Regroups(Blackens):
     """The same, comparing within groups that it makes up."""
 
-    scope: ClassVar[str] = "group"
+    scope: ClassVar[Scope] = "group"
 
     def __call__(self, *, media, prompts, group):
         group.zero_()
