@@ -29,8 +29,8 @@ from alignment.patient import (
 )
 from alignment.self_check import how_visits_go
 from samplers import Step, observe_prefix
+from samplers.paths.times import Times
 from samplers.step import expand
-from samplers.times import Times
 
 RATIO = 1e-6
 """First ratios are off 1 by no more than this where rollout and training compute the same sums in float32."""

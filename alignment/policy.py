@@ -46,7 +46,7 @@ from alignment.weights import Weights
 from reward_models.base import Media
 from samplers import Conductor, Routes, Score, Skip, Visit, by_row, read_path, stand_in
 from samplers.errors import SchedulerError
-from samplers.path import Path as ForwardPath
+from samplers.paths.path import Path as ForwardPath
 
 _ALONE = torch.zeros(1, dtype=torch.int64)  # seeds of a call that asks one row a question
 

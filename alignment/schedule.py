@@ -12,7 +12,7 @@ from alignment.loading import goes_from_time_to_time, trained_scheduler
 from samplers import Grid, read_grid, read_path
 from samplers.dynamics.base import Dynamics
 from samplers.errors import SamplingError, SchedulerError, without_noise
-from samplers.path import RectifiedFlow
+from samplers.paths.path import RectifiedFlow
 
 
 def read_scheduler(pipeline: str) -> Any | None:

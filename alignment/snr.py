@@ -31,7 +31,7 @@ from alignment.loop import Trainer
 from alignment.patient import gradient, group_std, settings
 from samplers import observe_prefix
 from samplers.dynamics.base import Dynamics
-from samplers.times import Times
+from samplers.paths.times import Times
 from samplers.windows.base import Window
 from samplers.windows.branch import Branch
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alignment.between import Receive
 from samplers import Conductor, Round, Score, Skip, Visit
-from samplers.path import Path
+from samplers.paths.path import Path
 from samplers.row_times import RowTimes
 
 Point = tuple[Tensor, Tensor]

@@ -13,7 +13,7 @@ from typing import ClassVar
 from samplers import Step
 from samplers.dynamics.base import Dynamics
 from samplers.errors import SamplingError
-from samplers.grid import Grid
+from samplers.paths.grid import Grid
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ t = 1 is noise, t = 0 is data, and a step goes from t to s < t. The network's ou
 
 from samplers.by_row import by_row
 from samplers.conductor import Act, Again, Conductor, Look, Native, Recorded, ReplayMismatch, Round, Skip, Solve, Visit
-from samplers.grid import Grid, take
-from samplers.path import Path, Prediction, read_path
+from samplers.dynamics.base import take
+from samplers.paths.grid import Grid
+from samplers.paths.path import Path, Prediction, read_path
+from samplers.paths.schedules import read_grid
 from samplers.policy_scheduler import stand_in
 from samplers.rollout import Call, Plan, Trajectory, observe_prefix, sample
 from samplers.routing import Routes
-from samplers.schedules import read_grid
 from samplers.score import Score
 from samplers.step import Step, rows_of
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from samplers.conductor import Act, Again, Conductor, Look, Round, Skip, Visit
-from samplers.grid import Grid, patched
+from samplers.paths.grid import Grid, patched
 
 Made = TypeVar("Made")
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from samplers.dynamics.base import Dynamics
+from samplers.dynamics.base import Dynamics, take
 from samplers.dynamics.ode import ODE
 from samplers.errors import SchedulerError
-from samplers.grid import Grid, patched, take
 from samplers.kernels.gaussian import drawn
 from samplers.multistep import Solver
+from samplers.paths.grid import Grid, patched
 from samplers.score import Score
 from samplers.step import Step
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from samplers.dynamics.ode import ODE
-from samplers.grid import Grid
+from samplers.paths.grid import Grid
 
 
 class Solver(Protocol):

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from samplers.conductor import Conductor, Stepped
 from samplers.errors import SchedulerError
-from samplers.grid import Grid
-from samplers.path import Path, read_path
-from samplers.schedules import answering_clean, bounded, clips, grid_of_tokens, read_grid, remembers, used_output
+from samplers.paths.grid import Grid
+from samplers.paths.path import Path, read_path
+from samplers.paths.schedules import answering_clean, bounded, clips, grid_of_tokens, read_grid, remembers, used_output
 from samplers.step import expand
 
 NEARBY = 2.0**-10

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from samplers.conductor import Act, Conductor, Look, Native, Recorded, Round, Skip, Solve
-from samplers.dynamics.base import Dynamics
+from samplers.dynamics.base import Dynamics, take
 from samplers.errors import SamplingError, without_noise
-from samplers.grid import Grid, take
 from samplers.multistep import SecondOrder, strides
+from samplers.paths.grid import Grid
 from samplers.step import Step, mean_std
 from samplers.windows.base import Choice
 

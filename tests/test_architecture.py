@@ -29,18 +29,37 @@ ALLOWED = {  # who may import whom, by package
 }
 # What evaluation may not know of alignment: how to train.
 TRAINING = {
-    "alignment.loop", "alignment.train", "alignment.runtime", "alignment.objectives", "alignment.advantages",
-    "alignment.sources", "alignment.cli",
-}  # fmt: skip
+    "alignment.loop",
+    "alignment.train",
+    "alignment.runtime",
+    "alignment.objectives",
+    "alignment.advantages",
+    "alignment.sources",
+    "alignment.cli",
+}
 # What a source, an advantage or an objective may know of alignment; the loop and the edges know them, not the reverse.
 PARTS = (
-    "alignment/sources", "alignment/advantages", "alignment/objectives", "alignment/structures", "alignment/backbones",
-)  # fmt: skip
+    "alignment/sources",
+    "alignment/advantages",
+    "alignment/objectives",
+    "alignment/structures",
+    "alignment/backbones",
+)
 PARTS_MAY = {
-    "alignment.sources", "alignment.advantages", "alignment.objectives", "alignment.structures", "alignment.backbones",
-    "alignment.batches", "alignment.context", "alignment.draw", "alignment.errors", "alignment.kernels",
-    "alignment.latent_grid", "alignment.policy", "alignment.world",
-}  # fmt: skip
+    "alignment.sources",
+    "alignment.advantages",
+    "alignment.objectives",
+    "alignment.structures",
+    "alignment.backbones",
+    "alignment.batches",
+    "alignment.context",
+    "alignment.draw",
+    "alignment.errors",
+    "alignment.kernels",
+    "alignment.latent_grid",
+    "alignment.policy",
+    "alignment.world",
+}
 # Below these folders a file that holds a type may import `base` and what the types share, never the file of another.
 INDEPENDENT = (
     *PARTS,

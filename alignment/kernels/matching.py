@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from samplers.kernels.dispatch import fused
-from samplers.path import Path, noised, target, target_shares
+from samplers.paths.path import Path, noised, target, target_shares
 
 
 def noised_pair(path: Path, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

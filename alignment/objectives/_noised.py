@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from alignment.errors import ConfigError
 from alignment.objectives.base import B_contra, Objective
-from samplers.times import Times
+from samplers.paths.times import Times
 
 
 @dataclass(frozen=True)

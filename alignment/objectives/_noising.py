@@ -9,7 +9,7 @@ from torch import Tensor
 from alignment.batches import B, Batch
 from alignment.context import Context
 from alignment.kernels.matching import noised_pair
-from samplers.times import Times
+from samplers.paths.times import Times
 
 
 @dataclass(frozen=True)

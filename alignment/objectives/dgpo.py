@@ -14,7 +14,7 @@ from alignment.errors import ConfigError
 from alignment.kernels.surrogate import clipped
 from alignment.objectives._noising import Point, draw_points, error_change, frozen_answers, mean_square, noised_alike
 from alignment.objectives.base import Learn, Loss, Objective
-from samplers.times import Times
+from samplers.paths.times import Times
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from alignment.errors import ConfigError
 from alignment.kernels.surrogate import clipped
 from alignment.objectives._noising import Point, draw_points, frozen_answers, mean_square
 from alignment.objectives.base import Learn, Loss, Objective
-from samplers.path import Path, share_of_noise
+from samplers.paths.path import Path, share_of_noise
+from samplers.paths.times import Times
 from samplers.step import expand
-from samplers.times import Times
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from alignment.context import Context
 from alignment.errors import ConfigError
 from alignment.objectives._noising import Point, draw_points, frozen_answers, mean_square
 from alignment.objectives.base import Learn, Loss, Objective
-from samplers.path import Path, clean
-from samplers.times import Times
+from samplers.paths.path import Path, clean
+from samplers.paths.times import Times
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from alignment.errors import ConfigError
 from alignment.kernels.matching import matching_error
 from alignment.objectives._noising import Point, draw_points, frozen_answers, mean_square
 from alignment.objectives.base import Learn, Loss, Objective
-from samplers.times import Times
+from samplers.paths.times import Times
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from alignment.sources.base import Source
 from reward_models.base import RewardModel, Rewards
 from samplers import Grid, rows_of
 from samplers.conductor import Conductor, Look, Native, Recorded, Round, Skip
-from samplers.dynamics.base import Dynamics
-from samplers.grid import take
+from samplers.dynamics.base import Dynamics, take
 from samplers.step import mean_std
 
 

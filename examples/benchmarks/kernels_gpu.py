@@ -23,7 +23,7 @@ from samplers import Step
 from samplers.kernels.dispatch import INSTALLED, choosing
 from samplers.kernels.gaussian import gaussian_step
 from samplers.kernels.layout import layout_of
-from samplers.path import RectifiedFlow
+from samplers.paths.path import RectifiedFlow
 
 SHAPES = {  # rows, latent, map
     "FLUX 1024": (12, (4096, 64), (4096, 1)),

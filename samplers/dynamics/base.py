@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Protocol, runtime_checkable
 
-from samplers.grid import Grid
+import torch
+
+from samplers.paths.grid import Grid
 from samplers.step import Step
 
 
@@ -37,3 +39,19 @@ class Dynamics(Protocol):
             SamplingError: If the grid is none that it is defined on.
         """
         ...
+
+
+STAY = torch.tensor([1.0, 0.0, 0.0])
+"""(a, b, std) of an element that does not move."""
+
+
+def take(dynamics: Dynamics, grid: Grid, i: int, j: int) -> Step:
+    """Return the step of `dynamics` from departure i to the arrival of step j - 1.
+
+    Where the grid has patches the step's numbers are one an element, in shapes that broadcast against the state.
+    """
+    if not grid.patches:
+        return dynamics.step(grid, i, j)
+    numbers = [STAY, *(dynamics.step(part, i, j).coefficients for _, part in grid.patches)]
+    which = sum(k * mask.long() for k, (mask, _) in enumerate(grid.patches, start=1))
+    return Step.from_coefficients(torch.stack(numbers).to(which.device)[which])  # type: ignore[union-attr, index]

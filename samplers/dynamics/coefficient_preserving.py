@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from samplers.dynamics._renoise import renoise
 from samplers.dynamics.base import Dynamics
+from samplers.dynamics.renoise import renoise
 from samplers.errors import SamplingError
-from samplers.grid import Grid
+from samplers.paths.grid import Grid
 from samplers.step import Step
 
 

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from samplers.dynamics._reverse_sde import reverse_sde
 from samplers.dynamics.base import Dynamics
+from samplers.dynamics.reverse_sde import reverse_sde
 from samplers.errors import SamplingError
-from samplers.grid import Grid
+from samplers.paths.grid import Grid
 from samplers.step import Step
 
 _NEAR_ONE = 1 - 1e-2

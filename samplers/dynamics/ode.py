@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from samplers.dynamics._renoise import renoise
 from samplers.dynamics.base import Dynamics
-from samplers.grid import Grid
+from samplers.dynamics.renoise import renoise
+from samplers.paths.grid import Grid
 from samplers.step import Step
 
 

@@ -20,7 +20,7 @@ from alignment.objectives.base import Loss, Objective
 from alignment.objectives.dgpo import DGPO
 from alignment.objectives.fpo import FPO, noise_error
 from alignment.sources.on_policy import OnPolicy
-from samplers.path import RectifiedFlow, VariancePreserving
+from samplers.paths.path import RectifiedFlow, VariancePreserving
 from tests.alignment.test_objectives import AGREE, LATENT, finite_difference, gradient, point, samples
 from tests.toy import REWARD, saved, toy_run, trainer_of
 

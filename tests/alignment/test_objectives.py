@@ -23,7 +23,7 @@ from alignment.objectives.spo import SPO
 from alignment.objectives.weighted_matching import WeightedMatching
 from reward_models.base import Rewards
 from samplers import Step
-from samplers.path import RectifiedFlow, VariancePreserving
+from samplers.paths.path import RectifiedFlow, VariancePreserving
 
 PATH = RectifiedFlow()
 ROWS, ACTIONS, LATENT = 3, 4, (2, 3)

@@ -24,7 +24,7 @@ from alignment.objectives.weighted_matching import WeightedMatching
 from alignment.run import Optimizer
 from alignment.sources.on_policy_pairs import OnPolicyPairs
 from reward_models.base import Rewards
-from samplers.times import Times
+from samplers.paths.times import Times
 from tests.toy import REWARD, fit, saved, toy_run, trainer_of
 
 SAME = 1e-5  # relative: float32 sums in another order

@@ -15,7 +15,7 @@ from alignment.schedule import read_scheduler
 from samplers.dynamics.base import Dynamics
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.errors import SamplingError
-from samplers.grid import Grid
+from samplers.paths.grid import Grid
 from samplers.step import Step
 from tests.alignment.test_bad_input import refused
 from tests.faults.runs import prepared

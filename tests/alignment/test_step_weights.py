@@ -17,7 +17,7 @@ from samplers import Step
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.ddim import DDIM
 from samplers.dynamics.flow_sde import FlowSDE
-from samplers.grid import flow_grid
+from samplers.paths.grid import flow_grid
 from tests.alignment.test_objectives import transitions
 
 GRID = flow_grid(torch.linspace(1, 0, 11))

@@ -17,7 +17,7 @@ from samplers import Step
 from samplers.kernels.dispatch import choosing, fused
 from samplers.kernels.gaussian import drawn, gaussian_step
 from samplers.kernels.layout import Layout, in_pieces, layout_of
-from samplers.path import Path, RectifiedFlow, VarianceExploding, VariancePreserving
+from samplers.paths.path import Path, RectifiedFlow, VarianceExploding, VariancePreserving
 
 DEVICE = "cuda" if torch.cuda.is_available() and os.environ["TRITON_INTERPRET"] == "0" else "cpu"
 CLIP = 2e-2

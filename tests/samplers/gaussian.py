@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from samplers.dynamics.base import Dynamics
-from samplers.grid import Grid, flow_grid
+from samplers.paths.grid import Grid, flow_grid
 from samplers.step import Step
 
 

@@ -12,7 +12,7 @@ from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.ddim import DDIM
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.dynamics.ode import ODE
-from samplers.grid import flow_grid
+from samplers.paths.grid import flow_grid
 from tests.samplers.gaussian import Gaussian, shifted
 
 PRINTED = 1e-6

@@ -14,8 +14,8 @@ from diffusers import (
 )
 
 from samplers import read_grid, read_path
-from samplers.grid import flow_grid
-from samplers.path import RectifiedFlow, VariancePreserving
+from samplers.paths.grid import flow_grid
+from samplers.paths.path import RectifiedFlow, VariancePreserving
 
 FOUR_DECIMALS = 5.1e-5
 

@@ -14,7 +14,7 @@ from diffusers import (
 )
 
 from samplers import Conductor, Score, Skip, Visit, read_path, stand_in
-from samplers.path import (
+from samplers.paths.path import (
     RectifiedFlow,
     VarianceExploding,
     VariancePreserving,
@@ -23,9 +23,9 @@ from samplers.path import (
     share_of_noise,
     target,
 )
+from samplers.paths.times import Times
 from samplers.policy_scheduler import NEARBY
 from samplers.row_times import RowTimes
-from samplers.times import Times
 
 ROUNDING = 1e-4
 """x0 = (x - sigma v) / alpha loses digits where alpha is small."""

@@ -27,7 +27,7 @@ from samplers import Act, Conductor, Look, Native, Skip, read_grid, stand_in, ta
 from samplers.dynamics.coefficient_preserving import CoefficientPreserving
 from samplers.dynamics.ddim import DDIM
 from samplers.dynamics.ode import ODE
-from samplers.schedules import remembers
+from samplers.paths.schedules import remembers
 
 ROUNDING = 1e-5
 """Of the largest number of a state: schedulers compute in float32 and take roots in another order."""

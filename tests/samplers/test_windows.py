@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from samplers.dynamics.flow_sde import FlowSDE
-from samplers.grid import flow_grid
+from samplers.paths.grid import flow_grid
 from samplers.step import mean_std
 from samplers.windows.all import All
 from samplers.windows.base import Choice

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from samplers.errors import SchedulerError
-from samplers.grid import Grid, Linear, Point, patched
-from samplers.path import EXPLODING, clean_and_noise, is_flow, own_name, prediction_of
+from samplers.paths.grid import Grid, Linear, Point, patched
+from samplers.paths.path import EXPLODING, clean_and_noise, is_flow, own_name, prediction_of
 
 _MEMORIES = ("model_outputs", "ets", "derivatives")
 """Attributes in which multistep schedulers keep what earlier steps predicted."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from samplers.errors import SamplingError
-from samplers.grid import Grid
+from samplers.paths.grid import Grid
 from samplers.step import Step
 
 ON_FLOWS = "it is defined on rectified flows alone; with this pipeline use ddim or coefficient_preserving"

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from samplers.path import Prediction, clean_and_noise
-from samplers.step import Step
-
-if TYPE_CHECKING:
-    from samplers.dynamics.base import Dynamics
+from samplers.paths.path import Prediction, clean_and_noise
 
 Point = tuple[float, float]
 """(alpha, sigma)"""
@@ -71,22 +65,6 @@ class Grid:
     def at(self, i: int) -> tuple[object, ...]:
         """Return all that decides step i of a state without patches."""
         return self.departures[i], self.arrivals[i], self.linear(i)
-
-
-STAY = torch.tensor([1.0, 0.0, 0.0])
-"""(a, b, std) of an element that does not move."""
-
-
-def take(dynamics: Dynamics, grid: Grid, i: int, j: int) -> Step:
-    """Return the step of `dynamics` from departure i to the arrival of step j - 1.
-
-    Where the grid has patches the step's numbers are one an element, in shapes that broadcast against the state.
-    """
-    if not grid.patches:
-        return dynamics.step(grid, i, j)
-    numbers = [STAY, *(dynamics.step(part, i, j).coefficients for _, part in grid.patches)]
-    which = sum(k * mask.long() for k, (mask, _) in enumerate(grid.patches, start=1))
-    return Step.from_coefficients(torch.stack(numbers).to(which.device)[which])  # type: ignore[union-attr, index]
 
 
 def patched(grid: Grid, parts: Iterable[tuple[Tensor, Grid]]) -> Grid:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from samplers.grid import Grid
+from samplers.paths.grid import Grid
 from samplers.step import Step
 
 
