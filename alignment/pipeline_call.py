@@ -58,7 +58,7 @@ def asking(pipe: Any) -> ForeignCode:
     Nothing beneath the conductor is the pipeline's: that is us, or the objective that learns from a round.
     """
     name = type(pipe).__name__
-    return ForeignCode(lambda error: PipelineRefused(f"{name} raised {_said(error)}"), "samplers.conductor")
+    return ForeignCode(lambda error: PipelineRefused(f"{name} raised {_said(error)}"), "samplers.stand_in.conductor")
 
 
 def _said(error: BaseException) -> str:

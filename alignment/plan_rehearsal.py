@@ -38,7 +38,7 @@ from alignment.train import copies
 from alignment.world import World
 from reward_models.base import Loaded, Media, RewardError, RewardModel, Rewards
 from samplers import Conductor, Grid, Routes, Score, read_grid
-from samplers.conductor import Stepped
+from samplers.stand_in.conductor import Stepped
 
 CPU = torch.device("cpu")
 TOY = (1, 1, 5)

@@ -44,7 +44,7 @@ from alignment.spec import PolicySpec
 from alignment.visits import visiting
 from alignment.weights import Weights
 from reward_models.base import Media
-from samplers import Conductor, Routes, Score, Skip, Visit, by_row, read_path, stand_in
+from samplers import Conductor, Routes, Score, Skip, Visit, by_row, read_path, stand_in_for
 from samplers.errors import SchedulerError
 from samplers.paths.path import Path as ForwardPath
 
@@ -77,7 +77,7 @@ class Policy(Weights):
         super().__init__(experts(self.pipe), spec, seed)
         self.component, self.denoiser = next(iter(self.experts.items()))
         self._arguments = checked_arguments(self.pipe, spec.call, "policy.call")
-        self._stand_in = stand_in(trained_scheduler(self._native))
+        self._stand_in = stand_in_for(trained_scheduler(self._native))
         self._routes = self._fresh_routes()
         cache = None if spec.embedding_cache is None else Path(spec.embedding_cache)
         self.embeddings, self.encodings = Embeddings(self.pipe, cache), Encodings(self.pipe)

@@ -11,7 +11,7 @@ from torch import Tensor
 from alignment.between import Receive
 from samplers import Conductor, Round, Score, Skip, Visit
 from samplers.paths.path import Path
-from samplers.row_times import RowTimes
+from samplers.stand_in.row_times import RowTimes
 
 Point = tuple[Tensor, Tensor]
 """A state `[n, *latent]`, and the time of each row, `[n]` in [0, 1]."""

@@ -4,16 +4,28 @@ Conventions, said once. A state on a path is x = alpha x0 + sigma eps. Rectified
 t = 1 is noise, t = 0 is data, and a step goes from t to s < t. The network's output is called v, whatever it predicts.
 """
 
-from samplers.by_row import by_row
-from samplers.conductor import Act, Again, Conductor, Look, Native, Recorded, ReplayMismatch, Round, Skip, Solve, Visit
 from samplers.dynamics.base import take
 from samplers.paths.grid import Grid
 from samplers.paths.path import Path, Prediction, read_path
 from samplers.paths.schedules import read_grid
-from samplers.policy_scheduler import stand_in
 from samplers.rollout import Call, Plan, Trajectory, observe_prefix, sample
-from samplers.routing import Routes
-from samplers.score import Score
+from samplers.stand_in.by_row import by_row
+from samplers.stand_in.conductor import (
+    Act,
+    Again,
+    Conductor,
+    Look,
+    Native,
+    Recorded,
+    ReplayMismatch,
+    Round,
+    Skip,
+    Solve,
+    Visit,
+)
+from samplers.stand_in.loop_layout import Score
+from samplers.stand_in.routing import Routes
+from samplers.stand_in.scheduler import stand_in_for
 from samplers.step import Step, rows_of
 
 __all__ = [
@@ -43,6 +55,6 @@ __all__ = [
     "read_path",
     "rows_of",
     "sample",
-    "stand_in",
+    "stand_in_for",
     "take",
 ]

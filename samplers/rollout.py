@@ -9,11 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from samplers.conductor import Act, Conductor, Look, Native, Recorded, Round, Skip, Solve
 from samplers.dynamics.base import Dynamics, take
 from samplers.errors import SamplingError, without_noise
 from samplers.multistep import SecondOrder, strides
 from samplers.paths.grid import Grid
+from samplers.stand_in.conductor import Act, Conductor, Look, Native, Recorded, Round, Skip, Solve
 from samplers.step import Step, mean_std
 from samplers.windows.base import Choice
 

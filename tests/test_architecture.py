@@ -89,10 +89,10 @@ DIFFUSERS = "stands in for a method of diffusers, whose signature differs from c
 EXCUSED = {
     "alignment/embeddings.py: Embeddings.__call__ takes **named": DIFFUSERS,
     "reward_models/base.py: users_code catches everything": USERS,
-    "samplers/policy_scheduler.py: _StandIn._conducted_step takes **named": DIFFUSERS,
-    "samplers/policy_scheduler.py: stand_in.step takes **named": DIFFUSERS,
-    "samplers/routing.py: _Routed._router.call takes **named": DIFFUSERS,
-    "samplers/routing.py: _twin takes **named": DIFFUSERS,
+    "samplers/stand_in/scheduler.py: _StandIn._conducted_step takes **named": DIFFUSERS,
+    "samplers/stand_in/scheduler.py: stand_in_for.step takes **named": DIFFUSERS,
+    "samplers/stand_in/routing.py: _Routed._router.call takes **named": DIFFUSERS,
+    "samplers/stand_in/routing.py: _twin takes **named": DIFFUSERS,
 }
 EXCUSED_AT_MOST = 6
 

@@ -18,8 +18,8 @@ from alignment.sources._scoring import Overlap, Scoring
 from alignment.sources.base import Source
 from reward_models.base import RewardModel, Rewards
 from samplers import Grid, rows_of
-from samplers.conductor import Conductor, Look, Native, Recorded, Round, Skip
 from samplers.dynamics.base import Dynamics, take
+from samplers.stand_in.conductor import Conductor, Look, Native, Recorded, Round, Skip
 from samplers.step import mean_std
 
 

@@ -7,14 +7,14 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from alignment.batches import Batch
 from alignment.visits import times_offered
-from samplers import read_path, stand_in
-from samplers.policy_scheduler import NEARBY
-from samplers.row_times import RowTimes
+from samplers import read_path, stand_in_for
+from samplers.stand_in.row_times import RowTimes
+from samplers.stand_in.scheduler import NEARBY
 from tests import toy
 from tests.policies import build
 from tests.toy import ToyNetwork, ToyPipeline
 
-FLOW = read_path(stand_in(FlowMatchEulerDiscreteScheduler()))
+FLOW = read_path(stand_in_for(FlowMatchEulerDiscreteScheduler()))
 ROWS = torch.arange(2)
 
 

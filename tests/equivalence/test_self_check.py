@@ -11,9 +11,9 @@ from PIL import Image
 from alignment.batches import Batch
 from alignment.between import Between
 from alignment.errors import ForwardProcessError, PipelineError
-from samplers import row_times
 from samplers.dynamics.flow_sde import FlowSDE
-from samplers.row_times import RowTimes
+from samplers.stand_in import row_times
+from samplers.stand_in.row_times import RowTimes
 from samplers.windows.base import Choice
 from tests.policies import CASES, PROMPTS, build, counted, learn, log_ratio, perturb, plan, replayed, transitions
 

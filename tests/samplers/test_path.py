@@ -13,7 +13,7 @@ from diffusers import (
     SCMScheduler,
 )
 
-from samplers import Conductor, Score, Skip, Visit, read_path, stand_in
+from samplers import Conductor, Score, Skip, Visit, read_path, stand_in_for
 from samplers.paths.path import (
     RectifiedFlow,
     VarianceExploding,
@@ -24,8 +24,8 @@ from samplers.paths.path import (
     target,
 )
 from samplers.paths.times import Times
-from samplers.policy_scheduler import NEARBY
-from samplers.row_times import RowTimes
+from samplers.stand_in.row_times import RowTimes
+from samplers.stand_in.scheduler import NEARBY
 
 ROUNDING = 1e-4
 """x0 = (x - sigma v) / alpha loses digits where alpha is small."""
@@ -104,7 +104,7 @@ def test_an_exploding_path_ends_where_its_scheduler_does():
 
 def rows_at(scheduler, x, times, answer, rows):
     """Conduct a call of two rounds with guidance by a question, as pipelines do it; return what is seen and heard."""
-    made, seen, heard = stand_in(scheduler), [], []
+    made, seen, heard = stand_in_for(scheduler), [], []
     score = Score(((0, 0),) * 2, {0: x.shape[1:]})
     made.conduct(Conductor([Skip(x), Visit(x, heard.append)], times=times, score=score))
     made.set_timesteps(4)
@@ -129,14 +129,14 @@ def test_rows_at_times_of_their_own_are_preconditioned_each():
 
 
 def test_sigmas_are_those_of_the_times_that_are_offered():
-    made = stand_in(EXPLODING)
+    made = stand_in_for(EXPLODING)
     made.set_timesteps(4)
     own = made.sigmas
     made.conduct(Conductor(times=torch.tensor([2000.0, 500.0])))
     assert made.sigmas.tolist() == pytest.approx([2.0, 0.5, 0.5 * (1 - NEARBY)])
     made.conduct(None)
     assert made.sigmas is own
-    assert not hasattr(stand_in(DDIMScheduler()), "sigmas")
+    assert not hasattr(stand_in_for(DDIMScheduler()), "sigmas")
 
 
 def test_the_ends_of_a_flow():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from samplers import Act, Conductor, Look, Native, ReplayMismatch, Score, Skip, Solve, Visit, stand_in
+from samplers import Act, Conductor, Look, Native, ReplayMismatch, Score, Skip, Solve, Visit, stand_in_for
 from samplers.dynamics.coefficient_preserving import CoefficientPreserving
 from samplers.multistep import SecondOrder
 
@@ -29,7 +29,7 @@ def run(scheduler, x, steps=4):
 
 
 def conducted(base, conductor, x, steps=4):
-    made = stand_in(base)
+    made = stand_in_for(base)
     made.conduct(conductor)
     return run(made, x, steps)
 
@@ -39,7 +39,7 @@ def noise(x):
 
 
 def test_it_is_the_scheduler_in_all_but_its_conductor(base):
-    made = stand_in(base)
+    made = stand_in_for(base)
     assert isinstance(made, type(base))
     assert made.config == base.config
     for name in ("step", "set_timesteps"):
@@ -64,7 +64,7 @@ def test_native_rounds_are_bit_identical(base):
 
 
 def test_both_forms_of_an_answer_carry_the_state(base):
-    made, state = stand_in(base), torch.full((2, 4), 7.0)
+    made, state = stand_in_for(base), torch.full((2, 4), 7.0)
     made.conduct(Conductor([Skip(state)] * 2))
     made.set_timesteps(4)
     first, second = made.timesteps[:2]
@@ -76,7 +76,7 @@ def test_both_forms_of_an_answer_carry_the_state(base):
 
 def test_other_outputs_of_a_step_are_kept():
     base = DDIMScheduler()
-    made, x = stand_in(base), torch.randn(2, 4)
+    made, x = stand_in_for(base), torch.randn(2, 4)
     made.conduct(Conductor([Skip()]))
     for scheduler in (base, made):
         scheduler.set_timesteps(4)
@@ -120,7 +120,7 @@ def test_a_solver_may_jump(base):
 def test_a_visit_hands_over_the_graph_and_the_next_state(base):
     x, following = torch.randn(2, 2, 4)
     seen = []
-    made = stand_in(base)
+    made = stand_in_for(base)
     made.conduct(Conductor([Visit(x, seen.append, following)]))
     made.set_timesteps(4)
     v = torch.randn(2, 4, requires_grad=True)
@@ -131,7 +131,7 @@ def test_a_visit_hands_over_the_graph_and_the_next_state(base):
 
 
 def test_a_visit_of_another_state_is_refused(base):
-    made, x = stand_in(base), torch.randn(2, 4)
+    made, x = stand_in_for(base), torch.randn(2, 4)
     made.conduct(Conductor([Visit(x + 1, lambda v: None)]))
     made.set_timesteps(4)
     says = r"round 0 met another state .* in stream 0, 2 of 2 rows differ by up to 1, .* float32 \[2, 4\]"
@@ -140,7 +140,7 @@ def test_a_visit_of_another_state_is_refused(base):
 
 
 def test_a_visit_of_a_state_of_another_shape_is_refused(base):
-    made, x = stand_in(base), torch.randn(2, 4)
+    made, x = stand_in_for(base), torch.randn(2, 4)
     made.conduct(Conductor([Visit(x[:, :3], lambda v: None)]))
     made.set_timesteps(4)
     with pytest.raises(ReplayMismatch, match=r"in stream 0, it is float32 \[2, 4\], where \[2, 3\] was recorded"):
@@ -152,7 +152,7 @@ def test_times_of_our_own_are_offered_and_the_native_step_stays_out(base):
     seen = []
     x = torch.randn(2, 4)
     conductor = Conductor([Skip(x + 1), Visit(x + 1, seen.append)], times=times)
-    made = stand_in(base)
+    made = stand_in_for(base)
     made.conduct(conductor)
     made.set_timesteps(4)
     assert torch.equal(made.timesteps, times)
@@ -167,7 +167,7 @@ def test_times_of_our_own_are_offered_and_the_native_step_stays_out(base):
 
 @pytest.mark.parametrize("own", [False, True])
 def test_what_a_step_hands_back_is_read_in_three_ways(base, own):
-    made, x = stand_in(base), torch.randn(2, 4)
+    made, x = stand_in_for(base), torch.randn(2, 4)
     made.conduct(Conductor([Skip(x + 1)], times=torch.tensor([900, 100]) if own else None))
     made.set_timesteps(2)
     out = made.step(x, made.timesteps[0], x)
@@ -179,7 +179,7 @@ def test_what_a_step_hands_back_is_read_in_three_ways(base, own):
 
 @pytest.mark.parametrize("form", ["number", "tensor", "one", "rows"])
 def test_a_time_is_a_number_or_one_a_row(base, form):
-    made, x, seen = stand_in(base), torch.randn(2, 4), []
+    made, x, seen = stand_in_for(base), torch.randn(2, 4), []
     made.conduct(Conductor([Skip(x), Visit(x, seen.append)], times=torch.tensor([900, 100])))
     made.set_timesteps(2)
     for t in made.timesteps:
@@ -189,7 +189,7 @@ def test_a_time_is_a_number_or_one_a_row(base, form):
 
 
 def test_no_step_at_a_time_of_our_own_goes_nowhere():
-    made = stand_in(FlowMatchEulerDiscreteScheduler())
+    made = stand_in_for(FlowMatchEulerDiscreteScheduler())
     made.conduct(Conductor([], times=torch.tensor([900.0, 100.0])))
     made.set_timesteps(4)
     assert len(made.sigmas) == 3
@@ -213,7 +213,7 @@ def pair(scheduler, states, steps=4):
 def test_a_copy_is_a_stream_of_the_same_conductor(base):
     first, second = torch.randn(2, 3, 4), torch.randn(2, 5)
     heard = Conductor()
-    made = stand_in(base)
+    made = stand_in_for(base)
     made.conduct(heard)
     own = pair(made, [first, second])
     for one, other in zip(own, pair(copy.deepcopy(base), [first, second]), strict=True):
@@ -229,7 +229,7 @@ def test_a_copy_is_a_stream_of_the_same_conductor(base):
 def test_the_action_is_all_streams_jointly(base):
     states = [torch.randn(2, 3, 4), torch.randn(2, 5)]
     heard = Conductor()
-    made = stand_in(base)
+    made = stand_in_for(base)
     made.conduct(heard)
     pair(made, states)
     conductor = Conductor([Native(), Act(CoefficientPreserving(0.5), noise)], score=heard.heard())
@@ -248,7 +248,7 @@ def test_the_action_is_all_streams_jointly(base):
 
 
 def test_a_loop_that_changes_is_refused(base):
-    made = stand_in(base)
+    made = stand_in_for(base)
     made.conduct(Conductor(score=Score(((1, 0),), {0: torch.Size([4]), 1: torch.Size([4])})))
     with pytest.raises(ReplayMismatch, match="round 0 stepped the streams"):
         run(made, torch.randn(2, 4))
@@ -258,7 +258,7 @@ def test_a_stream_that_waits_is_where_it_was_left(base):
     """Some pipelines denoise the frames of a clip one after the other."""
     score = Score(((1,), (1, 2), (2,)), {1: torch.Size([4]), 2: torch.Size([4])})
     conductor = Conductor([Native(), Native(), Act(CoefficientPreserving(0.5), noise)], score=score)
-    made, states = stand_in(base), dict(zip((1, 2), torch.randn(2, 3, 4), strict=True))
+    made, states = stand_in_for(base), dict(zip((1, 2), torch.randn(2, 3, 4), strict=True))
     made.conduct(conductor)
     frames = {1: copy.deepcopy(made), 2: copy.deepcopy(made)}
     for frame in frames.values():
@@ -290,7 +290,7 @@ def test_frames_that_are_stepped_as_rows_are_one_sample(base):
 
 def test_a_question_is_no_action():
     """Some pipelines step twice a round, at first only for the clean prediction of stacked rows."""
-    made, x, seen = stand_in(FlowMatchEulerDiscreteScheduler()), torch.randn(2, 4), []
+    made, x, seen = stand_in_for(FlowMatchEulerDiscreteScheduler()), torch.randn(2, 4), []
     made.conduct(Conductor([Act(CoefficientPreserving(0.5), noise)], score=Score(((0, 0),), {0: x.shape[1:]})))
     made.set_timesteps(4)
     stacked = torch.cat([x, x])
@@ -303,7 +303,7 @@ def test_a_question_is_no_action():
 
 
 def test_a_bounded_prediction_is_what_the_step_is_linear_in():
-    made, seen, x = stand_in(DDIMScheduler(clip_sample_range=0.5)), [], torch.randn(2, 4)
+    made, seen, x = stand_in_for(DDIMScheduler(clip_sample_range=0.5)), [], torch.randn(2, 4)
     made.conduct(Conductor([Look(lambda *what: seen.append(what))]))
     made.set_timesteps(4)
     out = made.step(torch.randn(2, 4), made.timesteps[0], x)
@@ -314,7 +314,7 @@ def test_a_bounded_prediction_is_what_the_step_is_linear_in():
 
 
 def test_a_time_that_comes_twice_has_no_round():
-    made = stand_in(DDIMScheduler())
+    made = stand_in_for(DDIMScheduler())
     made.set_timesteps(4)
     made.timesteps = torch.tensor([750, 750, 250, 0])
     made.conduct(Conductor())

@@ -23,7 +23,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from samplers import Act, Conductor, Look, Native, Skip, read_grid, stand_in, take
+from samplers import Act, Conductor, Look, Native, Skip, read_grid, stand_in_for, take
 from samplers.dynamics.coefficient_preserving import CoefficientPreserving
 from samplers.dynamics.ddim import DDIM
 from samplers.dynamics.ode import ODE
@@ -70,7 +70,7 @@ def run(scheduler, x, steps=5):
 
 
 def looked_at(scheduler, x, script):
-    made = stand_in(scheduler)
+    made = stand_in_for(scheduler)
     made.conduct(Conductor(script))
     return run(made, x)
 
@@ -88,7 +88,7 @@ def test_the_step_that_is_read_is_the_schedulers_own(name):
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_noise_levels_are_kept_with_noise(name):
-    scheduler = stand_in(DETERMINISTIC[name])
+    scheduler = stand_in_for(DETERMINISTIC[name])
     scheduler.set_timesteps(5)
     grid = read_grid(scheduler, scheduler.timesteps)
     for k in range(5):
@@ -150,7 +150,7 @@ def test_tokens_have_times_of_their_own():
     times[0, 1] = base.timesteps[2]
     own = base.step(v, t, x, per_token_timesteps=times).prev_sample
     seen = []
-    made = stand_in(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    made = stand_in_for(FlowMatchEulerDiscreteScheduler(shift=3.0))
     act = Act(CoefficientPreserving(0.5), lambda x: torch.ones_like(x))
     for action in (Look(lambda *what: seen.append(what)), act):
         conductor = Conductor([Native(), action])

@@ -16,7 +16,7 @@ from samplers.errors import SchedulerError
 from samplers.kernels.gaussian import drawn
 from samplers.multistep import Solver
 from samplers.paths.grid import Grid, patched
-from samplers.score import Score
+from samplers.stand_in.loop_layout import Score
 from samplers.step import Step
 
 

@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from samplers.conductor import Act, Again, Conductor, Look, Round, Skip, Visit
 from samplers.paths.grid import Grid, patched
+from samplers.stand_in.conductor import Act, Again, Conductor, Look, Round, Skip, Visit
 
 Made = TypeVar("Made")
 

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplers.conductor import Conductor, Stepped
 from samplers.errors import SchedulerError
 from samplers.paths.grid import Grid
 from samplers.paths.path import Path, read_path
 from samplers.paths.schedules import answering_clean, bounded, clips, grid_of_tokens, read_grid, remembers, used_output
+from samplers.stand_in.conductor import Conductor, Stepped
 from samplers.step import expand
 
 NEARBY = 2.0**-10
@@ -46,7 +46,7 @@ class _Answer(dict[str, Any]):
 
 
 class _StandIn:
-    """Placed before the pipeline's own scheduler class; see `stand_in`."""
+    """Placed before the pipeline's own scheduler class; see `stand_in_for`."""
 
     _conductor: Conductor | None = None
     _stream: int = 0
@@ -181,10 +181,10 @@ def _times_of(step: Tensor | float, x: Tensor, path: Path) -> Tensor:
     return path.time(torch.as_tensor(step, device=x.device).flatten().expand(len(x)).as_subclass(Tensor))
 
 
-def stand_in(base: object) -> Any:
+def stand_in_for(base: object) -> Any:
     """Return a stand-in for the scheduler `base`: an instance of a new subclass of its class, with its state.
 
-    `stand_in(base).conduct(conductor)` makes it follow a conductor; without one it is the native scheduler.
+    `stand_in_for(base).conduct(conductor)` makes it follow a conductor; without one it is the native scheduler.
     """
     cls: Any = type(base)
     native_step = cls.step

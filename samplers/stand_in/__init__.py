@@ -1,0 +1,1 @@
+"""The scheduler stand-in: it runs any diffusers pipeline, round by round."""
