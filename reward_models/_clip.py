@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from reward_models._extras import extra
-from reward_models._inputs import check_media, check_prompts, frames, per_clip, warn_cut
-from reward_models._preprocess import centre_crop, longest_side_padded, normalise, shortest_side
-from reward_models._weights import (
+from reward_models.base import Media, RewardError, Rewards, Size
+from reward_models.loading.extras import extra
+from reward_models.loading.inputs import check_media, check_prompts, frames, per_clip, warn_cut
+from reward_models.loading.preprocess import centre_crop, longest_side_padded, normalise, shortest_side
+from reward_models.loading.weights import (
     Dtype,
     Provenance,
     fill,
@@ -27,7 +28,6 @@ from reward_models._weights import (
     read_state,
     torch_dtype,
 )
-from reward_models.base import Media, RewardError, Rewards, Size
 
 _VIT_H_WEIGHTS = 986e6
 """Parameters of CLIP ViT-H/14, both towers."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reward_models._extras import extra
+from reward_models.loading.extras import extra
 
 if TYPE_CHECKING:
     import uvicorn

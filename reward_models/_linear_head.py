@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from reward_models._weights import fill
+from reward_models.loading.weights import fill
 
 _WIDTHS = (1024, 128, 64, 16, 1)
 _PLACES = (0, 2, 4, 6, 7)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reward_models._weights import Dtype, Provenance, fill, find_folder, load_pretrained, quiet_transformers
 from reward_models.base import RewardError
+from reward_models.loading.weights import Dtype, Provenance, fill, find_folder, load_pretrained, quiet_transformers
 
 FACTOR = 28
 """Sides of what Qwen2-VL sees are multiples of this."""

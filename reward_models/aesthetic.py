@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from reward_models._clip import Towers, in_chunks, load_towers
-from reward_models._inputs import check_media, frames, per_clip
 from reward_models._linear_head import linear_head
-from reward_models._weights import Dtype, Provenance, fill, find_file, read_state
 from reward_models.base import Media, RewardModel, Rewards
+from reward_models.loading.inputs import check_media, frames, per_clip
+from reward_models.loading.weights import Dtype, Provenance, fill, find_file, read_state
 
 _NAME = "aesthetic"
 

@@ -16,8 +16,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from reward_models._fingerprint import fingerprint
 from reward_models.base import Loaded, Media, RewardError, RewardModel, Rewards, Size, load_reward, require_reward_model
+from reward_models.loading.fingerprint import fingerprint
 
 Scores = Mapping[str, float]
 """A sample's value, under "", and its parts."""

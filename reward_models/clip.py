@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 
 from reward_models._clip import CosineScorer, load_towers
-from reward_models._inputs import check_prompts
-from reward_models._known import colours
-from reward_models._weights import Dtype
 from reward_models.base import KnownAnswer, RewardModel
+from reward_models.loading.inputs import check_prompts
+from reward_models.loading.sanity_samples import colours
+from reward_models.loading.weights import Dtype
 
 _NAME = "clip"
 _OFFICIAL = "openai/clip-vit-large-patch14"

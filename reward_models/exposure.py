@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from reward_models._inputs import check_media, frames, per_clip
 from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
+from reward_models.loading.inputs import check_media, frames, per_clip
 
 _NAME = "exposure"
 _SIDE = 8

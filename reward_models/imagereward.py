@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from reward_models._inputs import check_media, check_prompts, frames, per_clip, warn_cut
-from reward_models._known import colours
 from reward_models._linear_head import linear_head
-from reward_models._preprocess import centre_crop, normalise, shortest_side
-from reward_models._weights import (
+from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
+from reward_models.loading.inputs import check_media, check_prompts, frames, per_clip, warn_cut
+from reward_models.loading.preprocess import centre_crop, normalise, shortest_side
+from reward_models.loading.sanity_samples import colours
+from reward_models.loading.weights import (
     Dtype,
     Provenance,
     check_complete,
@@ -26,7 +27,6 @@ from reward_models._weights import (
     load_pretrained,
     read_state,
 )
-from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
 
 _NAME = "imagereward"
 _OFFICIAL = "THUDM/ImageReward/ImageReward.pt"

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from reward_models._extras import extra
-from reward_models._inputs import check_media, check_prompts, frames, per_clip
 from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
+from reward_models.loading.extras import extra
+from reward_models.loading.inputs import check_media, check_prompts, frames, per_clip
 
 _NAME = "ocr"
 _QUOTED = re.compile(r'["“”„«](.*?)["“”„»]', re.DOTALL)

@@ -14,9 +14,9 @@ from torch.nn.functional import interpolate, pad
 from torchvision.models import get_weight
 from torchvision.models.optical_flow import raft_large, raft_small
 
-from reward_models._inputs import check_media
-from reward_models._weights import fill, read_state
 from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
+from reward_models.loading.inputs import check_media
+from reward_models.loading.weights import fill, read_state
 
 _NAME = "optical_flow"
 _OFFICIAL = "C_T_V1"

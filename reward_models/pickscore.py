@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 
 from reward_models._clip import CosineScorer, load_hub_clip, vit_h
-from reward_models._inputs import check_prompts
-from reward_models._known import colours
-from reward_models._weights import Dtype, find_folder
 from reward_models.base import KnownAnswer, RewardModel, Size
+from reward_models.loading.inputs import check_prompts
+from reward_models.loading.sanity_samples import colours
+from reward_models.loading.weights import Dtype, find_folder
 
 _NAME = "pickscore"
 _OFFICIAL = "yuvalkirstain/PickScore_v1"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate
 
-from reward_models._inputs import check_media, frames, per_clip
 from reward_models.base import KnownAnswer, Media, RewardModel, Rewards
+from reward_models.loading.inputs import check_media, frames, per_clip
 
 _NAME = "sharpness"
 _LUMA = (0.299, 0.587, 0.114)

@@ -44,7 +44,7 @@ def offences(source: str) -> Iterator[str]:
 
 # `torch.load` with weights_only=True runs nothing, and what it refuses is a pickle.UnpicklingError; exploits are tried
 # on it in tests/reward_models/test_weights.py.
-WEIGHTS_ONLY = {"reward_models/_weights.py": {"imports pickle", "calls torch.load"}}
+WEIGHTS_ONLY = {"reward_models/loading/weights.py": {"imports pickle", "calls torch.load"}}
 
 
 def test_no_file_is_trusted_with_code() -> None:

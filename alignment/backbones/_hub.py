@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from alignment.errors import ConfigError
-from reward_models._weights import Dtype, find_folder, load_pretrained
 from reward_models.base import RewardError
+from reward_models.loading.weights import Dtype, find_folder, load_pretrained
 
 KEY = "source.structure.backbone"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from alignment.backbones._hub import fitted, load_network, square
 from alignment.backbones.base import Backbone
-from reward_models._preprocess import normalise
-from reward_models._weights import Dtype
+from reward_models.loading.preprocess import normalise
+from reward_models.loading.weights import Dtype
 
 
 @dataclass(frozen=True)

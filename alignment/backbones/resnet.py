@@ -10,8 +10,8 @@ from torch import Tensor
 
 from alignment.backbones._hub import IMAGENET, fitted, load_network
 from alignment.backbones.base import Backbone
-from reward_models._preprocess import normalise
-from reward_models._weights import Dtype
+from reward_models.loading.preprocess import normalise
+from reward_models.loading.weights import Dtype
 
 _HEAD = r"classifier\..*"
 """What a classifier's checkpoint has beyond the network."""

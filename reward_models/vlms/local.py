@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from reward_models._weights import quiet_transformers
 from reward_models.base import RewardError
 from reward_models.foreign import ForeignCode
+from reward_models.loading.weights import quiet_transformers
 from reward_models.vlms.base import CUE, NO, YES, Question, Verdicts, Vlm, fit, spells
 
 

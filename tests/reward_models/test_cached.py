@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from reward_models._fingerprint import fingerprint
 from reward_models.base import Media, RewardError, RewardModel, Rewards, load_reward
 from reward_models.cached import Cached
 from reward_models.colour import Colour
 from reward_models.judges.bradley_terry import BradleyTerry
+from reward_models.loading.fingerprint import fingerprint
 from reward_models.weighted import Weighted, WeightedPart
 from reward_models.win_rate import WinRate
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reward_models._preprocess import pil_begins_with_columns
 from reward_models.base import RewardError
+from reward_models.loading.preprocess import pil_begins_with_columns
 from tests.named_weights import PROMPTS, picture
 from tests.tiny_rewards import golden, media
 

@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, to_tensor
 from torchvision.transforms.functional import resize as torchvision_resize
 
-from reward_models._preprocess import (
+from reward_models.loading.preprocess import (
     centre_crop,
     eight_bit,
     longest_side_padded,

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alignment import _kinds
-from reward_models._weights import Provenance, fill, find_file, find_folder, read_state
 from reward_models.base import RewardError, RewardModel
+from reward_models.loading.weights import Provenance, fill, find_file, find_folder, read_state
 
 CPU = torch.device("cpu")
 FILES = {

@@ -1,0 +1,1 @@
+"""From files to networks and from media to their inputs."""
