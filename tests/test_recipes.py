@@ -16,7 +16,7 @@ from alignment.run import Run
 from alignment.runtime import Runtime
 from alignment.spec import PolicySpec
 from reward_models.base import RewardModel
-from reward_models.weighted import Weighted
+from reward_models.combinators.weighted import Weighted
 from tests.pipelines.zoo import edits, images, videos, worlds
 from tests.pipelines.zoo.member import Member, builders
 from tests.tiny_rewards import Shelf

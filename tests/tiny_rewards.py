@@ -23,8 +23,8 @@ from reward_models.geneval import GenEval
 from reward_models.hpsv2 import HPSv2
 from reward_models.hpsv3 import HPSv3
 from reward_models.imagereward import ImageReward
+from reward_models.measures.optical_flow import OpticalFlow
 from reward_models.ocr import OCR
-from reward_models.optical_flow import OpticalFlow
 from reward_models.pickscore import PickScore
 from reward_models.videoalign import VideoAlign
 from tests.named_weights import filled, weight

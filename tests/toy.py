@@ -22,7 +22,7 @@ from alignment.run import Batch as BatchSettings
 from alignment.run import Data, Evaluation, Optimizer, Output, PolicySpec, Run, Snapshots
 from alignment.runtime import Runtime
 from alignment.train import load
-from reward_models.function import Function
+from reward_models.combinators.function import Function
 
 STEPS = 10
 SCALE = 8.0  # half the width of the plane that pixels show

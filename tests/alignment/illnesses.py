@@ -19,8 +19,8 @@ from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
 from reward_models.base import Scorer
-from reward_models.colour import Colour
-from reward_models.function import Function
+from reward_models.combinators.function import Function
+from reward_models.measures.colour import Colour
 from samplers.dynamics.coefficient_preserving import CoefficientPreserving as CPS
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.all import All

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from alignment import _kinds, _yaml
 from alignment.config import build, resolved
 from alignment.errors import ConfigError
-from reward_models.jpeg import Jpeg
-from reward_models.weighted import Weighted, WeightedPart
+from reward_models.combinators.weighted import Weighted, WeightedPart
+from reward_models.measures.jpeg import Jpeg
 from samplers.dynamics.base import Dynamics
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.ode import ODE

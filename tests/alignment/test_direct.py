@@ -21,7 +21,7 @@ from alignment.objectives.refl import ReFL
 from alignment.run import PolicySpec
 from alignment.sources.prompts_only import PromptsOnly
 from alignment.spec import Lora
-from reward_models.colour import Colour
+from reward_models.measures.colour import Colour
 from reward_models.shapes import Shapes
 from samplers import Conductor, Native, Skip
 from tests.tiny import FLUX_CALL

@@ -18,7 +18,7 @@ from alignment.loop import Trainer
 from alignment.objectives.base import Loss
 from alignment.objectives.draft import DRaFT
 from alignment.sources.prompts_only import PromptsOnly
-from reward_models.colour import Colour
+from reward_models.measures.colour import Colour
 from samplers import Conductor, Look, Native
 from tests.toy import STEPS, saved, toy_run, trainer_of
 

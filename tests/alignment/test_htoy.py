@@ -28,8 +28,8 @@ from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.sources.on_policy_tree import OnPolicyTree
+from reward_models.combinators.win_rate import WinRate
 from reward_models.judges.bradley_terry import BradleyTerry
-from reward_models.win_rate import WinRate
 from samplers.dynamics.base import Dynamics
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.ddim import DDIM

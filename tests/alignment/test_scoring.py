@@ -17,7 +17,7 @@ from alignment.objectives.nft import NFT
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
 from reward_models.base import RewardError
-from reward_models.function import Function
+from reward_models.combinators.function import Function
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.fraction import Fraction
 from tests.toy import REWARD, saved, toy_run, trainer_of

@@ -23,7 +23,7 @@ from alignment.run import Data, PolicySpec, Run
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.structures.perceptual import Perceptual
 from reward_models.base import Media, Rewards
-from reward_models.jpeg import Jpeg
+from reward_models.measures.jpeg import Jpeg
 from samplers import Step
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.all import All

@@ -23,7 +23,7 @@ from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.spec import Lora
 from alignment.structures.perceptual import Perceptual
-from reward_models.jpeg import Jpeg
+from reward_models.measures.jpeg import Jpeg
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.all import All

@@ -38,10 +38,10 @@ from alignment.sources.on_policy_tree import OnPolicyTree
 from alignment.sources.prompts_only import PromptsOnly
 from alignment.sources.semi_policy import SemiPolicy
 from alignment.structures.perceptual import Perceptual
-from reward_models.colour import Colour
+from reward_models.combinators.win_rate import WinRate
 from reward_models.judges.bradley_terry import BradleyTerry
+from reward_models.measures.colour import Colour
 from reward_models.remote import Remote
-from reward_models.win_rate import WinRate
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.branch import Branch
 from samplers.windows.fraction import Fraction

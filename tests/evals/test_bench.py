@@ -15,9 +15,9 @@ from evals.benchmarks.shapes import Shapes
 from evals.cli import named
 from evals.probes import PROBES
 from evals.scoring import Judge, Request
-from reward_models.colour import Colour
-from reward_models.function import Function
-from reward_models.jpeg import Jpeg
+from reward_models.combinators.function import Function
+from reward_models.measures.colour import Colour
+from reward_models.measures.jpeg import Jpeg
 from reward_models.shapes import Shapes as Verifier
 
 CPU = torch.device("cpu")

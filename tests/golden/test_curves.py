@@ -55,11 +55,11 @@ from alignment.sources.prompts_only import PromptsOnly
 from alignment.sources.semi_policy import SemiPolicy
 from alignment.spec import Lora
 from alignment.structures.perceptual import Perceptual
-from reward_models.colour import Colour
-from reward_models.function import Function
+from reward_models.combinators.function import Function
+from reward_models.combinators.weighted import Weighted, WeightedPart
+from reward_models.combinators.win_rate import WinRate
 from reward_models.judges.bradley_terry import BradleyTerry
-from reward_models.weighted import Weighted, WeightedPart
-from reward_models.win_rate import WinRate
+from reward_models.measures.colour import Colour
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.ddim import DDIM
 from samplers.dynamics.flow_sde import FlowSDE

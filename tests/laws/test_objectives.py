@@ -25,7 +25,7 @@ from alignment.sources.on_policy_pairs import OnPolicyPairs
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.sources.prompts_only import PromptsOnly
 from alignment.structures.perceptual import Perceptual
-from reward_models.colour import Colour
+from reward_models.measures.colour import Colour
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.all import All
 from tests.toy import REWARD, saved, toy_run, trainer_of

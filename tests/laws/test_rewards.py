@@ -12,10 +12,10 @@ import torch
 
 from alignment import _kinds
 from reward_models.base import Media, RewardModel, Rewards, Scope, load_reward
-from reward_models.colour import Colour
-from reward_models.function import Function
+from reward_models.combinators.function import Function
+from reward_models.combinators.weighted import Weighted, WeightedPart
 from reward_models.judges.bradley_terry import BradleyTerry
-from reward_models.weighted import Weighted, WeightedPart
+from reward_models.measures.colour import Colour
 from tests.reward_models.bright_vlm import BrightVlm
 from tests.reward_models.served import served
 from tests.tiny_rewards import TINY

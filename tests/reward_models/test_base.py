@@ -7,8 +7,8 @@ import torch
 from alignment import _kinds
 from alignment.errors import ConfigError
 from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards, load_reward
-from reward_models.colour import Colour
-from reward_models.weighted import Weighted, WeightedPart
+from reward_models.combinators.weighted import Weighted, WeightedPart
+from reward_models.measures.colour import Colour
 
 CPU = torch.device("cpu")
 PIXELS = torch.rand(4, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from reward_models.base import Media, RewardError, RewardModel, Rewards, load_reward
-from reward_models.cached import Cached
-from reward_models.colour import Colour
+from reward_models.combinators.cached import Cached
+from reward_models.combinators.weighted import Weighted, WeightedPart
+from reward_models.combinators.win_rate import WinRate
 from reward_models.judges.bradley_terry import BradleyTerry
 from reward_models.loading.fingerprint import fingerprint
-from reward_models.weighted import Weighted, WeightedPart
-from reward_models.win_rate import WinRate
+from reward_models.measures.colour import Colour
 
 CPU = torch.device("cpu")
 PIXELS = torch.rand(3, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))

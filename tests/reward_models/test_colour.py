@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from reward_models.base import Media, RewardError
-from reward_models.colour import Colour
+from reward_models.measures.colour import Colour
 
 CPU = torch.device("cpu")
 

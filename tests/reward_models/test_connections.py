@@ -13,7 +13,7 @@ import pytest
 
 from reward_models._connections import Connections
 from reward_models._wire import TENSORS
-from reward_models.colour import Colour
+from reward_models.measures.colour import Colour
 from tests.reward_models.questions import post
 from tests.reward_models.served import Message, Receive, Send, running, served
 

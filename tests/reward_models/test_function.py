@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from reward_models.base import Media, RewardError
-from reward_models.function import Function
+from reward_models.combinators.function import Function
 
 MEDIA = Media(torch.full((2, 1, 3, 4, 4), 0.5))
 ANSWERS = {

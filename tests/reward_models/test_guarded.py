@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from reward_models.base import Media, RewardError, RewardModel, Rewards, load_reward
-from reward_models.colour import Colour
-from reward_models.guarded import Guarded
+from reward_models.combinators.guarded import Guarded
+from reward_models.combinators.win_rate import WinRate
 from reward_models.judges.bradley_terry import BradleyTerry
-from reward_models.win_rate import WinRate
+from reward_models.measures.colour import Colour
 
 CPU = torch.device("cpu")
 MEDIA = Media(torch.rand(4, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0)))

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from reward_models.base import Media, RewardError
-from reward_models.jpeg import Jpeg
+from reward_models.measures.jpeg import Jpeg
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reward_models.base import Media, RewardError
-from reward_models.optical_flow import OpticalFlow, _OpticalFlowScorer
+from reward_models.measures.optical_flow import OpticalFlow, _OpticalFlowScorer
 
 CPU = torch.device("cpu")
 SIDE = 160

@@ -13,11 +13,11 @@ import torch
 from reward_models._exchange import Exchange, Patience
 from reward_models._packed import pack
 from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards, load_reward
-from reward_models.colour import Colour
+from reward_models.combinators.weighted import Weighted, WeightedPart
+from reward_models.combinators.win_rate import WinRate
 from reward_models.judges.bradley_terry import BradleyTerry
+from reward_models.measures.colour import Colour
 from reward_models.remote import Remote, _RemoteScorer
-from reward_models.weighted import Weighted, WeightedPart
-from reward_models.win_rate import WinRate
 from tests.reward_models.served import reply, running, served, speaking
 
 CPU = torch.device("cpu")

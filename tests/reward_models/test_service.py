@@ -15,9 +15,9 @@ import torch
 from reward_models._service import Service
 from reward_models._wire import Asked, write
 from reward_models.base import RewardError, RewardModel, Rewards, load_reward
-from reward_models.colour import Colour
+from reward_models.combinators.win_rate import WinRate
 from reward_models.judges.bradley_terry import BradleyTerry
-from reward_models.win_rate import WinRate
+from reward_models.measures.colour import Colour
 from tests.reward_models.questions import post
 from tests.reward_models.served import served
 

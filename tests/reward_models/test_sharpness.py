@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from reward_models.base import Media, RewardError
-from reward_models.exposure import Exposure
-from reward_models.sharpness import Sharpness
+from reward_models.measures.exposure import Exposure
+from reward_models.measures.sharpness import Sharpness
 
 CPU = torch.device("cpu")
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from reward_models.base import Media, RewardError, RewardModel, Rewards
-from reward_models.colour import Colour
-from reward_models.jpeg import Jpeg
-from reward_models.weighted import Weighted, WeightedPart
+from reward_models.combinators.weighted import Weighted, WeightedPart
+from reward_models.measures.colour import Colour
+from reward_models.measures.jpeg import Jpeg
 
 CPU = torch.device("cpu")
 MEDIA = Media(torch.rand(3, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0)))

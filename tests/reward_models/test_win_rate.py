@@ -5,11 +5,11 @@ import torch
 
 from alignment.advantages.group_norm import GroupNorm
 from reward_models.base import Media, PairwiseJudge, RewardError, Rewards, load_reward
-from reward_models.colour import Colour
-from reward_models.jpeg import Jpeg
+from reward_models.combinators.weighted import Weighted, WeightedPart
+from reward_models.combinators.win_rate import WinRate
 from reward_models.judges.bradley_terry import BradleyTerry
-from reward_models.weighted import Weighted, WeightedPart
-from reward_models.win_rate import WinRate
+from reward_models.measures.colour import Colour
+from reward_models.measures.jpeg import Jpeg
 
 CPU = torch.device("cpu")
 REDS = torch.tensor([0.1, 0.9, 0.5, 0.3, 0.7, 0.2])

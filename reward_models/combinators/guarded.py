@@ -11,7 +11,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from reward_models._pieces import put_together
 from reward_models.base import (
     Loaded,
     Media,
@@ -23,6 +22,7 @@ from reward_models.base import (
     load_reward,
     require_reward_model,
 )
+from reward_models.combinators.pieces import put_together
 
 
 @dataclass(frozen=True)

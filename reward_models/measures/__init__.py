@@ -1,0 +1,1 @@
+"""Rewards that measure pixels; no network looks."""
