@@ -20,10 +20,10 @@ import PIL
 import pytest
 import torch
 
-from reward_models.aesthetic import Aesthetic
 from reward_models.base import RewardModel
-from reward_models.hpsv2 import HPSv2
-from reward_models.imagereward import ImageReward
+from reward_models.clip_family.aesthetic import Aesthetic
+from reward_models.clip_family.hpsv2 import HPSv2
+from reward_models.clip_family.imagereward import ImageReward
 from tests.named_weights import PROMPTS, SIZES, picture
 from tests.tiny_rewards import MED, OPEN_CLIP, bert_vocabulary, media
 

@@ -12,10 +12,10 @@ from PIL import Image
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTokenizerFast
 
-from reward_models._clip import load_hub_clip
-from reward_models.aesthetic import Aesthetic
 from reward_models.base import Media, RewardError
-from reward_models.clip import CLIP
+from reward_models.clip_family.aesthetic import Aesthetic
+from reward_models.clip_family.clip import CLIP
+from reward_models.clip_family.towers import load_hub_clip
 from reward_models.loading.preprocess import CLIP_MEAN, CLIP_STD
 from tests.named_weights import PROMPTS, filled, picture, weight
 from tests.tiny_rewards import OPEN_CLIP, media

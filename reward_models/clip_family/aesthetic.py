@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from reward_models._clip import Towers, in_chunks, load_towers
-from reward_models._linear_head import linear_head
 from reward_models.base import Media, RewardModel, Rewards
+from reward_models.clip_family.linear_head import linear_head
+from reward_models.clip_family.towers import Towers, in_chunks, load_towers
 from reward_models.loading.inputs import check_media, frames, per_clip
 from reward_models.loading.weights import Dtype, Provenance, fill, find_file, read_state
 

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from reward_models._linear_head import linear_head
 from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
+from reward_models.clip_family.linear_head import linear_head
 from reward_models.loading.inputs import check_media, check_prompts, frames, per_clip, warn_cut
 from reward_models.loading.preprocess import centre_crop, normalise, shortest_side
 from reward_models.loading.sanity_samples import colours

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from reward_models._clip import CosineScorer, load_hub_clip, vit_h
 from reward_models.base import KnownAnswer, RewardModel, Size
+from reward_models.clip_family.towers import CosineScorer, load_hub_clip, vit_h
 from reward_models.loading.inputs import check_prompts
 from reward_models.loading.sanity_samples import colours
 from reward_models.loading.weights import Dtype, find_folder

@@ -1,0 +1,1 @@
+"""Rewards by a picture tower and a text tower."""
