@@ -13,14 +13,14 @@ from alignment import config
 from alignment.device import device_called
 from alignment.errors import ConfigError, EnvironmentProblem
 from alignment.terminal import show
-from reward_models._connections import Connections, server_of
-from reward_models._server import Settings, application
-from reward_models._service import Service
-from reward_models._token import TOKEN, token_of
-from reward_models._wire import Limits
 from reward_models.base import Loaded, RewardModel, load_reward
 from reward_models.loading.extras import extra
 from reward_models.loading.fingerprint import fingerprint
+from reward_models.serving.connections import Connections, server_of
+from reward_models.serving.server import Settings, application
+from reward_models.serving.service import Service
+from reward_models.serving.token import TOKEN, token_of
+from reward_models.serving.wire import Limits
 
 DESCRIPTORS = 64
 """What the process needs beside connections: libraries, weights, devices."""

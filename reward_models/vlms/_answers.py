@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from reward_models._exchange import InvalidAnswer
+from reward_models.serving.exchange import InvalidAnswer
 from reward_models.vlms.base import CUE, NO, YES, spells
 
 _ROUNDING = 0.01

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reward_models._exchange import QUOTED, Exchange, InvalidAnswer, Patience, Unanswered
 from reward_models.base import RewardError
+from reward_models.serving.exchange import QUOTED, Exchange, InvalidAnswer, Patience, Unanswered
 from reward_models.vlms._answers import text_of, verdict_of
 from reward_models.vlms.base import Question, Verdicts, Vlm, fit
 

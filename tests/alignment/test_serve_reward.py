@@ -15,7 +15,7 @@ import torch
 
 from alignment import cli
 from reward_models.base import Media, load_reward
-from reward_models.remote import Remote
+from reward_models.serving.remote import Remote
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-more-than-16-letters"

@@ -41,7 +41,7 @@ from alignment.structures.perceptual import Perceptual
 from reward_models.combinators.win_rate import WinRate
 from reward_models.judges.bradley_terry import BradleyTerry
 from reward_models.measures.colour import Colour
-from reward_models.remote import Remote
+from reward_models.serving.remote import Remote
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.branch import Branch
 from samplers.windows.fraction import Fraction

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from reward_models.base import Media, RewardModel, Rewards, load_reward
-from reward_models.remote import Remote
+from reward_models.serving.remote import Remote
 from tests.faults.runs import left_by, prepared, train
 from tests.reward_models.served import Application, Message, Receive, Send, reply, served, speaking
 

@@ -11,9 +11,9 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from reward_models._wire import TENSORS, Asked, Limits, write
 from reward_models.base import Media
 from reward_models.measures.colour import Colour
+from reward_models.serving.wire import TENSORS, Asked, Limits, write
 
 LEVELS = torch.randint(0, 256, (3, 1, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 ASKED = Asked("one", ("a", "b", "c"), None, LEVELS)

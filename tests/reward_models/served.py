@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from reward_models._connections import Connections, server_of
-from reward_models._server import Settings, application
-from reward_models._service import Service
 from reward_models.base import RewardModel, load_reward
 from reward_models.loading.fingerprint import fingerprint
+from reward_models.serving.connections import Connections, server_of
+from reward_models.serving.server import Settings, application
+from reward_models.serving.service import Service
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 import httpx
 import pytest
 
-from reward_models._connections import Connections
-from reward_models._wire import TENSORS
 from reward_models.measures.colour import Colour
+from reward_models.serving.connections import Connections
+from reward_models.serving.wire import TENSORS
 from tests.reward_models.questions import post
 from tests.reward_models.served import Message, Receive, Send, running, served
 

@@ -10,14 +10,14 @@ from typing import ClassVar
 import pytest
 import torch
 
-from reward_models._exchange import Exchange, Patience
-from reward_models._packed import pack
 from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards, load_reward
 from reward_models.combinators.weighted import Weighted, WeightedPart
 from reward_models.combinators.win_rate import WinRate
 from reward_models.judges.bradley_terry import BradleyTerry
 from reward_models.measures.colour import Colour
-from reward_models.remote import Remote, _RemoteScorer
+from reward_models.serving.exchange import Exchange, Patience
+from reward_models.serving.known_answers import pack
+from reward_models.serving.remote import Remote, _RemoteScorer
 from tests.reward_models.served import reply, running, served, speaking
 
 CPU = torch.device("cpu")
@@ -380,7 +380,7 @@ def test_a_server_of_another_kind_is_refused_at_the_start(script, says):
 
 
 def test_known_answers_survive_the_wire():
-    from reward_models._packed import unpack
+    from reward_models.serving.known_answers import unpack
 
     media = Media(MEDIA.pixels[:2], source=Media(MEDIA.pixels[:2, :1]))
     told = [

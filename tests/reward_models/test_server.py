@@ -16,12 +16,12 @@ import httpx
 import pytest
 import torch
 
-from reward_models._server import Settings, application
-from reward_models._service import Service
-from reward_models._wire import DECODING, JSON, KEPT, TENSORS, Limits
 from reward_models.base import load_reward
 from reward_models.loading.fingerprint import fingerprint
 from reward_models.measures.colour import Colour
+from reward_models.serving.server import Settings, application
+from reward_models.serving.service import Service
+from reward_models.serving.wire import DECODING, JSON, KEPT, TENSORS, Limits
 from tests.reward_models.questions import LEVELS, RIGHT, SMALL, drawing, picture, post, tensors
 from tests.reward_models.served import served
 

@@ -12,12 +12,12 @@ import httpx
 import pytest
 import torch
 
-from reward_models._service import Service
-from reward_models._wire import Asked, write
 from reward_models.base import RewardError, RewardModel, Rewards, load_reward
 from reward_models.combinators.win_rate import WinRate
 from reward_models.judges.bradley_terry import BradleyTerry
 from reward_models.measures.colour import Colour
+from reward_models.serving.service import Service
+from reward_models.serving.wire import Asked, write
 from tests.reward_models.questions import post
 from tests.reward_models.served import served
 

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from reward_models._wire import JSON, TENSORS, Limits, Refusal, read, write
+from reward_models.serving.wire import JSON, TENSORS, Limits, Refusal, read, write
 from tests.reward_models.questions import ASKED, LEVELS, SMALL, drawing, picture, tensors
 
 

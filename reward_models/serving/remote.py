@@ -12,12 +12,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from reward_models._exchange import QUOTED, Exchange, InvalidAnswer, Patience
-from reward_models._packed import unpack
-from reward_models._token import token_of
-from reward_models._wire import PROTOCOL, TENSORS, VERSION, Answer, Asked, levels, write
 from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards, Scope
 from reward_models.combinators.pieces import put_together
+from reward_models.serving.exchange import QUOTED, Exchange, InvalidAnswer, Patience
+from reward_models.serving.known_answers import unpack
+from reward_models.serving.token import token_of
+from reward_models.serving.wire import PROTOCOL, TENSORS, VERSION, Answer, Asked, levels, write
 
 _LARGEST = torch.finfo(torch.float32).max
 _START = "visalign serve-reward NAME"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from reward_models._packed import pack
-from reward_models._service import Service, Verdict
-from reward_models._wire import JSON, PROTOCOL, TENSORS, VERSION, Answer, Asked, Claim, Limits, Refusal, read
+from reward_models.serving.known_answers import pack
+from reward_models.serving.service import Service, Verdict
+from reward_models.serving.wire import JSON, PROTOCOL, TENSORS, VERSION, Answer, Asked, Claim, Limits, Refusal, read
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from reward_models._wire import Asked, Limits, Refusal
 from reward_models.base import Loaded, Media, RewardError, Rewards
 from reward_models.combinators.pieces import put_together
+from reward_models.serving.wire import Asked, Limits, Refusal
 
 
 @dataclass(frozen=True)

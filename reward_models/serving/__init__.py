@@ -1,0 +1,1 @@
+"""A reward in another process: what goes over the wire, both ends of it."""
