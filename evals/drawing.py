@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from reward_models._scenes import (
+from reward_models.verifiers.scenes import (
     BACKGROUND,
     COLOURS,
     RELATIONS,

@@ -19,7 +19,7 @@ from alignment.draw import Draw
 from alignment.policy import Policy
 from alignment.spec import Lora, PolicySpec
 from reward_models.base import Media
-from reward_models.shapes import Shapes
+from reward_models.verifiers.shapes import Shapes
 from samplers import Conductor, Native, Skip, Step, observe_prefix
 from samplers.dynamics.flow_sde import FlowSDE
 

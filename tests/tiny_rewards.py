@@ -15,17 +15,17 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from reward_models._geneval import OBJECTS
 from reward_models.base import Media, RewardModel
 from reward_models.clip_family.aesthetic import Aesthetic
 from reward_models.clip_family.clip import CLIP
 from reward_models.clip_family.hpsv2 import HPSv2
 from reward_models.clip_family.imagereward import ImageReward
 from reward_models.clip_family.pickscore import PickScore
-from reward_models.geneval import GenEval
 from reward_models.hpsv3 import HPSv3
 from reward_models.measures.optical_flow import OpticalFlow
-from reward_models.ocr import OCR
+from reward_models.verifiers.geneval import GenEval
+from reward_models.verifiers.geneval_rules import OBJECTS
+from reward_models.verifiers.ocr import OCR
 from reward_models.videoalign import VideoAlign
 from tests.named_weights import filled, weight
 

@@ -14,7 +14,7 @@ from alignment.pictures import encode
 from evals.benchmarks.base import Benchmark, Comparison, Verdict
 from evals.drawing import draw, sample_scene
 from evals.medium import Medium
-from reward_models._scenes import COLOURS, SHAPES, Scene
+from reward_models.verifiers.scenes import COLOURS, SHAPES, Scene
 
 Rng = np.random.Generator
 

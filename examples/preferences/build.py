@@ -15,7 +15,7 @@ from PIL import Image
 
 from evals.drawing import draw
 from examples.tiny_judge.pairs import spoiled
-from reward_models._scenes import parse, single_captions
+from reward_models.verifiers.scenes import parse, single_captions
 
 
 def main() -> None:

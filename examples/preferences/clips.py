@@ -16,7 +16,7 @@ from PIL import Image
 
 from alignment.pictures import encode_clip
 from examples.tiny_video.draw_clips import draw
-from reward_models._motion import DIRECTIONS, Movement, movements
+from reward_models.verifiers.movements import DIRECTIONS, Movement, movements
 
 FPS = 8.0
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evals.drawing import draw, sample_scene
 from examples.tiny_judge.parts import CHECK_IT, NAME_IT, network, processor
-from reward_models._scenes import COLOURS, COUNTS, SHAPES, single_captions, split_of
+from reward_models.verifiers.scenes import COLOURS, COUNTS, SHAPES, single_captions, split_of
 from reward_models.vlms.base import NO, YES, Question
 from reward_models.vlms.local import Local, LocalReader
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from evals.drawing import draw, sample_scene
-from reward_models._scenes import COLOURS, COUNTS, SHAPES, Group, Scene
+from reward_models.verifiers.scenes import COLOURS, COUNTS, SHAPES, Group, Scene
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from examples.tiny_pipeline.measure import measure_pipeline, measure_vae, sample
 from examples.tiny_pipeline.parts import new_pipeline
 from examples.tiny_pipeline.train_flux import encode_pictures, train_flux
 from examples.tiny_pipeline.train_vae import train_vae
-from reward_models._scenes import single_captions
+from reward_models.verifiers.scenes import single_captions
 
 
 def build(pictures: int, vae_steps: int, minutes: float, seed: int) -> tuple[FluxPipeline, dict[str, object]]:

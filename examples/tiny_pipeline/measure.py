@@ -9,7 +9,7 @@ from PIL import Image
 
 from evals.drawing import KINDS, draw_dataset, sample_scene
 from examples.tiny_pipeline.parts import TEXT_LENGTH, to_unit
-from reward_models._scenes import SIDE, Scene, grade, parse, read, single_captions
+from reward_models.verifiers.scenes import SIDE, Scene, grade, parse, read, single_captions
 
 
 def sample_pictures(pipe: FluxPipeline, captions: list[str], seed: int, steps: int = 8) -> np.ndarray:

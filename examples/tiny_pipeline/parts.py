@@ -9,7 +9,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from examples.tiny_pipeline.word_tokenizers import clip_tokenizer, t5_tokenizer
-from reward_models._scenes import SIDE, WORDS
+from reward_models.verifiers.scenes import SIDE, WORDS
 
 TEXT_LENGTH = 12  # tokens; the longest caption has 8 words
 TEXT_WIDTH = 64

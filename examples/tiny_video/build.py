@@ -17,7 +17,7 @@ from examples.tiny_video.measure import measure_pipeline, measure_vae, sample_cl
 from examples.tiny_video.parts import new_pipeline
 from examples.tiny_video.train_vae import encode_clips, train_decoder, train_vae
 from examples.tiny_video.train_wan import train_wan
-from reward_models._motion import movements
+from reward_models.verifiers.movements import movements
 
 VAE_CLIPS = 4000
 

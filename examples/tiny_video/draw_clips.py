@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from reward_models._motion import DIRECTIONS, Movement, movements
-from reward_models._scenes import BACKGROUND, COLOURS, SIDE, coverage
+from reward_models.verifiers.movements import DIRECTIONS, Movement, movements
+from reward_models.verifiers.scenes import BACKGROUND, COLOURS, SIDE, coverage
 
 FRAMES = 9
 SIZES = (8.8, 10.4)  # square root of the object's area, pixels

@@ -11,8 +11,8 @@ from PIL import Image
 
 from examples.tiny_video.draw_clips import FRAMES, draw
 from examples.tiny_video.parts import TEXT_LENGTH, from_unit, to_unit
-from reward_models._motion import Movement, follow, grade, movements
-from reward_models._scenes import SIDE
+from reward_models.verifiers.movements import Movement, follow, grade, movements
+from reward_models.verifiers.scenes import SIDE
 
 STEPS = 6
 _CALL = {

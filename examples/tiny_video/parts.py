@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from examples.tiny_pipeline.word_tokenizers import t5_tokenizer
-from reward_models._motion import WORDS
+from reward_models.verifiers.movements import WORDS
 
 TEXT_LENGTH = 8  # tokens; every caption has 5 words and an end
 TEXT_WIDTH = 64

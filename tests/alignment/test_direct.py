@@ -22,7 +22,7 @@ from alignment.run import PolicySpec
 from alignment.sources.prompts_only import PromptsOnly
 from alignment.spec import Lora
 from reward_models.measures.colour import Colour
-from reward_models.shapes import Shapes
+from reward_models.verifiers.shapes import Shapes
 from samplers import Conductor, Native, Skip
 from tests.tiny import FLUX_CALL
 from tests.toy import STEPS, fit, saved, toy_run, trainer_of

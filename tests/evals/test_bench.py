@@ -18,7 +18,7 @@ from evals.scoring import Judge, Request
 from reward_models.combinators.function import Function
 from reward_models.measures.colour import Colour
 from reward_models.measures.jpeg import Jpeg
-from reward_models.shapes import Shapes as Verifier
+from reward_models.verifiers.shapes import Shapes as Verifier
 
 CPU = torch.device("cpu")
 COMPARISONS = Shapes(pairs=36).read()

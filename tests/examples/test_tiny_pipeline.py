@@ -13,7 +13,7 @@ from examples.tiny_pipeline.parts import TEXT_LENGTH, new_pipeline, new_vae
 from examples.tiny_pipeline.train_flux import encode_pictures, train_flux
 from examples.tiny_pipeline.train_vae import train_vae
 from examples.tiny_pipeline.word_tokenizers import clip_tokenizer, t5_tokenizer
-from reward_models._scenes import WORDS, parse, single_captions, split_of
+from reward_models.verifiers.scenes import WORDS, parse, single_captions, split_of
 
 ROOT = Path(__file__).parents[2]
 ASSET = ROOT / "assets" / "tiny_flux"
@@ -66,7 +66,7 @@ def test_every_word_is_one_token_and_the_longest_caption_fits(make):
 def test_tokenizers_are_the_same_in_every_process(shipped):
     code = (
         "from examples.tiny_pipeline.word_tokenizers import clip_tokenizer, t5_tokenizer\n"
-        "from reward_models._scenes import WORDS\n"
+        "from reward_models.verifiers.scenes import WORDS\n"
         f"print([make(WORDS, {TEXT_LENGTH})({TEXT!r}).input_ids for make in (clip_tokenizer, t5_tokenizer)])"
     )
     here = [make(WORDS, TEXT_LENGTH)(TEXT).input_ids for make in (clip_tokenizer, t5_tokenizer)]

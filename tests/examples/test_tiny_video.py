@@ -16,7 +16,7 @@ from examples.tiny_video.measure import grades, sample_clips, sample_from_images
 from examples.tiny_video.parts import TEXT_LENGTH, from_network, from_unit, new_pipeline, new_vae, to_network, to_unit
 from examples.tiny_video.train_vae import encode_clips, train_decoder, train_vae
 from examples.tiny_video.train_wan import train_wan
-from reward_models._motion import WORDS, follow, grade, movements, parse, split_of
+from reward_models.verifiers.movements import WORDS, follow, grade, movements, parse, split_of
 
 ROOT = Path(__file__).parents[2]
 ASSET = ROOT / "assets" / "tiny_video"

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reward_models._geneval import COLOURS, OBJECTS, Clause, Wish, judge, parse, relations
-from reward_models._instances import Instance
 from reward_models.base import Media, RewardError
-from reward_models.geneval import _cut_out
+from reward_models.verifiers.geneval import _cut_out
+from reward_models.verifiers.geneval_rules import COLOURS, OBJECTS, Clause, Wish, judge, parse, relations
+from reward_models.verifiers.instances import Instance
 from tests.tiny_rewards import FIXTURES
 
 CPU = torch.device("cpu")

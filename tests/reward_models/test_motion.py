@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples.tiny_video.draw_clips import FRAMES, draw
-from reward_models._motion import (
+from reward_models.base import Media, RewardError, RewardModel
+from reward_models.verifiers.motion import Motion
+from reward_models.verifiers.movements import (
     DIRECTIONS,
     MIN_TRAVEL,
     Movement,
@@ -17,9 +19,7 @@ from reward_models._motion import (
     parse,
     split_of,
 )
-from reward_models._scenes import BACKGROUND, COLOURS, SHAPES, SIDE
-from reward_models.base import Media, RewardError, RewardModel
-from reward_models.motion import Motion
+from reward_models.verifiers.scenes import BACKGROUND, COLOURS, SHAPES, SIDE
 
 CPU = torch.device("cpu")
 SMALLEST_MOTION = 0.99  # of a drawn clip: what the reader takes for drift is the pixel grid, under 1 % of the travel

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 from reward_models.base import Media, RewardError
-from reward_models.ocr import OCR, edit_distance, wanted
+from reward_models.verifiers.ocr import OCR, edit_distance, wanted
 
 CPU = torch.device("cpu")
 TEXTS = st.text("abc", max_size=8)

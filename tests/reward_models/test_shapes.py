@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from reward_models._scenes import (
+from reward_models.base import Media, RewardError, RewardModel
+from reward_models.verifiers.scenes import (
     COLOURS,
     COUNTS,
     RELATIONS,
@@ -21,8 +22,7 @@ from reward_models._scenes import (
     single_captions,
     split_of,
 )
-from reward_models.base import Media, RewardError, RewardModel
-from reward_models.shapes import Shapes
+from reward_models.verifiers.shapes import Shapes
 
 CPU = torch.device("cpu")
 BACK = np.array((24, 24, 32), np.float32)

@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from reward_models._scenes import SIDE
 from reward_models.base import RewardError
+from reward_models.verifiers.scenes import SIDE
 
 T = TypeVar("T")
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
-from reward_models._geneval import OBJECTS
 from reward_models.base import RewardError
 from reward_models.loading.weights import Dtype, Provenance, find_folder, load_pretrained
+from reward_models.verifiers.geneval_rules import OBJECTS
 
 _OTHER_NAMES = {
     "aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv", "mouse": "computer mouse",

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from reward_models._geneval import COLOURS, Verdict, Wish, judge, parse
-from reward_models._instances import Detector, Instance, load_detector
 from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
 from reward_models.clip_family.towers import Towers, load_towers
 from reward_models.loading.inputs import check_media, check_prompts, frames, per_clip
 from reward_models.loading.weights import Dtype, Provenance
+from reward_models.verifiers.geneval_rules import COLOURS, Verdict, Wish, judge, parse
+from reward_models.verifiers.instances import Detector, Instance, load_detector
 
 _NAME = "geneval"
 _DETECTOR = "facebook/mask2former-swin-small-coco-instance"

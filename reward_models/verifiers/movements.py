@@ -1,7 +1,8 @@
 """The little language of motion: captions such as "a red circle moves left", and a reader that follows the object.
 
-The reader looks at each frame with the reader of scenes (`reward_models/_scenes.py`), fits a straight line through the
-places where it found one object, and grades what was found against the caption. No network takes part in it.
+The reader looks at each frame with the reader of scenes (`reward_models/verifiers/scenes.py`), fits a straight line
+through the places where it found one object, and grades what was found against the caption. No network takes part in
+it.
 
 Conventions: frames are 32 x 32, x grows to the right and y downwards, lengths are in pixels; travel is measured over
 the whole clip, however many frames that is.
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reward_models._scenes import COLOURS, SHAPES, Sight, read
+from reward_models.verifiers.scenes import COLOURS, SHAPES, Sight, read
 
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 WORDS = tuple(sorted({"a", "moves", *COLOURS, *SHAPES, *DIRECTIONS}))

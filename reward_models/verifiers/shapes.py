@@ -13,9 +13,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from reward_models._drawn import check_strict, levels, understood
-from reward_models._scenes import BACKGROUND, COLOURS, SIDE, coverage, grade, parse, read
 from reward_models.base import KnownAnswer, Media, RewardModel, Rewards, Size
+from reward_models.verifiers.drawn_media import check_strict, levels, understood
+from reward_models.verifiers.scenes import BACKGROUND, COLOURS, SIDE, coverage, grade, parse, read
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class _ShapesScorer:
 
         Args:
             media: Sides equal, and a multiple of 32 pixels; larger pictures are averaged down to 32.
-            prompts: Captions of the language; see `reward_models/_scenes.py`.
+            prompts: Captions of the language; see `reward_models/verifiers/scenes.py`.
 
         Raises:
             RewardError: If a prompt is not in the language, or the pictures have another size.

@@ -11,10 +11,10 @@ from typing import ClassVar
 
 import torch
 
-from reward_models._drawn import check_strict, levels, understood
-from reward_models._motion import Grades, follow, grade, parse
-from reward_models._scenes import BACKGROUND, COLOURS, SIDE
 from reward_models.base import KnownAnswer, Media, RewardModel, Rewards
+from reward_models.verifiers.drawn_media import check_strict, levels, understood
+from reward_models.verifiers.movements import Grades, follow, grade, parse
+from reward_models.verifiers.scenes import BACKGROUND, COLOURS, SIDE
 
 _PARTS = tuple(field.name for field in fields(Grades))
 _FRAMES = 9
@@ -25,7 +25,7 @@ class Motion(RewardModel):
     """Judge clips by the movement their caption asks for, such as "a red circle moves left".
 
     value = strict * (everything is right, 0 or 1) + (1 - strict) * graded, in [0, 1]. Parts: "strict", "graded",
-    "direction", "object" and "motion", see `reward_models/_motion.py`. A clip of one frame does not move.
+    "direction", "object" and "motion", see `reward_models/verifiers/movements.py`. A clip of one frame does not move.
 
     Attributes:
         strict: Weight of the all-or-nothing score, in [0, 1]; the rest is the graded one.
@@ -71,7 +71,7 @@ class _MotionScorer:
 
         Args:
             media: Sides equal, and a multiple of 32 pixels; larger frames are averaged down to 32.
-            prompts: Captions of the language; see `reward_models/_motion.py`.
+            prompts: Captions of the language; see `reward_models/verifiers/movements.py`.
 
         Raises:
             RewardError: If a prompt is not in the language, or the frames have another size.

@@ -1,0 +1,1 @@
+"""Rewards that check what a prompt asks for."""
