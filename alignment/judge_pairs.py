@@ -14,8 +14,8 @@ from torch import Tensor
 from alignment.draw import Draw
 from alignment.errors import DataError
 from alignment.media import Clip, Picture, find_medium
-from reward_models._task import check_prompt
 from reward_models.base import RewardError
+from reward_models.vlm_rewards.questions import check_prompt
 
 _TOLD = 5
 """Lines that a message names."""

@@ -22,8 +22,8 @@ from alignment.run import Optimizer
 from alignment.runtime import learning_rate
 from alignment.spec import Lora
 from alignment.tensor_files import heed_umask
-from reward_models._task import Asked
-from reward_models.reward_dance import RewardDance
+from reward_models.vlm_rewards.questions import Asked
+from reward_models.vlm_rewards.reward_dance import RewardDance
 from reward_models.vlms.base import CUE, NO, YES, Question
 from reward_models.vlms.local import Local, LocalReader
 

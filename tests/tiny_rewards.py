@@ -21,12 +21,12 @@ from reward_models.clip_family.clip import CLIP
 from reward_models.clip_family.hpsv2 import HPSv2
 from reward_models.clip_family.imagereward import ImageReward
 from reward_models.clip_family.pickscore import PickScore
-from reward_models.hpsv3 import HPSv3
 from reward_models.measures.optical_flow import OpticalFlow
 from reward_models.verifiers.geneval import GenEval
 from reward_models.verifiers.geneval_rules import OBJECTS
 from reward_models.verifiers.ocr import OCR
-from reward_models.videoalign import VideoAlign
+from reward_models.vlm_rewards.hpsv3 import HPSv3
+from reward_models.vlm_rewards.videoalign import VideoAlign
 from tests.named_weights import filled, weight
 
 FIXTURES = Path(__file__).parent / "fixtures" / "rewards"

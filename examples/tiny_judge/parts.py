@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from examples.tiny_pipeline.word_tokenizers import learn_merges
-from reward_models._task import Task
 from reward_models.verifiers.scenes import SIDE, WORDS
+from reward_models.vlm_rewards.questions import Task
 from reward_models.vlms.base import CUE
 
 PATCH = 8

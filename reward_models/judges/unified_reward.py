@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reward_models import _written
-from reward_models._task import check_prompt, clips_of, spread
-from reward_models._wording import read_wording
 from reward_models.base import Media, PairwiseJudge, RewardError
+from reward_models.vlm_rewards import written_answers
+from reward_models.vlm_rewards.questions import check_prompt, clips_of, spread
+from reward_models.vlm_rewards.wording import read_wording
 from reward_models.vlms.base import Question, Reader, Vlm, plain
 
 Form = Literal["sentence", "think", "flex", "shares"]
@@ -110,7 +110,7 @@ class _UnifiedComparer:
 
     def _read(self, text: str) -> float:
         if self.judge.form == "shares":
-            return _written.shares(text, self.judge.axes)
+            return written_answers.shares(text, self.judge.axes)
         if self.judge.form == "flex":
-            return _written.report(text, self.judge.categories_weight)
-        return _written.answer(text) if self.judge.form == "think" else _written.sentence(text)
+            return written_answers.report(text, self.judge.categories_weight)
+        return written_answers.answer(text) if self.judge.form == "think" else written_answers.sentence(text)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reward_models._task import Task, asked_of, check_prompt, clips_of
 from reward_models.base import Media, PairwiseJudge, RewardError
+from reward_models.vlm_rewards.questions import Task, asked_of, check_prompt, clips_of
 from reward_models.vlms.base import Reader, Vlm
 
 

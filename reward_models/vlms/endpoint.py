@@ -20,7 +20,7 @@ from torch import Tensor
 
 from reward_models.base import RewardError
 from reward_models.serving.exchange import QUOTED, Exchange, InvalidAnswer, Patience, Unanswered
-from reward_models.vlms._answers import text_of, verdict_of
+from reward_models.vlms.answers import text_of, verdict_of
 from reward_models.vlms.base import Question, Verdicts, Vlm, fit
 
 T = TypeVar("T")

@@ -21,9 +21,9 @@ from alignment.pictures import encode_clip
 from alignment.run import Optimizer
 from alignment.spec import Lora
 from alignment.train_judge import train
-from reward_models._task import Task
 from reward_models.base import Media, RewardModel, load_reward
-from reward_models.reward_dance import RewardDance
+from reward_models.vlm_rewards.questions import Task
+from reward_models.vlm_rewards.reward_dance import RewardDance
 from reward_models.vlms.endpoint import Endpoint
 from reward_models.vlms.local import Local
 from tests.clips import written

@@ -16,10 +16,10 @@ from evals.drawing import draw
 from examples.tiny_judge.build import accuracy, checked, learn, scenes
 from examples.tiny_judge.pairs import spoiled, write_pairs
 from examples.tiny_judge.parts import network, processor
-from reward_models._task import Task
 from reward_models.base import Media, load_reward
-from reward_models.reward_dance import RewardDance
 from reward_models.verifiers.scenes import COLOURS, COUNTS, SHAPES, Group, Scene, parse, split_of
+from reward_models.vlm_rewards.questions import Task
+from reward_models.vlm_rewards.reward_dance import RewardDance
 from reward_models.vlms.local import Local, LocalReader
 
 ROOT = Path(__file__).parents[2]

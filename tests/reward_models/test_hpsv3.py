@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reward_models._qwen2vl import instruction
 from reward_models.base import Media, RewardError
+from reward_models.vlm_rewards.qwen2vl import instruction
 from tests.named_weights import PROMPTS, picture
 from tests.tiny_rewards import golden, media
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reward_models.base import Media, RewardError, load_reward
-from reward_models.paco import Paco
+from reward_models.vlm_rewards.paco import Paco
 from tests.reward_models.bright_vlm import STRENGTH, BrightVlm
 from tests.reward_models.test_reward_dance import CPU, EXACT, grey
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reward_models._task import LONGEST_PROMPT, Task
 from reward_models.base import Media, RewardError, load_reward
-from reward_models.reward_dance import RewardDance
+from reward_models.vlm_rewards.questions import LONGEST_PROMPT, Task
+from reward_models.vlm_rewards.reward_dance import RewardDance
 from tests.reward_models.bright_vlm import STRENGTH, BrightVlm
 
 CPU = torch.device("cpu")

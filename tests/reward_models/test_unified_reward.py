@@ -10,7 +10,7 @@ import torch
 from reward_models.base import Media, RewardError, load_reward
 from reward_models.judges.unified_reward import UnifiedReward as Pairwise
 from reward_models.judges.yes_token import YesToken
-from reward_models.unified_reward import UnifiedReward
+from reward_models.vlm_rewards.unified_reward import UnifiedReward
 from tests.reward_models.bright_vlm import STRENGTH, BrightVlm
 from tests.reward_models.test_reward_dance import CPU, EXACT, grey
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from reward_models._qwen2vl import instruction, merged
 from reward_models.base import Media, RewardError
+from reward_models.vlm_rewards.qwen2vl import instruction, merged
 from tests.reward_models import videoreward_by_hand
 from tests.tiny_rewards import FIXTURES, QWEN, golden
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward_models import _written
-from reward_models._written import FIRST, SECOND, TIE
+from reward_models.vlm_rewards import written_answers
+from reward_models.vlm_rewards.written_answers import FIRST, SECOND, TIE
 
 NONE = math.nan
 AXES = ("Alignment", "Style")
@@ -31,7 +31,7 @@ AXES = ("Alignment", "Style")
     ],
 )
 def test_sentences(text, value):
-    assert _written.sentence(text) == pytest.approx(value, nan_ok=True)
+    assert written_answers.sentence(text) == pytest.approx(value, nan_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_sentences(text, value):
     ],
 )
 def test_answers(text, value):
-    assert _written.answer(text) == pytest.approx(value, nan_ok=True)
+    assert written_answers.answer(text) == pytest.approx(value, nan_ok=True)
 
 
 def shares(first: object, second: object, axis: str = "Alignment") -> str:
@@ -64,7 +64,7 @@ def shares(first: object, second: object, axis: str = "Alignment") -> str:
     ],
 )
 def test_shares(text, value):
-    assert _written.shares(text, AXES) == pytest.approx(value, nan_ok=True)
+    assert written_answers.shares(text, AXES) == pytest.approx(value, nan_ok=True)
 
 
 def flex(winner: object, *categories: object) -> str:
@@ -91,11 +91,11 @@ def flex(winner: object, *categories: object) -> str:
     ],
 )
 def test_reports(text, value):
-    assert _written.report(text, 0.5) == pytest.approx(value, nan_ok=True)
+    assert written_answers.report(text, 0.5) == pytest.approx(value, nan_ok=True)
 
 
 def test_categories_can_be_left_out():
-    assert _written.report(flex("Image 1", "Image 2"), 0.0) == FIRST
+    assert written_answers.report(flex("Image 1", "Image 2"), 0.0) == FIRST
 
 
 @pytest.mark.parametrize(
@@ -109,16 +109,16 @@ def test_categories_can_be_left_out():
     ],
 )
 def test_marks(text, value):
-    assert _written.marks(text, AXES) == pytest.approx(value, nan_ok=True)
+    assert written_answers.marks(text, AXES) == pytest.approx(value, nan_ok=True)
 
 
 @given(st.text())
 def test_any_text_is_read_or_refused(text):
     for value in (
-        _written.sentence(text),
-        _written.answer(text),
-        _written.shares(text, AXES),
-        _written.report(text, 0.5),
-        *_written.marks(text, AXES),
+        written_answers.sentence(text),
+        written_answers.answer(text),
+        written_answers.shares(text, AXES),
+        written_answers.report(text, 0.5),
+        *written_answers.marks(text, AXES),
     ):
         assert math.isnan(value) or 0 <= value <= 5

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from reward_models._task import check_prompt, clips_of, spread
-from reward_models._wording import read_wording
-from reward_models._written import marks
 from reward_models.base import Media, RewardError, RewardModel, Rewards
+from reward_models.vlm_rewards.questions import check_prompt, clips_of, spread
+from reward_models.vlm_rewards.wording import read_wording
+from reward_models.vlm_rewards.written_answers import marks
 from reward_models.vlms.base import Question, Reader, Vlm, plain
 
 _WORDING = (

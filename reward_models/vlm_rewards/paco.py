@@ -9,8 +9,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from reward_models._task import check_prompt, clips_of
 from reward_models.base import Media, RewardError, RewardModel, Rewards
+from reward_models.vlm_rewards.questions import check_prompt, clips_of
 from reward_models.vlms.base import NO, YES, Question, Reader, Vlm, plain
 
 _ANSWER = f"Answer {YES} or {NO}."

@@ -11,11 +11,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from reward_models._qwen2vl import FACTOR, Description, Reader, fitted_size, load_reader, merged
 from reward_models.base import Media, RewardError, RewardModel, Rewards
 from reward_models.loading.inputs import check_media, check_prompts
 from reward_models.loading.preprocess import resize_bytes
 from reward_models.loading.weights import Dtype, Provenance, find_file, read_state
+from reward_models.vlm_rewards.qwen2vl import FACTOR, Description, Reader, fitted_size, load_reader, merged
 
 _NAME = "videoalign"
 

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reward_models._references import read_references
-from reward_models._task import Asked, Clip, Task, asked_of, check_prompt, clips_of
 from reward_models.base import GroupScorer, Media, RewardError, RewardModel, Rewards, Scope, Scorer
+from reward_models.vlm_rewards.questions import Asked, Clip, Task, asked_of, check_prompt, clips_of
+from reward_models.vlm_rewards.references import read_references
 from reward_models.vlms.base import Question, Reader, Verdicts, Vlm
 
 Definition = Literal["conditional", "probability", "log_odds"]

@@ -9,12 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from reward_models._qwen2vl import FACTOR, Description, Reader, fitted_size, load_reader
 from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
 from reward_models.loading.inputs import check_media, check_prompts, frames, per_clip
 from reward_models.loading.preprocess import resize
 from reward_models.loading.sanity_samples import colours
 from reward_models.loading.weights import Dtype, Provenance, find_file, read_state
+from reward_models.vlm_rewards.qwen2vl import FACTOR, Description, Reader, fitted_size, load_reader
 
 _NAME = "hpsv3"
 _OFFICIAL = "MizzenAI/HPSv3/HPSv3.safetensors"
