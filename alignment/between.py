@@ -8,7 +8,7 @@ from enum import Enum
 
 from torch import Tensor
 
-from alignment.batches import Transitions
+from alignment.data.batches import Transitions
 from samplers import Again, Conductor, Grid, Look, Native, Round, Skip, Visit
 
 Receive = Callable[[int, Tensor], None]

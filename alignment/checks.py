@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from alignment.advantages.base import Advantage
+from alignment.data.records import data_file, read_records
 from alignment.errors import ConfigError, VisalignError
-from alignment.records import data_file, read_records
 from alignment.run import Run
 from alignment.schedule import check_dynamics, check_noise, read_scheduler
 from alignment.spec import PolicySpec

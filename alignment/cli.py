@@ -140,7 +140,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _dry_run(args: argparse.Namespace) -> int:
     from alignment import checks, config
-    from alignment.data import read_inputs
+    from alignment.training.setup import read_inputs
 
     run = config.load(args.config, args.overrides)
     checks.check(run, checks.processes())

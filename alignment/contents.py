@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from alignment.batches import inputs_of
-from alignment.data import Prompts
+from alignment.data.batches import inputs_of
+from alignment.data.prompts import Prompts
 
 _SAMPLED = 256
 """Numbers read of each weight: reading all of a large pipeline would take longer than loading it."""

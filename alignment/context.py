@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alignment.draw import Draw
+from alignment.data.random_streams import Draw
 from alignment.policy import Policy
 from alignment.world import World
 from reward_models.base import RewardModel

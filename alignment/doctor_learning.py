@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from alignment.batches import Transitions
+from alignment.data.batches import Transitions
 from alignment.kernels.surrogate import Channels, log_ratio
 from alignment.loop import microbatches
 from alignment.objectives._noising import draw_points

@@ -24,7 +24,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from alignment import tensor_files
+from alignment.data import tensor_files
 from alignment.errors import PipelineError, PipelineRefused
 from alignment.pipeline_call import asking
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from alignment.context import Context
-from alignment.data import Prompts
+from alignment.data.prompts import Prompts
 from alignment.run import Evaluation
 from alignment.run_folder import Evaluated
 from alignment.sources._collect import join, score

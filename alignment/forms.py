@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alignment.batches import Prompt, inputs_of
+from alignment.data.batches import Prompt, inputs_of
+from alignment.data.media import Clip, Picture
 from alignment.errors import ConfigError, PipelineError
-from alignment.media import Clip, Picture
 from samplers import Call, Conductor, Native, Skip
 
 _SHARE_OF_EFFECT = 0.1

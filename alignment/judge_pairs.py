@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignment.draw import Draw
+from alignment.data.media import Clip, Picture, find_medium
+from alignment.data.random_streams import Draw
 from alignment.errors import DataError
-from alignment.media import Clip, Picture, find_medium
 from reward_models.base import RewardError
 from reward_models.vlm_rewards.questions import check_prompt
 

@@ -14,14 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from alignment.draw import Draw
+from alignment.data.media import Clip
+from alignment.data.random_streams import Draw
+from alignment.data.tensor_files import heed_umask
 from alignment.errors import ConfigError, NumericsError
 from alignment.judge_pairs import Pair, pairs_of_step, pixels_of
-from alignment.media import Clip
 from alignment.run import Optimizer
 from alignment.runtime import learning_rate
 from alignment.spec import Lora
-from alignment.tensor_files import heed_umask
 from reward_models.vlm_rewards.questions import Asked
 from reward_models.vlm_rewards.reward_dance import RewardDance
 from reward_models.vlms.base import CUE, NO, YES, Question

@@ -23,10 +23,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from alignment import tensor_files
+from alignment.data import tensor_files
+from alignment.data.media import Clip, Picture
 from alignment.embeddings import add_network
 from alignment.errors import ConfigError, DataError, PipelineError
-from alignment.media import Clip, Picture
 from samplers import Conductor, Skip
 
 Sample = Picture | Clip

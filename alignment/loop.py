@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from alignment.batches import Batch, Experience
 from alignment.context import Context
-from alignment.data import Prompts
-from alignment.draw import Draw
+from alignment.data.batches import Batch, Experience
+from alignment.data.prompts import Prompts
+from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError
 from alignment.objectives.base import Objective
 from alignment.out_of_memory import Doing, enough_memory

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from alignment.batches import Batch, Experience, Pairs, Samples, Transitions
 from alignment.context import Context
+from alignment.data.batches import Batch, Experience, Pairs, Samples, Transitions
 from alignment.loop import Trainer, microbatches, together
 from alignment.objectives.base import Loss
 from alignment.policy import Policy

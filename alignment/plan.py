@@ -19,18 +19,19 @@ from typing import Any, Literal
 from torch import nn
 
 from alignment import config, plan_table
-from alignment.batches import Example
 from alignment.console import Console
-from alignment.data import Prompts, read_data
+from alignment.data.batches import Example
+from alignment.data.media import Picture
+from alignment.data.prompts import Prompts
 from alignment.errors import ConfigError
 from alignment.loading import no_progress_bars
-from alignment.media import Picture
 from alignment.plan_blueprint import stand_in_prompts
 from alignment.plan_counts import Step
 from alignment.plan_gpus import GPU
 from alignment.plan_rehearsal import Rehearsal, RehearsedPolicy
 from alignment.run import Run
 from alignment.terminal import show
+from alignment.training.setup import read_data
 
 FULL = 4
 """Bytes of a float32: trained weights, their gradients and what AdamW remembers."""

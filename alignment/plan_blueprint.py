@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 import alignment
-from alignment.data import Prompts, read_prompts
+from alignment.data.prompts import Prompts, read_prompts
 from alignment.errors import PipelineError
 from alignment.latents import Conducted, Latents, Sample
 from alignment.loading import components_listed, loop_networks

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from alignment import plan_blueprint, plan_meter
-from alignment.batches import Batch, inputs_of
-from alignment.data import Prompts
+from alignment.data.batches import Batch, inputs_of
+from alignment.data.pixels import as_clips
+from alignment.data.prompts import Prompts
 from alignment.errors import ConfigError, PipelineError, PipelineRefused, VisalignError
 from alignment.forms import Form, brings_pictures, first_accepted
 from alignment.loading import loop_networks
 from alignment.loop import Trainer
 from alignment.objectives.base import Loss
 from alignment.pipeline_call import asking, cause
-from alignment.pixels import as_clips
 from alignment.plan_counts import Around, Called, Event, Step
 from alignment.plan_meter import AsOnGPU, Cost, Meter
 from alignment.policy import Policy

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignment.batches import Batch, Transitions, made_from, one_of_each_state
 from alignment.between import ROUNDS_AT_MOST, Between, Receive, Seen, first_round, replaying, two_rounds
+from alignment.data.batches import Batch, Transitions, made_from, one_of_each_state
+from alignment.data.frame_rate import frame_rate
+from alignment.data.pixels import Shown
 from alignment.embeddings import Embeddings
 from alignment.encodings import Encodings
 from alignment.errors import ForwardProcessError, PipelineError
 from alignment.forms import Form, arrange, brings_pictures, find_form, first_accepted, makes_two
-from alignment.frame_rate import frame_rate
 from alignment.latents import Latents
 from alignment.loading import experts, load_pipeline, loop_networks, own_scheduler, trained_scheduler
 from alignment.pipeline_call import (
@@ -36,7 +37,6 @@ from alignment.pipeline_call import (
     same_states,
     taken,
 )
-from alignment.pixels import Shown
 from alignment.prepared import Prepared
 from alignment.self_check import check_replay, how_visits_go
 from alignment.sizes import check_media, check_picture_size

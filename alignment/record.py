@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 
 from alignment import run_folder
+from alignment.data.frame_rate import EXPORTED
 from alignment.environment import environment
 from alignment.errors import EnvironmentProblem
-from alignment.frame_rate import EXPORTED
 from alignment.pictures import contact_sheet, encode, encode_clip, grid, printable
 from alignment.progress import ProgressLine
 from alignment.run_folder import BASE, FINAL, Evaluated

@@ -20,9 +20,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from alignment import figures, run_folder
+from alignment.data.frame_rate import EXPORTED
 from alignment.errors import DataError
 from alignment.figures import Chart, Columns
-from alignment.frame_rate import EXPORTED
 from alignment.pictures import MOMENTS, encode, encode_loop, frames, moments, printable
 from alignment.progress import duration
 from alignment.record import intervals

@@ -36,7 +36,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from alignment.batches import Prompt, inputs_of
+from alignment.data.batches import Prompt, inputs_of
 from alignment.errors import DataError, EnvironmentProblem
 from reward_models.base import Media, RewardError
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from alignment.batches import Transitions
 from alignment.between import Between, Receive
+from alignment.data.batches import Transitions
 from alignment.errors import NumericsError, PipelineError, PipelineRefused
 from alignment.forms import Form
 from reward_models.foreign import out_of_memory

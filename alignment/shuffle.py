@@ -17,10 +17,10 @@ from rich.table import Table
 from torch import Tensor
 
 from alignment.advantages.base import Advantage
-from alignment.batches import Batch, Experience
 from alignment.console import Console
-from alignment.data import Prompts
-from alignment.draw import Draw
+from alignment.data.batches import Batch, Experience
+from alignment.data.prompts import Prompts
+from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, NumericsError
 from alignment.evaluation import Evaluator
 from alignment.loop import Trainer

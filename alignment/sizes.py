@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from alignment.batches import inputs_of
+from alignment.data.batches import inputs_of
+from alignment.data.media import Clip
 from alignment.errors import ConfigError, DataError
 from alignment.forms import check_inputs
 from alignment.latent_grid import TEMPORAL
-from alignment.media import Clip
 
 _ROUNDED = 128
 """Pixels: what is off by less was rounded; what is off by more, as in upscaling, is meant."""

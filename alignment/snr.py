@@ -24,8 +24,8 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from alignment.batches import Batch, Experience, Transitions
 from alignment.console import Console
+from alignment.data.batches import Batch, Experience, Transitions
 from alignment.errors import ConfigError
 from alignment.loop import Trainer
 from alignment.patient import gradient, group_std, settings

@@ -21,8 +21,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from alignment.data.frame_rate import EXPORTED
 from alignment.errors import ConfigError, EnvironmentProblem
-from alignment.frame_rate import EXPORTED
 from alignment.pictures import encode_clip, frames
 from alignment.run_folder import cannot_write
 from reward_models.base import Media

@@ -15,11 +15,10 @@ import yaml
 
 from alignment import checks, cli, config, run_folder
 from alignment.artifacts import Card, write_artifacts
-from alignment.batches import Batch, Experience, Pairs, Samples
 from alignment.checkpoint import FINISHED, LOCK, UNFINISHED, Checkpoints
 from alignment.contents import pipeline_digest, prompts_digest
-from alignment.data import read_inputs
-from alignment.draw import Draw
+from alignment.data.batches import Batch, Experience, Pairs, Samples
+from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, EndedElsewhere, OutOfMemory, ProcessLost, Stopped
 from alignment.evaluation import Evaluator
 from alignment.loading import load_pipeline
@@ -36,6 +35,7 @@ from alignment.stopping import StopSignal
 from alignment.table import before_after
 from alignment.terminal import show
 from alignment.trackers import open_trackers
+from alignment.training.setup import read_inputs
 from reward_models.base import RewardError, RewardModel
 
 BEFORE_ANY_STEP = {

@@ -11,9 +11,9 @@ import torch
 import xxhash
 from torch import Tensor
 
-from alignment.clips import CLIPS, read_frames, survey
+from alignment.data.clips import CLIPS, read_frames, survey
+from alignment.data.media import picture_of
 from alignment.errors import DataError
-from alignment.media import picture_of
 from reward_models.base import Media
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")

@@ -15,9 +15,9 @@ from typing import Any, Literal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from alignment.console import Console
+from alignment.data.media import find
+from alignment.data.parquet import write_rows
 from alignment.errors import DataError, EnvironmentProblem
-from alignment.media import find
-from alignment.parquet import write_rows
 from evals.benchmarks.base import json_records, wanted
 from evals.medium import CLIPS, PICTURES, Medium
 from evals.scoring import Judge, Request, Verdict

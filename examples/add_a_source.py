@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from alignment.batches import Experience, Groups, Samples
 from alignment.context import Context
+from alignment.data.batches import Experience, Groups, Samples
 from alignment.sources.on_policy import OnPolicy
 
 

@@ -14,8 +14,8 @@ import sys
 import torch
 
 from alignment.advantages.batch_norm import BatchNorm
-from alignment.data import read_prompts
-from alignment.draw import Draw
+from alignment.data.prompts import read_prompts
+from alignment.data.random_streams import Draw
 from alignment.policy import Policy
 from alignment.spec import Lora, PolicySpec
 from reward_models.base import Media
@@ -67,7 +67,7 @@ def main(steps: int) -> None:
 
 def visit(policy: Policy, prompts: tuple[str, ...], seeds: torch.Tensor, x: torch.Tensor, pull: torch.Tensor) -> None:
     """Run the denoiser at the branching states with gradient and send `pull` back through it."""
-    from alignment.batches import Batch
+    from alignment.data.batches import Batch
 
     ids = torch.arange(len(prompts))
     batch = Batch(prompts, seeds, ids, torch.zeros_like(ids))

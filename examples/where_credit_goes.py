@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from alignment import config
-from alignment.batches import Transitions
+from alignment.data.batches import Transitions
 from alignment.latent_grid import LatentGrid, latent_grid
 from alignment.loop import Trainer
 from alignment.pictures import encode, grid, heat

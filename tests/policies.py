@@ -11,8 +11,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from alignment.batches import Transitions
-from alignment.draw import Draw
+from alignment.data.batches import Transitions
+from alignment.data.random_streams import Draw
 from alignment.policy import Policy
 from alignment.spec import Lora, PolicySpec
 from samplers import Step, rows_of

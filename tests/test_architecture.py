@@ -51,9 +51,9 @@ PARTS_MAY = {
     "alignment.objectives",
     "alignment.structures",
     "alignment.backbones",
-    "alignment.batches",
+    "alignment.data.batches",
     "alignment.context",
-    "alignment.draw",
+    "alignment.data.random_streams",
     "alignment.errors",
     "alignment.kernels",
     "alignment.latent_grid",
@@ -375,7 +375,7 @@ def test_excuses_only_shrink() -> None:
 
 BAD = {
     "tests/test_some.py": "import pytest\nyaml = pytest.importorskip('yaml')\n",
-    "samplers/utils.py": "import alignment.batches\nimport triton\n",
+    "samplers/utils.py": "import alignment.data.batches\nimport triton\n",
     "samplers/dynamics/ode.py": "from samplers.dynamics import flow\n@dataclass\nclass ODE(Rule):\n    x: int\n",
     "samplers/dynamics/flow.py": "from samplers.dynamics.ode import x\n@dataclass\nclass Flow(Rule):\n    y: int\n",
     "alignment/loop.py": "import torch\ndef f(a, b, c, d, e, f, g, h):\n    torch.distributed.barrier()\n"

@@ -16,7 +16,7 @@ from diffusers.configuration_utils import register_to_config
 from PIL import Image
 from torch import Tensor, nn
 
-from alignment.batches import Batch, Experience
+from alignment.data.batches import Batch, Experience
 from alignment.loop import Trainer
 from alignment.run import Batch as BatchSettings
 from alignment.run import Data, Evaluation, Optimizer, Output, PolicySpec, Run, Snapshots

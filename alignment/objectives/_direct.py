@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from alignment.batches import Batch, Starts
 from alignment.context import Context
+from alignment.data.batches import Batch, Starts
 from alignment.errors import PipelineError
 from alignment.objectives.base import Learn, Loss, Objective
 from reward_models.base import Rewards

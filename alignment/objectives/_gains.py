@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from alignment.batches import Batch, Samples
 from alignment.context import Context
+from alignment.data.batches import Batch, Samples
 from alignment.objectives._noised import Compared
 from alignment.objectives._noising import Point, draw_points, error_change, frozen_answers
 from alignment.objectives.base import Learn, Loss

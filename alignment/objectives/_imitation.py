@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from alignment.batches import Batch, Samples
 from alignment.context import Context
+from alignment.data.batches import Batch, Samples
 from alignment.objectives._noised import Noised
 from alignment.objectives._noising import draw_points, mean_square
 from alignment.objectives.base import Learn, Loss

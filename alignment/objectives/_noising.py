@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from alignment.batches import B, Batch
 from alignment.context import Context
+from alignment.data.batches import B, Batch
 from alignment.kernels.matching import noised_pair
 from samplers.paths.times import Times
 

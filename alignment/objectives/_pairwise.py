@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from alignment.batches import Batch, Pairs
 from alignment.context import Context
+from alignment.data.batches import Batch, Pairs
 from alignment.objectives._noised import Compared
 from alignment.objectives._noising import draw_points, error_change, frozen_answers
 from alignment.objectives.base import Learn, Loss

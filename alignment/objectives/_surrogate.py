@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from alignment.batches import Batch, Transitions
 from alignment.context import Context
+from alignment.data.batches import Batch, Transitions
 from alignment.errors import ConfigError
 from alignment.kernels.surrogate import Actions, Ratios, log_ratio, ratio_of
 from alignment.objectives.base import Learn, Loss, Objective

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from alignment.batches import Samples
 from alignment.context import Context
+from alignment.data.batches import Samples
 from alignment.errors import ConfigError
 from alignment.objectives._gains import Gains, sum_by_group
 from alignment.objectives._noising import Point, noised_alike

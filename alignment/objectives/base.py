@@ -8,8 +8,8 @@ from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
-from alignment.batches import Batch
 from alignment.context import Context
+from alignment.data.batches import Batch
 
 B_contra = TypeVar("B_contra", bound=Batch, contravariant=True)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from alignment.batches import Transitions
+from alignment.data.batches import Transitions
 from alignment.kernels.surrogate import Ratios, clipped_surrogate
 from alignment.objectives._surrogate import Stepwise, actions
 from samplers import Step

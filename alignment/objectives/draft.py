@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from alignment.batches import Starts
 from alignment.context import Context
+from alignment.data.batches import Starts
 from alignment.errors import ConfigError, PipelineError
 from alignment.objectives._direct import Direct
 from samplers import Conductor, Grid, Look, Native

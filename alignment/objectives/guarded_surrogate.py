@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignment.batches import Transitions
+from alignment.data.batches import Transitions
 from alignment.kernels.surrogate import clipped
 from alignment.objectives._surrogate import Surrogate
 from samplers import Step

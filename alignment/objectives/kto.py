@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignment.batches import Samples
+from alignment.data.batches import Samples
 from alignment.errors import ConfigError
 from alignment.objectives._gains import Gains, sum_by_group
 from alignment.objectives.base import Loss

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from alignment.batches import Batch, Samples
 from alignment.context import Context
+from alignment.data.batches import Batch, Samples
 from alignment.errors import ConfigError
 from alignment.objectives._noising import Point, draw_points, frozen_answers, mean_square
 from alignment.objectives.base import Learn, Loss, Objective

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from alignment.batches import Pairs
+from alignment.data.batches import Pairs
 from alignment.errors import ConfigError
 from alignment.objectives._pairwise import Pairwise, logistic
 from alignment.objectives.base import Loss

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from alignment.batches import Transitions
+from alignment.data.batches import Transitions
 from alignment.kernels.surrogate import Channels, Ratios, clipped_surrogate
 from alignment.objectives._surrogate import Stepwise, actions
 from samplers import Step

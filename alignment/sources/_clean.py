@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from alignment.batches import Groups
 from alignment.context import Context
+from alignment.data.batches import Groups
 from alignment.sources._collect import Stopwatch, repeat, sample_ids
 from alignment.sources._scoring import Overlap, Scoring
 from reward_models.base import Media, RewardModel, Rewards

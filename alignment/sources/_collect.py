@@ -12,8 +12,8 @@ from torch import Tensor
 from alignment.advantages._credit import group_rows, group_spread, group_variance
 from alignment.advantages._parts import conflicts
 from alignment.advantages.base import Advantage
-from alignment.batches import Groups
 from alignment.context import Context
+from alignment.data.batches import Groups
 from alignment.errors import ConfigError, NumericsError
 from alignment.latent_grid import latent_grid
 from alignment.structures.base import Structure

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from alignment.batches import B, Transitions
+from alignment.data.batches import B, Transitions
 from alignment.errors import ConfigError
 
 

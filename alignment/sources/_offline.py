@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alignment.batches import Groups
 from alignment.context import Context
+from alignment.data.batches import Groups
 from reward_models.base import Media, Rewards
 
 SHOWN = 32

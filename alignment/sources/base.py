@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
-from alignment.batches import Batch, Experience, Groups
 from alignment.context import Context
+from alignment.data.batches import Batch, Experience, Groups
 from alignment.structures.base import Structure
 from reward_models.base import RewardModel
 

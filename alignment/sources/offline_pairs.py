@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from alignment.batches import Batch, Experience, Groups, Pairs
 from alignment.context import Context
+from alignment.data.batches import Batch, Experience, Groups, Pairs
 from alignment.sources._offline import encoded, labels, said, seen
 from alignment.sources.base import Source
 

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 from alignment.advantages.base import Advantage
 from alignment.advantages.group_norm import GroupNorm
-from alignment.batches import Batch, Experience, Groups, Samples
 from alignment.context import Context
+from alignment.data.batches import Batch, Experience, Groups, Samples
 from alignment.sources._clean import clean_samples
 from alignment.sources._collect import assign, check_geometry
 from alignment.sources._extremes import check_keep, extremes

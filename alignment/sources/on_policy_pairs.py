@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from alignment.batches import Batch, Experience, Groups, Pairs
 from alignment.context import Context
+from alignment.data.batches import Batch, Experience, Groups, Pairs
 from alignment.errors import ConfigError
 from alignment.sources._clean import clean_samples
 from alignment.sources._collect import check_geometry, gathered, refuse, reward_metrics

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from alignment.advantages.base import Advantage
 from alignment.advantages.group_norm import GroupNorm
-from alignment.batches import Batch, Experience, Groups, Transitions, concatenate
 from alignment.context import Context
+from alignment.data.batches import Batch, Experience, Groups, Transitions, concatenate
 from alignment.errors import ConfigError
 from alignment.sources._collect import Stopwatch, assign, check_geometry, repeat, sample_ids, spread
 from alignment.sources._extremes import check_keep, extremes

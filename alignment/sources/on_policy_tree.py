@@ -10,8 +10,8 @@ from torch import Tensor
 
 from alignment.advantages.base import Advantage
 from alignment.advantages.group_norm import GroupNorm
-from alignment.batches import Batch, Experience, Groups, Transitions, concatenate
 from alignment.context import Context
+from alignment.data.batches import Batch, Experience, Groups, Transitions, concatenate
 from alignment.errors import ConfigError
 from alignment.sources._collect import Stopwatch, check_geometry, gathered, refuse, repeat, reward_metrics, sample_ids
 from alignment.sources._scoring import Overlap, Scoring

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from alignment.batches import Batch, Experience, Groups, Starts
 from alignment.context import Context
+from alignment.data.batches import Batch, Experience, Groups, Starts
 from alignment.errors import ConfigError
 from alignment.sources._collect import repeat, sample_ids
 from alignment.sources.base import Source

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from alignment.data.parquet import read_rows
 from alignment.errors import DataError
-from alignment.parquet import read_rows
 from evals.medium import Medium
 
 Verdict = Literal[-1, 0, 1]
@@ -119,7 +119,7 @@ def inside(folder: Path, name: object) -> Medium:
     Raises:
         DataError: If it does not, or is not there.
     """
-    from alignment.media import find
+    from alignment.data.media import find
 
     return Medium.file(find(folder, name))
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from alignment import config, plan, plan_blueprint
-from alignment.data import Prompts
+from alignment.data.prompts import Prompts
 from alignment.loop import Trainer
 from alignment.plan_gpus import gpu
 from alignment.policy import Policy

@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 from alignment import config
-from alignment.batches import Transitions
+from alignment.data.batches import Transitions
 from alignment.loop import Trainer
 from alignment.runtime import Runtime
 from alignment.train import load

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from alignment.batches import Experience, Groups, Transitions
 from alignment.context import Context
+from alignment.data.batches import Experience, Groups, Transitions
 from alignment.loop import Trainer
 from alignment.objectives.base import Loss, Objective
 from alignment.objectives.clipped_surrogate import ClippedSurrogate

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignment import cli
-from alignment.data import read_prompts
+from alignment.data.prompts import read_prompts
 from tests.faults.runs import prepared, train
 
 ROOT = Path(__file__).parents[2]

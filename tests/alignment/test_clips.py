@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment import clips
-from alignment.clips import CLIPS, read_frames, survey
+from alignment.data import clips
+from alignment.data.clips import CLIPS, read_frames, survey
+from alignment.data.media import find_clip
 from alignment.errors import DataError
-from alignment.media import find_clip
 from evals.medium import Medium
 from tests.clips import CODECS, written
 
@@ -206,7 +206,7 @@ def test_a_clip_that_changes_its_size_says_where(tmp_path: Path) -> None:
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from alignment.media import find_clip
+from alignment.data.media import find_clip
 from alignment.errors import DataError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

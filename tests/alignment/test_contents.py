@@ -12,7 +12,7 @@ import torch
 from diffusers import FluxPipeline
 
 from alignment.contents import pipeline_digest, prompts_digest
-from alignment.data import read_prompts
+from alignment.data.prompts import read_prompts
 from alignment.loading import no_progress_bars
 from tests.toy import labelled
 

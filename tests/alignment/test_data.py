@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from alignment.batches import Prompt, inputs_of
-from alignment.data import read_prompts
+from alignment.data.batches import Prompt, inputs_of
+from alignment.data.media import find_picture
+from alignment.data.prompts import read_prompts
 from alignment.errors import DataError
-from alignment.media import find_picture
 
 
 def picture(path: Path, colour: str = "red", size: tuple[int, int] = (8, 6)) -> Path:

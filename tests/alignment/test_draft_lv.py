@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignment.batches import Starts
 from alignment.context import Context
-from alignment.draw import Draw
+from alignment.data.batches import Starts
+from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError
 from alignment.loop import Trainer
 from alignment.objectives.base import Loss

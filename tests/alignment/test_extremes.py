@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignment.batches import Transitions
+from alignment.data.batches import Transitions
 from alignment.errors import ConfigError
 from alignment.loop import Trainer
 from alignment.objectives.clipped_surrogate import ClippedSurrogate

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from alignment.batches import Samples
+from alignment.data.batches import Samples
 from alignment.errors import ConfigError
 from alignment.loop import Trainer
 from alignment.objectives._noising import Point, draw_points

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from alignment import cli, config
-from alignment.data import read_held_out
+from alignment.training.setup import read_held_out
 from reward_models.base import Media, RewardError, RewardModel, Rewards
 from tests.alignment.test_snr import RUN
 from tests.toy import near_the_right_mode, saved

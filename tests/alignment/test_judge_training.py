@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 
 from alignment import cli, config
+from alignment.data.media import find_clip
 from alignment.errors import ConfigError, DataError
 from alignment.judge_pairs import Pair, pairs_of_step, pixels_of, read_pairs
 from alignment.judge_training import JudgeTrainer, JudgeTraining
-from alignment.media import find_clip
 from alignment.pictures import encode_clip
 from alignment.run import Optimizer
 from alignment.spec import Lora
@@ -160,7 +160,7 @@ def test_it_learns_to_reason_first(world):
 
 
 def test_a_step_takes_pairs_in_turn(world):
-    from alignment.draw import Draw
+    from alignment.data.random_streams import Draw
 
     pairs = read_pairs(str(world / "pairs-0.jsonl"))
     epoch = [pair for step in range(3) for pair in pairs_of_step(pairs, step, 8, Draw(0))]

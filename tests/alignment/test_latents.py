@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from alignment.data.media import Clip, find_picture
 from alignment.errors import DataError, PipelineError
 from alignment.latents import Latents, read_layout
-from alignment.media import Clip, find_picture
 from alignment.policy import Policy
 from alignment.spec import Lora, PolicySpec
 from samplers import Conductor

@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from alignment.batches import Batch, Experience, concatenate
+from alignment.data.batches import Batch, Experience, concatenate
 from alignment.errors import ConfigError, EnvironmentProblem, NumericsError
 from alignment.loop import Trainer, ema_decay, microbatches, together, updates
 from alignment.objectives.base import Loss, Objective

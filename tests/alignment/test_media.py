@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from alignment.data.media import PIXELS_AT_MOST, find_clip, find_picture
 from alignment.errors import DataError
-from alignment.media import PIXELS_AT_MOST, find_clip, find_picture
 
 RED = (255, 0, 0)
 JPEG_ROUNDING = 12  # of 255: chroma is quantised

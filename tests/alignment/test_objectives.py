@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from alignment.advantages.group_norm import GroupNorm
-from alignment.batches import Samples, Transitions
+from alignment.data.batches import Samples, Transitions
 from alignment.errors import ConfigError
 from alignment.objectives._noising import Point
 from alignment.objectives._surrogate import Stepwise

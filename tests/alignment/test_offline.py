@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from alignment import cli, config
-from alignment.batches import Pairs, Samples
-from alignment.data import read_prompts
-from alignment.draw import Draw
+from alignment.data.batches import Pairs, Samples
+from alignment.data.prompts import read_prompts
+from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, DataError
 from alignment.loop import Trainer
 from alignment.objectives.dpo import DPO

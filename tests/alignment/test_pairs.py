@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from alignment.advantages.group_norm import GroupNorm
-from alignment.batches import Batch, Pairs, Samples
+from alignment.data.batches import Batch, Pairs, Samples
 from alignment.errors import ConfigError
 from alignment.loop import Trainer
 from alignment.objectives._noising import draw_points, error_change, mean_square

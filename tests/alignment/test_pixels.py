@@ -13,8 +13,8 @@ from diffusers import (
 )
 from PIL import Image
 
+from alignment.data.pixels import as_clips, in_colour
 from alignment.errors import PipelineError
-from alignment.pixels import as_clips, in_colour
 from samplers.dynamics.ddim import DDIM
 from tests.pipelines.zoo import decoders, images, texts
 from tests.policies import PROMPTS, ROWS, build, plan, replayed, transitions

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from alignment import cli, config, plan, plan_meter, train
-from alignment.data import read_prompts
+from alignment.data.prompts import read_prompts
 from alignment.plan_blueprint import ARCHITECTURES, describe, draw
 from alignment.plan_gpus import GPUS, gpu
 from alignment.plan_rehearsal import Rehearsal

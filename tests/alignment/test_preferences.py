@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignment.batches import Pairs, Samples
 from alignment.context import Context
-from alignment.draw import Draw
+from alignment.data.batches import Pairs, Samples
+from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError
 from alignment.objectives._noising import draw_points, mean_square
 from alignment.objectives._pairwise import logistic

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from alignment import run_folder
-from alignment.batches import Prompt
+from alignment.data.batches import Prompt
 from alignment.errors import DataError, EnvironmentProblem
 from alignment.pictures import printable
 from alignment.progress import ProgressLine, duration

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from alignment import cli, shuffle
 from alignment.advantages.batch_norm import BatchNorm
 from alignment.advantages.group_norm import GroupNorm
-from alignment.batches import Transitions
-from alignment.draw import Draw
+from alignment.data.batches import Transitions
+from alignment.data.random_streams import Draw
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.run import Evaluation, Optimizer
 from alignment.run_folder import Evaluated

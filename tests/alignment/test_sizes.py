@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from alignment.batches import Prompt
+from alignment.data.batches import Prompt
+from alignment.data.media import Clip
 from alignment.errors import DataError
-from alignment.media import Clip
 from alignment.sizes import check_clips
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignment.batches import Transitions
+from alignment.data.batches import Transitions
 from alignment.objectives._surrogate import Stepwise
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.guarded_surrogate import GuardedSurrogate

@@ -11,7 +11,7 @@ import torch
 
 from alignment.advantages.base import Advantage
 from alignment.advantages.group_norm import GroupNorm
-from alignment.batches import Transitions
+from alignment.data.batches import Transitions
 from alignment.errors import ConfigError
 from alignment.loop import Trainer
 from alignment.objectives.clipped_surrogate import ClippedSurrogate

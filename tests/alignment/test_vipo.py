@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignment.advantages.group_norm import GroupNorm
 from alignment.backbones.saliency import Saliency
-from alignment.batches import Transitions
+from alignment.data.batches import Transitions
 from alignment.errors import ConfigError, PipelineError
 from alignment.kernels.surrogate import log_ratio
 from alignment.latent_grid import latent_grid

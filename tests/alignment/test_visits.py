@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from alignment.batches import Batch
+from alignment.data.batches import Batch
 from alignment.visits import times_offered
 from samplers import read_path, stand_in_for
 from samplers.stand_in.row_times import RowTimes

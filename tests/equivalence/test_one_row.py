@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alignment.batches import Batch
+from alignment.data.batches import Batch
 from alignment.forms import Form
 from alignment.policy import Policy
 from samplers import Conductor, Look

@@ -15,14 +15,14 @@ from diffusers import DiffusionPipeline, StableDiffusionImg2ImgPipeline
 from PIL import Image
 from torch import Tensor
 
-from alignment.batches import Batch, Prompt, Transitions
 from alignment.context import Context
-from alignment.data import Prompts
-from alignment.draw import Draw
+from alignment.data.batches import Batch, Prompt, Transitions
+from alignment.data.media import find_picture
+from alignment.data.prompts import Prompts
+from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, PipelineError
 from alignment.forms import Form
 from alignment.loop import microbatches
-from alignment.media import find_picture
 from alignment.objectives.nft import NFT
 from alignment.policy import Policy
 from alignment.sources.on_policy import OnPolicy

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alignment.advantages.group_norm import GroupNorm
-from alignment.draw import Draw
+from alignment.data.random_streams import Draw
 from reward_models.base import Rewards
 from samplers import sample
 from samplers.dynamics.coefficient_preserving import CoefficientPreserving

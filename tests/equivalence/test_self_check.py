@@ -8,8 +8,8 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
-from alignment.batches import Batch
 from alignment.between import Between
+from alignment.data.batches import Batch
 from alignment.errors import ForwardProcessError, PipelineError
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.stand_in import row_times

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alignment.backbones.saliency import Saliency
-from alignment.batches import Batch, Transitions
+from alignment.data.batches import Batch, Transitions
 from alignment.loop import Trainer, microbatches, together
 from alignment.objectives.base import Objective
 from alignment.objectives.clipped_surrogate import ClippedSurrogate

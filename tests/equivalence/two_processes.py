@@ -15,7 +15,7 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 
 from alignment.backbones.saliency import Saliency
-from alignment.data import Prompts
+from alignment.data.prompts import Prompts
 from alignment.evaluation import Evaluator
 from alignment.loop import Trainer
 from alignment.objectives.base import Loss, Objective

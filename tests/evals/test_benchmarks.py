@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from alignment import config
+from alignment.data.parquet import write_rows
 from alignment.errors import DataError, VisalignError
-from alignment.parquet import write_rows
 from alignment.pictures import encode_clip
 from evals.benchmarks.base import Benchmark, Comparison
 from evals.listing import benchmarks

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from alignment.cli import run
-from alignment.parquet import read_rows
+from alignment.data.parquet import read_rows
 
 PROMPTS = ("a red circle", "two blue squares", "three green triangles")
 

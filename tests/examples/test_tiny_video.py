@@ -8,7 +8,7 @@ from diffusers import WanImageToVideoPipeline, WanPipeline
 from PIL import Image
 
 from alignment import cli
-from alignment.media import find_clip
+from alignment.data.media import find_clip
 from examples.preferences.clips import write
 from examples.tiny_video.build import write_prompts
 from examples.tiny_video.draw_clips import FRAMES, describe, draw, draw_dataset

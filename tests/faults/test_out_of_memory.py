@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from alignment.batches import Transitions
 from alignment.context import Context
+from alignment.data.batches import Transitions
 from alignment.errors import is_out_of_memory
 from alignment.objectives.base import Loss
 from alignment.objectives.clipped_surrogate import ClippedSurrogate

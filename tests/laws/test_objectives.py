@@ -15,8 +15,8 @@ from torch import Tensor
 
 from alignment import _kinds
 from alignment.backbones.saliency import Saliency
-from alignment.batches import Batch, Pairs, Samples, Starts, Transitions
 from alignment.context import Context
+from alignment.data.batches import Batch, Pairs, Samples, Starts, Transitions
 from alignment.loop import Trainer, microbatches, together
 from alignment.objectives.base import Loss, Objective
 from alignment.sources.base import Source

@@ -15,7 +15,7 @@ from diffusers import WanPipeline
 from PIL import Image
 
 from alignment import cli, run_folder
-from alignment.frame_rate import EXPORTED, frame_rate
+from alignment.data.frame_rate import EXPORTED, frame_rate
 from alignment.pictures import encode_clip
 from evals import run_bench
 from evals.medium import Medium

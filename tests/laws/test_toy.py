@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignment.batches import Batch, Experience
 from alignment.context import Context
+from alignment.data.batches import Batch, Experience
 from alignment.loop import Trainer
 from alignment.objectives.adpo import ADPO
 from alignment.objectives.base import Objective

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alignment.data import read_prompts
+from alignment.data.prompts import read_prompts
 from alignment.embeddings import text_encoders
 from alignment.errors import PipelineError
 from alignment.loop import microbatches

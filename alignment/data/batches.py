@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from alignment.media import Clip, Picture
+from alignment.data.media import Clip, Picture
 from reward_models.base import Media, Rewards
 
 Input = str | Picture | Clip

@@ -20,7 +20,7 @@ import xxhash
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from alignment.clips import CLIPS, PIXELS_AT_MOST, read_frames, survey
+from alignment.data.clips import CLIPS, PIXELS_AT_MOST, read_frames, survey
 from alignment.errors import DataError
 from reward_models.foreign import ForeignCode
 

@@ -10,13 +10,11 @@ from typing import Literal
 
 import torch
 
-from alignment.batches import Example, Groups, Input, Prompt, inputs_of
-from alignment.draw import Draw
+from alignment.data.batches import Example, Groups, Input, Prompt, inputs_of
+from alignment.data.media import Clip, Picture, find_clip, find_medium, find_picture
+from alignment.data.random_streams import Draw
+from alignment.data.records import LINES, Record, data_file, read_records
 from alignment.errors import DataError
-from alignment.media import Clip, Picture, find_clip, find_medium, find_picture
-from alignment.records import LINES, Record, data_file, read_records
-from alignment.run import Run
-from reward_models.base import RewardError, RewardModel
 
 LONGEST_PROMPT = 4000
 """Characters; every text encoder in use truncates long before."""
@@ -95,56 +93,6 @@ def read_prompts(
         more = f" (and {len(told) - 5} more)" if len(told) > 5 else ""
         raise DataError(f"{path}: " + "; ".join(told[:5]) + more)
     return Prompts(tuple(prompts.values()), tuple(reader.examples[place] for place in prompts) if media else ())
-
-
-def read_data(run: Run) -> Prompts:
-    """Read the prompts of a run's data file, and the samples that its source learns from.
-
-    Raises:
-        DataError: As `read_prompts` does.
-        EnvironmentProblem: As `read_prompts` does.
-    """
-    data, frames = run.data, run.policy.call.get("num_frames")
-    return read_prompts(data.prompts, data.dedupe, data.columns, run.source.media, frames)
-
-
-def read_held_out(run: Run) -> Prompts | None:
-    """Read the prompts that a run is measured on, by the columns of its data; None where none are held out.
-
-    Samples to learn from, and what the data say of them, are no business of prompts that nobody learns from.
-
-    Raises:
-        DataError: As `read_prompts` does.
-        EnvironmentProblem: As `read_prompts` does.
-    """
-    if run.evaluation.prompts is None:
-        return None
-    learned = {*run.source.media, LABEL} if run.source.media else set()
-    columns = {name: column for name, column in run.data.columns.items() if name not in learned}
-    return read_prompts(run.evaluation.prompts, columns=columns)
-
-
-def read_inputs(run: Run) -> tuple[Prompts, Prompts | None]:
-    """Read all that a run learns from and is measured on, as everything does that would train it or says that it would.
-
-    Raises:
-        DataError: As `read_prompts` does, or if a reward knows that it cannot judge some prompt.
-        EnvironmentProblem: As `read_prompts` does.
-    """
-    prompts, held_out = read_data(run), read_held_out(run)
-    if run.source.reward is not None:
-        _check_judged(run.source.reward, run.data.prompts, prompts)
-    measure = run.evaluation.reward or run.source.reward
-    if held_out is not None and measure is not None:
-        _check_judged(measure, str(run.evaluation.prompts), held_out)
-    return prompts, held_out
-
-
-def _check_judged(reward: RewardModel, file: str, prompts: Prompts) -> None:
-    try:
-        reward.check(prompts.texts)
-    except RewardError as error:
-        raise DataError(f"{file}: {error}") from error
 
 
 @dataclass

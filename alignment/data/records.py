@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment.data.parquet import arrow, first_line, read_rows, read_table
 from alignment.errors import DataError
-from alignment.parquet import arrow, first_line, read_rows, read_table
 
 LINES = "metadata.jsonl"
 """What describes the pictures of an image folder, as `datasets` calls it."""

@@ -1,0 +1,1 @@
+"""What comes in, and the batches that sources hand to objectives."""

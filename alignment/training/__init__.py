@@ -1,0 +1,1 @@
+"""The training of a run: set up, the loop, processes, evaluation."""
