@@ -12,7 +12,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 
 from alignment.errors import CheckpointError
-from alignment.tuning import ADAPTER, adapter_layers
+from alignment.policy.networks.tuning import ADAPTER, adapter_layers
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The file that `load_lora_weights` looks for."""

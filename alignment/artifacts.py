@@ -24,7 +24,7 @@ from diffusers.loaders.peft import PeftAdapterMixin
 from alignment import __version__
 from alignment.adapter_files import file_name, write_adapters
 from alignment.errors import CheckpointError
-from alignment.loading import experts
+from alignment.policy.networks.loading import experts
 from alignment.terminal import visible
 
 CARD, CARD_DATA = "README.md", "card.json"

@@ -15,9 +15,9 @@ import torch
 from alignment.advantages.base import Advantage
 from alignment.data.records import data_file, read_records
 from alignment.errors import ConfigError, VisalignError
+from alignment.policy.networks.spec import PolicySpec
 from alignment.run import Run
 from alignment.schedule import check_dynamics, check_noise, read_scheduler
-from alignment.spec import PolicySpec
 from reward_models.base import RewardError, require_reward_model
 from samplers.dynamics.base import Dynamics
 from samplers.errors import SamplingError

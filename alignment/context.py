@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alignment.data.random_streams import Draw
-from alignment.policy import Policy
+from alignment.policy.policy import Policy
 from alignment.world import World
 from reward_models.base import RewardModel
 

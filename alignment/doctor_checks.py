@@ -21,10 +21,10 @@ from alignment.adapter_files import file_name
 from alignment.artifacts import Card, write_artifacts
 from alignment.checkpoint import Checkpoints
 from alignment.errors import CheckpointError
-from alignment.loading import experts, pipeline_class, trained_scheduler
 from alignment.patient import PAIR, Finding, NotApplicable, Patient, at_most, more_than, settings
+from alignment.policy.networks.loading import experts, pipeline_class, trained_scheduler
+from alignment.policy.networks.tuning import ADAPTER
 from alignment.state import TrainState, read_state, write_state
-from alignment.tuning import ADAPTER
 from samplers import Conductor, Look, take
 from samplers.dynamics.ode import ODE
 from samplers.windows.base import Window

@@ -27,7 +27,7 @@ from alignment.patient import (
     preserved,
     settings,
 )
-from alignment.self_check import how_visits_go
+from alignment.policy.replay_check import how_visits_go
 from samplers import Step, observe_prefix
 from samplers.paths.times import Times
 from samplers.step import expand

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from alignment import checks, config, doctor_checks, doctor_learning
 from alignment.errors import ConfigError
 from alignment.export import export
-from alignment.loading import pipeline_class, trained_scheduler
 from alignment.objectives.dpo import DPO
 from alignment.objectives.nft import NFT
 from alignment.patient import Finding, NotApplicable, Patient, at_most, more_than, preserved
-from alignment.policy import Policy
+from alignment.policy.networks.loading import pipeline_class, trained_scheduler
+from alignment.policy.networks.spec import PolicySpec
+from alignment.policy.policy import Policy
 from alignment.run import Run
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
-from alignment.spec import PolicySpec
 from samplers import Act, Conductor
 
 SAME_PICTURE = 1e-4

@@ -15,9 +15,9 @@ from alignment.adapter_files import LORA_FILE, file_name, fold_in, read_adapters
 from alignment.artifacts import CARD, CARD_DATA, Card, read_card, write_card
 from alignment.data.tensor_files import heed_umask
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem
-from alignment.loading import denoiser_name, experts, load_pipeline, no_progress_bars
 from alignment.manifest import verify
-from alignment.spec import PolicySpec
+from alignment.policy.networks.loading import denoiser_name, experts, load_pipeline, no_progress_bars
+from alignment.policy.networks.spec import PolicySpec
 from alignment.terminal import show
 
 Form = Literal["lora", "merged", "full"]

@@ -17,7 +17,7 @@ from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError
 from alignment.objectives.base import Objective
 from alignment.out_of_memory import Doing, enough_memory
-from alignment.policy import Policy
+from alignment.policy.policy import Policy
 from alignment.run import Run, Snapshots
 from alignment.runtime import Runtime, learning_rate, peak_memory
 

@@ -24,11 +24,11 @@ from alignment.data.batches import Example
 from alignment.data.media import Picture
 from alignment.data.prompts import Prompts
 from alignment.errors import ConfigError
-from alignment.loading import no_progress_bars
 from alignment.plan_blueprint import stand_in_prompts
 from alignment.plan_counts import Step
 from alignment.plan_gpus import GPU
 from alignment.plan_rehearsal import Rehearsal, RehearsedPolicy
+from alignment.policy.networks.loading import no_progress_bars
 from alignment.run import Run
 from alignment.terminal import show
 from alignment.training.setup import read_data

@@ -23,14 +23,14 @@ from alignment.data.batches import Batch, inputs_of
 from alignment.data.pixels import as_clips
 from alignment.data.prompts import Prompts
 from alignment.errors import ConfigError, PipelineError, PipelineRefused, VisalignError
-from alignment.forms import Form, brings_pictures, first_accepted
-from alignment.loading import loop_networks
 from alignment.loop import Trainer
 from alignment.objectives.base import Loss
-from alignment.pipeline_call import asking, cause
 from alignment.plan_counts import Around, Called, Event, Step
 from alignment.plan_meter import AsOnGPU, Cost, Meter
-from alignment.policy import Policy
+from alignment.policy.call_forms import Form, brings_pictures, first_accepted
+from alignment.policy.networks.loading import loop_networks
+from alignment.policy.pipeline_call import asking, cause
+from alignment.policy.policy import Policy
 from alignment.run import Run
 from alignment.runtime import Runtime
 from alignment.structures.base import Allocator, Structure

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from alignment import _kinds
 from alignment.errors import FieldError
 from alignment.objectives.base import Objective
+from alignment.policy.networks.spec import Lora, PolicySpec
 from alignment.sources.base import Source
-from alignment.spec import Lora, PolicySpec
 from reward_models.base import RewardModel
 from samplers.kernels.dispatch import Kernels
 

@@ -23,7 +23,7 @@ from torch.distributed.distributed_c10d import _get_default_store  # pyright: ig
 from alignment.errors import ConfigError, EnvironmentProblem, NumericsError
 from alignment.meetings import Meetings
 from alignment.objectives.base import Loss
-from alignment.policy import Policy
+from alignment.policy.policy import Policy
 from alignment.run import Optimizer, Run
 from alignment.stopping import StopSignal
 from alignment.world import World

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from alignment.loading import goes_from_time_to_time, trained_scheduler
+from alignment.policy.networks.loading import goes_from_time_to_time, trained_scheduler
 from samplers import Grid, read_grid, read_path
 from samplers.dynamics.base import Dynamics
 from samplers.errors import SamplingError, SchedulerError, without_noise

@@ -21,11 +21,11 @@ from alignment.data.batches import Batch, Experience, Pairs, Samples
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, EndedElsewhere, OutOfMemory, ProcessLost, Stopped
 from alignment.evaluation import Evaluator
-from alignment.loading import load_pipeline
 from alignment.loop import Trainer
 from alignment.pictures import heat
-from alignment.policy import Policy
-from alignment.prepared import check_same_finds
+from alignment.policy.networks.loading import load_pipeline
+from alignment.policy.policy import Policy
+from alignment.policy.prepared import check_same_finds
 from alignment.record import Recorder
 from alignment.run import Run
 from alignment.run_folder import CREDIT

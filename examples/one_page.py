@@ -16,8 +16,8 @@ import torch
 from alignment.advantages.batch_norm import BatchNorm
 from alignment.data.prompts import read_prompts
 from alignment.data.random_streams import Draw
-from alignment.policy import Policy
-from alignment.spec import Lora, PolicySpec
+from alignment.policy.networks.spec import Lora, PolicySpec
+from alignment.policy.policy import Policy
 from reward_models.base import Media
 from reward_models.verifiers.shapes import Shapes
 from samplers import Conductor, Native, Skip, Step, observe_prefix

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from alignment import config
 from alignment.data.batches import Transitions
-from alignment.latent_grid import LatentGrid, latent_grid
 from alignment.loop import Trainer
 from alignment.pictures import encode, grid, heat
+from alignment.policy.latent_grid import LatentGrid, latent_grid
 from alignment.runtime import Runtime
 from alignment.train import load
 from reward_models.base import Media

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from alignment.data.batches import Transitions
 from alignment.data.random_streams import Draw
-from alignment.policy import Policy
-from alignment.spec import Lora, PolicySpec
+from alignment.policy.networks.spec import Lora, PolicySpec
+from alignment.policy.policy import Policy
 from samplers import Step, rows_of
 from samplers.dynamics.base import Dynamics
 from samplers.dynamics.coefficient_preserving import CoefficientPreserving

@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from alignment import cli, config, latents, train
+from alignment import cli, config, train
 from alignment.plan_blueprint import ARCHITECTURES, describe
+from alignment.policy import latents
+from alignment.policy.networks.spec import PolicySpec
 from alignment.run import Run
 from alignment.runtime import Runtime
-from alignment.spec import PolicySpec
 from reward_models.base import RewardModel
 from reward_models.combinators.weighted import Weighted
 from tests.pipelines.zoo import edits, images, videos, worlds

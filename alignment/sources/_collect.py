@@ -15,7 +15,7 @@ from alignment.advantages.base import Advantage
 from alignment.context import Context
 from alignment.data.batches import Groups
 from alignment.errors import ConfigError, NumericsError
-from alignment.latent_grid import latent_grid
+from alignment.policy.latent_grid import latent_grid
 from alignment.structures.base import Structure
 from reward_models.base import Media, RewardError, RewardModel, Rewards
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from alignment.latent_grid import LatentGrid
+from alignment.policy.latent_grid import LatentGrid
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from torch.nn.functional import adaptive_avg_pool1d, interpolate
 
 from alignment.backbones.base import Backbone, Tokens
 from alignment.errors import ConfigError, NumericsError
-from alignment.latent_grid import LatentGrid
+from alignment.policy.latent_grid import LatentGrid
 from alignment.structures.base import Structure
 
 Front = Literal["rare", "centre"]

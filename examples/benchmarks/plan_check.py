@@ -23,10 +23,10 @@ from alignment import config, plan, plan_blueprint
 from alignment.data.prompts import Prompts
 from alignment.loop import Trainer
 from alignment.plan_gpus import gpu
-from alignment.policy import Policy
+from alignment.policy.networks.spec import PolicySpec
+from alignment.policy.policy import Policy
 from alignment.run import Run
 from alignment.runtime import Runtime
-from alignment.spec import PolicySpec
 from alignment.train import copies
 
 PIPELINE = "stabilityai/stable-diffusion-3.5-medium"

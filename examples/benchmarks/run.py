@@ -29,9 +29,9 @@ from torch import Tensor
 from alignment import config
 from alignment.data.batches import Transitions
 from alignment.loop import Trainer
+from alignment.policy.networks.tuning import adapter_layers, merged
 from alignment.runtime import Runtime
 from alignment.train import load
-from alignment.tuning import adapter_layers, merged
 from reward_models.base import Media
 
 RECIPE = "configs/quickstart_dancegrpo.yaml"

@@ -27,8 +27,8 @@ from alignment.checkpoint import Checkpoints
 from alignment.errors import CheckpointError
 from alignment.export import export
 from alignment.manifest import verify
-from alignment.spec import Lora
-from alignment.tuning import add_lora
+from alignment.policy.networks.spec import Lora
+from alignment.policy.networks.tuning import add_lora
 from tests.alignment.trained import ALPHA, RANK, SAME, Trained, card_of, config_of, trained
 from tests.tiny import call_of, tiny_flux
 

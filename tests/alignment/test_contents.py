@@ -13,7 +13,7 @@ from diffusers import FluxPipeline
 
 from alignment.contents import pipeline_digest, prompts_digest
 from alignment.data.prompts import read_prompts
-from alignment.loading import no_progress_bars
+from alignment.policy.networks.loading import no_progress_bars
 from tests.toy import labelled
 
 

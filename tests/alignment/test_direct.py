@@ -18,9 +18,9 @@ from alignment.objectives.alignprop import AlignProp
 from alignment.objectives.base import Loss
 from alignment.objectives.draft import DRaFT
 from alignment.objectives.refl import ReFL
+from alignment.policy.networks.spec import Lora
 from alignment.run import PolicySpec
 from alignment.sources.prompts_only import PromptsOnly
-from alignment.spec import Lora
 from reward_models.measures.colour import Colour
 from reward_models.verifiers.shapes import Shapes
 from samplers import Conductor, Native, Skip

@@ -7,8 +7,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from alignment.embeddings import Embeddings, text_encoders
 from alignment.errors import EnvironmentProblem, PipelineError
+from alignment.policy.embeddings import Embeddings, text_encoders
 from samplers import Conductor
 from tests.policies import CASES, PROMPTS, build, counted
 from tests.tiny import SD15_CALL, call_of, tiny_flux, tiny_sd15
@@ -139,7 +139,7 @@ def weight_of(pipe):
 
 
 def test_memory_forgets_what_the_folder_keeps(tmp_path, monkeypatch):
-    monkeypatch.setattr("alignment.embeddings._IN_MEMORY", 2)
+    monkeypatch.setattr("alignment.policy.embeddings._IN_MEMORY", 2)
     pipe = tiny_flux()
     memory = remembered(pipe, tmp_path)
     for text in ("a", "b", "c", "d"):

@@ -18,8 +18,8 @@ from alignment.errors import ConfigError, DataError
 from alignment.judge_pairs import Pair, pairs_of_step, pixels_of, read_pairs
 from alignment.judge_training import JudgeTrainer, JudgeTraining
 from alignment.pictures import encode_clip
+from alignment.policy.networks.spec import Lora
 from alignment.run import Optimizer
-from alignment.spec import Lora
 from alignment.train_judge import train
 from reward_models.base import Media, RewardModel, load_reward
 from reward_models.vlm_rewards.questions import Task

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from alignment.data.media import Clip, find_picture
 from alignment.errors import DataError, PipelineError
-from alignment.latents import Latents, read_layout
-from alignment.policy import Policy
-from alignment.spec import Lora, PolicySpec
+from alignment.policy.latents import Latents, read_layout
+from alignment.policy.networks.spec import Lora, PolicySpec
+from alignment.policy.policy import Policy
 from samplers import Conductor
 from tests.policies import CPU
 from tests.tiny import FLUX_CALL

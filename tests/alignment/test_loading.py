@@ -23,9 +23,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
-from alignment.loading import denoiser_name, load_pipeline, loop_networks, own_scheduler, trained_scheduler
 from alignment.plan_blueprint import describe
-from alignment.spec import PolicySpec
+from alignment.policy.networks.loading import (
+    denoiser_name,
+    load_pipeline,
+    loop_networks,
+    own_scheduler,
+    trained_scheduler,
+)
+from alignment.policy.networks.spec import PolicySpec
 from tests.pipelines.zoo import decoders
 from tests.policies import CPU
 from tests.tiny import tiny_flux, tiny_sd15

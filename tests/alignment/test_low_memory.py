@@ -10,8 +10,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from alignment.errors import ConfigError, EnvironmentProblem
-from alignment.low_memory import decode_in_parts, quantization
-from alignment.spec import Lora, PolicySpec
+from alignment.policy.networks.low_memory import decode_in_parts, quantization
+from alignment.policy.networks.spec import Lora, PolicySpec
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.rollout import sample
 from tests.policies import CPU, build, learn, perturb, plan, transitions

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alignment.errors import ForwardProcessError, PipelineError
-from alignment.pipeline_call import output, same_states
+from alignment.policy.pipeline_call import output, same_states
 from samplers import ReplayMismatch
 
 

@@ -16,9 +16,9 @@ from alignment.data.prompts import read_prompts
 from alignment.plan_blueprint import ARCHITECTURES, describe, draw
 from alignment.plan_gpus import GPUS, gpu
 from alignment.plan_rehearsal import Rehearsal
+from alignment.policy.networks.spec import PolicySpec
 from alignment.run import Run
 from alignment.runtime import Runtime
-from alignment.spec import PolicySpec
 from tests.flops import flop_counter
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import pytest
 
 from alignment import run_folder
 from alignment.errors import CheckpointError
-from alignment.prepared import Prepared, check_same_finds
+from alignment.policy.prepared import Prepared, check_same_finds
 from alignment.record import Recorder
 
 FOUND = Prepared(

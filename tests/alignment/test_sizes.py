@@ -8,7 +8,7 @@ import pytest
 from alignment.data.batches import Prompt
 from alignment.data.media import Clip
 from alignment.errors import DataError
-from alignment.sizes import check_clips
+from alignment.policy.sizes import check_clips
 
 
 def prompts(*frames):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from alignment.errors import ConfigError
-from alignment.spec import Lora
-from alignment.tuning import adapter_layers, add_lora, lora_targets, merged, unfreeze
+from alignment.policy.networks.spec import Lora
+from alignment.policy.networks.tuning import adapter_layers, add_lora, lora_targets, merged, unfreeze
 from tests.tiny import tiny_flux, tiny_sd15
 
 

@@ -14,11 +14,11 @@ from alignment.backbones.saliency import Saliency
 from alignment.data.batches import Transitions
 from alignment.errors import ConfigError, PipelineError
 from alignment.kernels.surrogate import log_ratio
-from alignment.latent_grid import latent_grid
 from alignment.objectives._surrogate import actions
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.vipo import ViPO
 from alignment.pictures import heat
+from alignment.policy.latent_grid import latent_grid
 from alignment.run import Data, PolicySpec, Run
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.structures.perceptual import Perceptual

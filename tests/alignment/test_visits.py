@@ -6,7 +6,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from alignment.data.batches import Batch
-from alignment.visits import times_offered
+from alignment.policy.visits import times_offered
 from samplers import read_path, stand_in_for
 from samplers.stand_in.row_times import RowTimes
 from samplers.stand_in.scheduler import NEARBY

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from alignment.artifacts import Card, write_artifacts
 from alignment.checkpoint import Checkpoints
-from alignment.spec import Lora
-from alignment.tuning import add_lora, unfreeze
+from alignment.policy.networks.spec import Lora
+from alignment.policy.networks.tuning import add_lora, unfreeze
 from tests.tiny import FLUX_CALL, picture, tiny_flux, tiny_sd15
 
 RANK, ALPHA = 4, 6  # unequal, so that a lost alpha shows

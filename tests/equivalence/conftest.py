@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment.policy import Policy
+from alignment.policy.policy import Policy
 from tests.policies import CASES, build
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from alignment.data.batches import Batch
-from alignment.forms import Form
-from alignment.policy import Policy
+from alignment.policy.call_forms import Form
+from alignment.policy.policy import Policy
 from samplers import Conductor, Look
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.ddim import DDIM

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alignment.forms import Form
-from alignment.spec import Lora
+from alignment.policy.call_forms import Form
+from alignment.policy.networks.spec import Lora
 from samplers import Conductor
 from samplers.dynamics.flow_sde import FlowSDE
 from tests.policies import CASES, DYNAMICS, PROMPTS, ROWS, Failing, learn, perturb, plain, plan, replayed, transitions

@@ -8,9 +8,9 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
-from alignment.between import Between
 from alignment.data.batches import Batch
 from alignment.errors import ForwardProcessError, PipelineError
+from alignment.policy.between import Between
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.stand_in import row_times
 from samplers.stand_in.row_times import RowTimes

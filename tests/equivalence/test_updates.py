@@ -17,11 +17,11 @@ from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.nft import NFT
 from alignment.objectives.vipo import ViPO
 from alignment.objectives.weighted_matching import WeightedMatching
+from alignment.policy.networks.spec import Lora
 from alignment.run import PolicySpec, Run
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
-from alignment.spec import Lora
 from alignment.structures.perceptual import Perceptual
 from reward_models.measures.jpeg import Jpeg
 from samplers.dynamics.dance_sde import DanceSDE

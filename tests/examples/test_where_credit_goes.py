@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from alignment.latent_grid import LatentGrid
+from alignment.policy.latent_grid import LatentGrid
 from examples.where_credit_goes import objects, positions, redness_of_objects, share
 
 

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from alignment import latents
 from alignment.advantages.batch_norm import BatchNorm
 from alignment.advantages.chain import Chain
 from alignment.advantages.gdpo import GDPO
@@ -43,6 +42,8 @@ from alignment.objectives.sft import SFT
 from alignment.objectives.spo import SPO
 from alignment.objectives.vipo import ViPO
 from alignment.objectives.weighted_matching import WeightedMatching
+from alignment.policy import latents
+from alignment.policy.networks.spec import Lora
 from alignment.run import Batch, Data, Optimizer, PolicySpec, Snapshots
 from alignment.sources.base import Source
 from alignment.sources.offline import Offline
@@ -53,7 +54,6 @@ from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.sources.on_policy_tree import OnPolicyTree
 from alignment.sources.prompts_only import PromptsOnly
 from alignment.sources.semi_policy import SemiPolicy
-from alignment.spec import Lora
 from alignment.structures.perceptual import Perceptual
 from reward_models.combinators.function import Function
 from reward_models.combinators.weighted import Weighted, WeightedPart

@@ -21,7 +21,7 @@ from alignment.backbones.dinov2 import DINOv2
 from alignment.backbones.resnet import ResNet
 from alignment.backbones.saliency import Saliency
 from alignment.errors import ConfigError
-from alignment.latent_grid import LatentGrid
+from alignment.policy.latent_grid import LatentGrid
 from alignment.structures.base import Structure
 from alignment.structures.perceptual import Perceptual, in_time, projections, signs, smoothed, standing_out
 from tests.tiny_rewards import clip_folder

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from alignment.data.prompts import read_prompts
-from alignment.embeddings import text_encoders
 from alignment.errors import PipelineError
 from alignment.loop import microbatches
 from alignment.objectives.base import Loss
 from alignment.patient import Patient
 from alignment.plan_rehearsal import Rehearsal
+from alignment.policy.embeddings import text_encoders
 from tests.flops import flop_counter
 from tests.pipelines.zoo import Member
 

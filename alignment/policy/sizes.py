@@ -12,8 +12,8 @@ from torch import Tensor
 from alignment.data.batches import inputs_of
 from alignment.data.media import Clip
 from alignment.errors import ConfigError, DataError
-from alignment.forms import check_inputs
-from alignment.latent_grid import TEMPORAL
+from alignment.policy.call_forms import check_inputs
+from alignment.policy.latent_grid import TEMPORAL
 
 _ROUNDED = 128
 """Pixels: what is off by less was rounded; what is off by more, as in upscaling, is meant."""

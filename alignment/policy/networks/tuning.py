@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from alignment.errors import ConfigError
-from alignment.spec import Lora
+from alignment.policy.networks.spec import Lora
 
 ADAPTER = "default"
 """Name of the adapter that is trained."""

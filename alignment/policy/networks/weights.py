@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from alignment.spec import PolicySpec
-from alignment.tuning import adapter_layers, add_lora, merged, unfreeze, without
+from alignment.policy.networks.spec import PolicySpec
+from alignment.policy.networks.tuning import adapter_layers, add_lora, merged, unfreeze, without
 
 
 class Weights:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from alignment.between import Receive
+from alignment.policy.between import Receive
 from samplers import Conductor, Round, Score, Skip, Visit
 from samplers.paths.path import Path
 from samplers.stand_in.row_times import RowTimes

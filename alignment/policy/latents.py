@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from alignment.data import tensor_files
 from alignment.data.media import Clip, Picture
-from alignment.embeddings import add_network
 from alignment.errors import ConfigError, DataError, PipelineError
+from alignment.policy.embeddings import add_network
 from samplers import Conductor, Skip
 
 Sample = Picture | Clip

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
-from alignment.low_memory import decode_in_parts, offload, quantization
-from alignment.spec import PolicySpec
+from alignment.policy.networks.low_memory import decode_in_parts, offload, quantization
+from alignment.policy.networks.spec import PolicySpec
 from reward_models.foreign import ForeignCode
 
 DENOISERS = ("transformer", "unet")

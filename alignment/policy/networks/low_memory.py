@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from alignment.errors import ConfigError, EnvironmentProblem
-from alignment.spec import PolicySpec
+from alignment.policy.networks.spec import PolicySpec
 
 if TYPE_CHECKING:
     from diffusers import PipelineQuantizationConfig

@@ -17,17 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignment.between import ROUNDS_AT_MOST, Between, Receive, Seen, first_round, replaying, two_rounds
 from alignment.data.batches import Batch, Transitions, made_from, one_of_each_state
 from alignment.data.frame_rate import frame_rate
 from alignment.data.pixels import Shown
-from alignment.embeddings import Embeddings
-from alignment.encodings import Encodings
 from alignment.errors import ForwardProcessError, PipelineError
-from alignment.forms import Form, arrange, brings_pictures, find_form, first_accepted, makes_two
-from alignment.latents import Latents
-from alignment.loading import experts, load_pipeline, loop_networks, own_scheduler, trained_scheduler
-from alignment.pipeline_call import (
+from alignment.policy.between import ROUNDS_AT_MOST, Between, Receive, Seen, first_round, replaying, two_rounds
+from alignment.policy.call_forms import Form, arrange, brings_pictures, find_form, first_accepted, makes_two
+from alignment.policy.embeddings import Embeddings
+from alignment.policy.encodings import Encodings
+from alignment.policy.latents import Latents
+from alignment.policy.networks.loading import experts, load_pipeline, loop_networks, own_scheduler, trained_scheduler
+from alignment.policy.networks.spec import PolicySpec
+from alignment.policy.networks.weights import Weights
+from alignment.policy.pipeline_call import (
     alike,
     asking,
     blaming,
@@ -37,12 +39,10 @@ from alignment.pipeline_call import (
     same_states,
     taken,
 )
-from alignment.prepared import Prepared
-from alignment.self_check import check_replay, how_visits_go
-from alignment.sizes import check_media, check_picture_size
-from alignment.spec import PolicySpec
-from alignment.visits import visiting
-from alignment.weights import Weights
+from alignment.policy.prepared import Prepared
+from alignment.policy.replay_check import check_replay, how_visits_go
+from alignment.policy.sizes import check_media, check_picture_size
+from alignment.policy.visits import visiting
 from reward_models.base import Media
 from samplers import Conductor, Routes, Score, Skip, Visit, by_row, read_path, stand_in_for
 from samplers.errors import SchedulerError

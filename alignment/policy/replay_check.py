@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from alignment.between import Between, Receive
 from alignment.data.batches import Transitions
 from alignment.errors import NumericsError, PipelineError, PipelineRefused
-from alignment.forms import Form
+from alignment.policy.between import Between, Receive
+from alignment.policy.call_forms import Form
 from reward_models.foreign import out_of_memory
 from samplers import Act, Conductor, Look, Native, Round, Skip
 from samplers.dynamics.coefficient_preserving import CoefficientPreserving

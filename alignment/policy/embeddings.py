@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignment.data import tensor_files
 from alignment.errors import PipelineError, PipelineRefused
-from alignment.pipeline_call import asking
+from alignment.policy.pipeline_call import asking
 
 _IN_MEMORY = 4096
 """Prompts kept in memory where a folder holds them all; a T5-XXL embedding of 512 tokens takes 4 MB."""

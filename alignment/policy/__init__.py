@@ -1,0 +1,1 @@
+"""The policy: a pipeline, its trained weights, sampling and replay."""

@@ -1,0 +1,1 @@
+"""The networks of a pipeline: loaded, and what of them is trained."""
