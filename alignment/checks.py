@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from alignment.advantages.base import Advantage
+from alignment.credit.advantages.base import Advantage
 from alignment.data.records import data_file, read_records
 from alignment.errors import ConfigError, VisalignError
 from alignment.policy.networks.spec import PolicySpec

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from alignment import plan_blueprint, plan_meter
+from alignment.credit.structures.base import Allocator, Structure
 from alignment.data.batches import Batch, inputs_of
 from alignment.data.pixels import as_clips
 from alignment.data.prompts import Prompts
@@ -33,7 +34,6 @@ from alignment.policy.pipeline_call import asking, cause
 from alignment.policy.policy import Policy
 from alignment.run import Run
 from alignment.runtime import Runtime
-from alignment.structures.base import Allocator, Structure
 from alignment.train import copies
 from alignment.world import World
 from reward_models.base import Loaded, Media, RewardError, RewardModel, Rewards

@@ -16,8 +16,8 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from alignment.advantages.base import Advantage
 from alignment.console import Console
+from alignment.credit.advantages.base import Advantage
 from alignment.data.batches import Batch, Experience
 from alignment.data.prompts import Prompts
 from alignment.data.random_streams import Draw

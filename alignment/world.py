@@ -12,8 +12,8 @@ from accelerate import PartialState
 from accelerate.utils import gather, gather_object, reduce
 from torch import Tensor
 
+from alignment.credit.structures.base import Allocator, Structure
 from alignment.meetings import Meetings
-from alignment.structures.base import Allocator, Structure
 from reward_models.base import Loaded, RewardModel, load_reward
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignment.advantages.base import Advantage
+from alignment.credit.advantages.base import Advantage
 from reward_models.base import Rewards
 
 

@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-from alignment.advantages.batch_norm import BatchNorm
+from alignment.credit.advantages.batch_norm import BatchNorm
 from alignment.data.prompts import read_prompts
 from alignment.data.random_streams import Draw
 from alignment.policy.networks.spec import Lora, PolicySpec

@@ -33,24 +33,24 @@ TRAINING = {
     "alignment.train",
     "alignment.runtime",
     "alignment.objectives",
-    "alignment.advantages",
+    "alignment.credit.advantages",
     "alignment.sources",
     "alignment.cli",
 }
 # What a source, an advantage or an objective may know of alignment; the loop and the edges know them, not the reverse.
 PARTS = (
     "alignment/sources",
-    "alignment/advantages",
+    "alignment/credit/advantages",
     "alignment/objectives",
-    "alignment/structures",
-    "alignment/backbones",
+    "alignment/credit/structures",
+    "alignment/credit/backbones",
 )
 PARTS_MAY = {
     "alignment.sources",
-    "alignment.advantages",
+    "alignment.credit.advantages",
     "alignment.objectives",
-    "alignment.structures",
-    "alignment.backbones",
+    "alignment.credit.structures",
+    "alignment.credit.backbones",
     "alignment.data.batches",
     "alignment.context",
     "alignment.data.random_streams",

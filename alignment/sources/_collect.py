@@ -9,14 +9,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from alignment.advantages._credit import group_rows, group_spread, group_variance
-from alignment.advantages._parts import conflicts
-from alignment.advantages.base import Advantage
 from alignment.context import Context
+from alignment.credit.advantages.base import Advantage
+from alignment.credit.advantages.group_statistics import group_rows, group_spread, group_variance
+from alignment.credit.advantages.parts import conflicts
+from alignment.credit.structures.base import Structure
 from alignment.data.batches import Groups
 from alignment.errors import ConfigError, NumericsError
 from alignment.policy.latent_grid import latent_grid
-from alignment.structures.base import Structure
 from reward_models.base import Media, RewardError, RewardModel, Rewards
 
 MAX_UNSCORED = 0.2

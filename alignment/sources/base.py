@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 from alignment.context import Context
+from alignment.credit.structures.base import Structure
 from alignment.data.batches import Batch, Experience, Groups
-from alignment.structures.base import Structure
 from reward_models.base import RewardModel
 
 B_co = TypeVar("B_co", bound=Batch, covariant=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from alignment.advantages.base import Advantage
-from alignment.advantages.group_norm import GroupNorm
 from alignment.context import Context
+from alignment.credit.advantages.base import Advantage
+from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Batch, Experience, Groups, Samples
 from alignment.sources._clean import clean_samples
 from alignment.sources._collect import assign, check_geometry

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from alignment.advantages.base import Advantage
-from alignment.advantages.group_norm import GroupNorm
 from alignment.context import Context
+from alignment.credit.advantages.base import Advantage
+from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Batch, Experience, Groups, Transitions, concatenate
 from alignment.errors import ConfigError
 from alignment.sources._collect import Stopwatch, check_geometry, gathered, refuse, repeat, reward_metrics, sample_ids

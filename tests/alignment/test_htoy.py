@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignment.advantages.group_norm import GroupNorm
+from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.loop import Trainer
 from alignment.objectives.base import Objective
 from alignment.objectives.clipped_surrogate import ClippedSurrogate

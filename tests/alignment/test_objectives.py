@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from alignment.advantages.group_norm import GroupNorm
+from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Samples, Transitions
 from alignment.errors import ConfigError
 from alignment.objectives._noising import Point

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignment.advantages.group_norm import GroupNorm
+from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Batch, Pairs, Samples
 from alignment.errors import ConfigError
 from alignment.loop import Trainer

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignment.advantages._parts import ByWeight, conflicts, parts_of
-from alignment.advantages.base import Advantage
-from alignment.advantages.chain import Chain
-from alignment.advantages.gdpo import GDPO
-from alignment.advantages.group_norm import GroupNorm
-from alignment.advantages.lexicographic import Lexicographic
-from alignment.advantages.log_tamed import LogTamed
-from alignment.advantages.min import Min
-from alignment.advantages.weighted import Weighted
+from alignment.credit.advantages.base import Advantage
+from alignment.credit.advantages.chain import Chain
+from alignment.credit.advantages.gdpo import GDPO
+from alignment.credit.advantages.group_norm import GroupNorm
+from alignment.credit.advantages.lexicographic import Lexicographic
+from alignment.credit.advantages.log_tamed import LogTamed
+from alignment.credit.advantages.min import Min
+from alignment.credit.advantages.parts import ByWeight, conflicts, parts_of
+from alignment.credit.advantages.weighted import Weighted
 from alignment.errors import ConfigError
 from reward_models.base import RewardError, Rewards
 

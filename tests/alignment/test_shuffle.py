@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment import cli, shuffle
-from alignment.advantages.batch_norm import BatchNorm
-from alignment.advantages.group_norm import GroupNorm
+from alignment.credit.advantages.batch_norm import BatchNorm
+from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Transitions
 from alignment.data.random_streams import Draw
 from alignment.objectives.clipped_surrogate import ClippedSurrogate

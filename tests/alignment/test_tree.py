@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignment.advantages.base import Advantage
-from alignment.advantages.group_norm import GroupNorm
+from alignment.credit.advantages.base import Advantage
+from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Transitions
 from alignment.errors import ConfigError
 from alignment.loop import Trainer

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignment.advantages.group_norm import GroupNorm
-from alignment.backbones.saliency import Saliency
+from alignment.credit.advantages.group_norm import GroupNorm
+from alignment.credit.backbones.saliency import Saliency
+from alignment.credit.structures.perceptual import Perceptual
 from alignment.data.batches import Transitions
 from alignment.errors import ConfigError, PipelineError
 from alignment.kernels.surrogate import log_ratio
@@ -21,7 +22,6 @@ from alignment.pictures import heat
 from alignment.policy.latent_grid import latent_grid
 from alignment.run import Data, PolicySpec, Run
 from alignment.sources.on_policy_steps import OnPolicySteps
-from alignment.structures.perceptual import Perceptual
 from reward_models.base import Media, Rewards
 from reward_models.measures.jpeg import Jpeg
 from samplers import Step

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alignment.advantages.group_norm import GroupNorm
+from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.random_streams import Draw
 from reward_models.base import Rewards
 from samplers import sample

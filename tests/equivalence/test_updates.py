@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignment.backbones.saliency import Saliency
+from alignment.credit.backbones.saliency import Saliency
+from alignment.credit.structures.perceptual import Perceptual
 from alignment.data.batches import Batch, Transitions
 from alignment.loop import Trainer, microbatches, together
 from alignment.objectives.base import Objective
@@ -22,7 +23,6 @@ from alignment.run import PolicySpec, Run
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
-from alignment.structures.perceptual import Perceptual
 from reward_models.measures.jpeg import Jpeg
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.flow_sde import FlowSDE

@@ -14,7 +14,8 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 
-from alignment.backbones.saliency import Saliency
+from alignment.credit.backbones.saliency import Saliency
+from alignment.credit.structures.perceptual import Perceptual
 from alignment.data.prompts import Prompts
 from alignment.evaluation import Evaluator
 from alignment.loop import Trainer
@@ -37,7 +38,6 @@ from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.sources.on_policy_tree import OnPolicyTree
 from alignment.sources.prompts_only import PromptsOnly
 from alignment.sources.semi_policy import SemiPolicy
-from alignment.structures.perceptual import Perceptual
 from reward_models.combinators.win_rate import WinRate
 from reward_models.judges.bradley_terry import BradleyTerry
 from reward_models.measures.colour import Colour

@@ -14,14 +14,15 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from alignment.advantages.batch_norm import BatchNorm
-from alignment.advantages.chain import Chain
-from alignment.advantages.gdpo import GDPO
-from alignment.advantages.lexicographic import Lexicographic
-from alignment.advantages.log_tamed import LogTamed
-from alignment.advantages.min import Min
-from alignment.advantages.weighted import Weighted as WeightedAdvantage
-from alignment.backbones.saliency import Saliency
+from alignment.credit.advantages.batch_norm import BatchNorm
+from alignment.credit.advantages.chain import Chain
+from alignment.credit.advantages.gdpo import GDPO
+from alignment.credit.advantages.lexicographic import Lexicographic
+from alignment.credit.advantages.log_tamed import LogTamed
+from alignment.credit.advantages.min import Min
+from alignment.credit.advantages.weighted import Weighted as WeightedAdvantage
+from alignment.credit.backbones.saliency import Saliency
+from alignment.credit.structures.perceptual import Perceptual
 from alignment.objectives.adpo import ADPO
 from alignment.objectives.alignprop import AlignProp
 from alignment.objectives.base import Objective
@@ -54,7 +55,6 @@ from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.sources.on_policy_tree import OnPolicyTree
 from alignment.sources.prompts_only import PromptsOnly
 from alignment.sources.semi_policy import SemiPolicy
-from alignment.structures.perceptual import Perceptual
 from reward_models.combinators.function import Function
 from reward_models.combinators.weighted import Weighted, WeightedPart
 from reward_models.combinators.win_rate import WinRate

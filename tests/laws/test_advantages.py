@@ -1,4 +1,4 @@
-"""What every advantage keeps; a new file in `alignment/advantages/` is tested without being named here."""
+"""What every advantage keeps; a new file in `alignment/credit/advantages/` is tested without being named here."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alignment import _kinds
-from alignment.advantages.base import Advantage
-from alignment.advantages.batch_norm import BatchNorm
-from alignment.advantages.group_norm import GroupNorm
+from alignment.credit.advantages.base import Advantage
+from alignment.credit.advantages.batch_norm import BatchNorm
+from alignment.credit.advantages.group_norm import GroupNorm
 from reward_models.base import Rewards
 
 ALL = [_kinds.find(Advantage, name)() for name in _kinds.known(Advantage)]

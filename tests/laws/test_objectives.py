@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from alignment import _kinds
-from alignment.backbones.saliency import Saliency
 from alignment.context import Context
+from alignment.credit.backbones.saliency import Saliency
+from alignment.credit.structures.perceptual import Perceptual
 from alignment.data.batches import Batch, Pairs, Samples, Starts, Transitions
 from alignment.loop import Trainer, microbatches, together
 from alignment.objectives.base import Loss, Objective
@@ -24,7 +25,6 @@ from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.sources.prompts_only import PromptsOnly
-from alignment.structures.perceptual import Perceptual
 from reward_models.measures.colour import Colour
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.all import All

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alignment import _kinds
-from alignment.backbones.base import Backbone
-from alignment.backbones.clip import CLIP
-from alignment.backbones.dinov2 import DINOv2
-from alignment.backbones.resnet import ResNet
-from alignment.backbones.saliency import Saliency
+from alignment.credit.backbones.base import Backbone
+from alignment.credit.backbones.clip import CLIP
+from alignment.credit.backbones.dinov2 import DINOv2
+from alignment.credit.backbones.resnet import ResNet
+from alignment.credit.backbones.saliency import Saliency
+from alignment.credit.structures.base import Structure
+from alignment.credit.structures.perceptual import Perceptual, in_time, projections, signs, smoothed, standing_out
 from alignment.errors import ConfigError
 from alignment.policy.latent_grid import LatentGrid
-from alignment.structures.base import Structure
-from alignment.structures.perceptual import Perceptual, in_time, projections, signs, smoothed, standing_out
 from tests.tiny_rewards import clip_folder
 
 CPU = torch.device("cpu")

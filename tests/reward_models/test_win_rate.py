@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from alignment.advantages.group_norm import GroupNorm
+from alignment.credit.advantages.group_norm import GroupNorm
 from reward_models.base import Media, PairwiseJudge, RewardError, Rewards, load_reward
 from reward_models.combinators.weighted import Weighted, WeightedPart
 from reward_models.combinators.win_rate import WinRate

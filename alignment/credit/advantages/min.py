@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignment.advantages._credit import group_rows, group_spread
-from alignment.advantages._parts import ByPart, parts_of, z_score
+from alignment.credit.advantages.group_statistics import group_rows, group_spread
+from alignment.credit.advantages.parts import ByPart, parts_of, z_score
 from reward_models.base import Rewards
 
 

@@ -18,7 +18,7 @@ class Structure(Protocol):
         home: Where `type:` in a config finds implementations.
     """
 
-    home: ClassVar[str] = "alignment.structures"
+    home: ClassVar[str] = "alignment.credit.structures"
 
     def load(self, *, device: torch.device) -> Allocator:
         """Return the loaded object on `device`."""

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from alignment.advantages._parts import ByWeight, parts_of, weighted, z_score
+from alignment.credit.advantages.parts import ByWeight, parts_of, weighted, z_score
 from reward_models.base import RewardError, Rewards
 
 _ROUNDING = 1e-9

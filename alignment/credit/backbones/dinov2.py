@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignment.backbones._hub import IMAGENET, fitted, load_network, square
-from alignment.backbones.base import Backbone
+from alignment.credit.backbones.base import Backbone
+from alignment.credit.backbones.hub import IMAGENET, fitted, load_network, square
 from reward_models.loading.preprocess import normalise
 from reward_models.loading.weights import Dtype
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from alignment.advantages._credit import credit, group_rows, group_variance
-from alignment.advantages.base import Advantage
+from alignment.credit.advantages.base import Advantage
+from alignment.credit.advantages.group_statistics import credit, group_rows, group_variance
 from reward_models.base import Rewards
 
 

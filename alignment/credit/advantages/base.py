@@ -19,7 +19,7 @@ class Advantage(Protocol):
         home: Where `type:` in a config finds implementations.
     """
 
-    home: ClassVar[str] = "alignment.advantages"
+    home: ClassVar[str] = "alignment.credit.advantages"
 
     @property
     def reads(self) -> tuple[str, ...]:

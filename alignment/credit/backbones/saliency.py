@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from alignment.backbones.base import Backbone
+from alignment.credit.backbones.base import Backbone
 from alignment.errors import ConfigError
 
 

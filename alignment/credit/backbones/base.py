@@ -16,7 +16,7 @@ class Backbone(Protocol):
         home: Where `type:` in a config finds implementations.
     """
 
-    home: ClassVar[str] = "alignment.backbones"
+    home: ClassVar[str] = "alignment.credit.backbones"
 
     def load(self, *, device: torch.device) -> Tokens:
         """Return the loaded network on `device`."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from alignment.advantages._parts import ByWeight, parts_of, weighted, z_score
+from alignment.credit.advantages.parts import ByWeight, parts_of, weighted, z_score
 from reward_models.base import Rewards
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignment.advantages._parts import ByPart, parts_of, placed, z_score
+from alignment.credit.advantages.parts import ByPart, parts_of, placed, z_score
 from alignment.errors import ConfigError
 from reward_models.base import Rewards
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d, interpolate
 
-from alignment.backbones.base import Backbone, Tokens
+from alignment.credit.backbones.base import Backbone, Tokens
+from alignment.credit.structures.base import Structure
 from alignment.errors import ConfigError, NumericsError
 from alignment.policy.latent_grid import LatentGrid
-from alignment.structures.base import Structure
 
 Front = Literal["rare", "centre"]
 
