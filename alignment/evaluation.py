@@ -10,7 +10,7 @@ from alignment.context import Context
 from alignment.data.prompts import Prompts
 from alignment.run import Evaluation
 from alignment.run_folder import Evaluated
-from alignment.sources._collect import join, score
+from alignment.sources.credited import join, score
 from reward_models.base import Media, RewardModel
 
 

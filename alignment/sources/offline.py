@@ -8,8 +8,8 @@ from typing import ClassVar
 from alignment.context import Context
 from alignment.data.batches import Batch, Experience, Groups, Samples
 from alignment.errors import ConfigError
-from alignment.sources._offline import encoded, labels, said, seen
 from alignment.sources.base import Source
+from alignment.sources.from_files import encoded, labels, said, seen
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from alignment.context import Context
 from alignment.credit.advantages.base import Advantage
 from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Batch, Experience, Groups, Samples
-from alignment.sources._clean import clean_samples
-from alignment.sources._collect import assign, check_geometry
-from alignment.sources._extremes import check_keep, extremes
-from alignment.sources._scoring import Overlap
 from alignment.sources.base import Source
+from alignment.sources.clean_samples import clean_samples
+from alignment.sources.credited import assign, check_geometry
+from alignment.sources.extremes import check_keep, extremes
+from alignment.sources.overlap import Overlap
 from reward_models.base import RewardModel
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from alignment.context import Context
 from alignment.data.batches import Batch, Experience, Groups, Pairs
 from alignment.errors import ConfigError
-from alignment.sources._clean import clean_samples
-from alignment.sources._collect import check_geometry, gathered, refuse, reward_metrics
-from alignment.sources._scoring import Overlap
 from alignment.sources.base import Source
+from alignment.sources.clean_samples import clean_samples
+from alignment.sources.credited import check_geometry, gathered, refuse, reward_metrics
+from alignment.sources.overlap import Overlap
 from reward_models.base import RewardModel
 
 

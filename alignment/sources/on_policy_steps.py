@@ -15,10 +15,10 @@ from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.credit.structures.base import Structure
 from alignment.data.batches import Batch, Experience, Groups, Transitions, concatenate
 from alignment.errors import ConfigError
-from alignment.sources._collect import Stopwatch, assign, check_geometry, repeat, sample_ids, spread
-from alignment.sources._extremes import check_keep, extremes
-from alignment.sources._scoring import Overlap, Scoring
 from alignment.sources.base import Source
+from alignment.sources.credited import Stopwatch, assign, check_geometry, repeat, sample_ids, spread
+from alignment.sources.extremes import check_keep, extremes
+from alignment.sources.overlap import Overlap, Scoring
 from reward_models.base import RewardModel
 from samplers import rows_of
 from samplers.dynamics.base import Dynamics

@@ -13,9 +13,9 @@ from alignment.credit.advantages.base import Advantage
 from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Batch, Experience, Groups, Transitions, concatenate
 from alignment.errors import ConfigError
-from alignment.sources._collect import Stopwatch, check_geometry, gathered, refuse, repeat, reward_metrics, sample_ids
-from alignment.sources._scoring import Overlap, Scoring
 from alignment.sources.base import Source
+from alignment.sources.credited import Stopwatch, check_geometry, gathered, refuse, repeat, reward_metrics, sample_ids
+from alignment.sources.overlap import Overlap, Scoring
 from reward_models.base import RewardModel, Rewards
 from samplers import Grid, rows_of
 from samplers.dynamics.base import Dynamics, take

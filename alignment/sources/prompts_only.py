@@ -10,8 +10,8 @@ import torch
 from alignment.context import Context
 from alignment.data.batches import Batch, Experience, Groups, Starts
 from alignment.errors import ConfigError
-from alignment.sources._collect import repeat, sample_ids
 from alignment.sources.base import Source
+from alignment.sources.credited import repeat, sample_ids
 from reward_models.base import Media, RewardModel, Rewards
 
 

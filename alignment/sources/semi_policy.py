@@ -11,9 +11,9 @@ from torch import Tensor
 from alignment.context import Context
 from alignment.data.batches import Batch, Experience, Groups, Pairs
 from alignment.errors import ConfigError
-from alignment.sources._collect import Stopwatch
-from alignment.sources._offline import encoded, labels, said, seen
 from alignment.sources.base import Source
+from alignment.sources.credited import Stopwatch
+from alignment.sources.from_files import encoded, labels, said, seen
 from samplers import Conductor
 
 OPPONENT = "opponent"

@@ -21,7 +21,7 @@ from torch import Tensor
 from alignment import config
 from alignment.loop import Trainer
 from alignment.runtime import Runtime
-from alignment.sources._scoring import Overlap
+from alignment.sources.overlap import Overlap
 from alignment.train import load
 
 RECIPE = "configs/quickstart.yaml"

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from alignment.context import Context
 from alignment.data.batches import Groups
-from alignment.sources._collect import Stopwatch, repeat, sample_ids
-from alignment.sources._scoring import Overlap, Scoring
+from alignment.sources.credited import Stopwatch, repeat, sample_ids
+from alignment.sources.overlap import Overlap, Scoring
 from reward_models.base import Media, RewardModel, Rewards
 from samplers import Conductor
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from alignment.context import Context
-from alignment.sources._collect import Stopwatch, join, score
+from alignment.sources.credited import Stopwatch, join, score
 from reward_models.base import Media, RewardModel, Rewards
 
 Overlap = bool | Literal["always"]
