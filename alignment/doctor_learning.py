@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from alignment.data.batches import Transitions
-from alignment.kernels.surrogate import Channels, log_ratio
 from alignment.loop import microbatches
 from alignment.objectives._noising import draw_points
 from alignment.objectives._surrogate import actions
+from alignment.objectives.kernels.actions import Channels
+from alignment.objectives.kernels.surrogate import log_ratio
 from alignment.patient import (
     Finding,
     NotApplicable,

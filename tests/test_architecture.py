@@ -55,7 +55,7 @@ PARTS_MAY = {
     "alignment.context",
     "alignment.data.random_streams",
     "alignment.errors",
-    "alignment.kernels",
+    "alignment.objectives.kernels",
     "alignment.policy.latent_grid",
     "alignment.policy.policy",
     "alignment.world",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignment.context import Context
 from alignment.data.batches import B, Batch
-from alignment.kernels.matching import noised_pair
+from alignment.objectives.kernels.matching import noised_pair
 from samplers.paths.times import Times
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from alignment.context import Context
 from alignment.data.batches import Batch, Transitions
 from alignment.errors import ConfigError
-from alignment.kernels.surrogate import Actions, Ratios, log_ratio, ratio_of
 from alignment.objectives.base import Learn, Loss, Objective
+from alignment.objectives.kernels.actions import Actions, Ratios, ratio_of
+from alignment.objectives.kernels.surrogate import log_ratio
 from samplers import Step
 from samplers.step import per_row
 

@@ -8,8 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from alignment.data.batches import Transitions
-from alignment.kernels.surrogate import Channels, Ratios, clipped_surrogate
 from alignment.objectives._surrogate import Stepwise, actions
+from alignment.objectives.kernels.actions import Channels, Ratios
+from alignment.objectives.kernels.surrogate import clipped_surrogate
 from samplers import Step
 
 

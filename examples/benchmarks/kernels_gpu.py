@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignment.kernels.matching import matching_error, noised_pair
-from alignment.kernels.surrogate import Actions, clipped_surrogate
+from alignment.objectives.kernels.actions import Actions
+from alignment.objectives.kernels.matching import matching_error, noised_pair
+from alignment.objectives.kernels.surrogate import clipped_surrogate
 from samplers import Step
 from samplers.kernels.dispatch import INSTALLED, choosing
 from samplers.kernels.gaussian import gaussian_step

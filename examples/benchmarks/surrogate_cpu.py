@@ -19,7 +19,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from alignment.kernels.surrogate import Actions, clipped_surrogate
+from alignment.objectives.kernels.actions import Actions
+from alignment.objectives.kernels.surrogate import clipped_surrogate
 from samplers import Step
 from samplers.kernels.dispatch import choose
 

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from alignment.kernels import _matching_triton, _surrogate_triton
+from alignment.objectives.kernels import _matching_triton, _surrogate_triton
 from samplers.kernels import _gaussian_triton
 from samplers.kernels.layout import Layout, in_pieces, layout_of
 

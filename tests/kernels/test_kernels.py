@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignment.kernels.matching import matching_error, noised_pair
-from alignment.kernels.surrogate import Actions, Ratios, clipped_surrogate
+from alignment.objectives.kernels.actions import Actions, Ratios
+from alignment.objectives.kernels.matching import matching_error, noised_pair
+from alignment.objectives.kernels.surrogate import clipped_surrogate
 from samplers import Step
 from samplers.kernels.dispatch import choosing, fused
 from samplers.kernels.gaussian import drawn, gaussian_step

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from alignment.kernels.surrogate import LARGEST_LOG_RATIO, Actions, Channels, Ratios, clipped, ratio_of
+from alignment.objectives.kernels.actions import LARGEST_LOG_RATIO, Actions, Channels, Ratios, clipped, ratio_of
 from samplers.kernels.layout import Layout
 
 WARPS = 4

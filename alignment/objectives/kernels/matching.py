@@ -19,7 +19,7 @@ def noised_pair(path: Path, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tenso
         t: `[n]` in [0, 1].
     """
     if fused(x0, noise):
-        from alignment.kernels._matching_triton import noised_pair as kernel
+        from alignment.objectives.kernels._matching_triton import noised_pair as kernel
 
         return kernel(x0, noise, (*path.marginal(t), *target_shares(path, t)))
     return noised(path, x0, noise, t).to(x0.dtype), target(path, x0, noise, t).to(x0.dtype)
@@ -35,7 +35,7 @@ def matching_error(velocity: Tensor, wanted: Tensor) -> Tensor:
         wanted: `[n, *latent]`, what a perfect network answers.
     """
     if fused(velocity, wanted):
-        from alignment.kernels._matching_triton import matching_error as kernel
+        from alignment.objectives.kernels._matching_triton import matching_error as kernel
 
         return kernel(velocity, wanted)
     wanted = wanted.to(torch.promote_types(wanted.dtype, torch.float32))
