@@ -12,8 +12,8 @@ from torch.distributions import Normal
 
 from alignment.data.batches import Transitions
 from alignment.loop import microbatches
-from alignment.objectives._noising import draw_points
 from alignment.objectives._surrogate import actions
+from alignment.objectives.forward_process.noising import draw_points
 from alignment.objectives.kernels.actions import Channels
 from alignment.objectives.kernels.surrogate import log_ratio
 from alignment.patient import (

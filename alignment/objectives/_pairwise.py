@@ -11,9 +11,9 @@ from torch.nn.functional import softplus
 
 from alignment.context import Context
 from alignment.data.batches import Batch, Pairs
-from alignment.objectives._noised import Compared
-from alignment.objectives._noising import draw_points, error_change, frozen_answers
 from alignment.objectives.base import Learn, Loss
+from alignment.objectives.forward_process.base import Compared
+from alignment.objectives.forward_process.noising import draw_points, error_change, frozen_answers
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 from alignment import cli, doctor
 from alignment.loop import Trainer
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
-from alignment.objectives.nft import NFT
-from alignment.objectives.weighted_matching import WeightedMatching
+from alignment.objectives.forward_process.nft import NFT
+from alignment.objectives.forward_process.weighted_matching import WeightedMatching
 from alignment.patient import Finding, Patient
 from alignment.run import Run
 from alignment.sources.on_policy import OnPolicy

@@ -16,7 +16,7 @@ from alignment.errors import ConfigError, EnvironmentProblem, NumericsError
 from alignment.loop import Trainer, ema_decay, microbatches, together, updates
 from alignment.objectives.base import Loss, Objective
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
-from alignment.objectives.nft import NFT
+from alignment.objectives.forward_process.nft import NFT
 from alignment.run import Batch as BatchSettings
 from alignment.run import Optimizer, Snapshots
 from alignment.runtime import Averages, Runtime, learning_rate

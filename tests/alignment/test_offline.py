@@ -20,7 +20,7 @@ from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, DataError
 from alignment.loop import Trainer
 from alignment.objectives.dpo import DPO
-from alignment.objectives.kto import KTO
+from alignment.objectives.forward_process.kto import KTO
 from alignment.objectives.seppo import SePPO
 from alignment.pictures import encode_clip
 from alignment.run import Data

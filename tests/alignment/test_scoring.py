@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
-from alignment.objectives.nft import NFT
+from alignment.objectives.forward_process.nft import NFT
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
 from reward_models.base import RewardError

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignment import cli, snr
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
-from alignment.objectives.nft import NFT
+from alignment.objectives.forward_process.nft import NFT
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
 from samplers.dynamics.flow_sde import FlowSDE

@@ -22,7 +22,7 @@ from alignment.data.prompts import Prompts
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, PipelineError
 from alignment.loop import microbatches
-from alignment.objectives.nft import NFT
+from alignment.objectives.forward_process.nft import NFT
 from alignment.policy.call_forms import Form
 from alignment.policy.networks.spec import Lora, PolicySpec
 from alignment.policy.policy import Policy

@@ -15,9 +15,9 @@ from alignment.data.batches import Batch, Transitions
 from alignment.loop import Trainer, microbatches, together
 from alignment.objectives.base import Objective
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
-from alignment.objectives.nft import NFT
+from alignment.objectives.forward_process.nft import NFT
+from alignment.objectives.forward_process.weighted_matching import WeightedMatching
 from alignment.objectives.vipo import ViPO
-from alignment.objectives.weighted_matching import WeightedMatching
 from alignment.policy.networks.spec import Lora
 from alignment.run import PolicySpec, Run
 from alignment.sources.base import Source

@@ -23,8 +23,8 @@ from alignment.objectives.base import Loss, Objective
 from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.dpo import DPO
 from alignment.objectives.draft import DRaFT
-from alignment.objectives.kto import KTO
-from alignment.objectives.nft import NFT
+from alignment.objectives.forward_process.kto import KTO
+from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.seppo import SePPO
 from alignment.objectives.vipo import ViPO
 from alignment.run import Batch as BatchSettings

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from alignment.errors import ConfigError
-from alignment.objectives._imitation import Imitation
+from alignment.objectives.forward_process.base import Imitation
 
 
 @dataclass(frozen=True)

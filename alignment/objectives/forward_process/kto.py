@@ -9,8 +9,8 @@ from torch import Tensor
 
 from alignment.data.batches import Samples
 from alignment.errors import ConfigError
-from alignment.objectives._gains import Gains, sum_by_group
 from alignment.objectives.base import Loss
+from alignment.objectives.forward_process.base import Gains, sum_by_group
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,15 @@ from torch import Tensor
 from alignment.context import Context
 from alignment.data.batches import Batch, Samples
 from alignment.errors import ConfigError
-from alignment.objectives._noising import Point, draw_points, error_change, frozen_answers, mean_square, noised_alike
 from alignment.objectives.base import Learn, Loss, Objective
+from alignment.objectives.forward_process.noising import (
+    Point,
+    draw_points,
+    error_change,
+    frozen_answers,
+    mean_square,
+    noised_alike,
+)
 from alignment.objectives.kernels.actions import clipped
 from samplers.paths.times import Times
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from alignment.objectives._imitation import Imitation
+from alignment.objectives.forward_process.base import Imitation
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor
 from alignment.context import Context
 from alignment.data.batches import Batch, Samples
 from alignment.errors import ConfigError
-from alignment.objectives._noising import Point, draw_points, frozen_answers, mean_square
 from alignment.objectives.base import Learn, Loss, Objective
+from alignment.objectives.forward_process.noising import Point, draw_points, frozen_answers, mean_square
 from alignment.objectives.kernels.matching import matching_error
 from samplers.paths.times import Times
 

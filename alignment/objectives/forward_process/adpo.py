@@ -11,9 +11,9 @@ from torch import Tensor
 from alignment.context import Context
 from alignment.data.batches import Samples
 from alignment.errors import ConfigError
-from alignment.objectives._gains import Gains, sum_by_group
-from alignment.objectives._noising import Point, noised_alike
 from alignment.objectives.base import Loss
+from alignment.objectives.forward_process.base import Gains, sum_by_group
+from alignment.objectives.forward_process.noising import Point, noised_alike
 
 
 @dataclass(frozen=True)
