@@ -12,10 +12,10 @@ from torch.distributions import Normal
 
 from alignment.data.batches import Transitions
 from alignment.loop import microbatches
-from alignment.objectives._surrogate import actions
 from alignment.objectives.forward_process.noising import draw_points
 from alignment.objectives.kernels.actions import Channels
 from alignment.objectives.kernels.surrogate import log_ratio
+from alignment.objectives.policy_gradient.base import actions
 from alignment.patient import (
     Finding,
     NotApplicable,

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from alignment import checks, config, doctor_checks, doctor_learning
 from alignment.errors import ConfigError
 from alignment.export import export
-from alignment.objectives.dpo import DPO
 from alignment.objectives.forward_process.nft import NFT
+from alignment.objectives.preference.dpo import DPO
 from alignment.patient import Finding, NotApplicable, Patient, at_most, more_than, preserved
 from alignment.policy.networks.loading import pipeline_class, trained_scheduler
 from alignment.policy.networks.spec import PolicySpec

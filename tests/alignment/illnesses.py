@@ -13,8 +13,8 @@ from alignment.context import Context
 from alignment.data.batches import Experience, Groups, Transitions
 from alignment.loop import Trainer
 from alignment.objectives.base import Loss, Objective
-from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.forward_process.nft import NFT
+from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps

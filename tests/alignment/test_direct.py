@@ -13,11 +13,11 @@ from torch import Tensor
 from alignment import checks
 from alignment.errors import ConfigError
 from alignment.loop import Trainer
-from alignment.objectives._direct import Direct
-from alignment.objectives.alignprop import AlignProp
 from alignment.objectives.base import Loss
-from alignment.objectives.draft import DRaFT
-from alignment.objectives.refl import ReFL
+from alignment.objectives.direct_gradient.alignprop import AlignProp
+from alignment.objectives.direct_gradient.base import Direct
+from alignment.objectives.direct_gradient.draft import DRaFT
+from alignment.objectives.direct_gradient.refl import ReFL
 from alignment.policy.networks.spec import Lora
 from alignment.run import PolicySpec
 from alignment.sources.prompts_only import PromptsOnly

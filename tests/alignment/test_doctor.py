@@ -14,9 +14,9 @@ import torch
 
 from alignment import cli, doctor
 from alignment.loop import Trainer
-from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.forward_process.weighted_matching import WeightedMatching
+from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.patient import Finding, Patient
 from alignment.run import Run
 from alignment.sources.on_policy import OnPolicy

@@ -16,7 +16,7 @@ from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError
 from alignment.loop import Trainer
 from alignment.objectives.base import Loss
-from alignment.objectives.draft import DRaFT
+from alignment.objectives.direct_gradient.draft import DRaFT
 from alignment.sources.prompts_only import PromptsOnly
 from reward_models.measures.colour import Colour
 from samplers import Conductor, Look, Native

@@ -11,8 +11,8 @@ import torch
 from alignment.data.batches import Transitions
 from alignment.errors import ConfigError
 from alignment.loop import Trainer
-from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.forward_process.nft import NFT
+from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
 from samplers.dynamics.flow_sde import FlowSDE

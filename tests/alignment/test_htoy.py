@@ -15,13 +15,13 @@ import torch
 from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.loop import Trainer
 from alignment.objectives.base import Objective
-from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.forward_process.dgpo import DGPO
 from alignment.objectives.forward_process.fpo import FPO
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.forward_process.weighted_matching import WeightedMatching
-from alignment.objectives.guarded_surrogate import GuardedSurrogate
-from alignment.objectives.spo import SPO
+from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
+from alignment.objectives.policy_gradient.guarded_surrogate import GuardedSurrogate
+from alignment.objectives.policy_gradient.spo import SPO
 from alignment.run import Batch as BatchSettings
 from alignment.run import Optimizer
 from alignment.sources.base import Source

@@ -15,8 +15,8 @@ from alignment.data.batches import Batch, Experience, concatenate
 from alignment.errors import ConfigError, EnvironmentProblem, NumericsError
 from alignment.loop import Trainer, ema_decay, microbatches, together, updates
 from alignment.objectives.base import Loss, Objective
-from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.forward_process.nft import NFT
+from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.run import Batch as BatchSettings
 from alignment.run import Optimizer, Snapshots
 from alignment.runtime import Averages, Runtime, learning_rate

@@ -14,13 +14,13 @@ from torch.distributions import Normal, kl_divergence
 from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Samples, Transitions
 from alignment.errors import ConfigError
-from alignment.objectives._surrogate import Stepwise
-from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.forward_process.noising import Point
 from alignment.objectives.forward_process.weighted_matching import WeightedMatching
-from alignment.objectives.guarded_surrogate import GuardedSurrogate
-from alignment.objectives.spo import SPO
+from alignment.objectives.policy_gradient.base import Stepwise
+from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
+from alignment.objectives.policy_gradient.guarded_surrogate import GuardedSurrogate
+from alignment.objectives.policy_gradient.spo import SPO
 from reward_models.base import Rewards
 from samplers import Step
 from samplers.paths.path import RectifiedFlow, VariancePreserving

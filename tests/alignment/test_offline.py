@@ -19,9 +19,9 @@ from alignment.data.prompts import read_prompts
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, DataError
 from alignment.loop import Trainer
-from alignment.objectives.dpo import DPO
 from alignment.objectives.forward_process.kto import KTO
-from alignment.objectives.seppo import SePPO
+from alignment.objectives.preference.dpo import DPO
+from alignment.objectives.preference.seppo import SePPO
 from alignment.pictures import encode_clip
 from alignment.run import Data
 from alignment.sources.base import Source

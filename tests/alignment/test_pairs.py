@@ -16,11 +16,11 @@ from alignment.data.batches import Batch, Pairs, Samples
 from alignment.errors import ConfigError
 from alignment.loop import Trainer
 from alignment.objectives.base import Loss, Objective
-from alignment.objectives.dpo import DPO
 from alignment.objectives.forward_process.noising import draw_points, error_change, mean_square
 from alignment.objectives.forward_process.weighted_matching import WeightedMatching
-from alignment.objectives.ipo import IPO
-from alignment.objectives.rebel import REBEL
+from alignment.objectives.preference.dpo import DPO
+from alignment.objectives.preference.ipo import IPO
+from alignment.objectives.preference.rebel import REBEL
 from alignment.run import Optimizer
 from alignment.sources.on_policy_pairs import OnPolicyPairs
 from reward_models.base import Rewards

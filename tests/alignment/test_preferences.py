@@ -18,15 +18,15 @@ from alignment.context import Context
 from alignment.data.batches import Pairs, Samples
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError
-from alignment.objectives._pairwise import logistic
 from alignment.objectives.base import Loss
-from alignment.objectives.dpo import DPO
 from alignment.objectives.forward_process.adpo import ADPO
 from alignment.objectives.forward_process.kto import KTO
 from alignment.objectives.forward_process.noising import draw_points, mean_square
 from alignment.objectives.forward_process.rwr import RWR
 from alignment.objectives.forward_process.sft import SFT
-from alignment.objectives.seppo import SePPO
+from alignment.objectives.preference.base import logistic
+from alignment.objectives.preference.dpo import DPO
+from alignment.objectives.preference.seppo import SePPO
 from tests.policies import PROMPTS, build
 from tests.tiny import FLUX_CALL, SD15_CALL, tiny_sd15
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.forward_process.nft import NFT
+from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
 from reward_models.base import RewardError

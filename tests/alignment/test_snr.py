@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from alignment import cli, snr
-from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.forward_process.nft import NFT
+from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
 from samplers.dynamics.flow_sde import FlowSDE

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from alignment.data.batches import Transitions
-from alignment.objectives._surrogate import Stepwise
-from alignment.objectives.clipped_surrogate import ClippedSurrogate
-from alignment.objectives.guarded_surrogate import GuardedSurrogate
-from alignment.objectives.spo import SPO
+from alignment.objectives.policy_gradient.base import Stepwise
+from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
+from alignment.objectives.policy_gradient.guarded_surrogate import GuardedSurrogate
+from alignment.objectives.policy_gradient.spo import SPO
 from samplers import Step
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.ddim import DDIM

@@ -14,7 +14,7 @@ from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Transitions
 from alignment.errors import ConfigError
 from alignment.loop import Trainer
-from alignment.objectives.clipped_surrogate import ClippedSurrogate
+from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.sources.base import Source
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.sources.on_policy_tree import OnPolicyTree

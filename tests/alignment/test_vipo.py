@@ -14,10 +14,10 @@ from alignment.credit.backbones.saliency import Saliency
 from alignment.credit.structures.perceptual import Perceptual
 from alignment.data.batches import Transitions
 from alignment.errors import ConfigError, PipelineError
-from alignment.objectives._surrogate import actions
-from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.kernels.surrogate import log_ratio
-from alignment.objectives.vipo import ViPO
+from alignment.objectives.policy_gradient.base import actions
+from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
+from alignment.objectives.policy_gradient.vipo import ViPO
 from alignment.pictures import heat
 from alignment.policy.latent_grid import latent_grid
 from alignment.run import Data, PolicySpec, Run

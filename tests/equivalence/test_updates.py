@@ -14,10 +14,10 @@ from alignment.credit.structures.perceptual import Perceptual
 from alignment.data.batches import Batch, Transitions
 from alignment.loop import Trainer, microbatches, together
 from alignment.objectives.base import Objective
-from alignment.objectives.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.forward_process.weighted_matching import WeightedMatching
-from alignment.objectives.vipo import ViPO
+from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
+from alignment.objectives.policy_gradient.vipo import ViPO
 from alignment.policy.networks.spec import Lora
 from alignment.run import PolicySpec, Run
 from alignment.sources.base import Source

@@ -20,13 +20,13 @@ from alignment.data.prompts import Prompts
 from alignment.evaluation import Evaluator
 from alignment.loop import Trainer
 from alignment.objectives.base import Loss, Objective
-from alignment.objectives.clipped_surrogate import ClippedSurrogate
-from alignment.objectives.dpo import DPO
-from alignment.objectives.draft import DRaFT
+from alignment.objectives.direct_gradient.draft import DRaFT
 from alignment.objectives.forward_process.kto import KTO
 from alignment.objectives.forward_process.nft import NFT
-from alignment.objectives.seppo import SePPO
-from alignment.objectives.vipo import ViPO
+from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
+from alignment.objectives.policy_gradient.vipo import ViPO
+from alignment.objectives.preference.dpo import DPO
+from alignment.objectives.preference.seppo import SePPO
 from alignment.run import Batch as BatchSettings
 from alignment.run import Data, Evaluation, Optimizer, Run, Snapshots
 from alignment.sources.base import Source

@@ -15,7 +15,7 @@ from alignment.context import Context
 from alignment.data.batches import Transitions
 from alignment.errors import is_out_of_memory
 from alignment.objectives.base import Loss
-from alignment.objectives.clipped_surrogate import ClippedSurrogate
+from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from tests.faults import runs
 from tests.faults.runs import left_by, prepared, train
 

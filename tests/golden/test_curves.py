@@ -23,11 +23,10 @@ from alignment.credit.advantages.min import Min
 from alignment.credit.advantages.weighted import Weighted as WeightedAdvantage
 from alignment.credit.backbones.saliency import Saliency
 from alignment.credit.structures.perceptual import Perceptual
-from alignment.objectives.alignprop import AlignProp
 from alignment.objectives.base import Objective
-from alignment.objectives.clipped_surrogate import ClippedSurrogate
-from alignment.objectives.dpo import DPO
-from alignment.objectives.draft import DRaFT
+from alignment.objectives.direct_gradient.alignprop import AlignProp
+from alignment.objectives.direct_gradient.draft import DRaFT
+from alignment.objectives.direct_gradient.refl import ReFL
 from alignment.objectives.forward_process.adpo import ADPO
 from alignment.objectives.forward_process.dgpo import DGPO
 from alignment.objectives.forward_process.fpo import FPO
@@ -36,13 +35,14 @@ from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.forward_process.rwr import RWR
 from alignment.objectives.forward_process.sft import SFT
 from alignment.objectives.forward_process.weighted_matching import WeightedMatching
-from alignment.objectives.guarded_surrogate import GuardedSurrogate
-from alignment.objectives.ipo import IPO
-from alignment.objectives.rebel import REBEL
-from alignment.objectives.refl import ReFL
-from alignment.objectives.seppo import SePPO
-from alignment.objectives.spo import SPO
-from alignment.objectives.vipo import ViPO
+from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
+from alignment.objectives.policy_gradient.guarded_surrogate import GuardedSurrogate
+from alignment.objectives.policy_gradient.spo import SPO
+from alignment.objectives.policy_gradient.vipo import ViPO
+from alignment.objectives.preference.dpo import DPO
+from alignment.objectives.preference.ipo import IPO
+from alignment.objectives.preference.rebel import REBEL
+from alignment.objectives.preference.seppo import SePPO
 from alignment.policy import latents
 from alignment.policy.networks.spec import Lora
 from alignment.run import Batch, Data, Optimizer, PolicySpec, Snapshots

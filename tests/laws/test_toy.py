@@ -18,14 +18,14 @@ from alignment.context import Context
 from alignment.data.batches import Batch, Experience
 from alignment.loop import Trainer
 from alignment.objectives.base import Objective
-from alignment.objectives.dpo import DPO
 from alignment.objectives.forward_process.adpo import ADPO
 from alignment.objectives.forward_process.kto import KTO
 from alignment.objectives.forward_process.rwr import RWR
 from alignment.objectives.forward_process.sft import SFT
-from alignment.objectives.ipo import IPO
-from alignment.objectives.rebel import REBEL
-from alignment.objectives.seppo import SePPO
+from alignment.objectives.preference.dpo import DPO
+from alignment.objectives.preference.ipo import IPO
+from alignment.objectives.preference.rebel import REBEL
+from alignment.objectives.preference.seppo import SePPO
 from alignment.run import Data, Optimizer, Snapshots
 from alignment.sources.base import Source
 from alignment.sources.offline import Offline

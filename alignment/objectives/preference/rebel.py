@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from alignment.errors import ConfigError
-from alignment.objectives._pairwise import Pairwise
+from alignment.objectives.preference.base import Pairwise
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from alignment.objectives._surrogate import Surrogate
+from alignment.objectives.policy_gradient.base import Surrogate
 
 
 @dataclass(frozen=True)

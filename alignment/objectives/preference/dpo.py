@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from alignment.errors import ConfigError
-from alignment.objectives._pairwise import Anchored, logistic
+from alignment.objectives.preference.base import Anchored, logistic
 
 
 @dataclass(frozen=True)

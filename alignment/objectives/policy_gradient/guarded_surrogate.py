@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from alignment.data.batches import Transitions
-from alignment.objectives._surrogate import Surrogate
 from alignment.objectives.kernels.actions import clipped
+from alignment.objectives.policy_gradient.base import Surrogate
 from samplers import Step
 from samplers.step import expand, per_row
 

@@ -8,7 +8,7 @@ import torch
 
 from alignment.context import Context
 from alignment.errors import ConfigError
-from alignment.objectives._direct import Direct
+from alignment.objectives.direct_gradient.base import Direct
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from alignment.data.batches import Pairs
 from alignment.errors import ConfigError
-from alignment.objectives._pairwise import Pairwise, logistic
 from alignment.objectives.base import Loss
+from alignment.objectives.preference.base import Pairwise, logistic
 
 
 @dataclass(frozen=True)

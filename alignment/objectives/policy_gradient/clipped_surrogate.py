@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from alignment.data.batches import Transitions
-from alignment.objectives._surrogate import Stepwise, actions
 from alignment.objectives.kernels.actions import Ratios
 from alignment.objectives.kernels.surrogate import clipped_surrogate
+from alignment.objectives.policy_gradient.base import Stepwise, actions
 from samplers import Step
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from alignment.context import Context
 from alignment.data.batches import Starts
 from alignment.errors import ConfigError, PipelineError
-from alignment.objectives._direct import Direct
+from alignment.objectives.direct_gradient.base import Direct
 from samplers import Conductor, Grid, Look, Native
 
 

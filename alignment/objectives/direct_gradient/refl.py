@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignment.context import Context
 from alignment.errors import ConfigError
-from alignment.objectives._direct import Direct
+from alignment.objectives.direct_gradient.base import Direct
 from samplers import Round, Skip, Solve
 from samplers.multistep import SecondOrder
 

@@ -1,0 +1,1 @@
+"""Objectives whose gradient passes through the reward."""
