@@ -139,13 +139,14 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _dry_run(args: argparse.Namespace) -> int:
-    from alignment import checks, config
+    from alignment.config import build, checks
+    from alignment.config.load import load
     from alignment.training.setup import read_inputs
 
-    run = config.load(args.config, args.overrides)
+    run = load(args.config, args.overrides)
     checks.check(run, checks.processes())
     read_inputs(run)
-    show(f"{config.resolved(run)}\n{checks.describe(run, checks.processes())}")
+    show(f"{build.resolved(run)}\n{checks.describe(run, checks.processes())}")
     return 0
 
 
@@ -302,8 +303,8 @@ def _add_config(commands: Commands) -> None:
 
 
 def _config(args: argparse.Namespace) -> int:
-    from alignment._listing import listing, listing_json
-    from alignment.run import Run
+    from alignment.config.listing import listing, listing_json
+    from alignment.config.run import Run
 
     show(listing_json(Run, args.kind) if args.json else listing(Run, args.kind))
     return 0

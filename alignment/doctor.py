@@ -20,12 +20,14 @@ from rich.markup import escape
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from alignment import checks, config, doctor_checks, doctor_learning, doctor_pipeline, shuffle, snr, train
+from alignment import doctor_checks, doctor_learning, doctor_pipeline, shuffle, snr, train
+from alignment.config import build, checks
+from alignment.config.load import load as load_run
+from alignment.config.run import Run
 from alignment.console import Console
 from alignment.errors import ConfigError, VisalignError
 from alignment.loop import Trainer
 from alignment.patient import Finding, NotApplicable, Patient, at_most
-from alignment.run import Run
 from alignment.runtime import Runtime
 from alignment.terminal import show
 from reward_models.base import RewardError
@@ -110,7 +112,7 @@ def main(
             if snr or shuffle:
                 found, ill = _measure(config_path, overrides, snr, shuffle, quiet=as_json)
             else:
-                found, ill = _laws(config.load(config_path, overrides), LAWS, quiet=as_json)
+                found, ill = _laws(load_run(config_path, overrides), LAWS, quiet=as_json)
     if as_json:
         show(json.dumps(found, indent=2))
     return int(ill)
@@ -196,7 +198,7 @@ def fingerprint(trainer: Trainer) -> dict[str, int]:
 def _laws(run: Run, laws: Sequence[Law], *, quiet: bool) -> tuple[Mapping[str, Any], bool]:
     start = time.perf_counter()
     trainer, close = load(run)
-    resolved = config.resolved(run)
+    resolved = build.resolved(run)
     console = Console(highlight=False, quiet=quiet)
     try:
         console.print(f"{run.name}: {type(trainer.policy.pipe).__name__}, {trainer.policy.rounds} steps", markup=False)
@@ -217,8 +219,8 @@ def _measure(
     path: str, overrides: Sequence[str], with_snr: bool, with_shuffle: bool, *, quiet: bool
 ) -> tuple[Mapping[str, Any], bool]:
     counts = [word for word in overrides if word.startswith("steps=")]
-    run = config.load(path, [word for word in overrides if word not in counts])
-    count = config.load(path, counts).steps if counts else None
+    run = load_run(path, [word for word in overrides if word not in counts])
+    count = load_run(path, counts).steps if counts else None
     folder = Path(run.output.folder) / f"{run.name}.doctor"
     folder.mkdir(parents=True, exist_ok=True)
     trainer, close = load(run)

@@ -16,10 +16,10 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from alignment import checks
 from alignment.adapter_files import file_name
 from alignment.artifacts import Card, write_artifacts
 from alignment.checkpoint import Checkpoints
+from alignment.config import checks
 from alignment.errors import CheckpointError
 from alignment.patient import PAIR, Finding, NotApplicable, Patient, at_most, more_than, settings
 from alignment.policy.networks.loading import experts, pipeline_class, trained_scheduler

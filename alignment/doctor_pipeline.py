@@ -21,7 +21,10 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
-from alignment import checks, config, doctor_checks, doctor_learning
+from alignment import doctor_checks, doctor_learning
+from alignment.config import checks
+from alignment.config.load import load
+from alignment.config.run import Run
 from alignment.errors import ConfigError
 from alignment.export import export
 from alignment.objectives.forward_process.nft import NFT
@@ -30,7 +33,6 @@ from alignment.patient import Finding, NotApplicable, Patient, at_most, more_tha
 from alignment.policy.networks.loading import pipeline_class, trained_scheduler
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.policy import Policy
-from alignment.run import Run
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
 from samplers import Act, Conductor
@@ -91,7 +93,7 @@ def plain_run(pipeline: str, call: Sequence[str], overrides: Sequence[str], fold
     for arguments in (_read_call(Path(word)) for word in call if "=" not in word):
         plain["policy"]["call"] |= arguments
     path.write_text(yaml.safe_dump(plain), encoding="utf-8")
-    run = config.load(str(path), [*words, *overrides])
+    run = load(str(path), [*words, *overrides])
     for key, message in checks.call_sizes(run.policy.call, "policy.call"):
         raise ConfigError(f"{key}: {message}")
     known = _parameters(run.policy)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from alignment.config.run import Evaluation
 from alignment.context import Context
 from alignment.data.prompts import Prompts
-from alignment.run import Evaluation
 from alignment.run_folder import Evaluated
 from alignment.sources.credited import join, score
 from reward_models.base import Media, RewardModel

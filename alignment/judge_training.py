@@ -14,13 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from alignment.config.run import Optimizer
 from alignment.data.media import Clip
 from alignment.data.random_streams import Draw
 from alignment.data.tensor_files import heed_umask
 from alignment.errors import ConfigError, NumericsError
 from alignment.judge_pairs import Pair, pairs_of_step, pixels_of
 from alignment.policy.networks.spec import Lora
-from alignment.run import Optimizer
 from alignment.runtime import learning_rate
 from reward_models.vlm_rewards.questions import Asked
 from reward_models.vlm_rewards.reward_dance import RewardDance

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from alignment.config.run import Run, Snapshots
 from alignment.context import Context
 from alignment.data.batches import Batch, Experience
 from alignment.data.prompts import Prompts
@@ -18,7 +19,6 @@ from alignment.errors import ConfigError
 from alignment.objectives.base import Objective
 from alignment.out_of_memory import Doing, enough_memory
 from alignment.policy.policy import Policy
-from alignment.run import Run, Snapshots
 from alignment.runtime import Runtime, learning_rate, peak_memory
 
 AfterStep = Callable[[int, Experience[Batch], dict[str, float]], None]

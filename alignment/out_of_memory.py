@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from alignment.config.run import Run
 from alignment.errors import OutOfMemory, is_out_of_memory
-from alignment.run import Run
 from reward_models.base import RewardError
 
 Doing = Literal["sampling", "learning", "evaluation"]

@@ -18,7 +18,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from alignment import config, plan_table
+from alignment import plan_table
+from alignment.config.load import load
+from alignment.config.run import Run
 from alignment.console import Console
 from alignment.data.batches import Example
 from alignment.data.media import Picture
@@ -29,7 +31,6 @@ from alignment.plan_counts import Step
 from alignment.plan_gpus import GPU
 from alignment.plan_rehearsal import Rehearsal, RehearsedPolicy
 from alignment.policy.networks.loading import no_progress_bars
-from alignment.run import Run
 from alignment.terminal import show
 from alignment.training.setup import read_data
 
@@ -165,7 +166,7 @@ def main(path: str, overrides: Sequence[str], setup: Setup, *, as_json: bool = F
     Raises:
         VisalignError: If it cannot be planned; the message says why.
     """
-    run = config.load(path, overrides)
+    run = load(path, overrides)
     made = plan(run, setup)
     if as_json:
         show(json.dumps(made.as_dict(), indent=2))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from alignment import plan_blueprint, plan_meter
+from alignment.config.run import Run, copies
 from alignment.credit.structures.base import Allocator, Structure
 from alignment.data.batches import Batch, inputs_of
 from alignment.data.pixels import as_clips
@@ -32,9 +33,7 @@ from alignment.policy.call_forms import Form, brings_pictures, first_accepted
 from alignment.policy.networks.loading import loop_networks
 from alignment.policy.pipeline_call import asking, cause
 from alignment.policy.policy import Policy
-from alignment.run import Run
 from alignment.runtime import Runtime
-from alignment.train import copies
 from alignment.world import World
 from reward_models.base import Loaded, Media, RewardError, RewardModel, Rewards
 from samplers import Conductor, Grid, Routes, Score, read_grid

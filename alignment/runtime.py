@@ -20,11 +20,11 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor
 from torch.distributed.distributed_c10d import _get_default_store  # pyright: ignore[reportPrivateUsage]  # no other way to it
 
+from alignment.config.run import Optimizer, Run
 from alignment.errors import ConfigError, EnvironmentProblem, NumericsError
 from alignment.meetings import Meetings
 from alignment.objectives.base import Loss
 from alignment.policy.policy import Policy
-from alignment.run import Optimizer, Run
 from alignment.stopping import StopSignal
 from alignment.world import World
 from samplers.kernels.dispatch import INSTALLED, choose, interpreted

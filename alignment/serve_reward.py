@@ -9,8 +9,8 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from alignment import config
-from alignment.device import device_called
+from alignment.config import build
+from alignment.config.device import device_called
 from alignment.errors import ConfigError, EnvironmentProblem
 from alignment.terminal import show
 from reward_models.base import Loaded, RewardModel, load_reward
@@ -77,7 +77,7 @@ def main(name: str, overrides: Sequence[str], serving: Serving) -> int:
     """
     for package in ("uvicorn", "fastapi"):
         extra("serve-reward", package, "serve")
-    model = config.of_kind(RewardModel, name, overrides)
+    model = build.of_kind(RewardModel, name, overrides)
     token = admitted(serving)
     connections = Connections(serving.connections, whole=2 * serving.patience + Connections.whole)
     make_room(connections.descriptors + DESCRIPTORS)

@@ -16,6 +16,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from alignment.config.run import judge
 from alignment.console import Console
 from alignment.credit.advantages.base import Advantage
 from alignment.data.batches import Batch, Experience
@@ -28,7 +29,6 @@ from alignment.patient import preserved, settings
 from alignment.run_folder import Evaluated
 from alignment.runtime import learning_rate
 from alignment.statistics import Interval, difference, interval
-from alignment.train import judge
 from reward_models.base import RewardError, Rewards
 
 STEPS = 20

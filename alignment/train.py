@@ -13,9 +13,12 @@ from typing import Any
 import torch
 import yaml
 
-from alignment import checks, cli, config, run_folder
+from alignment import cli, run_folder
 from alignment.artifacts import Card, write_artifacts
 from alignment.checkpoint import FINISHED, LOCK, UNFINISHED, Checkpoints
+from alignment.config import build, checks
+from alignment.config.load import load as load_run
+from alignment.config.run import Run, copies, judge
 from alignment.contents import pipeline_digest, prompts_digest
 from alignment.data.batches import Batch, Experience, Pairs, Samples
 from alignment.data.random_streams import Draw
@@ -27,7 +30,6 @@ from alignment.policy.networks.loading import load_pipeline
 from alignment.policy.policy import Policy
 from alignment.policy.prepared import check_same_finds
 from alignment.record import Recorder
-from alignment.run import Run
 from alignment.run_folder import CREDIT
 from alignment.runtime import Runtime, peak_memory
 from alignment.state import TrainState, check_fits, check_same_contents, check_same_run, read_state, write_state
@@ -36,7 +38,7 @@ from alignment.table import before_after
 from alignment.terminal import show
 from alignment.trackers import open_trackers
 from alignment.training.setup import read_inputs
-from reward_models.base import RewardError, RewardModel
+from reward_models.base import RewardError
 
 BEFORE_ANY_STEP = {
     LOCK,
@@ -58,7 +60,7 @@ def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> i
         overrides: `key=value` words laid over it.
         resume: "latest", or a checkpoint folder to continue from.
     """
-    run = config.load(path, overrides)
+    run = load_run(path, overrides)
     checks.check(run, checks.processes())
     with StopSignal() as stop:
         runtime = Runtime(run, stop)
@@ -73,7 +75,7 @@ def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> i
 def begin(run: Run, runtime: Runtime, stop: StopSignal, resume: str | None) -> None:
     """Train on the processes of `runtime`, from the start or from a checkpoint."""
     folder = Path(run.output.folder) / run.name
-    resolved = config.resolved(run)
+    resolved = build.resolved(run)
     told = yaml.safe_load(resolved)
     checkpoints = Checkpoints(folder, run.output.keep, told, runtime.world.size)
     try:
@@ -125,19 +127,6 @@ def load(run: Run, runtime: Runtime) -> Trainer:
         policy.keep(name)
     runtime.attach(policy, run.optimizer)
     return Trainer(run, policy, runtime, prompts, held_out, contents)
-
-
-def copies(run: Run) -> tuple[str, ...]:
-    """Return the frozen copies of the trained weights that a run keeps."""
-    names = {*run.objective.snapshots, *run.source.snapshots}
-    return tuple(sorted(names | ({"ema"} if run.snapshots.ema > 0 else set())))
-
-
-def judge(run: Run) -> RewardModel:
-    """Return what the run's evaluation measures with; `checks` refuses a run that has nothing."""
-    reward = run.evaluation.reward or run.source.reward
-    assert reward is not None
-    return reward
 
 
 def holds_something(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from alignment import _kinds, _layers, config
+from alignment.config import build, overlay, registry
 from alignment.errors import ConfigError
 from alignment.judge_pairs import Pair, read_pairs
 from alignment.judge_training import JudgeTrainer, JudgeTraining
@@ -23,8 +23,8 @@ RESOLVED, METRICS, SUMMARY, REWARD = "config.resolved.yaml", "metrics.jsonl", "s
 
 def main(path: str, overrides: Sequence[str]) -> int:
     """Train as the config says, say how it went, and return the exit code."""
-    _kinds.look_here()
-    plan = config.build(JudgeTraining, _layers.override(_layers.read(Path(path)), overrides))
+    registry.look_here()
+    plan = build.build(JudgeTraining, overlay.override(overlay.read(Path(path)), overrides))
     summary = train(plan, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     for when in ("base", "final"):
         if when in summary:
@@ -59,8 +59,8 @@ def train(plan: JudgeTraining, device: torch.device) -> dict[str, Interval]:
     trainer.save()
     if held_out:
         found["final"] = measured(trainer, held_out)
-    write_atomically(plan.folder / RESOLVED, config.resolved(plan).encode())
-    write_atomically(plan.folder / REWARD, config.resolved(plan.trained, RewardModel).encode())
+    write_atomically(plan.folder / RESOLVED, build.resolved(plan).encode())
+    write_atomically(plan.folder / REWARD, build.resolved(plan.trained, RewardModel).encode())
     write_json(
         plan.folder / SUMMARY,
         {

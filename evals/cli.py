@@ -82,25 +82,25 @@ def _positive(text: str) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
-    from alignment import config
+    from alignment.config import build
     from evals import score
 
     lines = score.read(Path(args.input), args.prompt)
     judge = _judge(args.name, args.overrides, args)
     judge.model.check(tuple(dict.fromkeys(line.request.prompt for line in lines)))
-    missing = score.write(judge, lines, Path(args.output), config.resolved(judge.model), args.on_error)
+    missing = score.write(judge, lines, Path(args.output), build.resolved(judge.model), args.on_error)
     show(f"{len(lines) - missing} of {len(lines)} media scored by {judge.model}: {args.output}")
     return 0
 
 
 def _judge(name: str, overrides: Sequence[str], args: argparse.Namespace) -> Any:
-    from alignment import config
-    from alignment.device import device_called
+    from alignment.config import build
+    from alignment.config.device import device_called
     from evals.scoring import Judge
     from reward_models.base import RewardModel
 
     device = device_called(args.device)
-    model = config.of_kind(RewardModel, name, overrides)
+    model = build.of_kind(RewardModel, name, overrides)
     return Judge(model, device, args.batch_size, args.frames)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 
-from alignment import _kinds
+from alignment.config import registry
 from evals.benchmarks.base import Benchmark
 from reward_models.base import RewardModel
 
@@ -30,8 +30,8 @@ class Listed:
 def rewards() -> list[Listed]:
     """Return the reward models."""
     found = []
-    for name in _kinds.known(RewardModel):
-        cls = _kinds.find(RewardModel, name)
+    for name in registry.known(RewardModel):
+        cls = registry.find(RewardModel, name)
         own = {key: _said(inspect.getattr_static(cls, key)) for key in ("differentiable", "scope")}
         found.append(Listed(name, _summary(cls), **own))
     return found
@@ -39,7 +39,7 @@ def rewards() -> list[Listed]:
 
 def benchmarks() -> list[Listed]:
     """Return the benchmarks."""
-    return [Listed(name, _summary(_kinds.find(Benchmark, name))) for name in _kinds.known(Benchmark)]
+    return [Listed(name, _summary(registry.find(Benchmark, name))) for name in registry.known(Benchmark)]
 
 
 def _summary(cls: type) -> str:

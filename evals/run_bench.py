@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from alignment import __version__, config, terminal
+from alignment import __version__, terminal
+from alignment.config import build
 from alignment.console import Console
 from alignment.errors import ConfigError, DataError
 from evals import bench_report
@@ -53,7 +54,7 @@ def run(judges: Mapping[str, Callable[[], Judge]], wanted: Wanted) -> Bench:
     """
     if wanted.probed < 0:
         raise ConfigError(f"--probed is 0 or more, got {wanted.probed}")
-    benchmark = config.of_kind(Benchmark, wanted.benchmark, wanted.fields)
+    benchmark = build.of_kind(Benchmark, wanted.benchmark, wanted.fields)
     comparisons = benchmark.read()[: wanted.limit]
     if not comparisons:
         raise DataError(f"{wanted.benchmark} has no comparisons")

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignment import config
+from alignment.config.load import load as load_run
 from alignment.data.batches import Transitions
 from alignment.loop import Trainer
 from alignment.pictures import encode, grid, heat
@@ -110,7 +110,7 @@ def share(energy: Tensor, region: Tensor) -> float:
 
 def measure(method: Sequence[str], seed: int, steps: int) -> tuple[Shares, Media, Tensor | None]:
     """Train `steps` steps and return the shares, with the first samples and their maps."""
-    run = config.load(RECIPE, [*SHARED, *method, f"seed={seed}", f"steps={steps}"])
+    run = load_run(RECIPE, [*SHARED, *method, f"seed={seed}", f"steps={steps}"])
     trainer = load(run, Runtime(run))
     first = trainer.experience(trainer.context(0))
     batch, pixels = first.batch, first.media.pixels

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from alignment import checks, config
-from alignment._yaml import parse
-from alignment.config import build
-from alignment.run import Run
+from alignment.config import build as config
+from alignment.config import checks
+from alignment.config.build import build
+from alignment.config.load import load
+from alignment.config.run import Run
+from alignment.config.yaml_nodes import parse
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -25,14 +27,14 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("path", WHOLE, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_a_config_loads_and_round_trips(path: Path) -> None:
-    run = config.load(path)
+    run = load(path)
     assert build(Run, parse(config.resolved(run), "resolved.yaml")) == run
     assert checks.describe(run, world_size=1)
 
 
 @pytest.mark.parametrize("path", WHOLE, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_what_a_config_needs_and_ships_is_there(path: Path) -> None:
-    run = config.load(path)
+    run = load(path)
     needed = (run.policy.pipeline, run.data.prompts, run.evaluation.prompts)
     missing = [name for name in needed if name and name.startswith("assets/") and not (ROOT / name).exists()]
     assert not missing

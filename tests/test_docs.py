@@ -162,12 +162,12 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_configs_that_pages_show_load(workplace: Path) -> None:
-    from alignment import config
+    from alignment.config.load import load
 
     shown = sorted(path.name for path in workplace.glob("*.yaml"))
     assert {"my.yaml", "smallest.yaml", "first_flux.yaml"} <= set(shown)
     for name in shown:
-        config.load(name)
+        load(name)
 
 
 def test_the_readmes_config_is_whole_and_can_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,7 +195,9 @@ def test_commands_on_the_pages_are_understood(workplace: Path) -> None:
 
 def understand(words: list[str]) -> None:
     """Read a command line as `visalign` does, and construct what it names; nothing is started."""
-    from alignment import cli, config
+    from alignment import cli
+    from alignment.config import build
+    from alignment.config.load import load
     from alignment.plan_gpus import gpu
     from evals.cli import named
     from reward_models.base import RewardModel
@@ -208,8 +210,8 @@ def understand(words: list[str]) -> None:
         gpu(args.gpu)
     if words[:2] == ["rewards", "bench"]:
         for name, fields in named(overrides).values():
-            config.of_kind(RewardModel, name, fields)
+            build.of_kind(RewardModel, name, fields)
     elif "name" in given and not args.name.isupper():
-        config.of_kind(RewardModel, args.name, overrides)
+        build.of_kind(RewardModel, args.name, overrides)
     elif given.get("config") is not None and not PLACEHOLDER.fullmatch(args.config) and words[0] != "rewards":
-        config.load(args.config, overrides)
+        load(args.config, overrides)

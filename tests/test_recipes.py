@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from alignment import cli, config, train
+from alignment import cli, train
+from alignment.config.load import load
+from alignment.config.run import Run
 from alignment.plan_blueprint import ARCHITECTURES, describe
 from alignment.policy import latents
 from alignment.policy.networks.spec import PolicySpec
-from alignment.run import Run
 from alignment.runtime import Runtime
 from reward_models.base import RewardModel
 from reward_models.combinators.weighted import Weighted
@@ -68,7 +69,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prompts_for(path: Path) -> str:
-    run = config.load(path)
+    run = load(path)
     if run.source.media:
         return "samples.jsonl"
     return "pictures.jsonl" if run.data.prompts.endswith(".jsonl") else "texts.txt"
@@ -76,13 +77,13 @@ def prompts_for(path: Path) -> str:
 
 def small(path: Path) -> list[str]:
     """Return what makes a step of this recipe small."""
-    known = {field.name for field in fields(config.load(path).source)}  # type: ignore[arg-type]  # a dataclass
+    known = {field.name for field in fields(load(path).source)}  # type: ignore[arg-type]  # a dataclass
     return [*SMALL, *(f"source.{name}={value}" for name, value in SMALLER.items() if name in known)]
 
 
 def twin(path: Path) -> Member:
     """Return the tiny pipeline that stands for a recipe's."""
-    told = describe(PolicySpec(config.load(path).policy.pipeline))
+    told = describe(PolicySpec(load(path).policy.pipeline))
     name = TWINS[told.cls.__name__] + ("_2_2" if "transformer_2" in told.parts else "")
     return builders(images, videos, edits, worlds)[name]()
 
@@ -111,12 +112,12 @@ def test_a_recipe_dry_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_missing_prompt_file_is_said(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["train", str(path), "--dry-run"]) == 2
-    assert f"data.prompts: there is no file {config.load(path).data.prompts}" in capsys.readouterr().err
+    assert f"data.prompts: there is no file {load(path).data.prompts}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_sizes_of_a_recipe_ship(path: Path) -> None:
-    assert (ARCHITECTURES / f"{config.load(path).policy.pipeline}.yaml").is_file()
+    assert (ARCHITECTURES / f"{load(path).policy.pipeline}.yaml").is_file()
 
 
 @pytest.mark.slow
@@ -128,9 +129,9 @@ def test_a_recipe_takes_a_step_on_its_twin(path: Path, tmp_path: Path, tiny_rewa
     sizes = {name: value for name, value in member.call.items() if not any(part in name for part in recipes_own)}
     changes = [f"policy.call.{name}={json.dumps(value)}" for name, value in sizes.items()]
     here = [f"policy.pipeline={tmp_path / 'pipeline'}", f"data.prompts={prompts_for(path)}"]
-    if config.load(path).source.structure is not None:
+    if load(path).source.structure is not None:
         here.append("source.structure.backbone={type: saliency}")
-    run = scored(config.load(path, [*small(path), *here, *changes]), tiny_rewards)
+    run = scored(load(path, [*small(path), *here, *changes]), tiny_rewards)
     runtime = Runtime(run)
     trainer = train.load(run, runtime)
     before = {name: p.detach().clone() for name, p in trainer.policy.trainable.items()}

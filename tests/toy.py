@@ -16,10 +16,10 @@ from diffusers.configuration_utils import register_to_config
 from PIL import Image
 from torch import Tensor, nn
 
+from alignment.config.run import Batch as BatchSettings
+from alignment.config.run import Data, Evaluation, Optimizer, Output, PolicySpec, Run, Snapshots
 from alignment.data.batches import Batch, Experience
 from alignment.loop import Trainer
-from alignment.run import Batch as BatchSettings
-from alignment.run import Data, Evaluation, Optimizer, Output, PolicySpec, Run, Snapshots
 from alignment.runtime import Runtime
 from alignment.train import load
 from reward_models.combinators.function import Function

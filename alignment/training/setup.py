@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from alignment.config.run import Run
 from alignment.data.prompts import LABEL, Prompts, read_prompts
 from alignment.errors import DataError
-from alignment.run import Run
 from reward_models.base import RewardError, RewardModel
 
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from alignment import config
+from alignment.config.load import load as load_run
 from alignment.loop import Trainer
 from alignment.runtime import Runtime
 from alignment.sources.overlap import Overlap
@@ -38,7 +38,7 @@ def trainer(calls: int, prompts_per_call: int) -> Trainer:
     """Return the quickstart, loaded, with the slow scorer and so many pipeline calls a step."""
     source = f"{{type: function, call: '{__name__}:slow'}}"
     words = [f"source.prompts={calls * prompts_per_call}", f"source.prompts_per_call={prompts_per_call}"]
-    run = config.load(RECIPE, [f"source.reward={source}", "evaluation.prompts=null", *words])
+    run = load_run(RECIPE, [f"source.reward={source}", "evaluation.prompts=null", *words])
     return load(run, Runtime(run))
 
 

@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from alignment import config, plan, plan_blueprint
+from alignment import plan, plan_blueprint
+from alignment.config.load import load
+from alignment.config.run import Run, copies
 from alignment.data.prompts import Prompts
 from alignment.loop import Trainer
 from alignment.plan_gpus import gpu
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.policy import Policy
-from alignment.run import Run
 from alignment.runtime import Runtime
-from alignment.train import copies
 
 PIPELINE = "stabilityai/stable-diffusion-3.5-medium"
 STEPS = 3
@@ -91,7 +91,7 @@ def _run(folder: Path, args: argparse.Namespace) -> Run:
         checkpointing=str(args.checkpointing).lower(),
     )
     (folder / "config.yaml").write_text(text, encoding="utf-8")
-    return config.load(folder / "config.yaml")
+    return load(folder / "config.yaml")
 
 
 def _measured(run: Run) -> dict[str, float]:

@@ -28,7 +28,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from alignment import config, run_folder
+from alignment import run_folder
+from alignment.config.load import load
 from examples.benchmarks.gains_page import HEADINGS, Row, write_rows
 
 CALIBRATION_STEPS = 13
@@ -104,7 +105,7 @@ def steps_of(given: argparse.Namespace, pool: ThreadPoolExecutor) -> dict[str, i
     if given.steps is not None:
         return dict.fromkeys(given.recipes, given.steps)
     costs = list(pool.map(lambda recipe: seconds_a_step(recipe, given.folder, given.threads), given.recipes))
-    budget = given.seconds or config.load(given.recipes[0]).steps * costs[0]
+    budget = given.seconds or load(given.recipes[0]).steps * costs[0]
     return {recipe: max(1, math.floor(budget / cost)) for recipe, cost in zip(given.recipes, costs, strict=True)}
 
 

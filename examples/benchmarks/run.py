@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from alignment import config
+from alignment.config.load import load as load_run
 from alignment.data.batches import Transitions
 from alignment.loop import Trainer
 from alignment.policy.networks.tuning import adapter_layers, merged
@@ -52,7 +52,7 @@ def medians(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, fl
 
 def trainer(*overrides: str, recipe: str = RECIPE) -> Trainer:
     """Return a loaded run of the benchmark's recipe."""
-    run = config.load(recipe, overrides)
+    run = load_run(recipe, overrides)
     return load(run, Runtime(run))
 
 

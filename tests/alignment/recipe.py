@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from alignment import _layers
-from alignment.config import build
+from alignment.config import overlay
+from alignment.config.build import build
 from alignment.errors import ConfigError
 from reward_models.base import RewardModel
 from samplers.dynamics.base import Dynamics
@@ -87,4 +87,4 @@ def write(folder: Path, text: str, name: str = "a.yaml") -> Path:
 
 
 def load(path: Path, *overrides: str, cls: type[T] = Recipe) -> T:
-    return build(cls, _layers.override(_layers.read(path), overrides))
+    return build(cls, overlay.override(overlay.read(path), overrides))

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from alignment.config.run import Optimizer, Snapshots
 from alignment.errors import ConfigError
 from alignment.objectives.base import Objective
 from alignment.objectives.forward_process.adpo import ADPO
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.preference.dpo import DPO
 from alignment.objectives.preference.ipo import IPO
-from alignment.run import Optimizer, Snapshots
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
 from tests.toy import REWARD, fit, saved, toy_run, trainer_of

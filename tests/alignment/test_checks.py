@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from alignment import checks, config
+from alignment.config import build, checks
+from alignment.config.load import load
+from alignment.config.run import Run
 from alignment.errors import ConfigError
-from alignment.run import Run
 from tests.alignment.recipe import write
 
 GOOD = """
@@ -43,7 +44,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_good_run_passes_and_is_told_in_a_paragraph(path: Path) -> None:
-    run = config.load(path)
+    run = load(path)
     checks.check(run, world_size=3)
     told = checks.describe(run, world_size=3).replace("\n", " ")
     for word in (
@@ -60,8 +61,8 @@ def test_a_good_run_passes_and_is_told_in_a_paragraph(path: Path) -> None:
 
 
 def test_a_resolved_run_is_the_run_again(path: Path, tmp_path: Path) -> None:
-    run = config.load(path)
-    assert config.load(write(tmp_path, config.resolved(run), "resolved.yaml")) == run
+    run = load(path)
+    assert load(write(tmp_path, build.resolved(run), "resolved.yaml")) == run
 
 
 VALUES = {
@@ -121,7 +122,7 @@ VALUES = {
 @pytest.mark.parametrize(("override", "message"), VALUES.values(), ids=VALUES.keys())
 def test_values_are_refused_when_the_config_is_loaded(path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.load(path, [override])
+        load(path, [override])
     assert message in str(caught.value)
 
 
@@ -130,26 +131,26 @@ def test_a_value_in_a_file_is_refused_with_its_line(path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     line = text.splitlines().index("steps: 0") + 1
     with pytest.raises(ConfigError, match=rf"a\.yaml:{line}: steps: got 0"):
-        config.load(path)
+        load(path)
 
 
 def test_branching_makes_a_group_one_row(path: Path) -> None:
     branch = "source.window={type: branch, steps: [0]}"
-    assert config.load(path, [branch, "batch.updates=6"])
+    assert load(path, [branch, "batch.updates=6"])
     with pytest.raises(ConfigError, match=r"6 rows a step do not divide into 4: 6 = 4 x 1 \+ 2"):
-        config.load(path, [branch, "batch.updates=4"])
+        load(path, [branch, "batch.updates=4"])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
 def test_prompts_that_divide_are_taken(path: Path, world_size: int) -> None:
-    checks.check(config.load(path), world_size)
+    checks.check(load(path), world_size)
 
 
 def test_prompts_that_do_not_divide_are_refused_with_the_arithmetic(path: Path) -> None:
     with pytest.raises(ConfigError, match=r"source\.prompts: 6 .* over 4 processes: 6 = 4 x 1 \+ 2; use 4 or 8"):
-        checks.check(config.load(path), 4)
+        checks.check(load(path), 4)
     with pytest.raises(ConfigError, match=r"6 = 8 x 0 \+ 6; use 8"):
-        checks.check(config.load(path), 8)
+        checks.check(load(path), 8)
 
 
 def refused(run: Run) -> str:
@@ -159,7 +160,7 @@ def refused(run: Run) -> str:
 
 
 def test_missing_files_are_named(path: Path, tmp_path: Path) -> None:
-    run = config.load(path)
+    run = load(path)
     (tmp_path / "test.txt").unlink()
     assert refused(run).startswith(f"evaluation.prompts: there is no file {tmp_path}/test.txt")
     (tmp_path / "train.txt").unlink()
@@ -174,7 +175,7 @@ def test_a_pipeline_is_a_diffusers_folder_or_a_hub_id(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = config.load(path)
+    run = load(path)
     checks.check(with_pipeline(run, "black-forest-labs/FLUX.1-dev"), 1)
     assert "is a file" in refused(with_pipeline(run, "train.txt"))
     assert "there is no folder nowhere" in refused(with_pipeline(run, "nowhere"))
@@ -185,13 +186,13 @@ def test_a_pipeline_is_a_diffusers_folder_or_a_hub_id(
 
 def test_an_output_folder_that_is_a_file_is_refused(path: Path, tmp_path: Path) -> None:
     write(tmp_path, "", "runs")
-    assert refused(config.load(path)).startswith(f"output.folder: {tmp_path}/runs is a file")
+    assert refused(load(path)).startswith(f"output.folder: {tmp_path}/runs is a file")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_an_output_folder_that_cannot_be_written_is_refused(path: Path, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir(mode=0o500)
-    assert "cannot be written to" in refused(config.load(path))
+    assert "cannot be written to" in refused(load(path))
 
 
 def test_the_launcher_says_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,10 +204,10 @@ def test_the_launcher_says_how_many_processes_there_are(monkeypatch: pytest.Monk
 
 def test_an_advantage_that_reads_a_part_nobody_gives_is_refused(path: Path) -> None:
     shapes = ("source.reward={type: shapes}",)
-    config.load(path, (*shapes, "source.advantage={type: gdpo, weights: {strict: 1.0, graded: 2.0}}"))
+    load(path, (*shapes, "source.advantage={type: gdpo, weights: {strict: 1.0, graded: 2.0}}"))
     says = r"command line: source.advantage: GDPO reads the part 'strikt' of the reward, but Shapes has strict, graded"
     with pytest.raises(ConfigError, match=says):
-        config.load(path, (*shapes, "source.advantage={type: gdpo, weights: {strikt: 1.0}}"))
+        load(path, (*shapes, "source.advantage={type: gdpo, weights: {strikt: 1.0}}"))
     # What says nothing of its parts before it scores is asked when it does.
     says_nothing = "source.reward={type: function, call: tests.faults.runs:brightness}"
-    config.load(path, (says_nothing, "source.advantage={type: min, parts: [strikt]}"))
+    load(path, (says_nothing, "source.advantage={type: min, parts: [strikt]}"))

@@ -13,7 +13,7 @@ from PIL import Image
 
 import alignment
 from alignment import cli, errors
-from alignment.config import load
+from alignment.config.load import load
 from alignment.errors import (
     EndedElsewhere,
     EnvironmentProblem,

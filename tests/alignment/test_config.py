@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment import _kinds, _yaml
-from alignment.config import build, resolved
+from alignment.config import registry, yaml_nodes
+from alignment.config.build import build, resolved
 from alignment.errors import ConfigError
 from reward_models.combinators.weighted import Weighted, WeightedPart
 from reward_models.measures.jpeg import Jpeg
@@ -56,7 +56,7 @@ from tests.alignment.recipe import Constant, Limits, Part, Recipe, load, write
     ],
 )
 def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
-    read = _yaml.plain(_yaml.parse(f"key: {text}", "a.yaml"))
+    read = yaml_nodes.plain(yaml_nodes.parse(f"key: {text}", "a.yaml"))
     assert read == {"key": value}
     assert type(read["key"]) is type(value)
 
@@ -72,16 +72,16 @@ PLAIN = st.recursive(
 
 @given(PLAIN)
 def test_what_is_dumped_is_read_back(value: object) -> None:
-    assert _yaml.plain(_yaml.parse(_yaml.dump(value), "a.yaml")) == value
+    assert yaml_nodes.plain(yaml_nodes.parse(yaml_nodes.dump(value), "a.yaml")) == value
 
 
 @given(st.text(string.digits + "+-.eEox_:~truefalsn", max_size=8))
 def test_text_that_looks_like_something_else_stays_text(value: str) -> None:
-    assert _yaml.plain(_yaml.parse(_yaml.dump([value]), "a.yaml")) == [value]
+    assert yaml_nodes.plain(yaml_nodes.parse(yaml_nodes.dump([value]), "a.yaml")) == [value]
 
 
 def test_an_alias_is_written_out() -> None:
-    assert _yaml.plain(_yaml.parse("a: &x {k: 1}\nb: *x", "a.yaml")) == {"a": {"k": 1}, "b": {"k": 1}}
+    assert yaml_nodes.plain(yaml_nodes.parse("a: &x {k: 1}\nb: *x", "a.yaml")) == {"a": {"k": 1}, "b": {"k": 1}}
 
 
 # ------------------------------------------------------------------------------------------------------------ layers
@@ -147,12 +147,12 @@ def test_a_number_may_be_written_without_a_point(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [Dynamics, Window])
 def test_every_file_of_a_folder_is_a_type(kind: type) -> None:
-    names = _kinds.known(kind)
+    names = registry.known(kind)
     assert names
     for name, cls in names.items():
-        found = _kinds.find(kind, name)
+        found = registry.find(kind, name)
         assert found.__name__ == cls
-        assert _kinds.short_name(kind, found) == name
+        assert registry.short_name(kind, found) == name
 
 
 class Colour(Protocol):
@@ -193,16 +193,16 @@ def paints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.usefixtures("paints")
 def test_folders_below_a_home_belong_to_it_but_for_the_homes_of_other_kinds() -> None:
-    assert _kinds.known(Colour) == {"light_blue": "LightBlue", "red": "Red"}
-    found = _kinds.find(Colour, "light_blue")
+    assert registry.known(Colour) == {"light_blue": "LightBlue", "red": "Red"}
+    found = registry.find(Colour, "light_blue")
     assert found.__module__ == "paints.cold.light_blue"
-    assert _kinds.short_name(Colour, found) == "light_blue"
+    assert registry.short_name(Colour, found) == "light_blue"
 
 
 def test_a_name_may_occur_once_in_a_home(paints: Path) -> None:
     shutil.copy(paints / "red.py", paints / "cold/red.py")
     with pytest.raises(ConfigError, match=r"two files hold the colour 'red', paints\.\S+ and paints\.\S+: rename one"):
-        _kinds.known(Colour)
+        registry.known(Colour)
 
 
 def test_any_class_is_a_type_by_its_import_path(tmp_path: Path) -> None:
@@ -215,8 +215,8 @@ def test_modules_of_the_current_folder_are_found(tmp_path: Path, monkeypatch: py
     write(tmp_path, "from tests.alignment.recipe import Constant\nclass Mine(Constant): pass\n", "rules_of_mine.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])
-    _kinds.look_here()
-    found = _kinds.find(Dynamics, "rules_of_mine:Mine")
+    registry.look_here()
+    found = registry.find(Dynamics, "rules_of_mine:Mine")
     assert found.__module__ == "rules_of_mine"
 
 
@@ -254,7 +254,7 @@ RECIPES = st.builds(
 
 @given(RECIPES)
 def test_a_resolved_config_builds_an_equal_run(run: Recipe) -> None:
-    assert build(Recipe, _yaml.parse(resolved(run), "resolved.yaml")) == run
+    assert build(Recipe, yaml_nodes.parse(resolved(run), "resolved.yaml")) == run
 
 
 def test_resolving_twice_changes_nothing(tmp_path: Path) -> None:

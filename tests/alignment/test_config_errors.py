@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alignment import _kinds, _yaml
-from alignment.config import fields_of
+from alignment.config import registry, yaml_nodes
+from alignment.config.build import fields_of
 from alignment.errors import ConfigError
 from samplers.dynamics.base import Dynamics
 from tests.alignment.recipe import Recipe, load, write
@@ -22,7 +22,7 @@ def refused(folder: Path, text: str, *overrides: str) -> str:
     return str(caught.value).replace(f"{folder}/", "")
 
 
-DYNAMICS = f"{', '.join(_kinds.known(Dynamics))}; or give 'package.module:Class'"
+DYNAMICS = f"{', '.join(registry.known(Dynamics))}; or give 'package.module:Class'"
 
 SCHEMA = {
     "a misspelt key": (
@@ -203,7 +203,7 @@ def test_syntax(tmp_path: Path, text: str, message: str) -> None:
 def test_aliases_of_aliases_end_early(tmp_path: Path) -> None:
     lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)]
-    assert f"more than {_yaml.MAX_NODES} values" in refused(tmp_path, "\n".join(lines))
+    assert f"more than {yaml_nodes.MAX_NODES} values" in refused(tmp_path, "\n".join(lines))
 
 
 def test_a_file_that_is_not_utf8_is_refused_with_the_line(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignment import checks
+from alignment.config import checks
+from alignment.config.run import PolicySpec
 from alignment.errors import ConfigError
 from alignment.loop import Trainer
 from alignment.objectives.base import Loss
@@ -19,7 +20,6 @@ from alignment.objectives.direct_gradient.base import Direct
 from alignment.objectives.direct_gradient.draft import DRaFT
 from alignment.objectives.direct_gradient.refl import ReFL
 from alignment.policy.networks.spec import Lora
-from alignment.run import PolicySpec
 from alignment.sources.prompts_only import PromptsOnly
 from reward_models.measures.colour import Colour
 from reward_models.verifiers.shapes import Shapes

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from alignment import cli, doctor
+from alignment.config.run import Run
 from alignment.loop import Trainer
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.forward_process.weighted_matching import WeightedMatching
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.patient import Finding, Patient
-from alignment.run import Run
 from alignment.sources.on_policy import OnPolicy
 from samplers import Step
 from samplers.windows.branch import Branch
@@ -200,9 +200,10 @@ def test_a_law_that_leaves_a_trace_is_found(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_an_adapter_that_loses_its_scale_on_disk_is_found(config: Callable[..., Path]) -> None:
-    from alignment import config as configs
+    from alignment.config import build as configs
+    from alignment.config.load import load
 
-    run = configs.load(config())
+    run = load(config())
 
     def rescale(trainer: Trainer) -> None:
         for name, module in trainer.policy.denoiser.named_modules():

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from alignment import cli, config
+from alignment import cli
+from alignment.config.load import load as load_run
 from alignment.training.setup import read_held_out
 from reward_models.base import Media, RewardError, RewardModel, Rewards
 from tests.alignment.test_snr import RUN
@@ -114,7 +115,7 @@ def test_columns_of_samples_to_learn_from_are_not_looked_for(
     (tmp_path / "run.yaml").write_text(f"{head}source: {{type: offline, prompts: 2}}\nobjective: {{type: sft}}\n{tail}")
     name, *options = COMMANDS[command]
     assert cli.run([name, str(tmp_path / "run.yaml"), *options, *words]) != REFUSED, capsys.readouterr().err
-    run = config.load(tmp_path / "run.yaml", words)
+    run = load_run(tmp_path / "run.yaml", words)
     found = read_held_out(run)
     assert found is not None
     assert all(type(text) is str for text in found.texts)
@@ -122,4 +123,4 @@ def test_columns_of_samples_to_learn_from_are_not_looked_for(
 
 def test_nothing_is_held_out_where_nothing_is_said(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(RUN.format(folder=folder, out=tmp_path / "runs"), encoding="utf-8")
-    assert read_held_out(config.load(tmp_path / "run.yaml")) is None
+    assert read_held_out(load_run(tmp_path / "run.yaml")) is None

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from alignment.config.run import Batch as BatchSettings
+from alignment.config.run import Optimizer
 from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.loop import Trainer
 from alignment.objectives.base import Objective
@@ -22,8 +24,6 @@ from alignment.objectives.forward_process.weighted_matching import WeightedMatch
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.policy_gradient.guarded_surrogate import GuardedSurrogate
 from alignment.objectives.policy_gradient.spo import SPO
-from alignment.run import Batch as BatchSettings
-from alignment.run import Optimizer
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps

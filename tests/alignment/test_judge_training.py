@@ -12,14 +12,15 @@ import torch
 import yaml
 from PIL import Image
 
-from alignment import cli, config
+from alignment import cli
+from alignment.config import build
+from alignment.config.run import Optimizer
 from alignment.data.media import find_clip
 from alignment.errors import ConfigError, DataError
 from alignment.judge_pairs import Pair, pairs_of_step, pixels_of, read_pairs
 from alignment.judge_training import JudgeTrainer, JudgeTraining
 from alignment.pictures import encode_clip
 from alignment.policy.networks.spec import Lora
-from alignment.run import Optimizer
 from alignment.train_judge import train
 from reward_models.base import Media, RewardModel, load_reward
 from reward_models.vlm_rewards.questions import Task
@@ -110,7 +111,7 @@ def test_what_it_learnt_is_a_reward(world, lora, tmp_path):
     for step in range(plan.steps):
         trainer.step(step, pairs)
     trainer.save()
-    node = yaml.safe_load(config.resolved(plan.trained, RewardModel))
+    node = yaml.safe_load(build.resolved(plan.trained, RewardModel))
     assert node["type"] == "reward_dance"
     scorer = load_reward(plan.trained, device=CPU)
     value = scorer(media=red_and_blue(), prompts=["thing", "thing"]).value
@@ -123,7 +124,7 @@ def test_what_it_learnt_is_a_reward(world, lora, tmp_path):
 
 def test_the_command_makes_a_reward_a_config_can_name(world, tmp_path, capsys):
     file = tmp_path / "judge.yaml"
-    file.write_text(config.resolved(plan_of(world, name="made", steps=1, output=str(tmp_path / "runs"))), "utf-8")
+    file.write_text(build.resolved(plan_of(world, name="made", steps=1, output=str(tmp_path / "runs"))), "utf-8")
     assert cli.run(["rewards", "train", str(file), "seed=3"]) == 0
     assert "held-out pairs right" in capsys.readouterr().out
     made = tmp_path / "runs" / "made"

@@ -11,14 +11,14 @@ from typing import ClassVar
 import pytest
 import torch
 
+from alignment.config.run import Batch as BatchSettings
+from alignment.config.run import Optimizer, Snapshots
 from alignment.data.batches import Batch, Experience, concatenate
 from alignment.errors import ConfigError, EnvironmentProblem, NumericsError
 from alignment.loop import Trainer, ema_decay, microbatches, together, updates
 from alignment.objectives.base import Loss, Objective
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
-from alignment.run import Batch as BatchSettings
-from alignment.run import Optimizer, Snapshots
 from alignment.runtime import Averages, Runtime, learning_rate
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from alignment import cli, config
+from alignment import cli
+from alignment.config.load import load
+from alignment.config.run import Data, copies
 from alignment.data.batches import Pairs, Samples
 from alignment.data.prompts import read_prompts
 from alignment.data.random_streams import Draw
@@ -23,12 +25,10 @@ from alignment.objectives.forward_process.kto import KTO
 from alignment.objectives.preference.dpo import DPO
 from alignment.objectives.preference.seppo import SePPO
 from alignment.pictures import encode_clip
-from alignment.run import Data
 from alignment.sources.base import Source
 from alignment.sources.offline import Offline
 from alignment.sources.offline_pairs import OfflinePairs
 from alignment.sources.semi_policy import OPPONENT, SemiPolicy
-from alignment.train import copies
 from tests.toy import SCALE, labelled, pairs, saved, toy_run, trainer_of
 
 LEVEL = 2 * SCALE / 255  # a picture's 8 bits, in the toy's coordinates
@@ -186,7 +186,7 @@ def test_runs_that_cannot_work_are_refused_with_file_line_and_key(
     file = tmp_path / "small.yaml"
     file.write_text(CONFIG.format(folder=folder, data=data, source=source, objective=objective))
     with pytest.raises(ConfigError) as caught:
-        config.load(file)
+        load(file)
     assert says in str(caught.value)
 
 

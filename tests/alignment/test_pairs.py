@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from alignment.config.run import Optimizer
 from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Batch, Pairs, Samples
 from alignment.errors import ConfigError
@@ -21,7 +22,6 @@ from alignment.objectives.forward_process.weighted_matching import WeightedMatch
 from alignment.objectives.preference.dpo import DPO
 from alignment.objectives.preference.ipo import IPO
 from alignment.objectives.preference.rebel import REBEL
-from alignment.run import Optimizer
 from alignment.sources.on_policy_pairs import OnPolicyPairs
 from reward_models.base import Rewards
 from samplers.paths.times import Times

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from alignment import cli, config, plan, plan_meter, train
+from alignment import cli, plan, plan_meter, train
+from alignment.config.load import load
+from alignment.config.run import Run
 from alignment.data.prompts import read_prompts
 from alignment.plan_blueprint import ARCHITECTURES, describe, draw
 from alignment.plan_gpus import GPUS, gpu
 from alignment.plan_rehearsal import Rehearsal
 from alignment.policy.networks.spec import PolicySpec
-from alignment.run import Run
 from alignment.runtime import Runtime
 from tests.flops import flop_counter
 
@@ -77,7 +78,7 @@ def counted(run: Run) -> tuple[float, float]:
 @pytest.mark.parametrize("case", CASES)
 def test_flops_of_a_step_are_torchs(case: str) -> None:
     name, changes = CASES[case]
-    run = config.load(f"configs/{name}.yaml", [*SMALL, *changes])
+    run = load(f"configs/{name}.yaml", [*SMALL, *changes])
     assert planned(run) == pytest.approx(counted(run), rel=FLOPS)
 
 
@@ -136,7 +137,7 @@ def test_autocast_halves_activations() -> None:
 
 
 def test_a_plan_adds_up() -> None:
-    run = config.load("configs/quickstart_dancegrpo.yaml", [*SMALL, "policy.lora=null"])
+    run = load("configs/quickstart_dancegrpo.yaml", [*SMALL, "policy.lora=null"])
     made = plan.plan(run, plan.Setup(gpu("h100")))
     denoiser = next(n for n in made.networks if n.name == "transformer")
     assert denoiser.trained == denoiser.parameters
@@ -150,7 +151,7 @@ def test_a_plan_adds_up() -> None:
 
 
 def test_sharding_divides_what_is_trained() -> None:
-    run = config.load("configs/quickstart_dancegrpo.yaml", [*SMALL, "policy.lora=null"])
+    run = load("configs/quickstart_dancegrpo.yaml", [*SMALL, "policy.lora=null"])
     alone = plan.plan(run, plan.Setup(gpu("h100"), gpus=2)).memory["optimizer step"]
     shared = plan.plan(run, plan.Setup(gpu("h100"), gpus=2, sharding="fsdp2")).memory["optimizer step"]
     assert shared["optimizer"] == alone["optimizer"] / 2
@@ -158,7 +159,7 @@ def test_sharding_divides_what_is_trained() -> None:
 
 
 def test_more_gpus_do_less_each() -> None:
-    run = config.load("configs/quickstart_dancegrpo.yaml", SMALL)
+    run = load("configs/quickstart_dancegrpo.yaml", SMALL)
     one, two = (plan.plan(run, plan.Setup(gpu("4090"), gpus=n)) for n in (1, 2))
     assert two.flops["rollout"] == pytest.approx(one.flops["rollout"] / 2)
 
@@ -204,8 +205,8 @@ def test_no_weights_are_read(tmp_path: Path) -> None:
     folder = shutil.copytree(ROOT / "assets/tiny_flux", tmp_path / "flux")
     for file in folder.rglob("*.safetensors"):
         file.unlink()
-    run = config.load("configs/quickstart.yaml", [*SMALL, f"policy.pipeline={folder}"])
-    whole = config.load("configs/quickstart.yaml", SMALL)
+    run = load("configs/quickstart.yaml", [*SMALL, f"policy.pipeline={folder}"])
+    whole = load("configs/quickstart.yaml", SMALL)
     assert planned(run) == planned(whole)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment import config
+from alignment.config.load import load
 from alignment.errors import ConfigError
 from tests.alignment.recipe import write
 
@@ -53,7 +53,7 @@ BODIES = {"steps": POLICY_GRADIENT, "tree": TREE, "direct": DIRECT, "groups": GR
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_what_they_stand_for_loads(tmp_path: Path, body: str) -> None:
-    config.load(write(tmp_path, HEAD + body))
+    load(write(tmp_path, HEAD + body))
 
 
 @pytest.mark.parametrize(
@@ -120,4 +120,4 @@ def test_what_cannot_work_is_refused_with_its_place(
     text = HEAD + BODIES[body]
     assert instead[0] in text
     with pytest.raises(ConfigError, match=says):
-        config.load(write(tmp_path, text.replace(*instead)))
+        load(write(tmp_path, text.replace(*instead)))

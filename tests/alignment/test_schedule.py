@@ -9,9 +9,11 @@ from typing import ClassVar
 import pytest
 from diffusers import DiffusionPipeline
 
-from alignment import checks, cli, config
+from alignment import cli
+from alignment.config import checks
+from alignment.config.load import load
+from alignment.config.schedule import read_scheduler
 from alignment.errors import ConfigError
-from alignment.schedule import read_scheduler
 from samplers.dynamics.base import Dynamics
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.errors import SamplingError
@@ -62,7 +64,7 @@ def test_steps_that_the_pipeline_counts_itself_are_looked_at_once_it_is_loaded(
 
 def test_a_scheduler_that_is_on_the_hub_is_asked_once_it_is_loaded(sd15: DiffusionPipeline, folder: Path) -> None:
     assert read_scheduler("someone/something") is None
-    run = config.load(folder / "grpo.yaml")
+    run = load(folder / "grpo.yaml")
     checks.check_scheduler(run, None, 4)
     with pytest.raises(ConfigError, match=r"source\.dynamics: FlowSDE .*DDIMScheduler steps another forward process"):
         checks.check_scheduler(run, sd15.scheduler, None)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from alignment import _kinds, config, synonyms
-from alignment._layers import nearest
-from alignment._listing import kinds, listing
-from alignment.run import Run
+from alignment.config import build, registry, synonyms
+from alignment.config.listing import kinds, listing
+from alignment.config.overlay import nearest
+from alignment.config.run import Run
 
 KINDS = kinds(Run)
-TYPES = {name for kind in KINDS.values() for name in _kinds.known(kind)}
+TYPES = {name for kind in KINDS.values() for name in registry.known(kind)}
 
 
 def leads_somewhere(path: str) -> bool:
     """Return whether a path of keys is one of a run's, through any type that a kind has."""
     classes: list[type] = [Run]
     for key in path.split("."):
-        hints = [config.fields_of(cls)[key][0] for cls in classes if key in config.fields_of(cls)]
+        hints = [build.fields_of(cls)[key][0] for cls in classes if key in build.fields_of(cls)]
         if not hints:
             return False
-        parts = [part for hint in hints for part in config.members(hint)]
+        parts = [part for hint in hints for part in build.members(hint)]
         if any("dict" in str(part) for part in parts):  # arguments of the pipeline's own call
             return True
         classes = [cls for part in parts if isinstance(part, type) for cls in _classes(part)]
@@ -28,8 +28,8 @@ def leads_somewhere(path: str) -> bool:
 
 
 def _classes(part: type) -> list[type]:
-    if _kinds.is_kind(part):
-        return [_kinds.find(part, name) for name in _kinds.known(part)]
+    if registry.is_kind(part):
+        return [registry.find(part, name) for name in registry.known(part)]
     return [part] if hasattr(part, "__dataclass_fields__") else []
 
 
@@ -40,7 +40,7 @@ def test_a_word_leads_to_a_type_or_a_key(word: str) -> None:
 
 
 def test_words_as_people_write_them() -> None:
-    objectives = _kinds.known(KINDS["objectives"])
+    objectives = registry.known(KINDS["objectives"])
     for written in ("grpo", "GRPO", "FlowGRPO", "flow-grpo", "dance_grpo"):
         assert nearest(written, objectives) == "Did you mean 'clipped_surrogate'? "
     assert nearest("lr", ["learning_rate", "warmup"]) == "Did you mean 'learning_rate'? "

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from alignment.config.run import Data, PolicySpec, Run
 from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.credit.backbones.saliency import Saliency
 from alignment.credit.structures.perceptual import Perceptual
@@ -20,7 +21,6 @@ from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrog
 from alignment.objectives.policy_gradient.vipo import ViPO
 from alignment.pictures import heat
 from alignment.policy.latent_grid import latent_grid
-from alignment.run import Data, PolicySpec, Run
 from alignment.sources.on_policy_steps import OnPolicySteps
 from reward_models.base import Media, Rewards
 from reward_models.measures.jpeg import Jpeg

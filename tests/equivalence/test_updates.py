@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from alignment.config.run import PolicySpec, Run
 from alignment.credit.backbones.saliency import Saliency
 from alignment.credit.structures.perceptual import Perceptual
 from alignment.data.batches import Batch, Transitions
@@ -19,7 +20,6 @@ from alignment.objectives.forward_process.weighted_matching import WeightedMatch
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.policy_gradient.vipo import ViPO
 from alignment.policy.networks.spec import Lora
-from alignment.run import PolicySpec, Run
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps

@@ -14,6 +14,8 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 
+from alignment.config.run import Batch as BatchSettings
+from alignment.config.run import Data, Evaluation, Optimizer, Run, Snapshots
 from alignment.credit.backbones.saliency import Saliency
 from alignment.credit.structures.perceptual import Perceptual
 from alignment.data.prompts import Prompts
@@ -27,8 +29,6 @@ from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrog
 from alignment.objectives.policy_gradient.vipo import ViPO
 from alignment.objectives.preference.dpo import DPO
 from alignment.objectives.preference.seppo import SePPO
-from alignment.run import Batch as BatchSettings
-from alignment.run import Data, Evaluation, Optimizer, Run, Snapshots
 from alignment.sources.base import Source
 from alignment.sources.offline import Offline
 from alignment.sources.offline_pairs import OfflinePairs

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from alignment import config
+from alignment.config import build
 from alignment.data.parquet import write_rows
 from alignment.errors import DataError, VisalignError
 from alignment.pictures import encode_clip
@@ -123,7 +123,7 @@ MADE: dict[str, Callable[[Path], dict[str, object]]] = {
 
 
 def read(name: str, fields: dict[str, object]) -> list[Comparison]:
-    return config.of_kind(Benchmark, name, [f"{key}={value}" for key, value in fields.items()]).read()
+    return build.of_kind(Benchmark, name, [f"{key}={value}" for key, value in fields.items()]).read()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignment import _layers, config
+from alignment.config import build, overlay
 from alignment.judge_pairs import pixels_of, read_pairs
 from alignment.judge_training import JudgeTrainer, JudgeTraining
 from evals.drawing import draw
@@ -102,9 +102,9 @@ def test_pairs_can_be_learnt_from(tmp_path):
     pairs = read_pairs(str(tmp_path / "train.jsonl"))
     assert {split_of(parse(pair.prompt)) for pair in pairs} == {"train"}
     assert json.loads((tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])["chosen"].endswith(".png")
-    recipe = _layers.override(
-        _layers.read(ROOT / "examples" / "tiny_judge" / "judge.yaml"),
+    recipe = overlay.override(
+        overlay.read(ROOT / "examples" / "tiny_judge" / "judge.yaml"),
         [f"pairs={tmp_path / 'train.jsonl'}", "held_out=null", f"reward.vlm.model={ASSET}", "batch=4"],
     )
-    trainer = JudgeTrainer(config.build(JudgeTraining, recipe), CPU)
+    trainer = JudgeTrainer(build.build(JudgeTraining, recipe), CPU)
     assert trainer.step(0, pairs)["grad_norm"] > 0

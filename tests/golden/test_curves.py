@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
+from alignment.config.run import Batch, Data, Optimizer, PolicySpec, Snapshots
 from alignment.credit.advantages.batch_norm import BatchNorm
 from alignment.credit.advantages.chain import Chain
 from alignment.credit.advantages.gdpo import GDPO
@@ -45,7 +46,6 @@ from alignment.objectives.preference.rebel import REBEL
 from alignment.objectives.preference.seppo import SePPO
 from alignment.policy import latents
 from alignment.policy.networks.spec import Lora
-from alignment.run import Batch, Data, Optimizer, PolicySpec, Snapshots
 from alignment.sources.base import Source
 from alignment.sources.offline import Offline
 from alignment.sources.offline_pairs import OfflinePairs

@@ -8,13 +8,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignment import _kinds
+from alignment.config import registry
 from alignment.credit.advantages.base import Advantage
 from alignment.credit.advantages.batch_norm import BatchNorm
 from alignment.credit.advantages.group_norm import GroupNorm
 from reward_models.base import Rewards
 
-ALL = [_kinds.find(Advantage, name)() for name in _kinds.known(Advantage)]
+ALL = [registry.find(Advantage, name)() for name in registry.known(Advantage)]
 
 SUM = 1e-4  # float32 credits of up to 40 samples
 DELTA = 5e-3  # a delta of 1e-4 beside a spread of at least 0.15 moves credits of size 5 by less

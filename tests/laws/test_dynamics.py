@@ -8,14 +8,14 @@ import torch
 from diffusers import DDIMScheduler
 from torch.distributions import Normal, kl_divergence
 
-from alignment import _kinds
+from alignment.config import registry
 from samplers import Step, read_grid
 from samplers.dynamics.base import Dynamics
 from samplers.dynamics.ode import ODE
 from samplers.errors import SamplingError
 from tests.samplers.gaussian import Gaussian, shifted
 
-NAMES = tuple(_kinds.known(Dynamics))
+NAMES = tuple(registry.known(Dynamics))
 
 ROUNDING = 1e-6
 """Coefficients are float32 numbers of order one."""
@@ -26,7 +26,7 @@ DENSITY = 1e-5
 
 
 def kind(name):
-    return _kinds.find(Dynamics, name)
+    return registry.find(Dynamics, name)
 
 
 def quiet(cls):

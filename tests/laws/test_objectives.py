@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignment import _kinds
+from alignment.config import registry
 from alignment.context import Context
 from alignment.credit.backbones.saliency import Saliency
 from alignment.credit.structures.perceptual import Perceptual
@@ -30,7 +30,7 @@ from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.all import All
 from tests.toy import REWARD, saved, toy_run, trainer_of
 
-KINDS = [_kinds.find(Objective, name) for name in _kinds.known(Objective)]
+KINDS = [registry.find(Objective, name) for name in registry.known(Objective)]
 SOURCES = {  # one for each batch type that an objective may consume
     Starts: PromptsOnly(4, Colour(), group_size=4),
     Samples: OnPolicy(4, REWARD, group_size=4),

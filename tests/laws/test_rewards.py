@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from alignment import _kinds
+from alignment.config import registry
 from reward_models.base import Media, RewardModel, Rewards, Scope, load_reward
 from reward_models.combinators.function import Function
 from reward_models.combinators.weighted import Weighted, WeightedPart
@@ -21,7 +21,7 @@ from tests.reward_models.served import served
 from tests.tiny_rewards import TINY
 
 CPU = torch.device("cpu")
-NAMES = tuple(_kinds.known(RewardModel))
+NAMES = tuple(registry.known(RewardModel))
 
 
 def brightness(pixels, prompts):
@@ -49,7 +49,7 @@ SCORED: dict[str, Rewards] = {}
 
 
 def build(name):
-    kind = _kinds.find(RewardModel, name)
+    kind = registry.find(RewardModel, name)
     needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
     missing = needed - set(ARGUMENTS.get(name, {}))
     assert not missing, f"{kind.__name__} has no default for {sorted(missing)}: give it one, or a line in ARGUMENTS"
@@ -102,7 +102,7 @@ def test_it_is_a_frozen_reward_model(name, model):
     assert isinstance(model, RewardModel)
     assert isinstance(model.differentiable, bool)
     assert model == replace(model)
-    assert type(model) is _kinds.find(RewardModel, name)
+    assert type(model) is registry.find(RewardModel, name)
     assert type(model).__dataclass_params__.frozen
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignment import _kinds
+from alignment.config import registry
 from alignment.credit.backbones.base import Backbone
 from alignment.credit.backbones.clip import CLIP
 from alignment.credit.backbones.dinov2 import DINOv2
@@ -76,8 +76,8 @@ def structure(request: pytest.FixtureRequest) -> Structure:
 
 
 def test_every_file_holds_one_and_is_tested() -> None:
-    assert set(_kinds.known(Backbone)) == set(BACKBONES)
-    assert set(_kinds.known(Structure)) == set(STRUCTURES)
+    assert set(registry.known(Backbone)) == set(BACKBONES)
+    assert set(registry.known(Structure)) == set(STRUCTURES)
 
 
 def test_tokens_are_a_vector_a_patch_and_those_of_each_row_alone(backbone: Backbone) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from alignment.config.run import Data, Optimizer, Snapshots
 from alignment.context import Context
 from alignment.data.batches import Batch, Experience
 from alignment.loop import Trainer
@@ -26,7 +27,6 @@ from alignment.objectives.preference.dpo import DPO
 from alignment.objectives.preference.ipo import IPO
 from alignment.objectives.preference.rebel import REBEL
 from alignment.objectives.preference.seppo import SePPO
-from alignment.run import Data, Optimizer, Snapshots
 from alignment.sources.base import Source
 from alignment.sources.offline import Offline
 from alignment.sources.offline_pairs import OfflinePairs

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alignment import _kinds
+from alignment.config import registry
 from samplers.windows.base import Window
 
-NAMES = tuple(_kinds.known(Window))
+NAMES = tuple(registry.known(Window))
 ROUNDS = (6, 7, 12)
 SWEEP = 600
 """Training steps in which a sliding window with its defaults (25 steps a position) passes over 12 rounds twice."""
@@ -20,7 +20,7 @@ def generator(seed=0):
 
 @pytest.fixture(params=NAMES)
 def window(request):
-    return _kinds.find(Window, request.param)()
+    return registry.find(Window, request.param)()
 
 
 def test_it_is_a_frozen_window_with_defaults(window):

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from alignment import config, doctor, doctor_pipeline
+from alignment import doctor, doctor_pipeline
+from alignment.config import build
 from alignment.patient import Patient
 from tests.pipelines import table
 from tests.pipelines.zoo import ZOO, Member, built
@@ -28,7 +29,7 @@ def patient(member: Member, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     (folder / "call.yaml").write_text(yaml.safe_dump(dict(member.call)))
     run = doctor_pipeline.plain_run(str(folder / "pipeline"), [str(folder / "call.yaml")], [], folder)
     trainer, close = doctor.load(run)
-    yield Patient(trainer, config.resolved(run))
+    yield Patient(trainer, build.resolved(run))
     close()
 
 

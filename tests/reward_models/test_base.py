@@ -4,7 +4,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from alignment import _kinds
+from alignment.config import registry
 from alignment.errors import ConfigError
 from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards, load_reward
 from reward_models.combinators.weighted import Weighted, WeightedPart
@@ -101,7 +101,7 @@ def test_a_stranger_is_told_what_to_inherit_from():
     with pytest.raises(RewardError, match=says):
         Weighted({"stranger": WeightedPart(Stranger())})
     with pytest.raises(ConfigError, match=r"lacks check, known_answers, part_names, scope, size, waits; inherit"):
-        _kinds.find(RewardModel, f"{__name__}:Stranger")
+        registry.find(RewardModel, f"{__name__}:Stranger")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from alignment import _kinds
+from alignment.config import registry
 from reward_models.base import RewardError, RewardModel
 from reward_models.loading.weights import Provenance, fill, find_file, find_folder, read_state
 
@@ -170,7 +170,7 @@ def test_the_hub_is_asked_for_what_is_not_here_and_its_silence_is_explained():
 def test_official_checkpoints_are_asked_of_the_hub_by_name(name, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", "/nonexistent")
     with pytest.raises(RewardError, match=r"hub did not give it|could not fetch"):
-        _kinds.find(RewardModel, name)().load(device=CPU)
+        registry.find(RewardModel, name)().load(device=CPU)
 
 
 def test_the_digest_is_of_every_byte_and_of_the_preprocessing(tmp_path):

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from alignment._layers import nearest
+from alignment.config.overlay import nearest
 from alignment.errors import ConfigError
 from reward_models.base import RewardError, users_code
 

@@ -1,6 +1,6 @@
 """From YAML to dataclasses and back.
 
-`load` lays files and command line upon each other (`_layers`), `build` constructs the dataclasses bottom-up, `resolved`
+`load` lays files and command line upon each other (`overlay`), `build` constructs the dataclasses bottom-up, `resolved`
 writes them out again. Classes are plain; their annotations are the schema and every error names file, line and key.
 """
 
@@ -16,41 +16,20 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import pydantic
 
-from alignment import _kinds, _layers, _yaml
-from alignment._yaml import COMMAND_LINE, Node
+from alignment.config import overlay, registry, yaml_nodes
+from alignment.config.yaml_nodes import COMMAND_LINE, Node
 from alignment.errors import ConfigError, FieldError, MissingError
 from reward_models.base import RewardError
 
-if typing.TYPE_CHECKING:
-    from alignment.run import Run
-
 T = TypeVar("T")
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-
-
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
-    """Read a config file, what it extends, and `key.path=value` overrides, into a run.
-
-    Raises:
-        ConfigError: Anything is wrong; the message names the file, line and key, or says "command line".
-    """
-    # Here and not at the top: what describes a run knows the networks' libraries, and a reward server does without.
-    from alignment import checks
-    from alignment.run import Run
-
-    _kinds.look_here()
-    node = _layers.override(_layers.read(Path(path)), overrides)
-    run = build(Run, node)
-    for key, message in checks.values(run):
-        _fail(_at(node, key), key, message)
-    return run
 
 
 def build(cls: type[T], node: Node) -> T:
     """Construct the dataclass `cls` from a mapping node.
 
     A field is a leaf (validated strictly: `true` is no number, `"1"` neither), a dataclass, a kind (chosen by `type:`,
-    see `_kinds`), or `X | None`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]` of these.
+    see `registry`), or `X | None`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]` of these.
     """
     return typing.cast(T, _value(cls, node, ""))
 
@@ -66,13 +45,13 @@ def of_kind(kind: type[T], name: str, overrides: Sequence[str] = ()) -> T:
     Raises:
         ConfigError: Anything is wrong; the message names the file, line and key, or says "command line".
     """
-    _kinds.look_here()
+    registry.look_here()
     written = name.endswith((".yaml", ".yml"))
-    node = _layers.read(Path(name)) if written else Node({"type": Node(name, COMMAND_LINE)}, COMMAND_LINE)
-    return typing.cast(T, _value(kind, _layers.override(node, overrides), ""))
+    node = overlay.read(Path(name)) if written else Node({"type": Node(name, COMMAND_LINE)}, COMMAND_LINE)
+    return typing.cast(T, _value(kind, overlay.override(node, overrides), ""))
 
 
-def _at(node: Node, key: str) -> Node:
+def node_at(node: Node, key: str) -> Node:
     """Return the node at a key path, or the nearest one above it that was written."""
     for name in key.split("."):
         if not isinstance(node.value, dict) or name not in node.value:
@@ -83,7 +62,7 @@ def _at(node: Node, key: str) -> Node:
 
 def resolved(run: object, kind: type | None = None) -> str:
     """Return YAML text that builds an equal run, or part of one of this kind, every default written out."""
-    return _yaml.dump(_written(kind or type(run), run))
+    return yaml_nodes.dump(_written(kind or type(run), run))
 
 
 @functools.cache
@@ -115,14 +94,19 @@ def words(annotation: Any) -> str:
     if annotation in (object, Any):
         return "anything"
     cls: Any = origin or annotation
-    if _kinds.is_kind(cls):
-        return f"{_kinds.title(cls)} (a mapping with 'type')"
+    if registry.is_kind(cls):
+        return f"{registry.title(cls)} (a mapping with 'type')"
     if isinstance(cls, type) and dataclasses.is_dataclass(cls):
         return f"{cls.__name__} (a mapping)"
     return WORDS.get(cls, str(annotation))
 
 
-def _fail(node: Node, key: str, message: object) -> NoReturn:
+def fail(node: Node, key: str, message: object) -> NoReturn:
+    """Refuse what stands at a node.
+
+    Raises:
+        ConfigError: Naming file, line and key.
+    """
     raise ConfigError(": ".join(part for part in (node.where, key, str(message)) if part))
 
 
@@ -143,20 +127,20 @@ def _value(expected: Any, node: Node, key: str) -> object:
 
 def _is_compound(annotation: Any) -> bool:
     cls = get_origin(annotation) or annotation
-    return cls in (tuple, dict, Mapping) or _kinds.is_kind(cls) or dataclasses.is_dataclass(cls)
+    return cls in (tuple, dict, Mapping) or registry.is_kind(cls) or dataclasses.is_dataclass(cls)
 
 
 def _compound(expected: Any, node: Node, key: str, asked: Any) -> object:
     cls, args = get_origin(expected) or expected, get_args(expected)
     written: Any = node.value
     if not isinstance(written, list if cls is tuple else dict):
-        _fail(node, key, f"got {_yaml.show(node)}, expected {words(asked)}")
+        fail(node, key, f"got {yaml_nodes.show(node)}, expected {words(asked)}")
     if isinstance(written, list):
         return _tuple(args, node, key)
     if cls in (dict, Mapping):
         return {name: _value(args[1], child, _join(key, name)) for name, child in written.items()}
     given = dict(written)
-    if _kinds.is_kind(cls):
+    if registry.is_kind(cls):
         cls = _chosen(cls, given.pop("type", None), node, key)
     return _construct(cls, given, node, key)
 
@@ -166,18 +150,18 @@ def _tuple(args: tuple[Any, ...], node: Node, key: str) -> tuple[object, ...]:
     if args[-1] is Ellipsis:
         args = (args[0],) * len(items)
     if len(args) != len(items):
-        _fail(node, key, f"got {_yaml.show(node)}, expected a list of {len(args)}")
+        fail(node, key, f"got {yaml_nodes.show(node)}, expected a list of {len(args)}")
     return tuple(_value(arg, item, _join(key, str(i))) for i, (arg, item) in enumerate(zip(args, items, strict=True)))
 
 
 def _chosen(kind: type, node: Node | None, parent: Node, key: str) -> type:
     if node is None:
-        known = ", ".join(_kinds.known(kind))
-        _fail(parent, key, f"'type' is missing. Known: {known}; or give 'package.module:Class'")
+        known = ", ".join(registry.known(kind))
+        fail(parent, key, f"'type' is missing. Known: {known}; or give 'package.module:Class'")
     if not isinstance(node.value, str):
-        _fail(node, _join(key, "type"), f"got {_yaml.show(node)}, expected a name")
+        fail(node, _join(key, "type"), f"got {yaml_nodes.show(node)}, expected a name")
     try:
-        return _kinds.find(kind, node.value)
+        return registry.find(kind, node.value)
     except ConfigError as error:
         raise ConfigError(f"{node.where}: {_join(key, 'type')}: {error}") from error
 
@@ -187,7 +171,7 @@ def _construct(cls: type, given: dict[str, Node], node: Node, key: str) -> objec
     listed = f"Fields: {', '.join(fields) or 'none'}."
     for name, child in given.items():
         if name not in fields:
-            _fail(child, _join(key, name), f"{cls.__name__} has no such field. {_layers.nearest(name, fields)}{listed}")
+            fail(child, _join(key, name), f"{cls.__name__} has no such field. {overlay.nearest(name, fields)}{listed}")
     missing = [
         f"'{name}' ({words(annotation)})"
         for name, (annotation, field) in fields.items()
@@ -208,7 +192,7 @@ def _construct(cls: type, given: dict[str, Node], node: Node, key: str) -> objec
     try:
         return cls(**values)
     except FieldError as error:
-        _refuse(_at(node, error.field), _join(key, error.field), error.reason)
+        _refuse(node_at(node, error.field), _join(key, error.field), error.reason)
     except (ValueError, RewardError) as error:
         _refuse(node, key, error)
 
@@ -217,7 +201,7 @@ def _refuse(node: Node, key: str, reason: object) -> NoReturn:
     """Refuse what was put together from a file and the command line, and name what was typed."""
     typed = [path for path in _typed(node, key) if path != key]
     also = f", with {', '.join(typed)} from the command line" if typed else ""
-    _fail(Node(None, f"{node.where}{also}"), key, reason)
+    fail(Node(None, f"{node.where}{also}"), key, reason)
 
 
 def _typed(node: Node, key: str) -> list[str]:
@@ -235,15 +219,15 @@ def _adapter(expected: Any) -> pydantic.TypeAdapter:
 
 def _leaf(expected: Any, node: Node, key: str) -> object:
     try:
-        return _adapter(expected).validate_python(_yaml.plain(node), strict=True)
+        return _adapter(expected).validate_python(yaml_nodes.plain(node), strict=True)
     except pydantic.errors.PydanticSchemaGenerationError:
-        _fail(node, key, f"the type {expected} cannot be written in a config")
+        fail(node, key, f"the type {expected} cannot be written in a config")
     except pydantic.ValidationError:
         choices = [one for part in members(expected) if get_origin(part) is Literal for one in get_args(part)]
-        hint = _layers.nearest(node.value, map(str, choices)) if isinstance(node.value, str) else ""
-        if _yaml.show(node) in choices:
-            hint = f"Put it in quotes: '{_yaml.show(node)}'"
-        _fail(node, key, f"got {_yaml.show(node)}, expected {words(expected)}. {hint}".rstrip(". "))
+        hint = overlay.nearest(node.value, map(str, choices)) if isinstance(node.value, str) else ""
+        if yaml_nodes.show(node) in choices:
+            hint = f"Put it in quotes: '{yaml_nodes.show(node)}'"
+        fail(node, key, f"got {yaml_nodes.show(node)}, expected {words(expected)}. {hint}".rstrip(". "))
 
 
 def _join(key: str, name: str) -> str:
@@ -253,9 +237,9 @@ def _join(key: str, name: str) -> str:
 def _written(expected: Any, value: object) -> object:
     """Return the plain values that build `value` where `expected` is asked for."""
     if dataclasses.is_dataclass(value):
-        kinds = [cls for one in members(expected) if _kinds.is_kind(cls := get_origin(one) or one)]
+        kinds = [cls for one in members(expected) if registry.is_kind(cls := get_origin(one) or one)]
         body = {name: _written(hint, getattr(value, name)) for name, (hint, _) in fields_of(type(value)).items()}
-        return {"type": _kinds.short_name(kinds[0], type(value)), **body} if kinds else body
+        return {"type": registry.short_name(kinds[0], type(value)), **body} if kinds else body
     args: tuple[Any, ...] = next(
         (get_args(one) for one in members(expected) if get_origin(one) in (tuple, dict, Mapping)), ()
     )

@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from alignment import _kinds
-from alignment._kinds import Kind
-from alignment.config import fields_of, words
+from alignment.config import registry
+from alignment.config.build import fields_of, words
+from alignment.config.registry import Kind
 from alignment.errors import ConfigError
 
 
@@ -26,9 +26,9 @@ def kinds(root: type) -> dict[str, Kind]:
         if not isinstance(annotation, type) or annotation in seen:
             continue
         seen.add(annotation)
-        if _kinds.is_kind(annotation):
+        if registry.is_kind(annotation):
             found[annotation.home.rpartition(".")[2]] = annotation
-            pending.extend(_kinds.find(annotation, name) for name in _kinds.known(annotation))
+            pending.extend(registry.find(annotation, name) for name in registry.known(annotation))
         elif dataclasses.is_dataclass(annotation):
             pending.extend(hint for hint, _ in fields_of(annotation).values())
     return dict(sorted(found.items()))
@@ -42,13 +42,13 @@ def listing(root: type, name: str | None) -> str:
     """
     found = kinds(root)
     if name is None:
-        return "\n".join(f"{key:16}{', '.join(_kinds.known(kind))}" for key, kind in found.items())
+        return "\n".join(f"{key:16}{', '.join(registry.known(kind))}" for key, kind in found.items())
     if name == "run":
         return "\n".join(_fields(root))
     key = _meant(name, found)
     blocks = []
-    for short in _kinds.known(found[key]):
-        cls = _kinds.find(found[key], short)
+    for short in registry.known(found[key]):
+        cls = registry.find(found[key], short)
         blocks.append("\n".join([f"type: {short}", f"    {_summary(cls)}", *(f"    {line}" for line in _fields(cls))]))
     return "\n\n".join(blocks)
 
@@ -82,7 +82,7 @@ def listing_json(root: type, name: str | None) -> str:
 
 
 def _types(kind: Kind) -> dict[str, Any]:
-    classes = {short: _kinds.find(kind, short) for short in _kinds.known(kind)}
+    classes = {short: registry.find(kind, short) for short in registry.known(kind)}
     return {short: {"doc": inspect.getdoc(cls) or "", "fields": _described(cls)} for short, cls in classes.items()}
 
 
@@ -104,7 +104,7 @@ def _described(cls: type) -> list[dict[str, Any]]:
 def _plain_parts(hint: Any) -> list[type]:
     """Return the dataclasses that a field of this type holds and that no `type:` chooses."""
     parts = [part for part in (hint, *get_args(hint)) if isinstance(part, type)]
-    return [part for part in parts if dataclasses.is_dataclass(part) and not _kinds.is_kind(part)]
+    return [part for part in parts if dataclasses.is_dataclass(part) and not registry.is_kind(part)]
 
 
 def _summary(cls: type) -> str:

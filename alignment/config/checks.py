@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
+from alignment.config.run import Run
+from alignment.config.schedule import check_dynamics, check_noise, read_scheduler
 from alignment.credit.advantages.base import Advantage
 from alignment.data.records import data_file, read_records
 from alignment.errors import ConfigError, VisalignError
 from alignment.policy.networks.spec import PolicySpec
-from alignment.run import Run
-from alignment.schedule import check_dynamics, check_noise, read_scheduler
 from reward_models.base import RewardError, require_reward_model
 from samplers.dynamics.base import Dynamics
 from samplers.errors import SamplingError

@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from alignment._yaml import COMMAND_LINE, MAX_DEPTH, MAX_TEXT, Node, parse, show
+from alignment.config.synonyms import same_as
+from alignment.config.yaml_nodes import COMMAND_LINE, MAX_DEPTH, MAX_TEXT, Node, parse, show
 from alignment.errors import ConfigError
-from alignment.synonyms import same_as
 
 MAX_EXTENDS = 8
 MUCH_THE_SAME = 0.75

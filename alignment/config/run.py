@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from alignment import _kinds
+from alignment.config import registry
 from alignment.errors import FieldError
 from alignment.objectives.base import Objective
 from alignment.policy.networks.spec import Lora, PolicySpec
@@ -198,4 +198,17 @@ class Run:
 
 def _classes(kind: Any) -> Iterator[tuple[str, Any]]:
     """Yield the name and class of everything in a kind's folder."""
-    return ((name, _kinds.find(kind, name)) for name in _kinds.known(kind))
+    return ((name, registry.find(kind, name)) for name in registry.known(kind))
+
+
+def copies(run: Run) -> tuple[str, ...]:
+    """Return the frozen copies of the trained weights that a run keeps."""
+    names = {*run.objective.snapshots, *run.source.snapshots}
+    return tuple(sorted(names | ({"ema"} if run.snapshots.ema > 0 else set())))
+
+
+def judge(run: Run) -> RewardModel:
+    """Return what the run's evaluation measures with; `checks` refuses a run that has nothing."""
+    reward = run.evaluation.reward or run.source.reward
+    assert reward is not None
+    return reward
