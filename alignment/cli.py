@@ -231,7 +231,7 @@ def _add_export(commands: Commands) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from alignment import export
+    from alignment.checkpoints import export
 
     return export.main(args.checkpoint, args.to, form=args.form, pipeline=args.pipeline)
 

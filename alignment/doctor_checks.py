@@ -16,15 +16,15 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from alignment.adapter_files import file_name
-from alignment.artifacts import Card, write_artifacts
-from alignment.checkpoint import Checkpoints
+from alignment.checkpoints.adapter_files import file_name
+from alignment.checkpoints.artifacts import Card, write_artifacts
+from alignment.checkpoints.checkpoint import Checkpoints
+from alignment.checkpoints.state import TrainState, read_state, write_state
 from alignment.config import checks
 from alignment.errors import CheckpointError
 from alignment.patient import PAIR, Finding, NotApplicable, Patient, at_most, more_than, settings
 from alignment.policy.networks.loading import experts, pipeline_class, trained_scheduler
 from alignment.policy.networks.tuning import ADAPTER
-from alignment.state import TrainState, read_state, write_state
 from samplers import Conductor, Look, take
 from samplers.dynamics.ode import ODE
 from samplers.windows.base import Window

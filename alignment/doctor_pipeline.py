@@ -22,11 +22,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from alignment import doctor_checks, doctor_learning
+from alignment.checkpoints.export import export
 from alignment.config import checks
 from alignment.config.load import load
 from alignment.config.run import Run
 from alignment.errors import ConfigError
-from alignment.export import export
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.preference.dpo import DPO
 from alignment.patient import Finding, NotApplicable, Patient, at_most, more_than, preserved

@@ -14,12 +14,20 @@ import torch
 import yaml
 
 from alignment import cli, run_folder
-from alignment.artifacts import Card, write_artifacts
-from alignment.checkpoint import FINISHED, LOCK, UNFINISHED, Checkpoints
+from alignment.checkpoints.artifacts import Card, write_artifacts
+from alignment.checkpoints.checkpoint import FINISHED, LOCK, UNFINISHED, Checkpoints
+from alignment.checkpoints.contents import pipeline_digest, prompts_digest
+from alignment.checkpoints.state import (
+    TrainState,
+    check_fits,
+    check_same_contents,
+    check_same_run,
+    read_state,
+    write_state,
+)
 from alignment.config import build, checks
 from alignment.config.load import load as load_run
 from alignment.config.run import Run, copies, judge
-from alignment.contents import pipeline_digest, prompts_digest
 from alignment.data.batches import Batch, Experience, Pairs, Samples
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, EndedElsewhere, OutOfMemory, ProcessLost, Stopped
@@ -32,7 +40,6 @@ from alignment.policy.prepared import check_same_finds
 from alignment.record import Recorder
 from alignment.run_folder import CREDIT
 from alignment.runtime import Runtime, peak_memory
-from alignment.state import TrainState, check_fits, check_same_contents, check_same_run, read_state, write_state
 from alignment.stopping import StopSignal
 from alignment.table import before_after
 from alignment.terminal import show

@@ -69,7 +69,12 @@ INDEPENDENT = (
     "reward_models/judges",
     "reward_models/vlms",
 )
-DISTRIBUTED = {"alignment/runtime.py", "alignment/world.py", "alignment/checkpoint.py", "alignment/train.py"}
+DISTRIBUTED = {
+    "alignment/runtime.py",
+    "alignment/world.py",
+    "alignment/checkpoints/checkpoint.py",
+    "alignment/train.py",
+}
 PRINTERS = {"alignment/terminal.py", "alignment/console.py"}
 EXTRAS = {
     "xformers", "hpsv2", "ImageReward", "open_clip", "wandb", "trackio", "tensorboard", "torch.utils.tensorboard",

@@ -21,12 +21,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alignment.adapter_files import LORA_FILE
-from alignment.artifacts import CARD, CARD_DATA, Card, read_card, write_artifacts, write_card
-from alignment.checkpoint import Checkpoints
+from alignment.checkpoints.adapter_files import LORA_FILE
+from alignment.checkpoints.artifacts import CARD, CARD_DATA, Card, read_card, write_artifacts, write_card
+from alignment.checkpoints.checkpoint import Checkpoints
+from alignment.checkpoints.export import export
+from alignment.checkpoints.manifest import verify
 from alignment.errors import CheckpointError
-from alignment.export import export
-from alignment.manifest import verify
 from alignment.policy.networks.spec import Lora
 from alignment.policy.networks.tuning import add_lora
 from tests.alignment.trained import ALPHA, RANK, SAME, Trained, card_of, config_of, trained

@@ -17,10 +17,10 @@ import pytest
 import xxhash
 from safetensors.numpy import save_file
 
-from alignment import checkpoint as module
-from alignment.checkpoint import Checkpoints
+from alignment.checkpoints import checkpoint as module
+from alignment.checkpoints.checkpoint import Checkpoints
+from alignment.checkpoints.manifest import NAME, SCHEMA, _seal, read_manifest, verify
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem
-from alignment.manifest import NAME, SCHEMA, _seal, read_manifest, verify
 
 ROOT = Path(__file__).parents[2]
 FLIPS = 200
@@ -381,7 +381,7 @@ def test_a_second_process_is_kept_out_and_a_dead_one_is_not_waited_for(tmp_path:
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.prepare()
     hold = (
-        "import sys, os, signal; from pathlib import Path; from alignment.checkpoint import Checkpoints\n"
+        "import sys, os, signal; from pathlib import Path; from alignment.checkpoints.checkpoint import Checkpoints\n"
         "c = Checkpoints(Path(sys.argv[1]), 1)\n"
         "try: c.prepare()\n"
         "except Exception as error: print(error)\n"

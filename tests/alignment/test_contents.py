@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from alignment.contents import pipeline_digest, prompts_digest
+from alignment.checkpoints.contents import pipeline_digest, prompts_digest
 from alignment.data.prompts import read_prompts
 from alignment.policy.networks.loading import no_progress_bars
 from tests.toy import labelled

@@ -10,10 +10,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FluxTransformer2DModel
 
-from alignment.adapter_files import LORA_FILE
-from alignment.artifacts import CARD, CARD_DATA
+from alignment.checkpoints.adapter_files import LORA_FILE
+from alignment.checkpoints.artifacts import CARD, CARD_DATA
+from alignment.checkpoints.export import export, main
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem, PipelineError
-from alignment.export import export, main
 from tests.alignment.trained import SAME, Trained, quiet, trained
 from tests.tiny import picture, tiny_flux
 

@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from alignment.errors import CheckpointError
-from alignment.state import (
+from alignment.checkpoints.state import (
     TRAJECTORY,
     TrainState,
     check_fits,
@@ -24,6 +23,7 @@ from alignment.state import (
     read_state,
     write_state,
 )
+from alignment.errors import CheckpointError
 
 CONFIG: dict[str, Any] = {
     "name": "run",

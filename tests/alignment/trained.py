@@ -11,8 +11,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from alignment.artifacts import Card, write_artifacts
-from alignment.checkpoint import Checkpoints
+from alignment.checkpoints.artifacts import Card, write_artifacts
+from alignment.checkpoints.checkpoint import Checkpoints
 from alignment.policy.networks.spec import Lora
 from alignment.policy.networks.tuning import add_lora, unfreeze
 from tests.tiny import FLUX_CALL, picture, tiny_flux, tiny_sd15

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from alignment.checkpoint import Checkpoints
+from alignment.checkpoints.checkpoint import Checkpoints
 
 # What the interpreter reports of itself; writing and syncing it does not report, so those are wrapped.
 AUDITED = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from alignment.checkpoint import Checkpoints
+from alignment.checkpoints.checkpoint import Checkpoints
 from alignment.errors import EnvironmentProblem
 
 LIMIT = 4096  # bytes; a small checkpoint fits in, manifest included

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from alignment.manifest import NAME, inspect
+from alignment.checkpoints.manifest import NAME, inspect
 from tests.faults import runs
 from tests.faults.runs import STEPS, left_by, prepared, train
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignment.checkpoint import Checkpoints
+from alignment.checkpoints.checkpoint import Checkpoints
 from tests.faults.runs import prepared
 
 pytestmark = [pytest.mark.multi, pytest.mark.slow]

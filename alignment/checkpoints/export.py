@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
-from alignment.adapter_files import LORA_FILE, file_name, fold_in, read_adapters
-from alignment.artifacts import CARD, CARD_DATA, Card, read_card, write_card
+from alignment.checkpoints.adapter_files import LORA_FILE, file_name, fold_in, read_adapters
+from alignment.checkpoints.artifacts import CARD, CARD_DATA, Card, read_card, write_card
+from alignment.checkpoints.manifest import verify
 from alignment.data.tensor_files import heed_umask
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem
-from alignment.manifest import verify
 from alignment.policy.networks.loading import denoiser_name, experts, load_pipeline, no_progress_bars
 from alignment.policy.networks.spec import PolicySpec
 from alignment.terminal import show

@@ -22,7 +22,7 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.loaders.peft import PeftAdapterMixin
 
 from alignment import __version__
-from alignment.adapter_files import file_name, write_adapters
+from alignment.checkpoints.adapter_files import file_name, write_adapters
 from alignment.errors import CheckpointError
 from alignment.policy.networks.loading import experts
 from alignment.terminal import visible
@@ -191,4 +191,6 @@ def _template() -> jinja2.Template:
         block=_yaml, inline=lambda value: _yaml(value, flow=True), literal=repr, string=json.dumps,
         cell=_cell, code=_code, fence=_fence,
     )  # fmt: skip
-    return surroundings.from_string(resources.files("alignment").joinpath("card.md.jinja").read_text(encoding="utf-8"))
+    return surroundings.from_string(
+        resources.files("alignment.checkpoints").joinpath("card.md.jinja").read_text(encoding="utf-8")
+    )

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from alignment.checkpoints.manifest import STATE
 from alignment.errors import CheckpointError
-from alignment.manifest import STATE
 
 # Config keys that decide where a run goes. The others (name, output, evaluation, device, threads) may change.
 TRAJECTORY = ("policy", "data", "source", "objective", "optimizer", "snapshots", "batch", "seed")
@@ -45,7 +45,7 @@ class TrainState:
         snapshots: The named copies of the trained parameters.
         wall_seconds: Time spent so far, over all resumptions.
         config: The resolved config, as JSON can hold it.
-        contents: Hashes of what the run is made from, by the config's key; see `alignment/contents.py`.
+        contents: Hashes of what the run is made from, by the config's key; see `alignment/checkpoints/contents.py`.
         found: What was found out about the pipeline, as JSON can hold it; empty where nobody said.
     """
 

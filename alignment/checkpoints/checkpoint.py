@@ -20,9 +20,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from alignment.checkpoints.manifest import NAME, Manifest, inspect, read_manifest, verify
 from alignment.data.tensor_files import heed_umask
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem
-from alignment.manifest import NAME, Manifest, inspect, read_manifest, verify
 
 LATEST = "latest"
 LOCK = ".lock"

@@ -1,0 +1,1 @@
+"""What users load, and what a run resumes from."""
