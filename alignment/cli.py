@@ -11,7 +11,7 @@ from typing import Any
 
 from alignment import __version__
 from alignment.errors import VisalignError
-from alignment.terminal import complain, show, visible
+from alignment.reports.terminal import complain, show, visible
 
 Commands = Any
 """What `add_subparsers` returns; argparse keeps its class private."""
@@ -243,7 +243,7 @@ def _add_report(commands: Commands) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from alignment import report
+    from alignment.reports import report
 
     return report.main(args.run)
 

@@ -24,12 +24,12 @@ from alignment import doctor_checks, doctor_learning, doctor_pipeline, shuffle, 
 from alignment.config import build, checks
 from alignment.config.load import load as load_run
 from alignment.config.run import Run
-from alignment.console import Console
 from alignment.errors import ConfigError, VisalignError
 from alignment.loop import Trainer
 from alignment.patient import Finding, NotApplicable, Patient, at_most
+from alignment.reports.console import Console
+from alignment.reports.terminal import show
 from alignment.runtime import Runtime
-from alignment.terminal import show
 from reward_models.base import RewardError
 from reward_models.foreign import out_of_memory
 from samplers.errors import SamplingError

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from alignment.figures import STYLE, smooth
-from alignment.statistics import Interval
+from alignment.reports.figures import STYLE, smooth
+from alignment.reports.statistics import Interval
 
 PAPER, INK, FAINT, LINE = "#ffffff", "#1c1d21", "#686b75", "#e3e3df"
 BLUE, ORANGE, GREY = "#2f6fde", "#d2691e", "#b9bbc2"

@@ -9,7 +9,7 @@ import torch
 from alignment.config.run import Evaluation
 from alignment.context import Context
 from alignment.data.prompts import Prompts
-from alignment.run_folder import Evaluated
+from alignment.reports.run_folder import Evaluated
 from alignment.sources.credited import join, score
 from reward_models.base import Media, RewardModel
 

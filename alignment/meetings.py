@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from alignment.errors import EndedElsewhere, ProcessLost, Stopped, VisalignError, is_out_of_memory
-from alignment.terminal import complain
+from alignment.reports.terminal import complain
 from reward_models.base import RewardError
 
 PAUSE = 0.05

@@ -21,7 +21,6 @@ from torch import nn
 from alignment import plan_table
 from alignment.config.load import load
 from alignment.config.run import Run
-from alignment.console import Console
 from alignment.data.batches import Example
 from alignment.data.media import Picture
 from alignment.data.prompts import Prompts
@@ -31,7 +30,8 @@ from alignment.plan_counts import Step
 from alignment.plan_gpus import GPU
 from alignment.plan_rehearsal import Rehearsal, RehearsedPolicy
 from alignment.policy.networks.loading import no_progress_bars
-from alignment.terminal import show
+from alignment.reports.console import Console
+from alignment.reports.terminal import show
 from alignment.training.setup import read_data
 
 FULL = 4

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from alignment.console import Console
+from alignment.reports.console import Console
 
 if TYPE_CHECKING:
     from alignment.plan import Plan

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from alignment.config import build
 from alignment.config.device import device_called
 from alignment.errors import ConfigError, EnvironmentProblem
-from alignment.terminal import show
+from alignment.reports.terminal import show
 from reward_models.base import Loaded, RewardModel, load_reward
 from reward_models.loading.extras import extra
 from reward_models.loading.fingerprint import fingerprint

@@ -17,7 +17,6 @@ from rich.table import Table
 from torch import Tensor
 
 from alignment.config.run import judge
-from alignment.console import Console
 from alignment.credit.advantages.base import Advantage
 from alignment.data.batches import Batch, Experience
 from alignment.data.prompts import Prompts
@@ -26,9 +25,10 @@ from alignment.errors import ConfigError, NumericsError
 from alignment.evaluation import Evaluator
 from alignment.loop import Trainer
 from alignment.patient import preserved, settings
-from alignment.run_folder import Evaluated
+from alignment.reports.console import Console
+from alignment.reports.run_folder import Evaluated
+from alignment.reports.statistics import Interval, difference, interval
 from alignment.runtime import learning_rate
-from alignment.statistics import Interval, difference, interval
 from reward_models.base import RewardError, Rewards
 
 STEPS = 20

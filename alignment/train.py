@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from alignment import cli, run_folder
+from alignment import cli
 from alignment.checkpoints.artifacts import Card, write_artifacts
 from alignment.checkpoints.checkpoint import FINISHED, LOCK, UNFINISHED, Checkpoints
 from alignment.checkpoints.contents import pipeline_digest, prompts_digest
@@ -33,17 +33,18 @@ from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, EndedElsewhere, OutOfMemory, ProcessLost, Stopped
 from alignment.evaluation import Evaluator
 from alignment.loop import Trainer
-from alignment.pictures import heat
 from alignment.policy.networks.loading import load_pipeline
 from alignment.policy.policy import Policy
 from alignment.policy.prepared import check_same_finds
-from alignment.record import Recorder
-from alignment.run_folder import CREDIT
+from alignment.reports import run_folder
+from alignment.reports.pictures import heat
+from alignment.reports.record import Recorder
+from alignment.reports.run_folder import CREDIT
+from alignment.reports.table import before_after
+from alignment.reports.terminal import show
+from alignment.reports.trackers import open_trackers
 from alignment.runtime import Runtime, peak_memory
 from alignment.stopping import StopSignal
-from alignment.table import before_after
-from alignment.terminal import show
-from alignment.trackers import open_trackers
 from alignment.training.setup import read_inputs
 from reward_models.base import RewardError
 
@@ -365,7 +366,7 @@ class Session:
         assert isinstance(table, dict)
         self._table = table
         self._save(run.steps)
-        from alignment import report  # matplotlib takes a second to import
+        from alignment.reports import report  # matplotlib takes a second to import
 
         path = report.write(self.checkpoints.folder)
         self._recorder.close()

@@ -13,9 +13,9 @@ from alignment.config import build, overlay, registry
 from alignment.errors import ConfigError
 from alignment.judge_pairs import Pair, read_pairs
 from alignment.judge_training import JudgeTrainer, JudgeTraining
-from alignment.run_folder import metric_line, write_atomically, write_json
-from alignment.statistics import Interval, interval
-from alignment.terminal import show
+from alignment.reports.run_folder import metric_line, write_atomically, write_json
+from alignment.reports.statistics import Interval, interval
+from alignment.reports.terminal import show
 from reward_models.base import RewardModel
 
 RESOLVED, METRICS, SUMMARY, REWARD = "config.resolved.yaml", "metrics.jsonl", "summary.json", "reward.yaml"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
-from alignment.statistics import Interval, interval
+from alignment.reports.statistics import Interval, interval
 
 BINS = 10
 """Of the reliability curve, with equally many comparisons each."""

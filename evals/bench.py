@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from alignment.statistics import Interval, interval
+from alignment.reports.statistics import Interval, interval
 from evals.agreement import Agreement, Concord, agreement, concord, spread
 from evals.benchmarks.base import Comparison
 from evals.probes import PROBES, Probe

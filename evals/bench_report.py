@@ -15,8 +15,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from alignment.errors import EnvironmentProblem
-from alignment.pictures import encode, frames, printable
-from alignment.statistics import Interval
+from alignment.reports.pictures import encode, frames, printable
+from alignment.reports.statistics import Interval
 from evals.bench import Bench, worst
 from evals.medium import Medium
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import ConfigError
-from alignment.terminal import show
+from alignment.reports.terminal import show
 
 Actions = Any
 """What `add_subparsers` returns; argparse keeps its class private."""
@@ -34,7 +34,7 @@ def _add_list(actions: Actions) -> None:
 def _list(args: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from alignment.console import Console
+    from alignment.reports.console import Console
     from evals.listing import Listed, benchmarks, rewards
 
     found: dict[str, list[Listed]] = {"rewards": rewards(), "benchmarks": benchmarks()}

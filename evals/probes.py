@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from torchvision.transforms.v2 import functional as change
 
-from alignment.pictures import encode
+from alignment.reports.pictures import encode
 
 Alter = Callable[[Tensor], Tensor]
 """Takes frames `[F, 3, H, W]` in [0, 1] and returns frames of the same shape."""

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from alignment import __version__, terminal
+from alignment import __version__
 from alignment.config import build
-from alignment.console import Console
 from alignment.errors import ConfigError, DataError
+from alignment.reports import terminal
+from alignment.reports.console import Console
 from evals import bench_report
 from evals.bench import Bench, Measured, agree, measure
 from evals.benchmarks.base import Benchmark, Comparison

@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from alignment.console import Console
 from alignment.data.media import find
 from alignment.data.parquet import write_rows
 from alignment.errors import DataError, EnvironmentProblem
+from alignment.reports.console import Console
 from evals.benchmarks.base import json_records, wanted
 from evals.medium import CLIPS, PICTURES, Medium
 from evals.scoring import Judge, Request, Verdict

@@ -75,7 +75,7 @@ DISTRIBUTED = {
     "alignment/checkpoints/checkpoint.py",
     "alignment/train.py",
 }
-PRINTERS = {"alignment/terminal.py", "alignment/console.py"}
+PRINTERS = {"alignment/reports/terminal.py", "alignment/reports/console.py"}
 EXTRAS = {
     "xformers", "hpsv2", "ImageReward", "open_clip", "wandb", "trackio", "tensorboard", "torch.utils.tensorboard",
     "pyarrow", "torchao", "bitsandbytes", "fastapi", "uvicorn", "rapidocr", "onnxruntime",

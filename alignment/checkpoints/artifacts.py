@@ -25,7 +25,7 @@ from alignment import __version__
 from alignment.checkpoints.adapter_files import file_name, write_adapters
 from alignment.errors import CheckpointError
 from alignment.policy.networks.loading import experts
-from alignment.terminal import visible
+from alignment.reports.terminal import visible
 
 CARD, CARD_DATA = "README.md", "card.json"
 SECRET = re.compile(r"token|secret|password|credential|authorization|api_?key", re.IGNORECASE)

@@ -18,7 +18,7 @@ from alignment.data.tensor_files import heed_umask
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem
 from alignment.policy.networks.loading import denoiser_name, experts, load_pipeline, no_progress_bars
 from alignment.policy.networks.spec import PolicySpec
-from alignment.terminal import show
+from alignment.reports.terminal import show
 
 Form = Literal["lora", "merged", "full"]
 

@@ -50,7 +50,7 @@ def check(run: Run, world_size: int) -> None:
         raise ConfigError(f"{key}: {message}")
     check_scheduler(run, read_scheduler(run.policy.pipeline), run.policy.call.get("num_inference_steps"))
     if run.output.report_to:  # whose libraries take seconds to import
-        from alignment.trackers import check_trackers
+        from alignment.reports.trackers import check_trackers
 
         check_trackers(run.output.report_to)
 

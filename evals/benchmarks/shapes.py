@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from alignment.errors import ConfigError
-from alignment.pictures import encode
+from alignment.reports.pictures import encode
 from evals.benchmarks.base import Benchmark, Comparison, Verdict
 from evals.drawing import draw, sample_scene
 from evals.medium import Medium

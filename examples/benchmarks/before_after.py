@@ -12,9 +12,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from alignment import run_folder
-from alignment.pictures import frames, moments
-from alignment.run_folder import Evaluated
+from alignment.reports import run_folder
+from alignment.reports.pictures import frames, moments
+from alignment.reports.run_folder import Evaluated
 
 SIDE, GAP, TEXT = 72, 6, 22
 GOOD, BAD = "#1f9d72", "#c93d3d"

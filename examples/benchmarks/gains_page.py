@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignment.statistics import over_runs
+from alignment.reports.statistics import over_runs
 from examples.benchmarks.gains_picture import draw_gains
 
 HEADINGS = ("recipe", "steps", "training s", "before", "after", "gain of each seed", "mean gain, 95 % over seeds")

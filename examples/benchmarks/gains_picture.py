@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from alignment.statistics import over_runs
+from alignment.reports.statistics import over_runs
 
 INK, FAINT, BAR, DOT = "#1d1e22", "#55575f", "#b7cdf2", "#2f6fdb"
 STYLE: dict[Any, Any] = {

@@ -28,8 +28,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from alignment import run_folder
 from alignment.config.load import load
+from alignment.reports import run_folder
 from examples.benchmarks.gains_page import HEADINGS, Row, write_rows
 
 CALIBRATION_STEPS = 13

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from alignment.pictures import encode_clip
+from alignment.reports.pictures import encode_clip
 from examples.tiny_video.draw_clips import draw
 from reward_models.verifiers.movements import DIRECTIONS, Movement, movements
 

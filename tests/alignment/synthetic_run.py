@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from alignment.record import Recorder
-from alignment.run_folder import CONFIG, Evaluated
+from alignment.reports.record import Recorder
+from alignment.reports.run_folder import CONFIG, Evaluated
 from reward_models.base import Media, Rewards
 
 PICTURES_PER_PROMPT = 4

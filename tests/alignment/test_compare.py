@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from alignment.compare import Curve, average, group, main, read_curve
 from alignment.errors import DataError
-from alignment.statistics import Interval, over_runs
+from alignment.reports.compare import Curve, average, group, main, read_curve
+from alignment.reports.statistics import Interval, over_runs
 from tests.alignment.synthetic_run import write_run
 
 

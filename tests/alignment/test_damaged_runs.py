@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from alignment import cli
-from alignment.record import Recorder
+from alignment.reports.record import Recorder
 from tests.alignment.synthetic_run import write_run
 
 Damage = Callable[[Path], object]

@@ -19,8 +19,8 @@ from alignment.data.media import find_clip
 from alignment.errors import ConfigError, DataError
 from alignment.judge_pairs import Pair, pairs_of_step, pixels_of, read_pairs
 from alignment.judge_training import JudgeTrainer, JudgeTraining
-from alignment.pictures import encode_clip
 from alignment.policy.networks.spec import Lora
+from alignment.reports.pictures import encode_clip
 from alignment.train_judge import train
 from reward_models.base import Media, RewardModel, load_reward
 from reward_models.vlm_rewards.questions import Task

@@ -24,7 +24,7 @@ from alignment.loop import Trainer
 from alignment.objectives.forward_process.kto import KTO
 from alignment.objectives.preference.dpo import DPO
 from alignment.objectives.preference.seppo import SePPO
-from alignment.pictures import encode_clip
+from alignment.reports.pictures import encode_clip
 from alignment.sources.base import Source
 from alignment.sources.offline import Offline
 from alignment.sources.offline_pairs import OfflinePairs

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import torch
 
-from alignment.pictures import MOMENTS, contact_sheet, encode_clip, frames, grid, moments
+from alignment.reports.pictures import MOMENTS, contact_sheet, encode_clip, frames, grid, moments
 from reward_models.base import Media
 
 ROUGH = 24  # levels by which H.264 at this quality may miss flat colours

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from alignment import run_folder
 from alignment.errors import CheckpointError
 from alignment.policy.prepared import Prepared, check_same_finds
-from alignment.record import Recorder
+from alignment.reports import run_folder
+from alignment.reports.record import Recorder
 
 FOUND = Prepared(
     pipeline="FluxPipeline",

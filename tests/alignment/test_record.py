@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from alignment import run_folder
 from alignment.data.batches import Prompt
 from alignment.errors import DataError, EnvironmentProblem
-from alignment.pictures import printable
-from alignment.progress import ProgressLine, duration
-from alignment.record import Recorder
-from alignment.run_folder import Evaluated, read_evaluation, read_metrics
+from alignment.reports import run_folder
+from alignment.reports.pictures import printable
+from alignment.reports.progress import ProgressLine, duration
+from alignment.reports.record import Recorder
+from alignment.reports.run_folder import Evaluated, read_evaluation, read_metrics
 from reward_models.base import Media, Rewards
 from tests.alignment.synthetic_run import HOSTILE, evaluated, media, metrics, write_run
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignment import report
 from alignment.errors import DataError
-from alignment.run_folder import Evaluated, write_evaluation
+from alignment.reports import report
+from alignment.reports.run_folder import Evaluated, write_evaluation
 from reward_models.base import Media
 from tests.alignment.synthetic_run import evaluated, write_run
 

@@ -19,7 +19,7 @@ from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Transitions
 from alignment.data.random_streams import Draw
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
-from alignment.run_folder import Evaluated
+from alignment.reports.run_folder import Evaluated
 from alignment.sources.on_policy_steps import OnPolicySteps
 from reward_models.base import Media, Rewards
 from samplers.dynamics.flow_sde import FlowSDE

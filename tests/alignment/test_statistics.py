@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from alignment.statistics import difference, interval, over_runs
+from alignment.reports.statistics import difference, interval, over_runs
 
 # 200 simulated experiments see a coverage of 0.95 with standard deviation 0.015; three of those, and the small samples'
 # own shortfall, lie within.

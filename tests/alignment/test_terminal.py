@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from alignment import cli
-from alignment.console import Console
-from alignment.terminal import visible
+from alignment.reports.console import Console
+from alignment.reports.terminal import visible
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07\r\x9b31m\u202egnp\udc80"
 SHOWN = r"\x1b[2J\x1b]0;title\x07\r\x9b31m\u202egnp\udc80"

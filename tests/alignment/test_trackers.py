@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from alignment.errors import ConfigError, EnvironmentProblem
-from alignment.record import Recorder
-from alignment.trackers import Tracker, open_trackers
+from alignment.reports.record import Recorder
+from alignment.reports.trackers import Tracker, open_trackers
 from reward_models.base import Media, Rewards
 from tests.alignment.synthetic_run import evaluated
 

@@ -19,8 +19,8 @@ from alignment.objectives.kernels.surrogate import log_ratio
 from alignment.objectives.policy_gradient.base import actions
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.objectives.policy_gradient.vipo import ViPO
-from alignment.pictures import heat
 from alignment.policy.latent_grid import latent_grid
+from alignment.reports.pictures import heat
 from alignment.sources.on_policy_steps import OnPolicySteps
 from reward_models.base import Media, Rewards
 from reward_models.measures.jpeg import Jpeg

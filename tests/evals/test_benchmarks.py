@@ -15,7 +15,7 @@ from PIL import Image
 from alignment.config import build
 from alignment.data.parquet import write_rows
 from alignment.errors import DataError, VisalignError
-from alignment.pictures import encode_clip
+from alignment.reports.pictures import encode_clip
 from evals.benchmarks.base import Benchmark, Comparison
 from evals.listing import benchmarks
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from alignment import run_folder
+from alignment.reports import run_folder
 from examples.benchmarks.gains_page import Row, write_rows
 from examples.benchmarks.gains_picture import draw_gains
 from examples.benchmarks.recipes import row_of, run_all

@@ -14,9 +14,10 @@ import torch
 from diffusers import WanPipeline
 from PIL import Image
 
-from alignment import cli, run_folder
+from alignment import cli
 from alignment.data.frame_rate import EXPORTED, frame_rate
-from alignment.pictures import encode_clip
+from alignment.reports import run_folder
+from alignment.reports.pictures import encode_clip
 from evals import run_bench
 from evals.medium import Medium
 from evals.scoring import Judge

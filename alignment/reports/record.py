@@ -1,4 +1,4 @@
-"""Writes down what a run does, as it does it. The files are those of `alignment/run_folder.py`.
+"""Writes down what a run does, as it does it. The files are those of `alignment/reports/run_folder.py`.
 
 Only the main process records. Every line of metrics is on the disk before the next step begins, so a run that is killed
 has lost none; a run that resumes first takes back what came after its checkpoint, so that no step is told twice.
@@ -14,15 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
-from alignment import run_folder
 from alignment.data.frame_rate import EXPORTED
-from alignment.environment import environment
 from alignment.errors import EnvironmentProblem
-from alignment.pictures import contact_sheet, encode, encode_clip, grid, printable
-from alignment.progress import ProgressLine
-from alignment.run_folder import BASE, FINAL, Evaluated
-from alignment.statistics import Interval, interval
-from alignment.trackers import Tracker
+from alignment.reports import run_folder
+from alignment.reports.environment import environment
+from alignment.reports.pictures import contact_sheet, encode, encode_clip, grid, printable
+from alignment.reports.progress import ProgressLine
+from alignment.reports.run_folder import BASE, FINAL, Evaluated
+from alignment.reports.statistics import Interval, interval
+from alignment.reports.trackers import Tracker
 from reward_models.base import Media, Rewards
 
 SAMPLES_SHOWN = 32

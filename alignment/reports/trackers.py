@@ -23,8 +23,8 @@ from PIL import Image
 
 from alignment.data.frame_rate import EXPORTED
 from alignment.errors import ConfigError, EnvironmentProblem
-from alignment.pictures import encode_clip, frames
-from alignment.run_folder import cannot_write
+from alignment.reports.pictures import encode_clip, frames
+from alignment.reports.run_folder import cannot_write
 from reward_models.base import Media
 
 _WITHOUT = "WANDB_MODE=offline works without an account and a network; or take 'wandb' out of output.report_to"

@@ -1,4 +1,6 @@
-"""Curves of several runs in one picture: `python -m alignment.compare RUN RUN ... --metric strict --output curves.png`.
+"""Curves of several runs in one picture.
+
+`python -m alignment.reports.compare RUN RUN ... --metric strict --output curves.png`.
 
 Runs of one recipe that differ in their seed are averaged: each seed is a thin line, their mean a thick one, the band
 Student's 95 % interval over seeds. A recipe with a single run has the interval of each evaluation, over prompts.
@@ -20,12 +22,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from alignment import run_folder
 from alignment.errors import DataError, VisalignError
-from alignment.figures import Columns
-from alignment.run_folder import cannot_write
-from alignment.statistics import Interval, interval, over_runs
-from alignment.terminal import complain, show
+from alignment.reports import run_folder
+from alignment.reports.figures import Columns
+from alignment.reports.run_folder import cannot_write
+from alignment.reports.statistics import Interval, interval, over_runs
+from alignment.reports.terminal import complain, show
 
 COLOURS = ("#2f6fde", "#d2691e", "#1f9d72", "#8a5cd6", "#c93d7f", "#6b6e78")
 AXES = ("steps", "seconds")
@@ -167,7 +169,9 @@ def group(runs: Sequence[str], metric: str, axis: str = "steps") -> dict[str, li
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw what the command line asks for and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m alignment.compare", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m alignment.reports.compare", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or LABEL=FOLDER")
     parser.add_argument("--metric", required=True, help="a held-out score, or a name of metrics.jsonl")
     parser.add_argument("--axis", choices=AXES, default="steps", help="what runs along the bottom")

@@ -10,7 +10,7 @@ from rich.console import Console as RichConsole
 from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from alignment.terminal import visible
+from alignment.reports.terminal import visible
 
 
 class Console(RichConsole):

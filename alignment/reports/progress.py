@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from alignment.console import Console
-from alignment.pictures import printable
+from alignment.reports.console import Console
+from alignment.reports.pictures import printable
 
 REWARD, SECONDS = "reward/mean", "seconds/total"
 

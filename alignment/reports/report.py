@@ -19,16 +19,16 @@ import yaml
 from markupsafe import Markup
 from PIL import Image
 
-from alignment import figures, run_folder
 from alignment.data.frame_rate import EXPORTED
 from alignment.errors import DataError
-from alignment.figures import Chart, Columns
-from alignment.pictures import MOMENTS, encode, encode_loop, frames, moments, printable
-from alignment.progress import duration
-from alignment.record import intervals
-from alignment.run_folder import BASE, FINAL, Evaluated
-from alignment.statistics import Interval, difference
-from alignment.terminal import show
+from alignment.reports import figures, run_folder
+from alignment.reports.figures import Chart, Columns
+from alignment.reports.pictures import MOMENTS, encode, encode_loop, frames, moments, printable
+from alignment.reports.progress import duration
+from alignment.reports.record import intervals
+from alignment.reports.run_folder import BASE, FINAL, Evaluated
+from alignment.reports.statistics import Interval, difference
+from alignment.reports.terminal import show
 
 PICTURE_WIDTH = 384
 """Pictures wider than this are made smaller before they are embedded, so that a page of 1024-pixel ones stays light."""
@@ -163,7 +163,7 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     surroundings.filters["svg"] = Markup  # our own drawing: matplotlib has escaped what users wrote in it
-    source = resources.files("alignment").joinpath("report_template.html").read_text(encoding="utf-8")
+    source = resources.files("alignment.reports").joinpath("report_template.html").read_text(encoding="utf-8")
     return surroundings.from_string(source)
 
 

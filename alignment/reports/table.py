@@ -9,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from alignment.console import Console
+from alignment.reports.console import Console
 
 
 def before_after(summary: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from alignment.statistics import Interval
+from alignment.reports.statistics import Interval
 
 INK, FAINT, LINE = "#010101", "#020202", "#030303"
 SERIES = ("#010011", "#010012", "#010013", "#010014", "#010015", "#010016")
