@@ -133,9 +133,9 @@ def _add_train(commands: Commands) -> None:
 def _train(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(args)
-    from alignment import train
+    from alignment.training import session
 
-    return train.main(args.config, args.overrides, resume=args.resume)
+    return session.main(args.config, args.overrides, resume=args.resume)
 
 
 def _dry_run(args: argparse.Namespace) -> int:
@@ -261,7 +261,7 @@ def _add_rewards(commands: Commands) -> None:
 
 
 def _rewards_train(args: argparse.Namespace) -> int:
-    from alignment import train_judge
+    from alignment.training.judges import session as train_judge
 
     return train_judge.main(args.config, args.overrides)
 

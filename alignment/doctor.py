@@ -20,16 +20,17 @@ from rich.markup import escape
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from alignment import doctor_checks, doctor_learning, doctor_pipeline, shuffle, snr, train
+from alignment import doctor_checks, doctor_learning, doctor_pipeline, shuffle, snr
 from alignment.config import build, checks
 from alignment.config.load import load as load_run
 from alignment.config.run import Run
 from alignment.errors import ConfigError, VisalignError
-from alignment.loop import Trainer
 from alignment.patient import Finding, NotApplicable, Patient, at_most
 from alignment.reports.console import Console
 from alignment.reports.terminal import show
-from alignment.runtime import Runtime
+from alignment.training import setup
+from alignment.training.loop import Trainer
+from alignment.training.runtime import Runtime
 from reward_models.base import RewardError
 from reward_models.foreign import out_of_memory
 from samplers.errors import SamplingError
@@ -249,7 +250,7 @@ def load(run: Run) -> tuple[Trainer, Callable[[], None]]:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
     runtime = Runtime(run)
-    return train.load(run, runtime), runtime.close
+    return setup.load(run, runtime), runtime.close
 
 
 def _table(findings: Sequence[Finding]) -> Table:

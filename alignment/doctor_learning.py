@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from alignment.data.batches import Transitions
-from alignment.loop import microbatches
 from alignment.objectives.forward_process.noising import draw_points
 from alignment.objectives.kernels.actions import Channels
 from alignment.objectives.kernels.surrogate import log_ratio
@@ -29,6 +28,7 @@ from alignment.patient import (
     settings,
 )
 from alignment.policy.replay_check import how_visits_go
+from alignment.training.loop import microbatches
 from samplers import Step, observe_prefix
 from samplers.paths.times import Times
 from samplers.step import expand

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from alignment.context import Context
 from alignment.data.batches import Batch, Experience, Pairs, Samples, Transitions
-from alignment.loop import Trainer, microbatches, together
 from alignment.objectives.base import Loss
 from alignment.policy.policy import Policy
+from alignment.training.loop import Trainer, microbatches, together
 from reward_models.base import Media, RewardModel, Rewards
 from samplers import Conductor
 from samplers.dynamics.base import Dynamics

@@ -25,7 +25,6 @@ from alignment.data.batches import Batch, inputs_of
 from alignment.data.pixels import as_clips
 from alignment.data.prompts import Prompts
 from alignment.errors import ConfigError, PipelineError, PipelineRefused, VisalignError
-from alignment.loop import Trainer
 from alignment.objectives.base import Loss
 from alignment.plan_counts import Around, Called, Event, Step
 from alignment.plan_meter import AsOnGPU, Cost, Meter
@@ -33,7 +32,8 @@ from alignment.policy.call_forms import Form, brings_pictures, first_accepted
 from alignment.policy.networks.loading import loop_networks
 from alignment.policy.pipeline_call import asking, cause
 from alignment.policy.policy import Policy
-from alignment.runtime import Runtime
+from alignment.training.loop import Trainer
+from alignment.training.runtime import Runtime
 from alignment.world import World
 from reward_models.base import Loaded, Media, RewardError, RewardModel, Rewards
 from samplers import Conductor, Grid, Routes, Score, read_grid

@@ -22,13 +22,13 @@ from alignment.data.batches import Batch, Experience
 from alignment.data.prompts import Prompts
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, NumericsError
-from alignment.evaluation import Evaluator
-from alignment.loop import Trainer
 from alignment.patient import preserved, settings
 from alignment.reports.console import Console
 from alignment.reports.run_folder import Evaluated
 from alignment.reports.statistics import Interval, difference, interval
-from alignment.runtime import learning_rate
+from alignment.training.evaluation import Evaluator
+from alignment.training.loop import Trainer
+from alignment.training.runtime import learning_rate
 from reward_models.base import RewardError, Rewards
 
 STEPS = 20

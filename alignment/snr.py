@@ -26,9 +26,9 @@ from torch import Tensor
 
 from alignment.data.batches import Batch, Experience, Transitions
 from alignment.errors import ConfigError
-from alignment.loop import Trainer
 from alignment.patient import gradient, group_std, settings
 from alignment.reports.console import Console
+from alignment.training.loop import Trainer
 from samplers import observe_prefix
 from samplers.dynamics.base import Dynamics
 from samplers.paths.times import Times

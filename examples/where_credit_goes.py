@@ -25,11 +25,11 @@ from torch import Tensor
 
 from alignment.config.load import load as load_run
 from alignment.data.batches import Transitions
-from alignment.loop import Trainer
 from alignment.policy.latent_grid import LatentGrid, latent_grid
 from alignment.reports.pictures import encode, grid, heat
-from alignment.runtime import Runtime
-from alignment.train import load
+from alignment.training.loop import Trainer
+from alignment.training.runtime import Runtime
+from alignment.training.setup import load
 from reward_models.base import Media
 
 RECIPE = "configs/quickstart_dancegrpo.yaml"

@@ -29,9 +29,9 @@ ALLOWED = {  # who may import whom, by package
 }
 # What evaluation may not know of alignment: how to train.
 TRAINING = {
-    "alignment.loop",
+    "alignment.training.loop",
     "alignment.train",
-    "alignment.runtime",
+    "alignment.training.runtime",
     "alignment.objectives",
     "alignment.credit.advantages",
     "alignment.sources",
@@ -70,7 +70,7 @@ INDEPENDENT = (
     "reward_models/vlms",
 )
 DISTRIBUTED = {
-    "alignment/runtime.py",
+    "alignment/training/runtime.py",
     "alignment/world.py",
     "alignment/checkpoints/checkpoint.py",
     "alignment/train.py",
@@ -383,11 +383,11 @@ BAD = {
     "samplers/utils.py": "import alignment.data.batches\nimport triton\n",
     "samplers/dynamics/ode.py": "from samplers.dynamics import flow\n@dataclass\nclass ODE(Rule):\n    x: int\n",
     "samplers/dynamics/flow.py": "from samplers.dynamics.ode import x\n@dataclass\nclass Flow(Rule):\n    y: int\n",
-    "alignment/loop.py": "import torch\ndef f(a, b, c, d, e, f, g, h):\n    torch.distributed.barrier()\n"
+    "alignment/training/loop.py": "import torch\ndef f(a, b, c, d, e, f, g, h):\n    torch.distributed.barrier()\n"
     + "    a\n" * 60,
-    "alignment/sources/mine.py": "from alignment import loop\nimport wandb\n",
+    "alignment/sources/mine.py": "from alignment.training import loop\nimport wandb\n",
     "tests/test_it.py": "import time\nassert time.monotonic() < 1\n",
-    "evals/run.py": "from alignment import loop\ndef f(**more):\n    print(getattr(f, 'x', 1))\n",
+    "evals/run.py": "from alignment.training import loop\ndef f(**more):\n    print(getattr(f, 'x', 1))\n",
     "evals/ill.py": "ILL = (OSError, KeyError)\ntry:\n    f()\nexcept (*ILL, TypeError, ValueError):\n    pass\n",
 }
 

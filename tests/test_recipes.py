@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from alignment import cli, train
+from alignment import cli
 from alignment.config.load import load
 from alignment.config.run import Run
 from alignment.plan_blueprint import ARCHITECTURES, describe
 from alignment.policy import latents
 from alignment.policy.networks.spec import PolicySpec
-from alignment.runtime import Runtime
+from alignment.training import setup
+from alignment.training.runtime import Runtime
 from reward_models.base import RewardModel
 from reward_models.combinators.weighted import Weighted
 from tests.pipelines.zoo import edits, images, videos, worlds
@@ -133,7 +134,7 @@ def test_a_recipe_takes_a_step_on_its_twin(path: Path, tmp_path: Path, tiny_rewa
         here.append("source.structure.backbone={type: saliency}")
     run = scored(load(path, [*small(path), *here, *changes]), tiny_rewards)
     runtime = Runtime(run)
-    trainer = train.load(run, runtime)
+    trainer = setup.load(run, runtime)
     before = {name: p.detach().clone() for name, p in trainer.policy.trainable.items()}
     ctx = trainer.context(0)
     trainer.learn(ctx, trainer.experience(ctx).batch)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from alignment.config.run import Batch as BatchSettings
 from alignment.config.run import Data, Evaluation, Optimizer, Output, PolicySpec, Run, Snapshots
 from alignment.data.batches import Batch, Experience
-from alignment.loop import Trainer
-from alignment.runtime import Runtime
-from alignment.train import load
+from alignment.training.loop import Trainer
+from alignment.training.runtime import Runtime
+from alignment.training.setup import load
 from reward_models.combinators.function import Function
 
 STEPS = 10

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from alignment.config.run import Run
+from alignment.checkpoints.contents import pipeline_digest, prompts_digest
+from alignment.config import checks
+from alignment.config.run import Run, copies, judge
+from alignment.data.batches import Pairs, Samples
 from alignment.data.prompts import LABEL, Prompts, read_prompts
+from alignment.data.random_streams import Draw
 from alignment.errors import DataError
+from alignment.policy.networks.loading import load_pipeline
+from alignment.policy.policy import Policy
+from alignment.training.loop import Trainer
+from alignment.training.runtime import Runtime
 from reward_models.base import RewardError, RewardModel
 
 
@@ -56,3 +64,31 @@ def _check_judged(reward: RewardModel, file: str, prompts: Prompts) -> None:
         reward.check(prompts.texts)
     except RewardError as error:
         raise DataError(f"{file}: {error}") from error
+
+
+def load(run: Run, runtime: Runtime) -> Trainer:
+    """Return the trainer of a run: prompts read, pipeline loaded and probed, prompts embedded, copies kept."""
+    prompts, held_out = read_inputs(run)
+    contents = {"data.prompts": prompts_digest(prompts)}
+    if held_out is not None:
+        contents["evaluation.prompts"] = prompts_digest(held_out)
+        runtime.world.scorer(judge(run))
+    if run.source.reward is not None:
+        runtime.world.scorer(run.source.reward)
+    if run.source.structure is not None:
+        runtime.world.allocator(run.source.structure)
+    pipe = load_pipeline(run.policy, runtime.world.device)
+    contents["policy.pipeline"] = pipeline_digest(pipe)
+    policy = Policy(run.policy, device=runtime.world.device, seed=Draw(run.seed).key("adapters"), pipe=pipe)
+    scheduler = pipe.components.get("scheduler")
+    checks.check_scheduler(run, scheduler, None)
+    visits = issubclass(run.source.produces, Samples | Pairs)
+    policy.prepare(prompts.texts, () if held_out is None else held_out.texts, run.evaluation.call, visits=visits)
+    checks.check_scheduler(run, scheduler, policy.rounds)
+    if prompts.examples:  # what cannot be encoded is refused before anything is trained
+        policy.latents(prompts.examples[0].media)
+        policy.latents.check([sample for example in prompts.examples for sample in example.media])
+    for name in copies(run):
+        policy.keep(name)
+    runtime.attach(policy, run.optimizer)
+    return Trainer(run, policy, runtime, prompts, held_out, contents)

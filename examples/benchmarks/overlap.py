@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from alignment.config.load import load as load_run
-from alignment.loop import Trainer
-from alignment.runtime import Runtime
 from alignment.sources.overlap import Overlap
-from alignment.train import load
+from alignment.training.loop import Trainer
+from alignment.training.runtime import Runtime
+from alignment.training.setup import load
 
 RECIPE = "configs/quickstart.yaml"
 seconds = 0.0

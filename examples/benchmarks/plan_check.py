@@ -23,11 +23,11 @@ from alignment import plan, plan_blueprint
 from alignment.config.load import load
 from alignment.config.run import Run, copies
 from alignment.data.prompts import Prompts
-from alignment.loop import Trainer
 from alignment.plan_gpus import gpu
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.policy import Policy
-from alignment.runtime import Runtime
+from alignment.training.loop import Trainer
+from alignment.training.runtime import Runtime
 
 PIPELINE = "stabilityai/stable-diffusion-3.5-medium"
 STEPS = 3

@@ -28,10 +28,10 @@ from torch import Tensor
 
 from alignment.config.load import load as load_run
 from alignment.data.batches import Transitions
-from alignment.loop import Trainer
 from alignment.policy.networks.tuning import adapter_layers, merged
-from alignment.runtime import Runtime
-from alignment.train import load
+from alignment.training.loop import Trainer
+from alignment.training.runtime import Runtime
+from alignment.training.setup import load
 from reward_models.base import Media
 
 RECIPE = "configs/quickstart_dancegrpo.yaml"

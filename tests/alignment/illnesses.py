@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from alignment.context import Context
 from alignment.data.batches import Experience, Groups, Transitions
-from alignment.loop import Trainer
 from alignment.objectives.base import Loss, Objective
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
+from alignment.training.loop import Trainer
 from reward_models.base import Scorer
 from reward_models.combinators.function import Function
 from reward_models.measures.colour import Colour

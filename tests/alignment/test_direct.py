@@ -13,7 +13,6 @@ from torch import Tensor
 from alignment.config import checks
 from alignment.config.run import PolicySpec
 from alignment.errors import ConfigError
-from alignment.loop import Trainer
 from alignment.objectives.base import Loss
 from alignment.objectives.direct_gradient.alignprop import AlignProp
 from alignment.objectives.direct_gradient.base import Direct
@@ -21,6 +20,7 @@ from alignment.objectives.direct_gradient.draft import DRaFT
 from alignment.objectives.direct_gradient.refl import ReFL
 from alignment.policy.networks.spec import Lora
 from alignment.sources.prompts_only import PromptsOnly
+from alignment.training.loop import Trainer
 from reward_models.measures.colour import Colour
 from reward_models.verifiers.shapes import Shapes
 from samplers import Conductor, Native, Skip

@@ -14,12 +14,12 @@ import torch
 
 from alignment import cli, doctor
 from alignment.config.run import Run
-from alignment.loop import Trainer
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.forward_process.weighted_matching import WeightedMatching
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.patient import Finding, Patient
 from alignment.sources.on_policy import OnPolicy
+from alignment.training.loop import Trainer
 from samplers import Step
 from samplers.windows.branch import Branch
 from tests.alignment.illnesses import BROKEN, STEPS, SURROGATE

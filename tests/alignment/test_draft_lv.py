@@ -14,10 +14,10 @@ from alignment.context import Context
 from alignment.data.batches import Starts
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError
-from alignment.loop import Trainer
 from alignment.objectives.base import Loss
 from alignment.objectives.direct_gradient.draft import DRaFT
 from alignment.sources.prompts_only import PromptsOnly
+from alignment.training.loop import Trainer
 from reward_models.measures.colour import Colour
 from samplers import Conductor, Look, Native
 from tests.toy import STEPS, saved, toy_run, trainer_of

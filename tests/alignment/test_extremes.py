@@ -10,11 +10,11 @@ import torch
 
 from alignment.data.batches import Transitions
 from alignment.errors import ConfigError
-from alignment.loop import Trainer
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
+from alignment.training.loop import Trainer
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.base import Window
 from samplers.windows.branch import Branch

@@ -13,13 +13,13 @@ from torch.nn.functional import softplus
 
 from alignment.data.batches import Samples
 from alignment.errors import ConfigError
-from alignment.loop import Trainer
 from alignment.objectives.base import Loss, Objective
 from alignment.objectives.forward_process.adpo import ADPO
 from alignment.objectives.forward_process.dgpo import DGPO
 from alignment.objectives.forward_process.fpo import FPO, noise_error
 from alignment.objectives.forward_process.noising import Point, draw_points
 from alignment.sources.on_policy import OnPolicy
+from alignment.training.loop import Trainer
 from samplers.paths.path import RectifiedFlow, VariancePreserving
 from tests.alignment.test_objectives import AGREE, LATENT, finite_difference, gradient, point, samples
 from tests.toy import REWARD, saved, toy_run, trainer_of

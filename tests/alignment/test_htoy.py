@@ -15,7 +15,6 @@ import torch
 from alignment.config.run import Batch as BatchSettings
 from alignment.config.run import Optimizer
 from alignment.credit.advantages.group_norm import GroupNorm
-from alignment.loop import Trainer
 from alignment.objectives.base import Objective
 from alignment.objectives.forward_process.dgpo import DGPO
 from alignment.objectives.forward_process.fpo import FPO
@@ -28,6 +27,7 @@ from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.sources.on_policy_tree import OnPolicyTree
+from alignment.training.loop import Trainer
 from reward_models.combinators.win_rate import WinRate
 from reward_models.judges.bradley_terry import BradleyTerry
 from samplers.dynamics.base import Dynamics

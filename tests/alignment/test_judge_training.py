@@ -17,11 +17,11 @@ from alignment.config import build
 from alignment.config.run import Optimizer
 from alignment.data.media import find_clip
 from alignment.errors import ConfigError, DataError
-from alignment.judge_pairs import Pair, pairs_of_step, pixels_of, read_pairs
-from alignment.judge_training import JudgeTrainer, JudgeTraining
 from alignment.policy.networks.spec import Lora
 from alignment.reports.pictures import encode_clip
-from alignment.train_judge import train
+from alignment.training.judges.pairs import Pair, pairs_of_step, pixels_of, read_pairs
+from alignment.training.judges.session import train
+from alignment.training.judges.trainer import JudgeTrainer, JudgeTraining
 from reward_models.base import Media, RewardModel, load_reward
 from reward_models.vlm_rewards.questions import Task
 from reward_models.vlm_rewards.reward_dance import RewardDance

@@ -15,14 +15,14 @@ from alignment.config.run import Batch as BatchSettings
 from alignment.config.run import Optimizer, Snapshots
 from alignment.data.batches import Batch, Experience, concatenate
 from alignment.errors import ConfigError, EnvironmentProblem, NumericsError
-from alignment.loop import Trainer, ema_decay, microbatches, together, updates
 from alignment.objectives.base import Loss, Objective
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
-from alignment.runtime import Averages, Runtime, learning_rate
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
+from alignment.training.loop import Trainer, ema_decay, microbatches, together, updates
+from alignment.training.runtime import Averages, Runtime, learning_rate
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.fraction import Fraction
 from tests.toy import REWARD, fit, saved, toy_run, trainer_of

@@ -20,7 +20,6 @@ from alignment.data.batches import Pairs, Samples
 from alignment.data.prompts import read_prompts
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, DataError
-from alignment.loop import Trainer
 from alignment.objectives.forward_process.kto import KTO
 from alignment.objectives.preference.dpo import DPO
 from alignment.objectives.preference.seppo import SePPO
@@ -29,6 +28,7 @@ from alignment.sources.base import Source
 from alignment.sources.offline import Offline
 from alignment.sources.offline_pairs import OfflinePairs
 from alignment.sources.semi_policy import OPPONENT, SemiPolicy
+from alignment.training.loop import Trainer
 from tests.toy import SCALE, labelled, pairs, saved, toy_run, trainer_of
 
 LEVEL = 2 * SCALE / 255  # a picture's 8 bits, in the toy's coordinates

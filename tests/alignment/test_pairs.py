@@ -15,7 +15,6 @@ from alignment.config.run import Optimizer
 from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Batch, Pairs, Samples
 from alignment.errors import ConfigError
-from alignment.loop import Trainer
 from alignment.objectives.base import Loss, Objective
 from alignment.objectives.forward_process.noising import draw_points, error_change, mean_square
 from alignment.objectives.forward_process.weighted_matching import WeightedMatching
@@ -23,6 +22,7 @@ from alignment.objectives.preference.dpo import DPO
 from alignment.objectives.preference.ipo import IPO
 from alignment.objectives.preference.rebel import REBEL
 from alignment.sources.on_policy_pairs import OnPolicyPairs
+from alignment.training.loop import Trainer
 from reward_models.base import Rewards
 from samplers.paths.times import Times
 from tests.toy import REWARD, fit, saved, toy_run, trainer_of

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from alignment import cli, plan, plan_meter, train
+from alignment import cli, plan, plan_meter
 from alignment.config.load import load
 from alignment.config.run import Run
 from alignment.data.prompts import read_prompts
@@ -19,7 +19,8 @@ from alignment.plan_blueprint import ARCHITECTURES, describe, draw
 from alignment.plan_gpus import GPUS, gpu
 from alignment.plan_rehearsal import Rehearsal
 from alignment.policy.networks.spec import PolicySpec
-from alignment.runtime import Runtime
+from alignment.training import setup
+from alignment.training.runtime import Runtime
 from tests.flops import flop_counter
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +66,7 @@ def planned(run: Run, number: int = 0) -> tuple[float, float]:
 
 def counted(run: Run) -> tuple[float, float]:
     """Return the same of a real step, by torch's own counter."""
-    trainer = train.load(run, Runtime(run))
+    trainer = setup.load(run, Runtime(run))
     ctx = trainer.context(0)
     _ = ctx.policy.row_times  # found out once a run
     with flop_counter() as sampling:

@@ -13,11 +13,11 @@ from alignment.credit.advantages.base import Advantage
 from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Transitions
 from alignment.errors import ConfigError
-from alignment.loop import Trainer
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.sources.base import Source
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.sources.on_policy_tree import OnPolicyTree
+from alignment.training.loop import Trainer
 from reward_models.base import Rewards
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.dynamics.ode import ODE

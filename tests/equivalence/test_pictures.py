@@ -21,13 +21,13 @@ from alignment.data.media import find_picture
 from alignment.data.prompts import Prompts
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, PipelineError
-from alignment.loop import microbatches
 from alignment.objectives.forward_process.nft import NFT
 from alignment.policy.call_forms import Form
 from alignment.policy.networks.spec import Lora, PolicySpec
 from alignment.policy.policy import Policy
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
+from alignment.training.loop import microbatches
 from alignment.world import World
 from reward_models.base import Media, RewardModel, Rewards
 from samplers import Conductor

@@ -13,7 +13,6 @@ from alignment.config.run import PolicySpec, Run
 from alignment.credit.backbones.saliency import Saliency
 from alignment.credit.structures.perceptual import Perceptual
 from alignment.data.batches import Batch, Transitions
-from alignment.loop import Trainer, microbatches, together
 from alignment.objectives.base import Objective
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.forward_process.weighted_matching import WeightedMatching
@@ -23,6 +22,7 @@ from alignment.policy.networks.spec import Lora
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
+from alignment.training.loop import Trainer, microbatches, together
 from reward_models.measures.jpeg import Jpeg
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.flow_sde import FlowSDE

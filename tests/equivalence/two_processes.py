@@ -19,8 +19,6 @@ from alignment.config.run import Data, Evaluation, Optimizer, Run, Snapshots
 from alignment.credit.backbones.saliency import Saliency
 from alignment.credit.structures.perceptual import Perceptual
 from alignment.data.prompts import Prompts
-from alignment.evaluation import Evaluator
-from alignment.loop import Trainer
 from alignment.objectives.base import Loss, Objective
 from alignment.objectives.direct_gradient.draft import DRaFT
 from alignment.objectives.forward_process.kto import KTO
@@ -38,6 +36,8 @@ from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.sources.on_policy_tree import OnPolicyTree
 from alignment.sources.prompts_only import PromptsOnly
 from alignment.sources.semi_policy import SemiPolicy
+from alignment.training.evaluation import Evaluator
+from alignment.training.loop import Trainer
 from reward_models.combinators.win_rate import WinRate
 from reward_models.judges.bradley_terry import BradleyTerry
 from reward_models.measures.colour import Colour

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from alignment.config import build, overlay
-from alignment.judge_pairs import pixels_of, read_pairs
-from alignment.judge_training import JudgeTrainer, JudgeTraining
+from alignment.training.judges.pairs import pixels_of, read_pairs
+from alignment.training.judges.trainer import JudgeTrainer, JudgeTraining
 from evals.drawing import draw
 from examples.tiny_judge.build import accuracy, checked, learn, scenes
 from examples.tiny_judge.pairs import spoiled, write_pairs

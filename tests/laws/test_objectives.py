@@ -18,13 +18,13 @@ from alignment.context import Context
 from alignment.credit.backbones.saliency import Saliency
 from alignment.credit.structures.perceptual import Perceptual
 from alignment.data.batches import Batch, Pairs, Samples, Starts, Transitions
-from alignment.loop import Trainer, microbatches, together
 from alignment.objectives.base import Loss, Objective
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.sources.prompts_only import PromptsOnly
+from alignment.training.loop import Trainer, microbatches, together
 from reward_models.measures.colour import Colour
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.all import All

@@ -17,7 +17,6 @@ import torch
 from alignment.config.run import Data, Optimizer, Snapshots
 from alignment.context import Context
 from alignment.data.batches import Batch, Experience
-from alignment.loop import Trainer
 from alignment.objectives.base import Objective
 from alignment.objectives.forward_process.adpo import ADPO
 from alignment.objectives.forward_process.kto import KTO
@@ -33,6 +32,7 @@ from alignment.sources.offline_pairs import OfflinePairs
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
 from alignment.sources.semi_policy import SemiPolicy
+from alignment.training.loop import Trainer
 from tests.toy import GROUPS, REWARD, fit, labelled, near_the_right_mode, pairs, points, saved, toy_run, trainer_of
 
 DRAWN = 500

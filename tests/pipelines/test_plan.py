@@ -7,11 +7,11 @@ import torch
 
 from alignment.data.prompts import read_prompts
 from alignment.errors import PipelineError
-from alignment.loop import microbatches
 from alignment.objectives.base import Loss
 from alignment.patient import Patient
 from alignment.plan_rehearsal import Rehearsal
 from alignment.policy.embeddings import text_encoders
+from alignment.training.loop import microbatches
 from tests.flops import flop_counter
 from tests.pipelines.zoo import Member
 

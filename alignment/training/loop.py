@@ -17,9 +17,9 @@ from alignment.data.prompts import Prompts
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError
 from alignment.objectives.base import Objective
-from alignment.out_of_memory import Doing, enough_memory
 from alignment.policy.policy import Policy
-from alignment.runtime import Runtime, learning_rate, peak_memory
+from alignment.training.out_of_memory import Doing, enough_memory
+from alignment.training.runtime import Runtime, learning_rate, peak_memory
 
 AfterStep = Callable[[int, Experience[Batch], dict[str, float]], None]
 """after(step, experience, metrics): record, evaluate, save."""

@@ -11,11 +11,11 @@ import torch
 
 from alignment.config import build, overlay, registry
 from alignment.errors import ConfigError
-from alignment.judge_pairs import Pair, read_pairs
-from alignment.judge_training import JudgeTrainer, JudgeTraining
 from alignment.reports.run_folder import metric_line, write_atomically, write_json
 from alignment.reports.statistics import Interval, interval
 from alignment.reports.terminal import show
+from alignment.training.judges.pairs import Pair, read_pairs
+from alignment.training.judges.trainer import JudgeTrainer, JudgeTraining
 from reward_models.base import RewardModel
 
 RESOLVED, METRICS, SUMMARY, REWARD = "config.resolved.yaml", "metrics.jsonl", "summary.json", "reward.yaml"

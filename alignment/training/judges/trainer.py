@@ -19,9 +19,9 @@ from alignment.data.media import Clip
 from alignment.data.random_streams import Draw
 from alignment.data.tensor_files import heed_umask
 from alignment.errors import ConfigError, NumericsError
-from alignment.judge_pairs import Pair, pairs_of_step, pixels_of
 from alignment.policy.networks.spec import Lora
-from alignment.runtime import learning_rate
+from alignment.training.judges.pairs import Pair, pairs_of_step, pixels_of
+from alignment.training.runtime import learning_rate
 from reward_models.vlm_rewards.questions import Asked
 from reward_models.vlm_rewards.reward_dance import RewardDance
 from reward_models.vlms.base import CUE, NO, YES, Question

@@ -25,7 +25,7 @@ from alignment.errors import ConfigError, EnvironmentProblem, NumericsError
 from alignment.meetings import Meetings
 from alignment.objectives.base import Loss
 from alignment.policy.policy import Policy
-from alignment.stopping import StopSignal
+from alignment.training.stopping import StopSignal
 from alignment.world import World
 from samplers.kernels.dispatch import INSTALLED, choose, interpreted
 

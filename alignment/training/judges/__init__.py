@@ -1,0 +1,1 @@
+"""A vision-language model that learns to judge."""

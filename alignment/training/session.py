@@ -1,0 +1,296 @@
+"""Training, from a config file to a run's folder."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from alignment.checkpoints.artifacts import Card, write_artifacts
+from alignment.checkpoints.checkpoint import Checkpoints
+from alignment.checkpoints.state import (
+    TrainState,
+    check_fits,
+    check_same_contents,
+    check_same_run,
+    read_state,
+    write_state,
+)
+from alignment.config import build, checks
+from alignment.config.load import load as load_run
+from alignment.config.run import Run, judge
+from alignment.data.batches import Batch, Experience
+from alignment.errors import ConfigError, EndedElsewhere, OutOfMemory, ProcessLost, Stopped
+from alignment.policy.prepared import check_same_finds
+from alignment.reports import run_folder
+from alignment.reports.pictures import heat
+from alignment.reports.record import Recorder
+from alignment.reports.run_folder import CREDIT
+from alignment.reports.table import before_after
+from alignment.reports.terminal import show
+from alignment.reports.trackers import open_trackers
+from alignment.training.evaluation import Evaluator
+from alignment.training.folder_guard import holds_something, move_aside, refuse_run
+from alignment.training.loop import Trainer
+from alignment.training.runtime import Runtime, peak_memory
+from alignment.training.setup import load
+from alignment.training.stopping import StopSignal
+from reward_models.base import RewardError
+
+
+def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> int:
+    """Train as the config says, and return the exit code.
+
+    Args:
+        path: Config file.
+        overrides: `key=value` words laid over it.
+        resume: "latest", or a checkpoint folder to continue from.
+    """
+    run = load_run(path, overrides)
+    checks.check(run, checks.processes())
+    with StopSignal() as stop:
+        runtime = Runtime(run, stop)
+        try:
+            with runtime.world.united():
+                begin(run, runtime, stop, resume)
+        finally:
+            runtime.close()
+    return 0
+
+
+def begin(run: Run, runtime: Runtime, stop: StopSignal, resume: str | None) -> None:
+    """Train on the processes of `runtime`, from the start or from a checkpoint."""
+    folder = Path(run.output.folder) / run.name
+    resolved = build.resolved(run)
+    told = yaml.safe_load(resolved)
+    checkpoints = Checkpoints(folder, run.output.keep, told, runtime.world.size)
+    try:
+        state = None if resume is None else read_state(checkpoints.find(resume))
+        if state is not None:
+            check_same_run(state.config, told, state.contents)
+            refuse_fewer_steps(run, state.step)
+        elif runtime.main and not run.output.overwrite:
+            refuse_run(folder)
+        # A run that cannot be loaded leaves no trace on the disk.
+        trainer = load(run, runtime)
+        if state is not None:
+            check_same_contents(state.contents, trainer.contents)
+        if runtime.main:
+            if state is None and holds_something(folder):
+                checkpoints.prepare()  # refuses a folder in which another process works
+                move_aside(folder)
+                checkpoints.close()
+            checkpoints.prepare()
+        runtime.wait()
+        Session(trainer, checkpoints, resolved, stop).train(state)
+    finally:
+        checkpoints.close()
+
+
+def refuse_fewer_steps(run: Run, done: int) -> None:
+    """Refuse to go on with a run that has done more than is asked for.
+
+    Raises:
+        ConfigError: Saying what can be done.
+    """
+    if run.steps < done:
+        raise ConfigError(
+            f"steps is {run.steps}, but the checkpoint to resume from has done {done}: set steps to {done} or more, "
+            "or resume from an earlier checkpoint with --resume PATH"
+        )
+
+
+@dataclass
+class Session:
+    """One process's work on a run: train, measure, record, save.
+
+    Attributes:
+        trainer: The run, loaded.
+        checkpoints: Where it saves.
+        resolved: The config as YAML.
+        stop: Set when the process was asked to leave.
+    """
+
+    trainer: Trainer
+    checkpoints: Checkpoints
+    resolved: str
+    stop: StopSignal
+    _start: float = field(default_factory=time.perf_counter)
+    _spent: float = 0.0
+    _saving: float = 0.0
+    _done: int = 0
+    _taken: int = 0
+    _saved: int | None = None
+    _table: Mapping[str, Any] = field(default_factory=dict)
+    _recorder: Recorder | None = None
+    _evaluator: Evaluator | None = None
+
+    @functools.cached_property
+    def _config(self) -> dict[str, Any]:
+        """The resolved config as the checkpoints, the card and the trackers keep it."""
+        return yaml.safe_load(self.resolved)
+
+    @functools.cached_property
+    def _found(self) -> Mapping[str, object]:
+        """What was found out about the pipeline."""
+        prepared = self.trainer.policy.prepared
+        return {} if prepared is None else prepared.told()
+
+    def train(self, state: TrainState | None) -> None:
+        """Train from the start or from the state of a checkpoint, and leave a report.
+
+        Raises:
+            Stopped: If the process was asked to leave; the run can be resumed.
+            RewardError: If the reward failed; what was learned before is saved, and the run can be resumed.
+        """
+        run, runtime = self.trainer.run, self.trainer.runtime
+        if state is not None:
+            self._restore(state)
+        first, folder = self._done, self.checkpoints.folder
+        if runtime.main:
+            run_folder.write_atomically(folder / run_folder.CONFIG, self.resolved.encode())
+            trackers = open_trackers(run.output.report_to, folder, self._config)
+            self._recorder = Recorder(folder, total_steps=run.steps, trackers=trackers, found=self._found)
+            show(str(self.trainer.policy.prepared))
+            self._recorder.resume_at(first)
+        try:
+            if state is None:
+                self._evaluate(run_folder.BASE, 0, run.evaluation.images_per_prompt)
+            self._leave_if_asked()
+            self.trainer.fit(first, self._after)
+            self._evaluate(run_folder.FINAL, run.steps, run.evaluation.images_per_prompt)
+            self._finish()
+        except (RewardError, OutOfMemory, ProcessLost, Stopped, EndedElsewhere) as error:
+            if saved := runtime.world.part(error, self._save_what_is_whole):
+                error.args = (f"{error}. {saved}",)
+            raise
+        finally:
+            if self._recorder is not None:
+                self._recorder.close()
+
+    def _after(self, step: int, experience: Experience[Batch], metrics: dict[str, float]) -> None:
+        run, done = self.trainer.run, step + 1
+        self._done, self._taken = done, self.trainer.runtime.taken
+        begin = time.perf_counter()
+        if run.evaluation.every and done % run.evaluation.every == 0 and done < run.steps:
+            self._evaluate(f"step-{done:06d}", done, run.evaluation.curve_images_per_prompt)
+            if self._recorder is not None and len(experience.media):
+                shown = experience.prompts, experience.rewards
+                self._recorder.samples("train", done, experience.media, *shown)
+                if experience.maps is not None:
+                    self._recorder.samples(CREDIT, done, heat(experience.media, experience.maps), *shown)
+        metrics["seconds/evaluation"] = time.perf_counter() - begin
+        metrics["seconds/checkpoint"] = self._saving
+        # Told before it is saved: a process that dies in between resumes further back and tells the step again. The
+        # other way round, a step would be missing.
+        if self._recorder is not None:
+            self._recorder.step(step, metrics)
+        if done == run.steps or (run.output.save_every and done % run.output.save_every == 0):
+            self._save_once()
+        self._leave_if_asked()
+
+    def _leave_if_asked(self) -> None:
+        if not self.trainer.runtime.any(self.stop.received is not None):
+            return
+        self._save_once()
+        stopped = Stopped(f"stopped after {self._done} of {self.trainer.run.steps} steps")
+        if self.stop.received is not None:
+            stopped.exit_code = 128 + self.stop.received
+        raise stopped
+
+    def _save_what_is_whole(self) -> str:
+        """Save the last step, unless a part of the next one was learned on top of it; return what is there."""
+        whole = self.trainer.runtime.taken == self._taken
+        if whole and self._done:
+            self._save_once()
+        half = "" if whole else "A step that is learned by half is not saved; "
+        if self._saved is None:
+            return half and f"{half}there is no checkpoint before it"
+        return f"{half}{self.checkpoints.folder / f'checkpoint-{self._saved}'} is saved; continue with --resume latest"
+
+    def _save_once(self) -> None:
+        if self._saved != self._done:
+            self._save(self._done)
+
+    def _evaluate(self, name: str, step: int, images_per_prompt: int) -> None:
+        run = self.trainer.run
+        if self.trainer.held_out is None:
+            return
+        if self._evaluator is None:
+            self._evaluator = Evaluator(run.evaluation, self.trainer.held_out, judge(run))
+        weights = "ema" if "ema" in self.trainer.policy.snapshots else "live"
+        with self.trainer.doing("evaluation", step):
+            result = self._evaluator(self.trainer.context(step), images_per_prompt, weights)
+        if self._recorder is not None:
+            self._recorder.evaluation(name, step, result)
+
+    def _save(self, done: int) -> None:
+        self._saved = done
+        if self._recorder is None:
+            return
+        begin = time.perf_counter()
+        run, policy = self.trainer.run, self.trainer.policy
+        state = TrainState(
+            step=done,
+            trainable={name: p.detach() for name, p in policy.trainable.items()},
+            optimizer=self.trainer.runtime.optimizer.state_dict(),
+            snapshots=policy.snapshots,
+            wall_seconds=self._seconds(),
+            config=self._config,
+            contents=self.trainer.contents,
+            found=self._found,
+        )
+
+        def write(folder: Path) -> None:
+            write_state(folder, state)
+            with policy.using("ema" if "ema" in policy.snapshots else "live"):
+                card = Card(self._config, done, self._table)
+                write_artifacts(folder, policy.pipe, policy.component, lora=run.policy.lora is not None, card=card)
+
+        self.checkpoints.save(done, write)
+        self._saving = time.perf_counter() - begin
+
+    def _restore(self, state: TrainState) -> None:
+        policy, runtime = self.trainer.policy, self.trainer.runtime
+        check_fits(state, policy.trainable, policy.snapshots)
+        check_same_finds(state.found, self._found)
+        with torch.no_grad():
+            for name, parameter in policy.trainable.items():
+                parameter.copy_(state.trainable[name])
+            for copy, weights in state.snapshots.items():
+                for name, tensor in weights.items():
+                    policy.snapshots[copy][name].copy_(tensor)
+        runtime.optimizer.load_state_dict(dict(state.optimizer))
+        self._spent = state.wall_seconds
+        self._done = self._saved = state.step
+
+    def _seconds(self) -> float:
+        return self._spent + time.perf_counter() - self._start
+
+    def _finish(self) -> None:
+        if self._recorder is None:
+            return
+        run = self.trainer.run
+        summary = self._recorder.summary(
+            seed=run.seed,
+            steps=run.steps,
+            wall_seconds=self._seconds(),
+            peak_memory_bytes=peak_memory(self.trainer.policy.device),
+        )
+        table = summary["evaluation"]
+        assert isinstance(table, dict)
+        self._table = table
+        self._save(run.steps)
+        from alignment.reports import report  # matplotlib takes a second to import
+
+        path = report.write(self.checkpoints.folder)
+        self._recorder.close()
+        checkpoint = self.checkpoints.folder / f"checkpoint-{run.steps}"
+        lines = [before_after(summary)] if self._table else []
+        show("\n".join([*lines, f"checkpoint: {checkpoint}", f"report:     {path}"]))
