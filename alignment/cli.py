@@ -178,9 +178,9 @@ def _doctor(args: argparse.Namespace) -> int:
         args.config, args.overrides = None, [args.config, *args.overrides]
     if (args.config is None) == (args.pipeline is None):
         args.usage_error("give either a CONFIG or --pipeline PATH")
-    from alignment import doctor
+    from alignment.preflight.doctor import examine
 
-    return doctor.main(
+    return examine.main(
         args.config,
         args.overrides,
         pipeline=args.pipeline,
@@ -214,8 +214,8 @@ def _add_plan(commands: Commands) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from alignment import plan
-    from alignment.plan_gpus import gpu
+    from alignment.preflight.plan import plan
+    from alignment.preflight.plan.gpus import gpu
 
     setup = plan.Setup(gpu(args.gpu), args.gpus, args.sharding, args.peak_fraction)
     return plan.main(args.config, args.overrides, setup, as_json=args.json)

@@ -198,7 +198,7 @@ def understand(words: list[str]) -> None:
     from alignment import cli
     from alignment.config import build
     from alignment.config.load import load
-    from alignment.plan_gpus import gpu
+    from alignment.preflight.plan.gpus import gpu
     from evals.cli import named
     from reward_models.base import RewardModel
 

@@ -13,9 +13,9 @@ from PIL import Image
 from alignment import cli
 from alignment.config.load import load
 from alignment.config.run import Run
-from alignment.plan_blueprint import ARCHITECTURES, describe
 from alignment.policy import latents
 from alignment.policy.networks.spec import PolicySpec
+from alignment.preflight.plan.blueprint import ARCHITECTURES, describe
 from alignment.training import setup
 from alignment.training.runtime import Runtime
 from reward_models.base import RewardModel

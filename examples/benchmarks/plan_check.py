@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from alignment import plan, plan_blueprint
 from alignment.config.load import load
 from alignment.config.run import Run, copies
 from alignment.data.prompts import Prompts
-from alignment.plan_gpus import gpu
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.policy import Policy
+from alignment.preflight.plan import blueprint, plan
+from alignment.preflight.plan.gpus import gpu
 from alignment.training.loop import Trainer
 from alignment.training.runtime import Runtime
 
@@ -120,7 +120,7 @@ def _measured(run: Run) -> dict[str, float]:
 
 def _random_pipeline(spec: PolicySpec) -> Any:
     """Return the pipeline with random weights on the GPU; text encoders stay without, and answer zeros."""
-    pipe = plan_blueprint.draw(spec)
+    pipe = blueprint.draw(spec)
     device = torch.device("cuda")
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module) and not name.startswith("text_encoder"):

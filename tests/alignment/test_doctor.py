@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from alignment import cli, doctor
+from alignment import cli
 from alignment.config.run import Run
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.forward_process.weighted_matching import WeightedMatching
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
-from alignment.patient import Finding, Patient
+from alignment.preflight.doctor import examine
+from alignment.preflight.doctor.subject import Finding, Patient
 from alignment.sources.on_policy import OnPolicy
 from alignment.training.loop import Trainer
 from samplers import Step
@@ -37,7 +38,7 @@ def examined(run: Run, spoil: Callable[[Trainer], object] = lambda trainer: None
     trainer = trainer_of(run)
     spoil(trainer)
     try:
-        return {finding.law: finding for finding in doctor.examine(trainer, "{policy: {}}", lambda finding: None)}
+        return {finding.law: finding for finding in examine.examine(trainer, "{policy: {}}", lambda finding: None)}
     finally:
         trainer.runtime.close()
 
@@ -63,7 +64,7 @@ NOT_ON_TOYS = {"checkpoint reopens"}
 def test_a_healthy_run_keeps_every_law(folder: Path, recipe: str) -> None:
     found = examined(toy_run(folder, *HEALTHY[recipe], 3))
     assert failed(found) <= NOT_ON_TOYS, {law: found[law] for law in failed(found)}
-    assert len(found) == len(doctor.LAWS) + 1
+    assert len(found) == len(examine.LAWS) + 1
     assert found["kl term pulls"].outcome == ("skipped" if recipe in ("steps", "branch") else "pass")
     assert found["first ratio"].outcome == ("pass" if HEALTHY[recipe][0] is STEPS or recipe == "branch" else "skipped")
 
@@ -136,7 +137,7 @@ def test_rounding_shows_in_ratios_of_single_positions(
 def test_the_table_has_a_line_for_every_law(config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["doctor", str(config())]) == 0
     said = capsys.readouterr().out
-    assert all(law.__name__.replace("_", " ") in said for law in doctor.LAWS)
+    assert all(law.__name__.replace("_", " ") in said for law in examine.LAWS)
     assert "all laws hold" in said
 
 
@@ -150,7 +151,7 @@ def test_weights_are_left_bit_for_bit(folder: Path) -> None:
     weights = {name: z.clone() for name, z in trainer.policy.denoiser.state_dict().items()}
     places = {name: p.data_ptr() for name, p in trainer.policy.trainable.items()}
     copies = {name: z.clone() for name, z in trainer.policy.snapshots["reference"].items()}
-    doctor.examine(trainer, "{policy: {}}", lambda finding: None)
+    examine.examine(trainer, "{policy: {}}", lambda finding: None)
     trainer.runtime.close()
     assert all(torch.equal(weights[name], z) for name, z in trainer.policy.denoiser.state_dict().items())
     assert all(torch.equal(copies[name], z) for name, z in trainer.policy.snapshots["reference"].items())
@@ -175,7 +176,7 @@ def test_what_is_broken_is_named(folder: Path, case: str) -> None:
 
 
 def test_every_law_is_broken_by_some_test() -> None:
-    names = {law.__name__.replace("_", " ") for law in doctor.LAWS}
+    names = {law.__name__.replace("_", " ") for law in examine.LAWS}
     assert {law for law, *_ in BROKEN.values()} | ELSEWHERE == names
 
 
@@ -195,7 +196,7 @@ def test_a_law_that_leaves_a_trace_is_found(folder: Path, monkeypatch: pytest.Mo
         next(iter(patient.policy.trainable.values())).data[0] += 1e-3
         return Finding("pass")
 
-    monkeypatch.setattr(doctor, "LAWS", (careless,))
+    monkeypatch.setattr(examine, "LAWS", (careless,))
     assert failed(examined(toy_run(folder, STEPS, SURROGATE, 3))) == {"left as it was"}
 
 
@@ -212,7 +213,7 @@ def test_an_adapter_that_loses_its_scale_on_disk_is_found(config: Callable[..., 
 
     trainer = trainer_of(run)
     rescale(trainer)
-    found = doctor.examine(trainer, configs.resolved(run), lambda finding: None)
+    found = examine.examine(trainer, configs.resolved(run), lambda finding: None)
     trainer.runtime.close()
     assert failed({finding.law: finding for finding in found}) == {"checkpoint reopens"}
 

@@ -23,7 +23,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
-from alignment.plan_blueprint import describe
 from alignment.policy.networks.loading import (
     denoiser_name,
     load_pipeline,
@@ -32,6 +31,7 @@ from alignment.policy.networks.loading import (
     trained_scheduler,
 )
 from alignment.policy.networks.spec import PolicySpec
+from alignment.preflight.plan.blueprint import describe
 from tests.pipelines.zoo import decoders
 from tests.policies import CPU
 from tests.tiny import tiny_flux, tiny_sd15

@@ -11,14 +11,15 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from alignment import cli, plan, plan_meter
+from alignment import cli
 from alignment.config.load import load
 from alignment.config.run import Run
 from alignment.data.prompts import read_prompts
-from alignment.plan_blueprint import ARCHITECTURES, describe, draw
-from alignment.plan_gpus import GPUS, gpu
-from alignment.plan_rehearsal import Rehearsal
 from alignment.policy.networks.spec import PolicySpec
+from alignment.preflight.plan import meter, plan
+from alignment.preflight.plan.blueprint import ARCHITECTURES, describe, draw
+from alignment.preflight.plan.gpus import GPUS, gpu
+from alignment.preflight.plan.rehearsal import Rehearsal
 from alignment.training import setup
 from alignment.training.runtime import Runtime
 from tests.flops import flop_counter
@@ -96,7 +97,7 @@ def test_the_meter_counts_as_torch_does(recompute: bool) -> None:
 
     with torch.device("meta"):
         blocks, x = network(), torch.empty(100, 64)
-    cost, reached = plan_meter.backward(lambda: run(blocks, x), blocks.parameters(), blocks.parameters(), None)
+    cost, reached = meter.backward(lambda: run(blocks, x), blocks.parameters(), blocks.parameters(), None)
     with flop_counter() as counter:
         run(network(), torch.randn(100, 64)).sum().backward()
     assert reached
@@ -113,8 +114,8 @@ def test_recomputing_saves_memory_and_costs_flops() -> None:
             z = checkpoint(block, z, use_reentrant=False)
         return z
 
-    kept, _ = plan_meter.backward(lambda: blocks(x), blocks.parameters(), blocks.parameters(), None)
-    less, _ = plan_meter.backward(recomputed, blocks.parameters(), blocks.parameters(), None)
+    kept, _ = meter.backward(lambda: blocks(x), blocks.parameters(), blocks.parameters(), None)
+    less, _ = meter.backward(recomputed, blocks.parameters(), blocks.parameters(), None)
     assert less.bytes < kept.bytes / 2
     assert less.flops > kept.flops
 
@@ -122,7 +123,7 @@ def test_recomputing_saves_memory_and_costs_flops() -> None:
 def test_attention_keeps_no_score_matrix() -> None:
     q = torch.empty(1, 8, 4096, 64, device="meta", dtype=torch.bfloat16)
     attend = nn.functional.scaled_dot_product_attention
-    cost, _ = plan_meter.forward(lambda: attend(q, q, q), (q,), None)
+    cost, _ = meter.forward(lambda: attend(q, q, q), (q,), None)
     assert cost.flops == 4 * 8 * 4096**2 * 64
     assert cost.bytes < 8 * 4096**2
 
@@ -130,8 +131,8 @@ def test_attention_keeps_no_score_matrix() -> None:
 def test_autocast_halves_activations() -> None:
     with torch.device("meta"):
         blocks, x = network(), torch.empty(10_000, 64)
-    full, _ = plan_meter.forward(lambda: blocks(x), blocks.parameters(), None)
-    half, out = plan_meter.forward(lambda: blocks(x), blocks.parameters(), torch.bfloat16)
+    full, _ = meter.forward(lambda: blocks(x), blocks.parameters(), None)
+    half, out = meter.forward(lambda: blocks(x), blocks.parameters(), torch.bfloat16)
     assert out.dtype == torch.bfloat16
     assert half.bytes - half.fixed < 0.7 * full.bytes
     assert half.fixed == sum(2 * p.numel() for p in blocks.parameters())

@@ -12,13 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment import cli, shuffle
+from alignment import cli
 from alignment.config.run import Evaluation, Optimizer
 from alignment.credit.advantages.batch_norm import BatchNorm
 from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Transitions
 from alignment.data.random_streams import Draw
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
+from alignment.preflight.doctor import shuffle
 from alignment.reports.run_folder import Evaluated
 from alignment.sources.on_policy_steps import OnPolicySteps
 from reward_models.base import Media, Rewards

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignment import cli, snr
+from alignment import cli
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
+from alignment.preflight.doctor import snr
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
 from samplers.dynamics.flow_sde import FlowSDE

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from alignment import doctor, doctor_pipeline
 from alignment.config import build
-from alignment.patient import Patient
+from alignment.preflight.doctor import examine
+from alignment.preflight.doctor.plain_run import plain_run
+from alignment.preflight.doctor.subject import Patient
 from tests.pipelines import table
 from tests.pipelines.zoo import ZOO, Member, built
 
@@ -27,8 +28,8 @@ def patient(member: Member, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp(member.name)
     member.pipe.save_pretrained(folder / "pipeline")
     (folder / "call.yaml").write_text(yaml.safe_dump(dict(member.call)))
-    run = doctor_pipeline.plain_run(str(folder / "pipeline"), [str(folder / "call.yaml")], [], folder)
-    trainer, close = doctor.load(run)
+    run = plain_run(str(folder / "pipeline"), [str(folder / "call.yaml")], [], folder)
+    trainer, close = examine.load(run)
     yield Patient(trainer, build.resolved(run))
     close()
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from alignment.doctor_pipeline import CHECKS
+from alignment.preflight.doctor.laws_of_the_pipeline import CHECKS
 from tests.pipelines.zoo import ZOO
 
 PAGE = Path(__file__).parents[2] / "docs/pipelines.md"

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from alignment import doctor
-from alignment.doctor_pipeline import CHECKS
-from alignment.patient import Patient
+from alignment.preflight.doctor import examine
+from alignment.preflight.doctor.laws_of_the_pipeline import CHECKS
+from alignment.preflight.doctor.subject import Patient
 from tests.pipelines import table
 from tests.pipelines.zoo import ZOO, Member
 
@@ -21,16 +21,16 @@ ENOUGH = 28
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_a_pipeline_conforms(
-    member: Member, patient: Patient, check: doctor.Law, record_property: Callable[[str, object], None]
+    member: Member, patient: Patient, check: examine.Law, record_property: Callable[[str, object], None]
 ) -> None:
-    before = doctor.fingerprint(patient.trainer)
-    finding = doctor.look(check, patient)
+    before = examine.fingerprint(patient.trainer)
+    finding = examine.look(check, patient)
     reason = member.cannot.get(check.__name__)
     mark = table.PASSED if reason is None else table.REFUSED
     record_property("cell", [member.name, type(member.pipe).__name__, finding.law, mark, reason or ""])
     assert (finding.outcome == "pass") == (reason is None), finding
     assert reason is None or reason in (finding.cause or finding.says), finding
-    assert doctor.fingerprint(patient.trainer) == before
+    assert examine.fingerprint(patient.trainer) == before
     assert "WRITE_TABLE" in os.environ or table.read()[member.name, finding.law] == mark
 
 

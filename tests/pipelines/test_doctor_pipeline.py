@@ -11,8 +11,9 @@ import pytest
 import yaml
 from diffusers import DPMSolverMultistepScheduler, LEditsPPPipelineStableDiffusion
 
-from alignment import cli, doctor_pipeline
-from alignment.doctor_pipeline import CHECKS
+from alignment import cli
+from alignment.preflight.doctor import laws_of_the_pipeline
+from alignment.preflight.doctor.laws_of_the_pipeline import CHECKS
 from tests.pipelines.zoo import images
 from tests.tiny import FLUX_CALL
 
@@ -33,7 +34,7 @@ def doctor(capsys: pytest.CaptureFixture[str]) -> Said:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at sampling alone, where the test is about the command and not about the checks."""
-    monkeypatch.setattr(doctor_pipeline, "CHECKS", (doctor_pipeline.own_sampler, doctor_pipeline.pixels))
+    monkeypatch.setattr(laws_of_the_pipeline, "CHECKS", (laws_of_the_pipeline.own_sampler, laws_of_the_pipeline.pixels))
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ import torch
 from alignment.data.prompts import read_prompts
 from alignment.errors import PipelineError
 from alignment.objectives.base import Loss
-from alignment.patient import Patient
-from alignment.plan_rehearsal import Rehearsal
 from alignment.policy.embeddings import text_encoders
+from alignment.preflight.doctor.subject import Patient
+from alignment.preflight.plan.rehearsal import Rehearsal
 from alignment.training.loop import microbatches
 from tests.flops import flop_counter
 from tests.pipelines.zoo import Member

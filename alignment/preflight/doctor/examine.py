@@ -1,7 +1,8 @@
 """`visalign doctor`: do the laws of training hold on this very run? A line each, the measured number and its bound.
 
-`--snr` and `--shuffle` measure instead (`alignment.snr`, `alignment.shuffle`). Nothing here changes a weight or touches
-the run's folder; pictures of a measurement go to `<output.folder>/<name>.doctor/`.
+`--snr` and `--shuffle` measure instead (`alignment.preflight.doctor.snr`, `alignment.preflight.doctor.shuffle`).
+Nothing here changes a weight or touches the run's folder; pictures of a measurement go to
+`<output.folder>/<name>.doctor/`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from rich.markup import escape
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from alignment import doctor_checks, doctor_learning, doctor_pipeline, shuffle, snr
 from alignment.config import build, checks
 from alignment.config.load import load as load_run
 from alignment.config.run import Run
 from alignment.errors import ConfigError, VisalignError
-from alignment.patient import Finding, NotApplicable, Patient, at_most
+from alignment.preflight.doctor import laws_of_learning, laws_of_the_pipeline, laws_of_the_run, shuffle, snr
+from alignment.preflight.doctor.plain_run import plain_run
+from alignment.preflight.doctor.subject import Finding, NotApplicable, Patient, at_most
 from alignment.reports.console import Console
 from alignment.reports.terminal import show
 from alignment.training import setup
@@ -37,34 +39,34 @@ from samplers.errors import SamplingError
 
 Law = Callable[[Patient], Finding]
 LAWS: tuple[Law, ...] = (
-    doctor_checks.geometry,
-    doctor_checks.disk_space,
-    doctor_checks.prompt_length,
-    doctor_checks.reward_knows_its_answers,
-    doctor_checks.reward_repeats,
-    doctor_checks.reward_of_a_batch,
-    doctor_checks.reward_speaks,
-    doctor_checks.pipeline_repeats,
-    doctor_checks.zero_noise_parity,
-    doctor_checks.step_formula,
-    doctor_checks.adapter_binds,
-    doctor_checks.training_changes_the_output,
-    doctor_checks.reference_is_adapter_off,
-    doctor_learning.noise_at_trained_steps,
-    doctor_learning.reward_spread,
-    doctor_learning.actions_follow_their_density,
-    doctor_learning.log_probability,
-    doctor_learning.first_ratio,
-    doctor_learning.replay_runs_what_it_trains,
-    doctor_learning.times_of_rows,
-    doctor_learning.gradient_reaches_all,
-    doctor_learning.objective_pulls,
-    doctor_learning.zero_credit_zero_gradient,
-    doctor_learning.flipped_credit_flipped_gradient,
-    doctor_learning.a_step_down_lowers_the_loss,
-    doctor_learning.kl_term_pulls,
-    doctor_learning.microbatches_add_up,
-    doctor_checks.checkpoint_reopens,
+    laws_of_the_run.geometry,
+    laws_of_the_run.disk_space,
+    laws_of_the_run.prompt_length,
+    laws_of_the_run.reward_knows_its_answers,
+    laws_of_the_run.reward_repeats,
+    laws_of_the_run.reward_of_a_batch,
+    laws_of_the_run.reward_speaks,
+    laws_of_the_run.pipeline_repeats,
+    laws_of_the_run.zero_noise_parity,
+    laws_of_the_run.step_formula,
+    laws_of_the_run.adapter_binds,
+    laws_of_the_run.training_changes_the_output,
+    laws_of_the_run.reference_is_adapter_off,
+    laws_of_learning.noise_at_trained_steps,
+    laws_of_learning.reward_spread,
+    laws_of_learning.actions_follow_their_density,
+    laws_of_learning.log_probability,
+    laws_of_learning.first_ratio,
+    laws_of_learning.replay_runs_what_it_trains,
+    laws_of_learning.times_of_rows,
+    laws_of_learning.gradient_reaches_all,
+    laws_of_learning.objective_pulls,
+    laws_of_learning.zero_credit_zero_gradient,
+    laws_of_learning.flipped_credit_flipped_gradient,
+    laws_of_learning.a_step_down_lowers_the_loss,
+    laws_of_learning.kl_term_pulls,
+    laws_of_learning.microbatches_add_up,
+    laws_of_the_run.checkpoint_reopens,
 )
 """What is looked at, in this order: what a law needs comes before it."""
 
@@ -106,8 +108,8 @@ def main(
         raise ConfigError("--snr and --shuffle measure a reward's signal, and a pipeline alone has none: give a CONFIG")
     with tempfile.TemporaryDirectory() as temporary:
         if pipeline is not None:
-            plain = doctor_pipeline.plain_run(pipeline, call, overrides, Path(temporary))
-            found, ill = _laws(plain, doctor_pipeline.CHECKS, quiet=as_json)
+            plain = plain_run(pipeline, call, overrides, Path(temporary))
+            found, ill = _laws(plain, laws_of_the_pipeline.CHECKS, quiet=as_json)
         else:
             assert config_path is not None
             if snr or shuffle:

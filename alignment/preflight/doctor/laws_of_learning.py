@@ -15,7 +15,8 @@ from alignment.objectives.forward_process.noising import draw_points
 from alignment.objectives.kernels.actions import Channels
 from alignment.objectives.kernels.surrogate import log_ratio
 from alignment.objectives.policy_gradient.base import actions
-from alignment.patient import (
+from alignment.policy.replay_check import how_visits_go
+from alignment.preflight.doctor.subject import (
     Finding,
     NotApplicable,
     Patient,
@@ -27,7 +28,6 @@ from alignment.patient import (
     preserved,
     settings,
 )
-from alignment.policy.replay_check import how_visits_go
 from alignment.training.loop import microbatches
 from samplers import Step, observe_prefix
 from samplers.paths.times import Times

@@ -2,7 +2,7 @@
 
 Whatever decides what a step costs (windows, branches, shared prefixes, solvers, frozen copies, updates, microbatches,
 guidance) is decided by the code that trains. Two things differ. The pipeline's networks compute on meta
-tensors (`plan_blueprint`); and after one call at full size, which tells what each round of the denoising loop costs, a
+tensors (`blueprint`); and after one call at full size, which tells what each round of the denoising loop costs, a
 call only walks through its rounds, with latents of five numbers.
 """
 
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from alignment import plan_blueprint, plan_meter
 from alignment.config.run import Run, copies
 from alignment.credit.structures.base import Allocator, Structure
 from alignment.data.batches import Batch, inputs_of
@@ -26,12 +25,14 @@ from alignment.data.pixels import as_clips
 from alignment.data.prompts import Prompts
 from alignment.errors import ConfigError, PipelineError, PipelineRefused, VisalignError
 from alignment.objectives.base import Loss
-from alignment.plan_counts import Around, Called, Event, Step
-from alignment.plan_meter import AsOnGPU, Cost, Meter
 from alignment.policy.call_forms import Form, brings_pictures, first_accepted
 from alignment.policy.networks.loading import loop_networks
 from alignment.policy.pipeline_call import asking, cause
 from alignment.policy.policy import Policy
+from alignment.preflight.plan import blueprint
+from alignment.preflight.plan import meter as plan_meter
+from alignment.preflight.plan.counts import Around, Called, Event, Step
+from alignment.preflight.plan.meter import AsOnGPU, Cost, Meter
 from alignment.training.loop import Trainer
 from alignment.training.runtime import Runtime
 from alignment.world import World
@@ -73,7 +74,7 @@ class Observed(Routes):
         return self.blank(key, rows)
 
     def _on_cpu(self, z: Tensor) -> Tensor:
-        return plan_blueprint.zeros(z.float() if z.dtype == self.autocast else z)
+        return blueprint.zeros(z.float() if z.dtype == self.autocast else z)
 
 
 class RehearsedPolicy(Policy):
@@ -95,10 +96,10 @@ class RehearsedPolicy(Policy):
 
     def __init__(self, run: Run) -> None:
         spec = replace(run.policy, compile=False, embedding_cache=None)
-        super().__init__(spec, device=CPU, seed=0, pipe=plan_blueprint.draw(spec))
+        super().__init__(spec, device=CPU, seed=0, pipe=blueprint.draw(spec))
         self.networks = {name: part for name, part in self.pipe.components.items() if isinstance(part, nn.Module)}
         self._precision = None if spec.autocast is None else torch.bfloat16
-        self.adapters, self.latents = self._adapters, plan_blueprint.BlankLatents(self, TOY)
+        self.adapters, self.latents = self._adapters, blueprint.BlankLatents(self, TOY)
         self._seen = Observed(loop_networks(self.pipe), CPU, self._precision)
         self._costs: dict[tuple[object, ...], Cost] = {}
         self.forget()

@@ -22,9 +22,9 @@ from alignment.checkpoints.checkpoint import Checkpoints
 from alignment.checkpoints.state import TrainState, read_state, write_state
 from alignment.config import checks
 from alignment.errors import CheckpointError
-from alignment.patient import PAIR, Finding, NotApplicable, Patient, at_most, more_than, settings
 from alignment.policy.networks.loading import experts, pipeline_class, trained_scheduler
 from alignment.policy.networks.tuning import ADAPTER
+from alignment.preflight.doctor.subject import PAIR, Finding, NotApplicable, Patient, at_most, more_than, settings
 from samplers import Conductor, Look, take
 from samplers.dynamics.ode import ODE
 from samplers.windows.base import Window

@@ -22,7 +22,7 @@ from alignment.data.batches import Batch, Experience
 from alignment.data.prompts import Prompts
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, NumericsError
-from alignment.patient import preserved, settings
+from alignment.preflight.doctor.subject import preserved, settings
 from alignment.reports.console import Console
 from alignment.reports.run_folder import Evaluated
 from alignment.reports.statistics import Interval, difference, interval
@@ -147,7 +147,7 @@ class Damage:
         path, ends = folder / "shuffle.png", self._ends()
         curves = {name: arm.curve for name, arm in self.arms.items()}
         changes = {name: self.change(name) for name in self.arms}
-        from alignment import doctor_figures  # matplotlib takes a second to import
+        from alignment.preflight.doctor import figures as doctor_figures  # matplotlib takes a second to import
 
         doctor_figures.damage(path, curves, changes, f"{self.updates} updates at {self.rate:g}")
         held_out = {

@@ -26,11 +26,11 @@ from torch.utils._pytree import tree_map_only
 import alignment
 from alignment.data.prompts import Prompts, read_prompts
 from alignment.errors import PipelineError
-from alignment.plan_meter import META
 from alignment.policy.latents import Conducted, Latents, Sample
 from alignment.policy.networks.loading import components_listed, loop_networks
 from alignment.policy.networks.low_memory import decode_in_parts
 from alignment.policy.networks.spec import PolicySpec
+from alignment.preflight.plan.meter import META
 from reward_models.foreign import ForeignCode
 
 _HOME = Path(alignment.__file__).parent

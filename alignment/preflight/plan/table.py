@@ -11,7 +11,7 @@ from rich.table import Table
 from alignment.reports.console import Console
 
 if TYPE_CHECKING:
-    from alignment.plan import Plan
+    from alignment.preflight.plan.plan import Plan
 
 BAR = 32
 """Characters of the longest bar."""

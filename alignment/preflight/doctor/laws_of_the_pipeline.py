@@ -7,32 +7,24 @@ and pictures of our own, and each check looks at one thing that training relies 
 from __future__ import annotations
 
 import inspect
-import json
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import yaml
-from PIL import Image
 from torch import Tensor, nn
 
-from alignment import doctor_checks, doctor_learning
 from alignment.checkpoints.export import export
-from alignment.config import checks
-from alignment.config.load import load
 from alignment.config.run import Run
-from alignment.errors import ConfigError
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.preference.dpo import DPO
-from alignment.patient import Finding, NotApplicable, Patient, at_most, more_than, preserved
 from alignment.policy.networks.loading import pipeline_class, trained_scheduler
-from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.policy import Policy
+from alignment.preflight.doctor import laws_of_learning, laws_of_the_run
+from alignment.preflight.doctor.subject import Finding, NotApplicable, Patient, at_most, more_than, preserved
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
 from samplers import Act, Conductor
@@ -73,70 +65,6 @@ device: cpu
 PROMPTS = ("a red circle", "a blue square on a table")
 
 
-def plain_run(pipeline: str, call: Sequence[str], overrides: Sequence[str], folder: Path) -> Run:
-    """Return a small run of `pipeline`.
-
-    Args:
-        pipeline: Folder or hub id.
-        call: Arguments of its `__call__`, each `name=value` or the path of a YAML file that holds several.
-        overrides: `key=value` words for the rest of the run.
-        folder: Where prompts and made-up pictures are written.
-
-    Raises:
-        ConfigError: If a word is neither `name=value` nor a file, or the call does not fit the pipeline.
-        PipelineError: If there is no pipeline.
-    """
-    words = [f"policy.call.{word}" for word in call if "=" in word]
-    values = {"pipeline": pipeline, "prompts": str(folder / "prompts.jsonl"), "folder": str(folder)}
-    path = folder / "pipeline.yaml"
-    plain = yaml.safe_load(PLAIN.format(**{key: json.dumps(value) for key, value in values.items()}))
-    for arguments in (_read_call(Path(word)) for word in call if "=" not in word):
-        plain["policy"]["call"] |= arguments
-    path.write_text(yaml.safe_dump(plain), encoding="utf-8")
-    run = load(str(path), [*words, *overrides])
-    for key, message in checks.call_sizes(run.policy.call, "policy.call"):
-        raise ConfigError(f"{key}: {message}")
-    known = _parameters(run.policy)
-    arguments = {STEPS: FEW, **run.policy.call} if STEPS in known else run.policy.call
-    _write_prompts(folder, [name for name in PICTURES if name in known and name not in arguments], arguments)
-    return replace(run, policy=replace(run.policy, call=arguments))
-
-
-def _read_call(path: Path) -> Mapping[str, object]:
-    try:
-        arguments = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"--call {path}: neither name=value nor a YAML file that can be read ({error})") from error
-    if not isinstance(arguments, dict):
-        raise ConfigError(f"--call {path}: expected arguments by name, such as `height: 64`, got {arguments!r:.60}")
-    return arguments
-
-
-def _parameters(spec: PolicySpec) -> Collection[str]:
-    """Return the names of the arguments of the pipeline's `__call__`; none where its class is not known yet."""
-    try:
-        described = diffusers.DiffusionPipeline.load_config(spec.pipeline)
-    except (OSError, ValueError):  # loading it says what is wrong
-        return ()
-    name = str(spec.pipeline_class or (described.get("_class_name") if isinstance(described, dict) else None))
-    return inspect.signature(getattr(diffusers, name).__call__).parameters if name in dir(diffusers) else ()
-
-
-def _write_prompts(folder: Path, pictures: Sequence[str], call: Mapping[str, object]) -> None:
-    """Write prompts that bring the same made-up pictures: colours that run, and a mask of the middle."""
-    width, height = (int(str(call.get(name) or SIDE)) for name in ("width", "height"))
-    across = torch.linspace(0, 255, width).expand(height, -1)
-    down = torch.linspace(0, 255, height)[:, None].expand(-1, width)
-    colours = torch.stack([across, down, 255 - across], dim=-1)
-    middle = torch.zeros_like(colours)
-    middle[height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = 255
-    for name in pictures:
-        pixels = middle if "mask" in name else colours
-        Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{name}.png")
-    lines = [{"prompt": text, **{name: f"{name}.png" for name in pictures}} for text in PROMPTS]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-
-
 # ---- sampling --------------------------------------------------------------------------------------------------------
 
 
@@ -165,13 +93,13 @@ def sde_rollout(patient: Patient) -> Finding:
     least = std.reshape(*std.shape[:2], -1).amax(dim=2).min().item()  # parts of a state may rest
     if not least > 0:
         return more_than(least, 0, "least std of a trained step", "a trained step has no noise, and so no density")
-    return doctor_learning.actions_follow_their_density(patient)
+    return laws_of_learning.actions_follow_their_density(patient)
 
 
 def replay(patient: Patient) -> Finding:
     """Replayed, every transition has the likelihood it had when it was sampled."""
     patient.look_at_a_step()
-    return doctor_learning.first_ratio(patient)
+    return laws_of_learning.first_ratio(patient)
 
 
 def guidance(patient: Patient) -> Finding:
@@ -267,16 +195,16 @@ def dpo_step(patient: Patient) -> Finding:
 def lora_in_diffusers(patient: Patient) -> Finding:
     """Saved adapters, loaded by plain diffusers, give the same picture."""
     with tempfile.TemporaryDirectory() as temporary, patient.moved():
-        saved = doctor_checks.saved_checkpoint(patient, Path(temporary))
+        saved = laws_of_the_run.saved_checkpoint(patient, Path(temporary))
         plain = pipeline_class(patient.policy.spec.pipeline_class).from_pretrained(patient.policy.spec.pipeline)
-        doctor_checks.load_adapters(plain, patient.policy.component, saved)
+        laws_of_the_run.load_adapters(plain, patient.policy.component, saved)
         return _same_picture(patient, plain)
 
 
 def whole_in_diffusers(patient: Patient) -> Finding:
     """A whole pipeline, exported with the adapters folded in and opened by plain diffusers, gives the same picture."""
     with tempfile.TemporaryDirectory() as temporary, patient.moved():
-        saved = doctor_checks.saved_checkpoint(patient, Path(temporary))
+        saved = laws_of_the_run.saved_checkpoint(patient, Path(temporary))
         export(saved, Path(temporary) / "whole", "merged", patient.policy.spec.pipeline)
         plain = pipeline_class(patient.policy.spec.pipeline_class)
         return _same_picture(patient, plain.from_pretrained(Path(temporary) / "whole"))

@@ -1,6 +1,6 @@
 """`visalign plan`: what a run takes, before anything is loaded: parameters, FLOPs, memory and time of a step.
 
-A step is rehearsed on the pipeline's own classes without weights (`plan_rehearsal`); this module adds up what the
+A step is rehearsed on the pipeline's own classes without weights (`rehearsal`); this module adds up what the
 rehearsal saw, phase by phase, and compares it with a GPU.
 """
 
@@ -18,18 +18,18 @@ from typing import Any, Literal
 
 from torch import nn
 
-from alignment import plan_table
 from alignment.config.load import load
 from alignment.config.run import Run
 from alignment.data.batches import Example
 from alignment.data.media import Picture
 from alignment.data.prompts import Prompts
 from alignment.errors import ConfigError
-from alignment.plan_blueprint import stand_in_prompts
-from alignment.plan_counts import Step
-from alignment.plan_gpus import GPU
-from alignment.plan_rehearsal import Rehearsal, RehearsedPolicy
 from alignment.policy.networks.loading import no_progress_bars
+from alignment.preflight.plan import table as plan_table
+from alignment.preflight.plan.blueprint import stand_in_prompts
+from alignment.preflight.plan.counts import Step
+from alignment.preflight.plan.gpus import GPU
+from alignment.preflight.plan.rehearsal import Rehearsal, RehearsedPolicy
 from alignment.reports.console import Console
 from alignment.reports.terminal import show
 from alignment.training.setup import read_data

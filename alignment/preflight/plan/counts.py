@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from alignment.plan_meter import Cost
+from alignment.preflight.plan.meter import Cost
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from alignment.data.batches import Batch, Experience, Transitions
 from alignment.errors import ConfigError
-from alignment.patient import gradient, group_std, settings
+from alignment.preflight.doctor.subject import gradient, group_std, settings
 from alignment.reports.console import Console
 from alignment.training.loop import Trainer
 from samplers import observe_prefix
@@ -151,7 +151,7 @@ class Signal:
         path = folder / "snr.png"
         title = f"Where the signal is: {self.steps[0].batches} batches of {self.samples} samples"
         ratios = {s.label: (s.snr, s.error) for s in self.steps}
-        from alignment import doctor_figures  # matplotlib takes a second to import
+        from alignment.preflight.doctor import figures as doctor_figures  # matplotlib takes a second to import
 
         doctor_figures.signal(path, title, ratios, [s.found for s in self.steps])
         steps = [

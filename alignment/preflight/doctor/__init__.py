@@ -1,0 +1,1 @@
+"""Do the laws of training hold on this run?"""
