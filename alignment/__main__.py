@@ -2,6 +2,6 @@
 
 import sys
 
-from alignment.cli import main
+from alignment.cli.main import main
 
 sys.exit(main())

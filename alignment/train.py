@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from alignment import cli
+from alignment.cli import main as cli
 
 if __name__ == "__main__":
     sys.exit(cli.run(["train", *sys.argv[1:]]))

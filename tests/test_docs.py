@@ -171,7 +171,7 @@ def test_configs_that_pages_show_load(workplace: Path) -> None:
 
 
 def test_the_readmes_config_is_whole_and_can_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from alignment import cli
+    from alignment.cli import main as cli
 
     assert "extends" not in yaml.safe_load((workplace / "my.yaml").read_text())
     assert cli.run(["train", "my.yaml", "--dry-run"]) == 0
@@ -195,7 +195,7 @@ def test_commands_on_the_pages_are_understood(workplace: Path) -> None:
 
 def understand(words: list[str]) -> None:
     """Read a command line as `visalign` does, and construct what it names; nothing is started."""
-    from alignment import cli
+    from alignment.cli import main as cli
     from alignment.config import build
     from alignment.config.load import load
     from alignment.preflight.plan.gpus import gpu

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alignment import cli
+from alignment.cli import main as cli
 from alignment.config.load import load
 from alignment.config.run import Run
 from alignment.policy import latents

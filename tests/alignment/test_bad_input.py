@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from alignment import cli
+from alignment.cli import main as cli
 from alignment.data.prompts import read_prompts
 from tests.faults.runs import prepared, train
 
@@ -307,7 +307,7 @@ def test_a_disk_that_fills_up(folder: Path) -> None:
     """The limit on a file's size stands for it: metrics fit, weights do not."""
     script = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from alignment import cli\n"
+        "from alignment.cli import main as cli\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, {resource.RLIM_INFINITY}))\n"
         "sys.exit(cli.run(sys.argv[1:]))"
     )

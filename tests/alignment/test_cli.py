@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 import alignment
-from alignment import cli, errors
+from alignment import errors
+from alignment.cli import main as cli
 from alignment.config.load import load
 from alignment.errors import (
     EndedElsewhere,
@@ -32,7 +33,7 @@ HEAVY = ("torch", "diffusers", "transformers", "numpy", "pydantic", "yaml")
 
 TRY = """
 import sys
-from alignment import cli
+from alignment.cli import main as cli
 try:
     code = cli.run(sys.argv[1:])
 except SystemExit as stop:
@@ -257,7 +258,7 @@ def test_config_refuses_an_unknown_kind(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_reader_may_stop_early() -> None:
-    show = "import sys; from alignment import cli; sys.stdin.readline(); cli.show('x' * 100_000)"
+    show = "import sys; from alignment.cli import main as cli; sys.stdin.readline(); cli.show('x' * 100_000)"
     process = subprocess.Popen(
         [sys.executable, "-c", show], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -273,7 +274,7 @@ def test_a_reader_may_stop_early() -> None:
 
 def test_a_warning_is_one_line_without_its_place_in_the_source() -> None:
     warn = (
-        "import warnings; from types import SimpleNamespace; from alignment import cli\n"
+        "import warnings; from types import SimpleNamespace; from alignment.cli import main as cli\n"
         "warn = lambda args: warnings.warn('checkpoint-2 is damaged') or 0\n"
         "cli._parse = lambda argv: SimpleNamespace(command=warn)\n"
         "cli.run([])"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from alignment import cli
+from alignment.cli import main as cli
 from alignment.reports.record import Recorder
 from tests.alignment.synthetic_run import write_run
 

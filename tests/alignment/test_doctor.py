@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from alignment import cli
+from alignment.cli import main as cli
 from alignment.config.run import Run
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.forward_process.weighted_matching import WeightedMatching

@@ -50,7 +50,7 @@ CASES: dict[str, tuple[str, int, str]] = {
 
 SCRIPT = """
 import json, shlex, sys, traceback, io, contextlib
-from alignment import cli
+from alignment.cli import main as cli
 for name, words in json.loads(sys.argv[1]).items():
     said = io.StringIO()
     with contextlib.redirect_stderr(said):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alignment import cli
+from alignment.cli import main as cli
 from alignment.config.load import load as load_run
 from alignment.training.setup import read_held_out
 from reward_models.base import Media, RewardError, RewardModel, Rewards

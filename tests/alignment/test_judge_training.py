@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from alignment import cli
+from alignment.cli import main as cli
 from alignment.config import build
 from alignment.config.run import Optimizer
 from alignment.data.media import find_clip

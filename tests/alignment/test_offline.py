@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from alignment import cli
+from alignment.cli import main as cli
 from alignment.config.load import load
 from alignment.config.run import Data, copies
 from alignment.data.batches import Pairs, Samples

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from alignment import cli
+from alignment.cli import main as cli
 from alignment.config.load import load
 from alignment.config.run import Run
 from alignment.data.prompts import read_prompts

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 from diffusers import DiffusionPipeline
 
-from alignment import cli
+from alignment.cli import main as cli
 from alignment.config import checks
 from alignment.config.load import load
 from alignment.config.schedule import read_scheduler

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignment import cli
+from alignment.cli import main as cli
 from reward_models.base import Media, load_reward
 from reward_models.serving.remote import Remote
 
@@ -112,7 +112,7 @@ def test_a_server_needs_none_of_the_trainers_libraries(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def score(pixels, prompts):\n    return pixels.mean((1, 2, 3, 4))\n")
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))\n"
-        "from alignment import cli, serve_reward\n"
+        "from alignment.cli import main as cli, serve_reward\n"
         "import uvicorn\n"
         "uvicorn.Server.run = lambda self, sockets: print('serving', self.config.app.title)\n"
         "sys.exit(cli.run(['serve-reward', 'function', 'call=mine:score', '--port', '0']))"

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment import cli
+from alignment.cli import main as cli
 from alignment.config.run import Evaluation, Optimizer
 from alignment.credit.advantages.batch_norm import BatchNorm
 from alignment.credit.advantages.group_norm import GroupNorm

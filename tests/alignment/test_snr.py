@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignment import cli
+from alignment.cli import main as cli
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.preflight.doctor import snr

@@ -12,7 +12,7 @@ from PIL import Image
 from rich.markup import escape
 from rich.table import Table
 
-from alignment import cli
+from alignment.cli import main as cli
 from alignment.reports.console import Console
 from alignment.reports.terminal import visible
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignment.cli import run
+from alignment.cli.main import run
 from evals.bench import measure, worst
 from evals.benchmarks.shapes import Shapes
 from evals.cli import named

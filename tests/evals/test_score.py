@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from alignment.cli import run
+from alignment.cli.main import run
 from alignment.data.parquet import read_rows
 
 PROMPTS = ("a red circle", "two blue squares", "three green triangles")

@@ -7,7 +7,7 @@ import torch
 from diffusers import WanImageToVideoPipeline, WanPipeline
 from PIL import Image
 
-from alignment import cli
+from alignment.cli import main as cli
 from alignment.data.media import find_clip
 from examples.preferences.clips import write
 from examples.tiny_video.build import write_prompts

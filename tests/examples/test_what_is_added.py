@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment import cli
+from alignment.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("steps=1", "source.prompts=2", "source.group_size=4", "evaluation.prompts=null")

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alignment import cli
+from alignment.cli import main as cli
 
 STEPS = 6
 TIMED = ("seconds/", "memory/", "samples_per_second")

@@ -14,7 +14,7 @@ import torch
 from diffusers import WanPipeline
 from PIL import Image
 
-from alignment import cli
+from alignment.cli import main as cli
 from alignment.data.frame_rate import EXPORTED, frame_rate
 from alignment.reports import run_folder
 from alignment.reports.pictures import encode_clip

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from diffusers import DPMSolverMultistepScheduler, LEditsPPPipelineStableDiffusion
 
-from alignment import cli
+from alignment.cli import main as cli
 from alignment.preflight.doctor import laws_of_the_pipeline
 from alignment.preflight.doctor.laws_of_the_pipeline import CHECKS
 from tests.pipelines.zoo import images

@@ -6,7 +6,6 @@ rehearsal saw, phase by phase, and compares it with a GPU.
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 import warnings
@@ -18,20 +17,16 @@ from typing import Any, Literal
 
 from torch import nn
 
-from alignment.config.load import load
 from alignment.config.run import Run
 from alignment.data.batches import Example
 from alignment.data.media import Picture
 from alignment.data.prompts import Prompts
 from alignment.errors import ConfigError
 from alignment.policy.networks.loading import no_progress_bars
-from alignment.preflight.plan import table as plan_table
 from alignment.preflight.plan.blueprint import stand_in_prompts
 from alignment.preflight.plan.counts import Step
 from alignment.preflight.plan.gpus import GPU
 from alignment.preflight.plan.rehearsal import Rehearsal, RehearsedPolicy
-from alignment.reports.console import Console
-from alignment.reports.terminal import show
 from alignment.training.setup import read_data
 
 FULL = 4
@@ -152,27 +147,6 @@ class Plan:
             "peak": {"phase": self.peak_phase, "bytes": self.peak_bytes, "fits": self.peak_bytes < setup.gpu.memory},
             "notes": list(self.notes),
         }
-
-
-def main(path: str, overrides: Sequence[str], setup: Setup, *, as_json: bool = False) -> int:
-    """Plan the run of a config file and print what it takes.
-
-    Args:
-        path: Config file.
-        overrides: `key=value` words laid over it.
-        setup: On what it would run.
-        as_json: Print one JSON object in place of tables.
-
-    Raises:
-        VisalignError: If it cannot be planned; the message says why.
-    """
-    run = load(path, overrides)
-    made = plan(run, setup)
-    if as_json:
-        show(json.dumps(made.as_dict(), indent=2))
-    else:
-        plan_table.show(made, Console(highlight=False))
-    return 0
 
 
 def plan(run: Run, setup: Setup) -> Plan:

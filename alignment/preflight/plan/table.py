@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
+from alignment.preflight.plan.plan import Plan
 from alignment.reports.console import Console
-
-if TYPE_CHECKING:
-    from alignment.preflight.plan.plan import Plan
 
 BAR = 32
 """Characters of the longest bar."""

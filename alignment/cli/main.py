@@ -214,11 +214,12 @@ def _add_plan(commands: Commands) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from alignment.cli.plan import main as print_plan
     from alignment.preflight.plan import plan
     from alignment.preflight.plan.gpus import gpu
 
     setup = plan.Setup(gpu(args.gpu), args.gpus, args.sharding, args.peak_fraction)
-    return plan.main(args.config, args.overrides, setup, as_json=args.json)
+    return print_plan(args.config, args.overrides, setup, as_json=args.json)
 
 
 def _add_export(commands: Commands) -> None:
@@ -286,7 +287,7 @@ def _add_serve_reward(commands: Commands) -> None:
 
 
 def _serve_reward(args: argparse.Namespace) -> int:
-    from alignment import serve_reward
+    from alignment.cli import serve_reward
 
     given = {key: value for key, value in vars(args).items() if value is not None}
     limits = {key.removeprefix("max_"): given.pop(key) for key in list(given) if key.startswith("max_")}
