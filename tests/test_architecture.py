@@ -6,13 +6,15 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.errors_caught import errors_in
+from tests.support.floors import FLOORS
+from tests.support.source_code import Function, at_top, everywhere, files, holds_a_type, module, named, tree, within
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,45 +31,19 @@ ALLOWED = {  # who may import whom, by package
 }
 # What evaluation may not know of alignment: how to train.
 TRAINING = {
-    "alignment.training.loop",
-    "alignment.train",
-    "alignment.training.runtime",
-    "alignment.objectives",
-    "alignment.credit.advantages",
-    "alignment.sources",
-    "alignment.cli.main",
-}
-# What a source, an advantage or an objective may know of alignment; the loop and the edges know them, not the reverse.
-PARTS = (
-    "alignment/sources",
-    "alignment/credit/advantages",
-    "alignment/objectives",
-    "alignment/credit/structures",
-    "alignment/credit/backbones",
-)
-PARTS_MAY = {
-    "alignment.sources",
-    "alignment.credit.advantages",
-    "alignment.objectives",
-    "alignment.credit.structures",
-    "alignment.credit.backbones",
-    "alignment.data.batches",
-    "alignment.context",
-    "alignment.data.random_streams",
-    "alignment.errors",
-    "alignment.objectives.kernels",
-    "alignment.policy.latent_grid",
-    "alignment.policy.policy",
-    "alignment.world",
-}
+    "alignment.credit", "alignment.objectives", "alignment.sources", "alignment.training", "alignment.train",
+    "alignment.preflight", "alignment.cli",
+}  # fmt: skip
 # Below these folders a file that holds a type may import `base` and what the types share, never the file of another.
 INDEPENDENT = (
-    *PARTS,
+    "alignment/credit/advantages",
+    "alignment/credit/backbones",
+    "alignment/credit/structures",
+    "alignment/objectives",
+    "alignment/sources",
     "samplers/dynamics",
     "samplers/windows",
     "reward_models",
-    "reward_models/judges",
-    "reward_models/vlms",
 )
 DISTRIBUTED = {
     "alignment/training/runtime.py",
@@ -81,6 +57,7 @@ EXTRAS = {
     "pyarrow", "torchao", "bitsandbytes", "fastapi", "uvicorn", "rapidocr", "onnxruntime",
 }  # fmt: skip
 
+MODULES = 15
 FILE_LINES = 400
 FUNCTION_LINES = 60
 PARAMETERS = 7
@@ -102,70 +79,12 @@ EXCUSED = {
 EXCUSED_AT_MOST = 6
 
 
-@cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-
-
-def files(root: Path, *folders: str) -> list[Path]:
-    return sorted(path for folder in folders for path in (root / folder).rglob("*.py"))
-
-
-def module(root: Path, path: Path) -> str:
-    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-
-
-def imported(nodes: Iterable[ast.AST]) -> set[str]:
-    """Return dotted names: `from a.b import c` gives a.b and a.b.c, for c may be a module."""
-    found: set[str] = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
-
-
-@cache
-def everywhere(path: Path) -> set[str]:
-    return imported(ast.walk(tree(path)))
-
-
-def at_top(path: Path) -> set[str]:
-    """Return what is imported along with the module: nothing inside functions or `if TYPE_CHECKING`."""
-
-    def nodes(body: list[ast.stmt]) -> Iterator[ast.AST]:
-        for node in body:
-            yield node
-            if isinstance(node, ast.ClassDef | ast.Try):
-                yield from nodes(node.body)
-            if isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
-                yield from nodes([*node.body, *node.orelse])
-
-    return imported(nodes(tree(path).body))
-
-
-def within(dotted: str, packages: set[str]) -> bool:
-    return any(dotted == package or dotted.startswith(f"{package}.") for package in packages)
-
-
-Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-def named(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
-    """Yield every node below `node` with the dotted name of the class and function it stands in."""
-    for child in ast.iter_child_nodes(node):
-        name = f"{prefix}.{child.name}".strip(".") if isinstance(child, Function | ast.ClassDef) else prefix
-        yield name, child
-        yield from named(child, name)
-
-
 def packages_import_only_what_is_below_them(root: Path) -> Iterator[str]:
     ours = {*PACKAGES, "tests", "examples"}
     for package in PACKAGES:
         for path in files(root, package):
             # The command line starts everything, evaluation too.
-            above = ours - ALLOWED[package] - ({"evals"} if module(root, path) == "alignment.cli.main" else set())
+            above = ours - ALLOWED[package] - ({"evals"} if within(module(root, path), {"alignment.cli"}) else set())
             for other in sorted(everywhere(path)):
                 if within(other, above):
                     yield f"{path.relative_to(root)}: imports {other}"
@@ -178,21 +97,24 @@ def evaluation_knows_nothing_of_training(root: Path) -> Iterator[str]:
                 yield f"{path.relative_to(root)}: imports {other}"
 
 
-def parts_know_nothing_of_the_loop(root: Path) -> Iterator[str]:
-    modules = {module(root, path) for path in files(root, "alignment")} - {"alignment"}
-    above = {dotted for dotted in modules if not within(dotted, PARTS_MAY)}
-    for path in files(root, *PARTS):
-        for other in sorted(everywhere(path) & above):
-            yield f"{path.relative_to(root)}: imports {other}"
+def rooms_import_what_is_below_them(root: Path) -> Iterator[str]:
+    floors = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+    modules = {module(root, path) for path in files(root, *PACKAGES)}
 
+    def room(dotted: str) -> str:
+        parts = dotted.split(".")
+        names = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+        return next((name for name in names if name in floors), "")
 
-def holds_a_type(path: Path) -> bool:
-    """Return whether a config's `type:` may name the file: a dataclass in it that inherits has its name."""
-    classes = (
-        node for node in tree(path).body if isinstance(node, ast.ClassDef) and node.bases and node.decorator_list
-    )
-    public = path.stem[0] != "_"
-    return public and any(node.name.lower() == path.stem.replace("_", "") for node in classes)
+    for path in files(root, *PACKAGES):
+        own = room(module(root, path))
+        if not own:
+            yield f"{path.relative_to(root)}: stands in no room of the table"
+            continue
+        for other in sorted(everywhere(path) & modules):
+            there = room(other)
+            if there != own and (not there or floors[there] >= floors[own]):
+                yield f"{path.relative_to(root)}: imports {other}, which does not stand below it"
 
 
 def siblings_do_not_import_each_other(root: Path) -> Iterator[str]:
@@ -205,8 +127,9 @@ def siblings_do_not_import_each_other(root: Path) -> Iterator[str]:
 
 
 def imports_make_no_circle(root: Path) -> Iterator[str]:
+    """Count every import: a circle hides in functions and behind `TYPE_CHECKING`."""
     paths = {module(root, path): path for path in files(root, *PACKAGES)}
-    graph = {dotted: at_top(path) & paths.keys() - {dotted} for dotted, path in paths.items()}
+    graph = {dotted: everywhere(path) & paths.keys() - {dotted} for dotted, path in paths.items()}
     before = -1
     while before != len(graph):  # take away, again and again, what imports nothing that is left
         before = len(graph)
@@ -285,6 +208,22 @@ def signatures_are_short(root: Path) -> Iterator[str]:
                     yield f"{path.relative_to(root)}: {name} takes more than {PARAMETERS} parameters"
 
 
+def folders_hold_few_modules(root: Path) -> Iterator[str]:
+    for folder in sorted({path.parent for path in files(root, *PACKAGES)}):
+        if sum(path.stem != "__init__" for path in folder.glob("*.py")) > MODULES:
+            yield f"{folder.relative_to(root)}: has more than {MODULES} modules"
+
+
+def private_modules_stay_at_home(root: Path) -> Iterator[str]:
+    for path in files(root, *PACKAGES, "examples"):
+        home = module(root, path.with_name("__init__.py"))
+        for other in sorted(everywhere(path)):
+            parent, _, leaf = other.rpartition(".")
+            private = (root / f"{other.replace('.', '/')}.py").is_file() and re.match(r"_[^_]", leaf)
+            if private and parent != home:
+                yield f"{path.relative_to(root)}: imports {other}, which is private to its folder"
+
+
 def every_file_says_what_it_is(root: Path) -> Iterator[str]:
     for path in files(root, *PACKAGES, "examples", "tests"):
         if path.stem in NAMELESS:
@@ -343,7 +282,7 @@ def what_is_public_is_documented(root: Path) -> Iterator[str]:
 RULES: tuple[Callable[[Path], Iterator[str]], ...] = (
     packages_import_only_what_is_below_them,
     evaluation_knows_nothing_of_training,
-    parts_know_nothing_of_the_loop,
+    rooms_import_what_is_below_them,
     siblings_do_not_import_each_other,
     imports_make_no_circle,
     processes_meet_only_at_the_edge,
@@ -353,6 +292,8 @@ RULES: tuple[Callable[[Path], Iterator[str]], ...] = (
     no_test_looks_at_the_clock,
     files_and_functions_are_small,
     signatures_are_short,
+    folders_hold_few_modules,
+    private_modules_stay_at_home,
     every_file_says_what_it_is,
     nothing_is_hidden,
     what_can_be_installed_is_tested,
@@ -379,6 +320,10 @@ def test_excuses_only_shrink() -> None:
 
 
 BAD = {
+    "alignment/data/records.py": "def f():\n    from alignment.data import prompts\n",
+    "alignment/data/prompts.py": "import alignment.data.records\nimport alignment.sources._secret\n",
+    "alignment/sources/_secret.py": "",
+    **{f"evals/part_{number}.py": "" for number in range(16)},
     "tests/test_some.py": "import pytest\nyaml = pytest.importorskip('yaml')\n",
     "samplers/utils.py": "import alignment.data.batches\nimport triton\n",
     "samplers/dynamics/ode.py": "from samplers.dynamics import flow\n@dataclass\nclass ODE(Rule):\n    x: int\n",

@@ -1,0 +1,35 @@
+"""Who stands where in the house."""
+
+# Who may import whom, from the ground up: a room may import what stands on a floor below its own, and rooms of one
+# floor know nothing of each other. A module stands in the room with the longest name that begins its own.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("samplers.errors", "reward_models.foreign", "alignment", "alignment.errors"),
+    ("samplers.step", "reward_models.base"),
+    ("samplers.kernels", "samplers.paths", "reward_models", "reward_models.loading"),
+    ("samplers.dynamics", "samplers.windows", "reward_models.combinators", "reward_models.measures"),
+    ("samplers.multistep", "reward_models.clip_family", "reward_models.serving"),
+    ("samplers.stand_in", "reward_models.verifiers", "reward_models.vlms"),
+    ("samplers.rollout", "reward_models.vlm_rewards"),
+    ("samplers", "reward_models.judges"),
+    ("alignment.data",),
+    ("alignment.reports",),
+    ("alignment.policy.networks",),
+    ("alignment.policy",),
+    ("alignment.credit.backbones",),
+    ("alignment.credit.advantages", "alignment.credit.structures"),
+    ("alignment.meetings",),
+    ("alignment.world",),
+    ("alignment.context",),
+    ("alignment.objectives", "alignment.sources"),
+    ("alignment.objectives.kernels",),
+    ("alignment.objectives.direct_gradient", "alignment.objectives.forward_process"),
+    ("alignment.objectives.policy_gradient", "alignment.objectives.preference"),
+    ("alignment.config",),
+    ("alignment.checkpoints",),
+    ("evals",),
+    ("alignment.training",),
+    ("alignment.training.judges",),
+    ("alignment.preflight.doctor", "alignment.preflight.plan"),
+    ("alignment.cli",),
+    ("alignment.__main__", "alignment.train"),
+)
