@@ -33,10 +33,10 @@ from diffusers.utils import logging as diffusers_logging
 from hypothesis import HealthCheck, settings
 from transformers.utils import logging as transformers_logging
 
-from tests.tiny import tiny_flux, tiny_sd15
+from tests.support.tiny import tiny_flux, tiny_sd15
 
 if TYPE_CHECKING:
-    from tests.tiny_rewards import Shelf
+    from tests.support.tiny_rewards import Shelf
 
 # Neither an example nor making one may take too long: how long it takes is the machine's business.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -114,6 +114,6 @@ def sd15_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_rewards(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
     """Return tiny reward models by name, each written to disk once; read the files, and copy them before a change."""
-    from tests.tiny_rewards import Shelf
+    from tests.support.tiny_rewards import Shelf
 
     return Shelf(tmp_path_factory.mktemp("rewards"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.errors_caught import errors_in
+from tests.support.errors_caught import errors_in
 from tests.support.floors import FLOORS
 from tests.support.source_code import Function, at_top, everywhere, files, holds_a_type, module, named, tree, within
 

@@ -22,7 +22,7 @@ from reward_models.base import RewardModel
 from reward_models.combinators.weighted import Weighted
 from tests.pipelines.zoo import edits, images, videos, worlds
 from tests.pipelines.zoo.member import Member, builders
-from tests.tiny_rewards import Shelf
+from tests.support.tiny_rewards import Shelf
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.stem.startswith("quickstart"))

@@ -43,7 +43,7 @@ def offences(source: str) -> Iterator[str]:
 
 
 # `torch.load` with weights_only=True runs nothing, and what it refuses is a pickle.UnpicklingError; exploits are tried
-# on it in tests/reward_models/test_weights.py.
+# on it in tests/reward_models/loading/test_weights.py.
 WEIGHTS_ONLY = {"reward_models/loading/weights.py": {"imports pickle", "calls torch.load"}}
 
 

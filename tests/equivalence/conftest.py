@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignment.policy.policy import Policy
-from tests.policies import CASES, build
+from tests.support.policies import CASES, build
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from samplers import Conductor, Look
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.ddim import DDIM
 from samplers.windows.base import Choice
-from tests.policies import (
+from tests.support.policies import (
     ALL,
     CASES,
     GROUP,

@@ -36,8 +36,8 @@ from samplers.dynamics.ddim import DDIM
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.fraction import Fraction
 from tests.pipelines.zoo import edits
-from tests.policies import CPU, log_ratio, replayed
-from tests.tiny import SD15_CALL, tiny_flux, tiny_sd15
+from tests.support.policies import CPU, log_ratio, replayed
+from tests.support.tiny import SD15_CALL, tiny_flux, tiny_sd15
 
 RATIO = 1e-6
 """Of a first log ratio, as in every replay in float32."""

@@ -11,7 +11,7 @@ from samplers import Conductor, Native, ReplayMismatch, Skip
 from samplers.dynamics.ddim import DDIM
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.base import Choice
-from tests.policies import (
+from tests.support.policies import (
     ALL,
     CASES,
     CPU,
@@ -30,7 +30,7 @@ from tests.policies import (
     replayed,
     transitions,
 )
-from tests.tiny import SD15_CALL, tiny_sd15
+from tests.support.tiny import SD15_CALL, tiny_sd15
 
 RATIO = 1e-6
 """|rho - 1| of unchanged weights, in float32."""

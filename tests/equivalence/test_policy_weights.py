@@ -9,7 +9,19 @@ from alignment.policy.call_forms import Form
 from alignment.policy.networks.spec import Lora
 from samplers import Conductor
 from samplers.dynamics.flow_sde import FlowSDE
-from tests.policies import CASES, DYNAMICS, PROMPTS, ROWS, Failing, learn, perturb, plain, plan, replayed, transitions
+from tests.support.policies import (
+    CASES,
+    DYNAMICS,
+    PROMPTS,
+    ROWS,
+    Failing,
+    learn,
+    perturb,
+    plain,
+    plan,
+    replayed,
+    transitions,
+)
 
 
 @pytest.mark.parametrize("case", ["flux", "sd15 guided"])

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.equivalence.two_processes import CASES, outcome, run_of, write_data
-from tests.faults.runs import left_by, prepared, train
-from tests.reward_models.served import served
-from tests.toy import REWARD, saved, trainer_of
+from tests.support.runs import left_by, prepared, train
+from tests.support.served import served
+from tests.support.toy import REWARD, saved, trainer_of
 
 ROOT = Path(__file__).parents[2]
 ROUNDING = 2e-5  # of weights of unit size: float32 sums in another order, six updates of Adam at 1e-3

@@ -14,7 +14,7 @@ from samplers.dynamics.flow_sde import FlowSDE
 from samplers.dynamics.ode import ODE
 from samplers.rollout import observe_prefix
 from samplers.windows.base import Choice
-from tests.policies import ALL, CASES, DYNAMICS, GROUP, PROMPTS, ROWS, build, counted, perturb, plan
+from tests.support.policies import ALL, CASES, DYNAMICS, GROUP, PROMPTS, ROWS, build, counted, perturb, plan
 
 PATH = 2 * ROWS
 """Rounding of a step is carried through up to six."""

@@ -15,7 +15,18 @@ from samplers.dynamics.flow_sde import FlowSDE
 from samplers.stand_in import row_times
 from samplers.stand_in.row_times import RowTimes
 from samplers.windows.base import Choice
-from tests.policies import CASES, PROMPTS, build, counted, learn, log_ratio, perturb, plan, replayed, transitions
+from tests.support.policies import (
+    CASES,
+    PROMPTS,
+    build,
+    counted,
+    learn,
+    log_ratio,
+    perturb,
+    plan,
+    replayed,
+    transitions,
+)
 
 RATIO = 1e-6
 GRADIENT = 1e-5

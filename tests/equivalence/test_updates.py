@@ -29,8 +29,8 @@ from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.all import All
 from samplers.windows.branch import Branch
 from samplers.windows.random import Random
-from tests.tiny import FLUX_CALL
-from tests.toy import toy_run, trainer_of
+from tests.support.tiny import FLUX_CALL
+from tests.support.toy import toy_run, trainer_of
 
 ROUNDING = 1e-5  # of the gradient's norm: float32 sums in another order
 ACTIONS = 4

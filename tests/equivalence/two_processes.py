@@ -45,7 +45,7 @@ from reward_models.serving.remote import Remote
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.branch import Branch
 from samplers.windows.fraction import Fraction
-from tests.toy import REWARD, fit, labelled, pairs, toy_run, trainer_of
+from tests.support.toy import REWARD, fit, labelled, pairs, toy_run, trainer_of
 
 STEPS = 3
 # The calls of a step train other steps of the loop, so that the processes know other numbers for the record.

@@ -20,8 +20,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 import alignment.train
-from tests.faults import runs
-from tests.faults.runs import left_by, train
+from tests.support import runs
+from tests.support.runs import left_by, train
 
 # (file, function, moment, which time), counted from the fourth call of the reward, in step 3.
 POINTS = {

@@ -16,8 +16,8 @@ from alignment.data.batches import Transitions
 from alignment.errors import is_out_of_memory
 from alignment.objectives.base import Loss
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
-from tests.faults import runs
-from tests.faults.runs import left_by, prepared, train
+from tests.support import runs
+from tests.support.runs import left_by, prepared, train
 
 ENDLESS = 1 << 60
 OUT = 6

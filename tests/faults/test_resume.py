@@ -14,8 +14,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from alignment.checkpoints.manifest import NAME, inspect
-from tests.faults import runs
-from tests.faults.runs import STEPS, left_by, prepared, train
+from tests.support import runs
+from tests.support.runs import STEPS, left_by, prepared, train
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,8 +18,8 @@ import torch
 
 from reward_models.base import Media, RewardModel, Rewards, load_reward
 from reward_models.serving.remote import Remote
-from tests.faults.runs import left_by, prepared, train
-from tests.reward_models.served import Application, Message, Receive, Send, reply, served, speaking
+from tests.support.runs import left_by, prepared, train
+from tests.support.served import Application, Message, Receive, Send, reply, served, speaking
 
 FAULTS = ("drop", "delay", "500", "garbage", "NaN", "wrong length")
 FAULTY = 0.05

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from alignment.checkpoints.checkpoint import Checkpoints
-from tests.faults.runs import prepared
+from tests.support.runs import prepared
 
 pytestmark = [pytest.mark.multi, pytest.mark.slow]
 

@@ -68,8 +68,8 @@ from samplers.windows.branch import Branch
 from samplers.windows.fraction import Fraction
 from samplers.windows.random import Random
 from samplers.windows.sliding import Sliding
-from tests.tiny import FLUX_CALL, PIXELS
-from tests.toy import fit, toy_run, trainer_of
+from tests.support.tiny import FLUX_CALL, PIXELS
+from tests.support.toy import fit, toy_run, trainer_of
 
 HERE = Path(__file__).parent
 STEPS = 20

@@ -13,7 +13,7 @@ from samplers import Step, read_grid
 from samplers.dynamics.base import Dynamics
 from samplers.dynamics.ode import ODE
 from samplers.errors import SamplingError
-from tests.samplers.gaussian import Gaussian, shifted
+from tests.support.gaussian import Gaussian, shifted
 
 NAMES = tuple(registry.known(Dynamics))
 

@@ -1,6 +1,6 @@
 """What every objective keeps, through the whole machinery on the toy pipeline; a new file needs no line here.
 
-Laws that only one objective has are in tests/alignment/test_objectives.py.
+Laws that only one objective has are in tests/alignment/objectives/test_objectives.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from alignment.training.loop import Trainer, microbatches, together
 from reward_models.measures.colour import Colour
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.all import All
-from tests.toy import REWARD, saved, toy_run, trainer_of
+from tests.support.toy import REWARD, saved, toy_run, trainer_of
 
 KINDS = [registry.find(Objective, name) for name in registry.known(Objective)]
 SOURCES = {  # one for each batch type that an objective may consume

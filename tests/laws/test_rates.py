@@ -171,6 +171,6 @@ def test_fewer_frames_of_a_clip_are_shown_more_slowly(tmp_path: Path, ending: st
 
 
 def clip_of_kind(path: Path, frames: int, fps: int) -> Path:
-    from tests.clips import written
+    from tests.support.clips import written
 
     return written(path, [(16, 16)] * frames, fps=fps)

@@ -1,7 +1,7 @@
 """What every reward model keeps, whatever it scores; a new file in `reward_models/` is tested without being named here.
 
 A model whose fields have no defaults adds a line to `ARGUMENTS`, one that needs a checkpoint writes a tiny one in
-`tests/tiny_rewards.py`, and one with a language of its own adds two sentences to `LANGUAGES`.
+`tests/support/tiny_rewards.py`, and one with a language of its own adds two sentences to `LANGUAGES`.
 """
 
 from dataclasses import MISSING, dataclass, fields, replace
@@ -16,9 +16,9 @@ from reward_models.combinators.function import Function
 from reward_models.combinators.weighted import Weighted, WeightedPart
 from reward_models.judges.bradley_terry import BradleyTerry
 from reward_models.measures.colour import Colour
-from tests.reward_models.bright_vlm import BrightVlm
-from tests.reward_models.served import served
-from tests.tiny_rewards import TINY
+from tests.support.bright_vlm import BrightVlm
+from tests.support.served import served
+from tests.support.tiny_rewards import TINY
 
 CPU = torch.device("cpu")
 NAMES = tuple(registry.known(RewardModel))

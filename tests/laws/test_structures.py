@@ -24,7 +24,7 @@ from alignment.credit.structures.base import Structure
 from alignment.credit.structures.perceptual import Perceptual, in_time, projections, signs, smoothed, standing_out
 from alignment.errors import ConfigError
 from alignment.policy.latent_grid import LatentGrid
-from tests.tiny_rewards import clip_folder
+from tests.support.tiny_rewards import clip_folder
 
 CPU = torch.device("cpu")
 ROWS = 1e-5  # a network's rounding with another number of rows

@@ -2,7 +2,7 @@
 
 The base scores about -2, its right-hand half alone about -0.4; online DPO was seen at -1.0 after 300 updates. Here it
 is as many updates as show it. A method is a line of `METHODS`, and what it promises is in the line. Policy gradients
-and the forward-process family are in tests/alignment/test_htoy.py.
+and the forward-process family are in tests/alignment/objectives/test_htoy.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,18 @@ from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
 from alignment.sources.semi_policy import SemiPolicy
 from alignment.training.loop import Trainer
-from tests.toy import GROUPS, REWARD, fit, labelled, near_the_right_mode, pairs, points, saved, toy_run, trainer_of
+from tests.support.toy import (
+    GROUPS,
+    REWARD,
+    fit,
+    labelled,
+    near_the_right_mode,
+    pairs,
+    points,
+    saved,
+    toy_run,
+    trainer_of,
+)
 
 DRAWN = 500
 HOLD = 12  # updates: enough to tell strengths apart

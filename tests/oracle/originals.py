@@ -26,7 +26,7 @@ from ImageReward.ImageReward import MLP, ImageReward
 from ImageReward.models.BLIP.vit import VisionTransformer
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from named_weights import PROMPTS, SIZES, filled, picture
 
 aesthetic_score = importlib.import_module("ImageReward.models.AestheticScore")  # a class of the same name hides it

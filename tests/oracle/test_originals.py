@@ -24,8 +24,8 @@ from reward_models.base import RewardModel
 from reward_models.clip_family.aesthetic import Aesthetic
 from reward_models.clip_family.hpsv2 import HPSv2
 from reward_models.clip_family.imagereward import ImageReward
-from tests.named_weights import PROMPTS, SIZES, picture
-from tests.tiny_rewards import MED, OPEN_CLIP, bert_vocabulary, media
+from tests.support.named_weights import PROMPTS, SIZES, picture
+from tests.support.tiny_rewards import MED, OPEN_CLIP, bert_vocabulary, media
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore:.*tokens of a prompt")]
 

@@ -15,7 +15,7 @@ from alignment.cli import main as cli
 from alignment.preflight.doctor import laws_of_the_pipeline
 from alignment.preflight.doctor.laws_of_the_pipeline import CHECKS
 from tests.pipelines.zoo import images
-from tests.tiny import FLUX_CALL
+from tests.support.tiny import FLUX_CALL
 
 CALL = [f"{name}={value}" for name, value in FLUX_CALL.items()]
 Said = Callable[..., tuple[int, str, str]]

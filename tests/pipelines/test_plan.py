@@ -12,8 +12,8 @@ from alignment.policy.embeddings import text_encoders
 from alignment.preflight.doctor.subject import Patient
 from alignment.preflight.plan.rehearsal import Rehearsal
 from alignment.training.loop import microbatches
-from tests.flops import flop_counter
 from tests.pipelines.zoo import Member
+from tests.support.flops import flop_counter
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import torch
 
 from samplers.dynamics.ode import ODE
 from samplers.multistep import SecondOrder, strides
-from tests.samplers.gaussian import Gaussian, shifted
+from tests.support.gaussian import Gaussian, shifted
 
 START = 0.8
 

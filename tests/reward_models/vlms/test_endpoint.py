@@ -17,7 +17,7 @@ from PIL import Image
 from reward_models.base import RewardError
 from reward_models.vlms.base import CUE, Question
 from reward_models.vlms.endpoint import Endpoint, EndpointReader
-from tests.reward_models.chat_server import MODEL, ChatServer, chat, drops, place, serving
+from tests.support.chat_server import MODEL, ChatServer, chat, drops, place, serving
 
 CPU = torch.device("cpu")
 LONG = 600.0  # seconds; nothing that answers takes as long, however busy the machine is

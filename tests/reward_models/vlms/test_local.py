@@ -13,8 +13,8 @@ from transformers import CLIPConfig, CLIPModel, Qwen2Config, Qwen2ForCausalLM
 from reward_models.base import RewardError
 from reward_models.vlms.base import CUE, Question
 from reward_models.vlms.local import Local, LocalReader
-from tests.other_vlms import OTHERS, save_other_vlm
-from tests.tiny_vlms import FAMILIES, save_tiny_vlm, tokenizer
+from tests.support.other_vlms import OTHERS, save_other_vlm
+from tests.support.tiny_vlms import FAMILIES, save_tiny_vlm, tokenizer
 
 CPU = torch.device("cpu")
 ROUNDING = 1e-5  # of log-probabilities in float32, when a row is padded or not

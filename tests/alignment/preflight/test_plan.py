@@ -1,0 +1,251 @@
+"""A plan counts what torch counts, without weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from alignment.cli import main as cli
+from alignment.config.load import load
+from alignment.config.run import Run
+from alignment.data.prompts import read_prompts
+from alignment.policy.networks.spec import PolicySpec
+from alignment.preflight.plan import meter, plan
+from alignment.preflight.plan.blueprint import ARCHITECTURES, describe, draw
+from alignment.preflight.plan.gpus import GPUS, gpu
+from alignment.preflight.plan.rehearsal import Rehearsal
+from alignment.training import setup
+from alignment.training.runtime import Runtime
+from tests.support.flops import flop_counter
+
+ROOT = Path(__file__).parents[3]
+FLOPS = 0.05
+"""Adapters folded in and a pipeline's own small products are not planned; both are far below this."""
+
+SMALL = (
+    "source.prompts=2",
+    "source.prompts_per_call=1",
+    "source.group_size=3",
+    "source.reward={type: jpeg}",
+    "batch={updates: 1, microbatch: 4}",
+    "data.prompts=prompts.txt",
+    "evaluation={prompts: null}",
+)
+CASES = {
+    "branch, folded adapters": ("quickstart", ()),
+    "window, adapters": ("quickstart_dancegrpo", ()),
+    "window, all weights, divergence": ("quickstart_dancegrpo", ("policy.lora=null", "objective.kl=0.1")),
+    "recomputed activations": ("quickstart_dancegrpo", ("policy.gradient_checkpointing=true",)),
+    "fewer calls after the window": ("quickstart", ("source.tail=1", "source.window.steps=[0]")),
+    "clean samples, two frozen copies": ("quickstart_nft", ("objective.kl=1e-4", "objective.points=2")),
+    "matching": ("quickstart_awm", ()),
+}
+
+
+@pytest.fixture(autouse=True)
+def beside_the_assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "prompts.txt").write_text("two red circles\none blue square\n")
+    for name in ("assets", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+
+
+def planned(run: Run, number: int = 0) -> tuple[float, float]:
+    """Return the FLOPs of a step's experience and of its updates."""
+    rehearsal = Rehearsal(run, read_prompts(run.data.prompts), 1)
+    step, policy = rehearsal.step(number), rehearsal.policy
+    phases = {p: sum(e.cost.flops for e in step.events if e.phase == p) for p in ("rollout", "update")}
+    decoded = sum(policy.after.of(call.rows).flops for call in step.calls if call.decodes)
+    return phases["rollout"] + decoded, phases["update"]
+
+
+def counted(run: Run) -> tuple[float, float]:
+    """Return the same of a real step, by torch's own counter."""
+    trainer = setup.load(run, Runtime(run))
+    ctx = trainer.context(0)
+    _ = ctx.policy.row_times  # found out once a run
+    with flop_counter() as sampling:
+        batch = trainer.experience(ctx).batch
+    with flop_counter() as learning:
+        trainer.learn(ctx, batch)
+    return sampling.get_total_flops(), learning.get_total_flops()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_flops_of_a_step_are_torchs(case: str) -> None:
+    name, changes = CASES[case]
+    run = load(f"configs/{name}.yaml", [*SMALL, *changes])
+    assert planned(run) == pytest.approx(counted(run), rel=FLOPS)
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(*(nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)) for _ in range(8)))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_meter_counts_as_torch_does(recompute: bool) -> None:
+    def run(blocks: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+        for block in blocks:
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        return x
+
+    with torch.device("meta"):
+        blocks, x = network(), torch.empty(100, 64)
+    cost, reached = meter.backward(lambda: run(blocks, x), blocks.parameters(), blocks.parameters(), None)
+    with flop_counter() as counter:
+        run(network(), torch.randn(100, 64)).sum().backward()
+    assert reached
+    assert cost.flops == counter.get_total_flops()
+
+
+def test_recomputing_saves_memory_and_costs_flops() -> None:
+    with torch.device("meta"):
+        blocks, x = network(), torch.empty(1000, 64)
+
+    def recomputed() -> torch.Tensor:
+        z = x
+        for block in blocks:
+            z = checkpoint(block, z, use_reentrant=False)
+        return z
+
+    kept, _ = meter.backward(lambda: blocks(x), blocks.parameters(), blocks.parameters(), None)
+    less, _ = meter.backward(recomputed, blocks.parameters(), blocks.parameters(), None)
+    assert less.bytes < kept.bytes / 2
+    assert less.flops > kept.flops
+
+
+def test_attention_keeps_no_score_matrix() -> None:
+    q = torch.empty(1, 8, 4096, 64, device="meta", dtype=torch.bfloat16)
+    attend = nn.functional.scaled_dot_product_attention
+    cost, _ = meter.forward(lambda: attend(q, q, q), (q,), None)
+    assert cost.flops == 4 * 8 * 4096**2 * 64
+    assert cost.bytes < 8 * 4096**2
+
+
+def test_autocast_halves_activations() -> None:
+    with torch.device("meta"):
+        blocks, x = network(), torch.empty(10_000, 64)
+    full, _ = meter.forward(lambda: blocks(x), blocks.parameters(), None)
+    half, out = meter.forward(lambda: blocks(x), blocks.parameters(), torch.bfloat16)
+    assert out.dtype == torch.bfloat16
+    assert half.bytes - half.fixed < 0.7 * full.bytes
+    assert half.fixed == sum(2 * p.numel() for p in blocks.parameters())
+
+
+def test_a_plan_adds_up() -> None:
+    run = load("configs/quickstart_dancegrpo.yaml", [*SMALL, "policy.lora=null"])
+    made = plan.plan(run, plan.Setup(gpu("h100")))
+    denoiser = next(n for n in made.networks if n.name == "transformer")
+    assert denoiser.trained == denoiser.parameters
+    update = made.memory["update"]
+    assert update["gradients"] == 4 * denoiser.trained
+    assert update["optimizer"] == 8 * denoiser.trained
+    assert update["transformer weights"] == 4 * denoiser.parameters
+    assert made.peak_bytes == max(sum(parts.values()) for parts in made.memory.values())
+    assert "text encoders" in made.memory["loading"]
+    assert "text encoders" not in update  # dropped once prompts are embedded
+
+
+def test_sharding_divides_what_is_trained() -> None:
+    run = load("configs/quickstart_dancegrpo.yaml", [*SMALL, "policy.lora=null"])
+    alone = plan.plan(run, plan.Setup(gpu("h100"), gpus=2)).memory["optimizer step"]
+    shared = plan.plan(run, plan.Setup(gpu("h100"), gpus=2, sharding="fsdp2")).memory["optimizer step"]
+    assert shared["optimizer"] == alone["optimizer"] / 2
+    assert shared["gradients"] == alone["gradients"] / 2
+
+
+def test_more_gpus_do_less_each() -> None:
+    run = load("configs/quickstart_dancegrpo.yaml", SMALL)
+    one, two = (plan.plan(run, plan.Setup(gpu("4090"), gpus=n)) for n in (1, 2))
+    assert two.flops["rollout"] == pytest.approx(one.flops["rollout"] / 2)
+
+
+def test_the_command_prints_tables_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["plan", "configs/quickstart.yaml", *SMALL, "--gpu", "l40s"]) == 0
+    told = capsys.readouterr().out
+    assert "fits" in told
+    assert "transformer weights" in told
+    assert cli.run(["plan", "configs/quickstart.yaml", *SMALL, "--json", "--peak-fraction", "0.2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["flops_per_step"]["total"] == pytest.approx(
+        found["seconds_per_step"]["total"] * 0.2 * gpu("h200").half
+    )
+    assert found["peak"]["fits"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpu", "abacus"], "--gpu: no GPU is called 'abacus' here; known: b200, h200"),
+        (["--gpus", "0"], "--gpus: got 0, expected at least 1"),
+        (["--gpus", "5"], "source.prompts: 36 prompts a step do not divide over 5 GPUs"),
+        (["--peak-fraction", "40"], "--peak-fraction: got 40.0"),
+        (["policy.pipeline=nobody/nothing"], "the configuration of nobody/nothing is not on this machine"),
+        (["policy.call.max_sequence_length=900"], "`max_sequence_length` cannot be greater than 512 but is 900"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["plan", "configs/quickstart.yaml", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_another_class_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(ROOT / "assets/tiny_flux", tmp_path / "flux")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "HyperPipeline"}))
+    assert cli.run(["plan", "configs/quickstart.yaml", f"policy.pipeline={folder}"]) == 2
+    assert "is a HyperPipeline, which this diffusers does not have" in capsys.readouterr().err
+
+
+def test_no_weights_are_read(tmp_path: Path) -> None:
+    folder = shutil.copytree(ROOT / "assets/tiny_flux", tmp_path / "flux")
+    for file in folder.rglob("*.safetensors"):
+        file.unlink()
+    run = load("configs/quickstart.yaml", [*SMALL, f"policy.pipeline={folder}"])
+    whole = load("configs/quickstart.yaml", SMALL)
+    assert planned(run) == planned(whole)
+
+
+SIZES = {
+    "black-forest-labs/FLUX.1-dev": 11.901,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": 0.860,
+    "stabilityai/stable-diffusion-xl-base-1.0": 2.567,
+    "stabilityai/stable-diffusion-3.5-medium": 2.243,
+    "hunyuanvideo-community/HunyuanVideo": 12.821,
+    "models/skyreels-v1-i2v": 12.821,
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": 1.419,
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": 14.288,
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": 14.288,
+    "Qwen/Qwen-Image": 20.430,
+    "Qwen/Qwen-Image-Edit": 20.430,
+    "Tongyi-MAI/Z-Image-Turbo": 6.155,
+}
+"""Billions of parameters of the denoiser, as published or counted in the checkpoint."""
+
+
+def test_every_size_that_ships_is_checked() -> None:
+    shipped = {str(file.relative_to(ARCHITECTURES).with_suffix("")) for file in ARCHITECTURES.rglob("*.yaml")}
+    assert shipped == set(SIZES)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_are_those_of_the_checkpoints(name: str) -> None:
+    pipe = draw(PolicySpec(name, dtype="bfloat16"))
+    denoiser = pipe.components["unet" if "unet" in describe(PolicySpec(name)).parts else "transformer"]
+    assert sum(p.numel() for p in denoiser.parameters()) / 1e9 == pytest.approx(SIZES[name], abs=1e-3)
+
+
+def test_gpus_have_names_of_their_own() -> None:
+    assert len({one.name for one in GPUS}) == len(GPUS)
+
+
+def test_a_gradient_through_the_decoder_is_not_planned_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ("data.prompts=prompts.txt", "evaluation={prompts: null}", "source.prompts=2")
+    assert cli.run(["plan", "configs/quickstart_draft.yaml", *changes]) == 2
+    assert "DRaFT keeps the graph of decoder and reward model" in capsys.readouterr().err
