@@ -333,7 +333,7 @@ BAD = {
     "alignment/sources/mine.py": "from alignment.training import loop\nimport wandb\n",
     "tests/test_it.py": "import time\nassert time.monotonic() < 1\n",
     "evals/run.py": "from alignment.training import loop\ndef f(**more):\n    print(getattr(f, 'x', 1))\n",
-    "evals/ill.py": "ILL = (OSError, KeyError)\ntry:\n    f()\nexcept (*ILL, TypeError, ValueError):\n    pass\n",
+    "evals/many.py": "MANY = (OSError, KeyError)\ntry:\n    f()\nexcept (*MANY, TypeError, ValueError):\n    pass\n",
 }
 
 

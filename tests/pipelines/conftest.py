@@ -11,7 +11,7 @@ import yaml
 from alignment.config import build
 from alignment.preflight.doctor import examine
 from alignment.preflight.doctor.plain_run import plain_run
-from alignment.preflight.doctor.subject import Patient
+from alignment.preflight.doctor.subject import Subject
 from tests.pipelines import table
 from tests.pipelines.zoo import ZOO, Member, built
 
@@ -23,14 +23,14 @@ def member(request: pytest.FixtureRequest) -> Member:
 
 
 @pytest.fixture(scope="session")
-def patient(member: Member, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Patient]:
+def subject(member: Member, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     """Return what `visalign doctor --pipeline` examines, for a saved member of the zoo."""
     folder = tmp_path_factory.mktemp(member.name)
     member.pipe.save_pretrained(folder / "pipeline")
     (folder / "call.yaml").write_text(yaml.safe_dump(dict(member.call)))
     run = plain_run(str(folder / "pipeline"), [str(folder / "call.yaml")], [], folder)
     trainer, close = examine.load(run)
-    yield Patient(trainer, build.resolved(run))
+    yield Subject(trainer, build.resolved(run))
     close()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from alignment.preflight.doctor import examine
 from alignment.preflight.doctor.laws_of_the_pipeline import CHECKS
-from alignment.preflight.doctor.subject import Patient
+from alignment.preflight.doctor.subject import Subject
 from tests.pipelines import table
 from tests.pipelines.zoo import ZOO, Member
 
@@ -21,16 +21,16 @@ ENOUGH = 28
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_a_pipeline_conforms(
-    member: Member, patient: Patient, check: examine.Law, record_property: Callable[[str, object], None]
+    member: Member, subject: Subject, check: examine.Law, record_property: Callable[[str, object], None]
 ) -> None:
-    before = examine.fingerprint(patient.trainer)
-    finding = examine.look(check, patient)
+    before = examine.fingerprint(subject.trainer)
+    finding = examine.look(check, subject)
     reason = member.cannot.get(check.__name__)
     mark = table.PASSED if reason is None else table.REFUSED
     record_property("cell", [member.name, type(member.pipe).__name__, finding.law, mark, reason or ""])
     assert (finding.outcome == "pass") == (reason is None), finding
     assert reason is None or reason in (finding.cause or finding.says), finding
-    assert examine.fingerprint(patient.trainer) == before
+    assert examine.fingerprint(subject.trainer) == before
     assert "WRITE_TABLE" in os.environ or table.read()[member.name, finding.law] == mark
 
 

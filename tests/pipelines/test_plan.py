@@ -9,7 +9,7 @@ from alignment.data.prompts import read_prompts
 from alignment.errors import PipelineError
 from alignment.objectives.base import Loss
 from alignment.policy.embeddings import text_encoders
-from alignment.preflight.doctor.subject import Patient
+from alignment.preflight.doctor.subject import Subject
 from alignment.preflight.plan.rehearsal import Rehearsal
 from alignment.training.loop import microbatches
 from tests.pipelines.zoo import Member
@@ -29,9 +29,9 @@ def learned(loss: Loss) -> None:
     loss.per_row.sum().backward()
 
 
-def counted(patient: Patient) -> dict[str, float]:
+def counted(subject: Subject) -> dict[str, float]:
     """Return the FLOPs of a real step by phase, by torch's own counter, without those of text encoders."""
-    trainer = patient.trainer
+    trainer = subject.trainer
     ctx, encoders = trainer.context(0), {type(z).__name__ for z in text_encoders(trainer.policy.pipe).values()}
     trainer.policy.encodings.forget()
     with flop_counter() as sampling:
@@ -49,8 +49,8 @@ def counted(patient: Patient) -> dict[str, float]:
     return found
 
 
-def test_flops_of_a_step_are_torchs(member: Member, patient: Patient) -> None:
-    run = patient.trainer.run
+def test_flops_of_a_step_are_torchs(member: Member, subject: Subject) -> None:
+    run = subject.trainer.run
     if member.name in VALUES:
         with pytest.raises(PipelineError, match="cannot be planned"):
             Rehearsal(run, read_prompts(run.data.prompts, columns=run.data.columns), 1)
@@ -61,4 +61,4 @@ def test_flops_of_a_step_are_torchs(member: Member, patient: Patient) -> None:
     planned["rollout"] += step.encoded * policy.encoding.flops
     for call in step.calls:
         planned[call.phase] += policy.before.of(call.rows).flops + call.decodes * policy.after.of(call.rows).flops
-    assert planned == pytest.approx(counted(patient), rel=FLOPS)
+    assert planned == pytest.approx(counted(subject), rel=FLOPS)

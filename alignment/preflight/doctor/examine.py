@@ -27,7 +27,7 @@ from alignment.config.run import Run
 from alignment.errors import ConfigError, VisalignError
 from alignment.preflight.doctor import laws_of_learning, laws_of_the_pipeline, laws_of_the_run, shuffle, snr
 from alignment.preflight.doctor.plain_run import plain_run
-from alignment.preflight.doctor.subject import Finding, NotApplicable, Patient, at_most
+from alignment.preflight.doctor.subject import Finding, NotApplicable, Subject, at_most
 from alignment.reports.console import Console
 from alignment.reports.terminal import show
 from alignment.training import setup
@@ -37,7 +37,7 @@ from reward_models.base import RewardError
 from reward_models.foreign import out_of_memory
 from samplers.errors import SamplingError
 
-Law = Callable[[Patient], Finding]
+Law = Callable[[Subject], Finding]
 LAWS: tuple[Law, ...] = (
     laws_of_the_run.geometry,
     laws_of_the_run.disk_space,
@@ -109,16 +109,16 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         if pipeline is not None:
             plain = plain_run(pipeline, call, overrides, Path(temporary))
-            found, ill = _laws(plain, laws_of_the_pipeline.CHECKS, quiet=as_json)
+            found, failed = _laws(plain, laws_of_the_pipeline.CHECKS, quiet=as_json)
         else:
             assert config_path is not None
             if snr or shuffle:
-                found, ill = _measure(config_path, overrides, snr, shuffle, quiet=as_json)
+                found, failed = _measure(config_path, overrides, snr, shuffle, quiet=as_json)
             else:
-                found, ill = _laws(load_run(config_path, overrides), LAWS, quiet=as_json)
+                found, failed = _laws(load_run(config_path, overrides), LAWS, quiet=as_json)
     if as_json:
         show(json.dumps(found, indent=2))
-    return int(ill)
+    return int(failed)
 
 
 def examine(
@@ -132,11 +132,11 @@ def examine(
         report: Called with each finding as it comes.
         laws: What to look at; null means `LAWS`.
     """
-    patient = Patient(trainer, resolved)
+    subject = Subject(trainer, resolved)
     before = fingerprint(trainer)
     findings: list[Finding] = []
     for law in LAWS if laws is None else laws:
-        findings.append(look(law, patient))
+        findings.append(look(law, subject))
         report(findings[-1])
     changed = sum(before[name] != now for name, now in fingerprint(trainer).items())
     says = f"tensors that the examination changed, of {len(before)}"
@@ -146,17 +146,17 @@ def examine(
     return findings
 
 
-def look(law: Law, patient: Patient) -> Finding:
+def look(law: Law, subject: Subject) -> Finding:
     """Return what a law came to; one that breaks down does not hold."""
     start = time.perf_counter()
-    finding = _look(law, patient)
+    finding = _look(law, subject)
     return replace(finding, law=law.__name__.replace("_", " "), seconds=time.perf_counter() - start)
 
 
-def _look(law: Law, patient: Patient) -> Finding:
-    broken = _Breakdown(patient)
+def _look(law: Law, subject: Subject) -> Finding:
+    broken = _Breakdown(subject)
     with broken:
-        return law(patient)
+        return law(subject)
     return broken.finding
 
 
@@ -165,8 +165,8 @@ class _Breakdown:
 
     finding = Finding("FAIL")
 
-    def __init__(self, patient: Patient) -> None:
-        self._patient = patient
+    def __init__(self, subject: Subject) -> None:
+        self._patient = subject
 
     def __enter__(self) -> None:
         pass
@@ -227,7 +227,7 @@ def _measure(
     folder = Path(run.output.folder) / f"{run.name}.doctor"
     folder.mkdir(parents=True, exist_ok=True)
     trainer, close = load(run)
-    console, found, ill = Console(highlight=False, quiet=quiet), {}, False
+    console, found, failed = Console(highlight=False, quiet=quiet), {}, False
     try:
         if with_snr:
             signal = snr.measure(trainer, count)
@@ -236,10 +236,10 @@ def _measure(
         if with_shuffle:
             damage = shuffle.measure(trainer, count)
             damage.show(console)
-            found["shuffle"], ill = damage.save(folder), damage.too_high
+            found["shuffle"], failed = damage.save(folder), damage.too_high
     finally:
         close()
-    return {"name": run.name, **found}, ill
+    return {"name": run.name, **found}, failed
 
 
 def load(run: Run) -> tuple[Trainer, Callable[[], None]]:

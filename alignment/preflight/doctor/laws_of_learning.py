@@ -19,7 +19,7 @@ from alignment.policy.replay_check import how_visits_go
 from alignment.preflight.doctor.subject import (
     Finding,
     NotApplicable,
-    Patient,
+    Subject,
     at_most,
     gradient,
     group_std,
@@ -53,15 +53,15 @@ SIGMAS = 6.0
 """Standard errors allowed where a law is statistical: a healthy run fails once in a billion times."""
 
 
-def noise_at_trained_steps(patient: Patient) -> Finding:
+def noise_at_trained_steps(subject: Subject) -> Finding:
     """Every step that may be trained has noise, and so a density; without it gradients are zero without a word."""
-    policy = patient.policy
-    window, dynamics = patient.window, patient.dynamics
-    texts, seeds = patient.trainer.prompts.texts[:1], torch.zeros(1, dtype=torch.int64)
+    policy = subject.policy
+    window, dynamics = subject.window, subject.dynamics
+    texts, seeds = subject.trainer.prompts.texts[:1], torch.zeros(1, dtype=torch.int64)
     grid = observe_prefix(policy.call, texts, seeds, 0, policy.rounds)[2]
     trained: set[int] = set()
     for call in range(32):
-        trained |= set(window.choose(policy.rounds, call, 0, patient.ctx.draw.generator("doctor", call)).trained)
+        trained |= set(window.choose(policy.rounds, call, 0, subject.ctx.draw.generator("doctor", call)).trained)
     std = {k: dynamics.step(grid, k, k + 1).std.item() for k in sorted(trained)}
     least = min(std, key=lambda k: std[k])
     says = f"least std of a step, of {', '.join(map(str, std))}"
@@ -70,10 +70,10 @@ def noise_at_trained_steps(patient: Patient) -> Finding:
     return more_than(std[least], 0, says, cause)
 
 
-def reward_spread(patient: Patient) -> Finding:
+def reward_spread(subject: Subject) -> Finding:
     """The rewards of one step tell the samples of a prompt apart."""
-    found = patient.look_at_a_step()
-    _ = patient.reward
+    found = subject.look_at_a_step()
+    _ = subject.reward
     if not len(found.rewards.value):
         raise NotApplicable("the objective makes and scores its samples itself, and compares none")
     spread, mean = group_std(found), found.rewards.value.nanmean().item()
@@ -88,9 +88,9 @@ def reward_spread(patient: Patient) -> Finding:
     return Finding("pass", tied, f"<= {MOSTLY_TIED}", says)
 
 
-def log_probability(patient: Patient) -> Finding:
+def log_probability(subject: Subject) -> Finding:
     """The stored log-probability is that of torch.distributions, at what the policy answered."""
-    batch, apart = patient.transitions, 0.0
+    batch, apart = subject.transitions, 0.0
     for k in range(batch.index.shape[1]):
         step, x, v, x_next = _stored(batch, k)
         ours = step.log_prob(x, v, x_next).double()
@@ -101,10 +101,10 @@ def log_probability(patient: Patient) -> Finding:
     return at_most(apart, DENSITY, "stored density against torch.distributions.Normal, mean of elements", cause)
 
 
-def actions_follow_their_density(patient: Patient) -> Finding:
+def actions_follow_their_density(subject: Subject) -> Finding:
     """Stored actions are spread as the stored standard deviation says: the density is that of the sampler that ran."""
-    _ = patient.transitions
-    batch, worst, count = patient.experience.batch, 0.0, 0
+    _ = subject.transitions
+    batch, worst, count = subject.experience.batch, 0.0, 0
     assert isinstance(batch, Transitions)
     for k in range(batch.index.shape[1]):
         step, x, v, x_next = _stored(batch, k)
@@ -122,14 +122,14 @@ def _stored(batch: Transitions, k: int) -> tuple[Step, Tensor, Tensor, Tensor]:
     return step, batch.x[:, k, None], batch.velocity[:, k, None], batch.x_next[:, k]
 
 
-def first_ratio(patient: Patient) -> Finding:
+def first_ratio(subject: Subject) -> Finding:
     """Until the first update the policy is the one that sampled: every likelihood ratio is 1.
 
     Ratios are those that the objective takes, of whole latents or of single positions. Looked at with moved weights, as
     after some training: an adapter that adds nothing yet hides its own faults.
     """
-    _ = patient.transitions
-    trainer = patient.trainer
+    _ = subject.transitions
+    trainer = subject.trainer
     small = {name: size for name, size in SMALL.items() if name in settings(trainer.run.source)}
     source = replace(trainer.run.source, **small)  # type: ignore[type-var]  # every kind is a dataclass
     trainer = replace(trainer, run=replace(trainer.run, source=source))
@@ -141,26 +141,26 @@ def first_ratio(patient: Patient) -> Finding:
         ratio = log_ratio(velocity.detach(), done, batch.advantage, channels).exp()
         errors.append((ratio - 1).abs().max().item())
 
-    with patient.moved():
+    with subject.moved():
         made = trainer.experience(trainer.context(1)).batch
         assert isinstance(made, Transitions)
         for rows in microbatches(made, torch.arange(len(made)), trainer.run.batch.microbatch):
-            batch = made[rows].to(patient.policy.device)
-            patient.policy.replay(batch, receive, grad=True)
-    limit, why = _ratio_limit(patient)
+            batch = made[rows].to(subject.policy.device)
+            subject.policy.replay(batch, receive, grad=True)
+    limit, why = _ratio_limit(subject)
     cause = (
-        f"rollout and training disagree (clip {_clip(patient) or 'none'}): dropout, another precision, guidance, or a "
+        f"rollout and training disagree (clip {_clip(subject) or 'none'}): dropout, another precision, guidance, or a "
         "batch that changes the answer"
     )
     return at_most(max(errors), limit, f"largest |ratio - 1| before any update; bound: {why}", cause)
 
 
-def _ratio_limit(patient: Patient) -> tuple[float, str]:
-    clip = _clip(patient)
-    by_position = patient.trainer.run.objective.spatial
-    if patient.exact and not (by_position and clip):
+def _ratio_limit(subject: Subject) -> tuple[float, str]:
+    clip = _clip(subject)
+    by_position = subject.trainer.run.objective.spatial
+    if subject.exact and not (by_position and clip):
         return RATIO, "float32"
-    spec = patient.trainer.run.policy
+    spec = subject.trainer.run.policy
     causes = [spec.autocast and f"{spec.autocast} autocast", spec.dtype != "float32" and f"{spec.dtype} weights"]
     causes += [spec.lora is not None and spec.lora.merge and "adapters merged in rollouts"]
     causes += [by_position and "ratios of a few numbers each"]
@@ -168,15 +168,15 @@ def _ratio_limit(patient: Patient) -> tuple[float, str]:
     return (CLIP_SHARE * clip, f"a tenth of the clip range, for {why}") if clip else (1e-3, why)
 
 
-def _clip(patient: Patient) -> float | None:
+def _clip(subject: Subject) -> float | None:
     """Return the objective's clip range, if it is one of its fields."""
-    value = settings(patient.trainer.run.objective).get("clip")
+    value = settings(subject.trainer.run.objective).get("clip")
     return value if isinstance(value, float) else None
 
 
-def replay_runs_what_it_trains(patient: Patient) -> Finding:
+def replay_runs_what_it_trains(subject: Subject) -> Finding:
     """Replay runs the denoiser in trained rounds and in no other."""
-    batch, policy, calls = patient.transitions, patient.policy, 0
+    batch, policy, calls = subject.transitions, subject.policy, 0
 
     def count(module: torch.nn.Module, given: tuple[object, ...]) -> None:
         nonlocal calls
@@ -184,7 +184,7 @@ def replay_runs_what_it_trains(patient: Patient) -> Finding:
 
     handle = policy.denoiser.register_forward_pre_hook(count)
     try:
-        patient.latents()
+        subject.latents()
         each, calls = calls / policy.rounds, 0
         policy.replay(batch, lambda k, v: None, grad=False)
     finally:
@@ -197,29 +197,29 @@ def replay_runs_what_it_trains(patient: Patient) -> Finding:
 # ---- gradients -------------------------------------------------------------------------------------------------------
 
 
-def gradient_reaches_all(patient: Patient) -> Finding:
+def gradient_reaches_all(subject: Subject) -> Finding:
     """Every trained weight gets a finite gradient through the pipeline."""
-    policy, batch = patient.policy, patient.credited
-    generator = patient.ctx.draw.generator("doctor cotangent")
+    policy, batch = subject.policy, subject.credited
+    generator = subject.ctx.draw.generator("doctor cotangent")
 
     def pull(k: int, velocity: Tensor) -> None:
         (velocity.float() * torch.randn(velocity.shape, generator=generator).to(velocity.device)).sum().backward()
 
     # Moved first: an adapter whose second matrix is still zero passes nothing on to its first.
-    with patient.moved():
+    with subject.moved():
         if isinstance(batch, Transitions):
             policy.replay(batch, pull, grad=True)
         else:
             policy.visit(
-                batch, [(p.x, p.t) for p in draw_points(patient.ctx, batch, batch.x0, Times(), 1)], pull, grad=True
+                batch, [(p.x, p.t) for p in draw_points(subject.ctx, batch, batch.x0, Times(), 1)], pull, grad=True
             )
         grads = {name: p.grad for name, p in policy.trainable.items()}
-    ill = [name for name, g in grads.items() if g is not None and not bool(g.isfinite().all())]
+    wild = [name for name, g in grads.items() if g is not None and not bool(g.isfinite().all())]
     none = [name for name, g in grads.items() if g is None or not bool(g.any())]
     says = f"tensors without a gradient, of {len(grads)}"
-    if ill:
-        cause = f"{ill[0]} and {len(ill) - 1} more have gradients that are not finite: compute in float32 or bfloat16"
-        return Finding("FAIL", float(len(ill)), "0", f"tensors with NaN or infinity, of {len(grads)}", cause)
+    if wild:
+        cause = f"{wild[0]} and {len(wild) - 1} more have gradients that are not finite: compute in float32 or bfloat16"
+        return Finding("FAIL", float(len(wild)), "0", f"tensors with NaN or infinity, of {len(grads)}", cause)
     if len(none) == len(grads):
         cause = "the denoiser's output has no graph to the trained weights: frozen, detached, or another copy of it ran"
         return Finding("FAIL", float(len(none)), "0", says, cause)
@@ -229,89 +229,89 @@ def gradient_reaches_all(patient: Patient) -> Finding:
     return Finding("pass", 0.0, "0", says)
 
 
-def zero_credit_zero_gradient(patient: Patient) -> Finding:
+def zero_credit_zero_gradient(subject: Subject) -> Finding:
     """Where nothing is better than anything else, nothing is learned."""
-    _signed(patient)
-    batch, size = patient.credited, _size(patient)
-    rest = gradient(patient.trainer, replace(batch, advantage=torch.zeros_like(batch.advantage))).norm().item() / size
+    _signed(subject)
+    batch, size = subject.credited, _size(subject)
+    rest = gradient(subject.trainer, replace(batch, advantage=torch.zeros_like(batch.advantage))).norm().item() / size
     cause = "the objective pulls whatever the reward says"
-    return at_most(rest, _rounding(patient), "gradient without credit / gradient with", cause)
+    return at_most(rest, _rounding(subject), "gradient without credit / gradient with", cause)
 
 
-def flipped_credit_flipped_gradient(patient: Patient) -> Finding:
+def flipped_credit_flipped_gradient(subject: Subject) -> Finding:
     """Turning every judgement round turns the gradient round."""
-    _signed(patient)
-    batch, size = patient.credited, _size(patient)
-    flipped = gradient(patient.trainer, replace(batch, advantage=-batch.advantage))
-    apart = (patient.start + flipped).norm().item() / size
+    _signed(subject)
+    batch, size = subject.credited, _size(subject)
+    flipped = gradient(subject.trainer, replace(batch, advantage=-batch.advantage))
+    apart = (subject.start + flipped).norm().item() / size
     cause = "first ratios leave the clip range before anything is learned, or the objective is not odd in its credit"
-    return at_most(apart, _rounding(patient), "|g(A) + g(-A)| / |g(A)|", cause)
+    return at_most(apart, _rounding(subject), "|g(A) + g(-A)| / |g(A)|", cause)
 
 
-def _signed(patient: Patient) -> None:
+def _signed(subject: Subject) -> None:
     """Leave objectives alone in which credit is no push.
 
     Raises:
         NotApplicable: For those.
     """
-    if not patient.trainer.run.objective.signed:
+    if not subject.trainer.run.objective.signed:
         raise NotApplicable("credit weighs what is imitated, or sets a target: it has no sign to turn")
 
 
-def a_step_down_lowers_the_loss(patient: Patient) -> Finding:
+def a_step_down_lowers_the_loss(subject: Subject) -> Finding:
     """A small step down the gradient lowers the loss by about what the gradient promises."""
-    batch, size, start = patient.credited, _size(patient), patient.start
-    reach = (DESCENT if patient.single else DESCENT_HALF) * batch.advantage.abs().mean().item() / size**2 / 2
+    batch, size, start = subject.credited, _size(subject), subject.start
+    reach = (DESCENT if subject.single else DESCENT_HALF) * batch.advantage.abs().mean().item() / size**2 / 2
     ends: list[float] = []
     for sign in (1, -1):
-        with preserved(patient.policy):
+        with preserved(subject.policy):
             offset = 0
-            for p in patient.policy.trainable.values():
+            for p in subject.policy.trainable.values():
                 piece = start[offset : offset + p.numel()].view(p.shape).to(p)
                 p.data.add_(piece, alpha=sign * reach)
                 offset += p.numel()
-            ends.append(mean_loss(patient.trainer, batch))
+            ends.append(mean_loss(subject.trainer, batch))
     promised = 2 * reach * size**2
     says = f"change of the loss / what the gradient promises, {promised:.1e}"
     cause = "the gradient is not that of the loss: a detached tensor, or weights that rollouts do not use"
     return more_than((ends[0] - ends[1]) / promised, DESCENT_HOLDS, says, cause)
 
 
-def kl_term_pulls(patient: Patient) -> Finding:
+def kl_term_pulls(subject: Subject) -> Finding:
     """A term that is switched on has a gradient: a KL computed without graph is logged and does nothing."""
-    trainer, batch = patient.trainer, patient.credited
+    trainer, batch = subject.trainer, subject.credited
     if not settings(trainer.run.objective).get("kl"):
         raise NotApplicable("no KL term is switched on")
     without = replace(trainer.run.objective, kl=0.0)  # type: ignore[type-var]  # every kind is a dataclass
     # Moved first: at the reference itself the divergence is at its minimum, and pulls nowhere.
-    with patient.moved():
+    with subject.moved():
         plain = gradient(replace(trainer, run=replace(trainer.run, objective=without)), batch)
         pull = (gradient(trainer, batch) - plain).norm().item()
     cause = "the KL term has no graph: it is computed, logged, and does nothing"
     return more_than(pull, 0, "what the term adds to the gradient of moved weights", cause)
 
 
-def microbatches_add_up(patient: Patient) -> Finding:
+def microbatches_add_up(subject: Subject) -> Finding:
     """Cutting the rows into microbatches changes the gradient by rounding only."""
-    batch = patient.credited
-    if not isinstance(batch, Transitions) and not patient.policy.row_times:
+    batch = subject.credited
+    if not isinstance(batch, Transitions) and not subject.policy.row_times:
         raise NotApplicable("this pipeline takes one time a call, so rows of a microbatch share theirs")
     if len(batch) < 2:
         raise NotApplicable("one row cannot be split")
-    one_by_one = gradient(patient.trainer, batch, microbatch=1)
-    apart = (patient.start - one_by_one).norm().item() / _size(patient)
+    one_by_one = gradient(subject.trainer, batch, microbatch=1)
+    apart = (subject.start - one_by_one).norm().item() / _size(subject)
     cause = "a mean is taken over a microbatch before the runtime does, or rows of a batch answer for each other"
-    return at_most(apart, _rounding(patient), f"{len(batch)} rows together against one by one, relative", cause)
+    return at_most(apart, _rounding(subject), f"{len(batch)} rows together against one by one, relative", cause)
 
 
-def times_of_rows(patient: Patient) -> Finding:
+def times_of_rows(subject: Subject) -> Finding:
     """Rows may be visited at times of their own, which forward-process objectives rely on."""
-    batch = patient.credited
+    batch = subject.credited
     if isinstance(batch, Transitions):
         raise NotApplicable("transitions of a call share their times")
     if len(batch) < 2:
         raise NotApplicable("one row has one time")
-    policy, assumed, rows = patient.policy, patient.policy.row_times, batch[torch.arange(2)]
+    policy, assumed, rows = subject.policy, subject.policy.row_times, batch[torch.arange(2)]
     found, _ = how_visits_go(functools.partial(policy.visit, rows, grad=False), rows.x0.to(policy.device))
     says = "the pipeline takes a time for each row" if found else "the pipeline takes one time a call"
     if assumed and not found:
@@ -319,26 +319,26 @@ def times_of_rows(patient: Patient) -> Finding:
     return Finding("pass", float(found), "", says)
 
 
-def _size(patient: Patient) -> float:
+def _size(subject: Subject) -> float:
     """Return the length of the gradient at the start.
 
     Raises:
         NotApplicable: If it is zero or not finite: other laws compare with it.
     """
-    size = patient.start.norm().item()
+    size = subject.start.norm().item()
     if not (math.isfinite(size) and size > 0):
         raise NotApplicable(f"the objective's gradient has length {size}")
     return size
 
 
-def objective_pulls(patient: Patient) -> Finding:
+def objective_pulls(subject: Subject) -> Finding:
     """The objective has a finite gradient that is not zero."""
-    size = patient.start.norm().item()
+    size = subject.start.norm().item()
     cause = "the objective gives no gradient: every ratio clipped, a detached loss, or nothing that can be trained"
     if not math.isfinite(size):
         return Finding("FAIL", size, "finite", "length of the gradient", "numbers overflow: see dtype")
-    return more_than(size, 0, f"length of the gradient of {len(patient.credited)} rows", cause)
+    return more_than(size, 0, f"length of the gradient of {len(subject.credited)} rows", cause)
 
 
-def _rounding(patient: Patient) -> float:
-    return SAME_GRADIENT if patient.single else SAME_GRADIENT_HALF
+def _rounding(subject: Subject) -> float:
+    return SAME_GRADIENT if subject.single else SAME_GRADIENT_HALF

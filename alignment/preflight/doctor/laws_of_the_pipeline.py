@@ -24,7 +24,7 @@ from alignment.objectives.preference.dpo import DPO
 from alignment.policy.networks.loading import pipeline_class, trained_scheduler
 from alignment.policy.policy import Policy
 from alignment.preflight.doctor import laws_of_learning, laws_of_the_run
-from alignment.preflight.doctor.subject import Finding, NotApplicable, Patient, at_most, more_than, preserved
+from alignment.preflight.doctor.subject import Finding, NotApplicable, Subject, at_most, more_than, preserved
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
 from samplers import Act, Conductor
@@ -68,9 +68,9 @@ PROMPTS = ("a red circle", "a blue square on a table")
 # ---- sampling --------------------------------------------------------------------------------------------------------
 
 
-def own_sampler(patient: Patient) -> Finding:
+def own_sampler(subject: Subject) -> Finding:
     """Without noise the stand-in gives what the pipeline gives by itself, bit for bit."""
-    policy, texts, seeds = patient.policy, patient.trainer.prompts.texts[:1], torch.zeros(1, dtype=torch.int64)
+    policy, texts, seeds = subject.policy, subject.trainer.prompts.texts[:1], torch.zeros(1, dtype=torch.int64)
     scheduler = policy.pipe.scheduler
     sibling = trained_scheduler(scheduler)
     with _placed(policy.pipe, sibling):
@@ -85,35 +85,35 @@ def own_sampler(patient: Patient) -> Finding:
     return at_most(apart, 0.0 if policy.device.type == "cpu" else SAME_PICTURE, says, cause)
 
 
-def sde_rollout(patient: Patient) -> Finding:
+def sde_rollout(subject: Subject) -> Finding:
     """A rollout with noise takes steps that have a density, and its actions are spread as that density says."""
-    if not bool(patient.look_at_a_step().media.pixels.isfinite().all()):
+    if not bool(subject.look_at_a_step().media.pixels.isfinite().all()):
         return Finding("FAIL", cause="pixels are not finite: the weights hold NaN, or a network overflows in its dtype")
-    std = patient.transitions.coefficients[..., 2]
+    std = subject.transitions.coefficients[..., 2]
     least = std.reshape(*std.shape[:2], -1).amax(dim=2).min().item()  # parts of a state may rest
     if not least > 0:
         return more_than(least, 0, "least std of a trained step", "a trained step has no noise, and so no density")
-    return laws_of_learning.actions_follow_their_density(patient)
+    return laws_of_learning.actions_follow_their_density(subject)
 
 
-def replay(patient: Patient) -> Finding:
+def replay(subject: Subject) -> Finding:
     """Replayed, every transition has the likelihood it had when it was sampled."""
-    patient.look_at_a_step()
-    return laws_of_learning.first_ratio(patient)
+    subject.look_at_a_step()
+    return laws_of_learning.first_ratio(subject)
 
 
-def guidance(patient: Patient) -> Finding:
+def guidance(subject: Subject) -> Finding:
     """The same holds with guidance and without, whichever the call has."""
-    policy = patient.policy
+    policy = subject.policy
     scale = _guidance_scale(policy)
     spec = replace(policy.spec, call={**policy.spec.call, **scale})
     other = Policy(spec, device=policy.device, seed=0)
     if not scale:
         other.pipe.guider = _turned(other.pipe.guider)
-    other.prepare(patient.trainer.prompts.texts)
-    turned = Patient(replace(patient.trainer, policy=other), patient.resolved)
+    other.prepare(subject.trainer.prompts.texts)
+    turned = Subject(replace(subject.trainer, policy=other), subject.resolved)
     said = ", ".join(f"{name}={value}" for name, value in scale.items()) or "its guider turned"
-    apart = (turned.latents() - patient.latents()).abs().max().item()
+    apart = (turned.latents() - subject.latents()).abs().max().item()
     if apart == 0:
         raise NotApplicable(f"nothing changes with {said}")
     finding = own_sampler(turned)
@@ -122,19 +122,19 @@ def guidance(patient: Patient) -> Finding:
     return replace(finding, says=f"{finding.says}, with {said}")
 
 
-def rows(patient: Patient) -> Finding:
+def rows(subject: Subject) -> Finding:
     """Samples of a group, of several prompts, are what they are alone."""
-    texts = [text for text in patient.policy.form.companions(patient.trainer.prompts.texts) for _ in range(2)]
-    together = _rollout(patient, texts, torch.arange(len(texts)))
-    alone = torch.cat([_rollout(patient, [text], torch.tensor([i])) for i, text in enumerate(texts)])
+    texts = [text for text in subject.policy.form.companions(subject.trainer.prompts.texts) for _ in range(2)]
+    together = _rollout(subject, texts, torch.arange(len(texts)))
+    alone = torch.cat([_rollout(subject, [text], torch.tensor([i])) for i, text in enumerate(texts)])
     apart = ((together - alone).abs().max() / together.abs().max()).item()
     cause = "rows of a call answer for each other, or draw from one random stream: keep to one row a call"
     return at_most(apart, SAME_PICTURE, f"{len(texts)} samples together against one by one, of the largest", cause)
 
 
-def pixels(patient: Patient) -> Finding:
+def pixels(subject: Subject) -> Finding:
     """Samples decode to pixels in [0, 1]."""
-    found = patient.look_at_a_step().media.pixels
+    found = subject.look_at_a_step().media.pixels
     outside = torch.maximum(-found.amin(), found.amax() - 1).clamp(min=0).item()
     shape = " x ".join(map(str, found.shape[1:]))
     return at_most(outside, 0, f"distance of a pixel from [0, 1]; a sample is {shape}", "the decoder does not clamp")
@@ -143,24 +143,24 @@ def pixels(patient: Patient) -> Finding:
 # ---- learning --------------------------------------------------------------------------------------------------------
 
 
-def gradient(patient: Patient) -> Finding:
+def gradient(subject: Subject) -> Finding:
     """Every adapter matrix gets a gradient, or provably does nothing; no other weight of the pipeline gets one."""
-    patient.look_at_a_step()
-    policy, batch = patient.policy, patient.transitions
-    draws = patient.ctx.draw.generator("doctor cotangent")
+    subject.look_at_a_step()
+    policy, batch = subject.policy, subject.transitions
+    draws = subject.ctx.draw.generator("doctor cotangent")
 
     def pull(k: int, velocity: Tensor) -> None:
         (velocity.float() * torch.randn(velocity.shape, generator=draws).to(velocity.device)).sum().backward()
 
-    with patient.moved():
+    with subject.moved():
         policy.replay(batch, pull, grad=True)
         grads = {name: p.grad for name, p in policy.trainable.items()}
         silent = [name for name, g in grads.items() if g is None or not bool(g.any())]
         stray = sorted(_others_with_gradient(policy))
-        before = patient.latents()
+        before = subject.latents()
         for name in silent:
             policy.trainable[name].data.add_(1.0)
-        idle = torch.equal(before, patient.latents())
+        idle = torch.equal(before, subject.latents())
     says = f"tensors without a gradient, of {len(grads)}"
     if stray:
         return Finding("FAIL", float(len(stray)), "0", says, f"{stray[0]} is frozen and got a gradient")
@@ -172,45 +172,45 @@ def gradient(patient: Patient) -> Finding:
     return Finding("pass", float(len(silent)), "0, or idle", says)
 
 
-def grpo_step(patient: Patient) -> Finding:
+def grpo_step(subject: Subject) -> Finding:
     """A step of GRPO changes the weights."""
-    return _step(patient, patient.trainer.run)
+    return _step(subject, subject.trainer.run)
 
 
-def nft_step(patient: Patient) -> Finding:
+def nft_step(subject: Subject) -> Finding:
     """A step of DiffusionNFT changes the weights."""
-    samples = OnPolicy(patient.trainer.run.source.prompts, patient.reward, group_size=2, weights="behaviour")
-    return _step(patient, replace(patient.trainer.run, source=samples, objective=NFT()))
+    samples = OnPolicy(subject.trainer.run.source.prompts, subject.reward, group_size=2, weights="behaviour")
+    return _step(subject, replace(subject.trainer.run, source=samples, objective=NFT()))
 
 
-def dpo_step(patient: Patient) -> Finding:
+def dpo_step(subject: Subject) -> Finding:
     """A step of Diffusion-DPO changes the weights."""
-    pairs = OnPolicyPairs(patient.trainer.run.source.prompts, patient.reward, group_size=2)
-    return _step(patient, replace(patient.trainer.run, source=pairs, objective=DPO()))
+    pairs = OnPolicyPairs(subject.trainer.run.source.prompts, subject.reward, group_size=2)
+    return _step(subject, replace(subject.trainer.run, source=pairs, objective=DPO()))
 
 
 # ---- what users load -------------------------------------------------------------------------------------------------
 
 
-def lora_in_diffusers(patient: Patient) -> Finding:
+def lora_in_diffusers(subject: Subject) -> Finding:
     """Saved adapters, loaded by plain diffusers, give the same picture."""
-    with tempfile.TemporaryDirectory() as temporary, patient.moved():
-        saved = laws_of_the_run.saved_checkpoint(patient, Path(temporary))
-        plain = pipeline_class(patient.policy.spec.pipeline_class).from_pretrained(patient.policy.spec.pipeline)
-        laws_of_the_run.load_adapters(plain, patient.policy.component, saved)
-        return _same_picture(patient, plain)
+    with tempfile.TemporaryDirectory() as temporary, subject.moved():
+        saved = laws_of_the_run.saved_checkpoint(subject, Path(temporary))
+        plain = pipeline_class(subject.policy.spec.pipeline_class).from_pretrained(subject.policy.spec.pipeline)
+        laws_of_the_run.load_adapters(plain, subject.policy.component, saved)
+        return _same_picture(subject, plain)
 
 
-def whole_in_diffusers(patient: Patient) -> Finding:
+def whole_in_diffusers(subject: Subject) -> Finding:
     """A whole pipeline, exported with the adapters folded in and opened by plain diffusers, gives the same picture."""
-    with tempfile.TemporaryDirectory() as temporary, patient.moved():
-        saved = laws_of_the_run.saved_checkpoint(patient, Path(temporary))
-        export(saved, Path(temporary) / "whole", "merged", patient.policy.spec.pipeline)
-        plain = pipeline_class(patient.policy.spec.pipeline_class)
-        return _same_picture(patient, plain.from_pretrained(Path(temporary) / "whole"))
+    with tempfile.TemporaryDirectory() as temporary, subject.moved():
+        saved = laws_of_the_run.saved_checkpoint(subject, Path(temporary))
+        export(saved, Path(temporary) / "whole", "merged", subject.policy.spec.pipeline)
+        plain = pipeline_class(subject.policy.spec.pipeline_class)
+        return _same_picture(subject, plain.from_pretrained(Path(temporary) / "whole"))
 
 
-CHECKS: tuple[Callable[[Patient], Finding], ...] = (
+CHECKS: tuple[Callable[[Subject], Finding], ...] = (
     own_sampler,
     sde_rollout,
     replay,
@@ -275,15 +275,15 @@ def _turned(guider: Any) -> Any:
     return guider.new(guidance_scale=UNGUIDED if guider.guidance_scale > UNGUIDED else GUIDED)
 
 
-def _rollout(patient: Patient, texts: Sequence[str], samples: Tensor) -> Tensor:
+def _rollout(subject: Subject, texts: Sequence[str], samples: Tensor) -> Tensor:
     """Return the final latents of samples whose noise is keyed by their numbers."""
 
     def act(k: int) -> Act:
-        draw = patient.ctx.draw
-        return Act(patient.dynamics, lambda x: draw.normal("doctor rows", samples, k, x.shape[1:]).to(x.device))
+        draw = subject.ctx.draw
+        return Act(subject.dynamics, lambda x: draw.normal("doctor rows", samples, k, x.shape[1:]).to(x.device))
 
-    conductor = Conductor([act(k) for k in range(patient.policy.rounds - 1)])
-    patient.policy.call(conductor, tuple(texts), samples, pixels=False)
+    conductor = Conductor([act(k) for k in range(subject.policy.rounds - 1)])
+    subject.policy.call(conductor, tuple(texts), samples, pixels=False)
     assert conductor.final is not None
     return conductor.final.float()
 
@@ -298,11 +298,11 @@ def _others_with_gradient(policy: Policy) -> Iterator[str]:
                     yield f"{component}.{name}"
 
 
-def _step(patient: Patient, run: Run) -> Finding:
+def _step(subject: Subject, run: Run) -> Finding:
     """Take one training step of `run` from moved weights and tell how many of them it changed."""
-    policy, trainer = patient.policy, replace(patient.trainer, run=run)
+    policy, trainer = subject.policy, replace(subject.trainer, run=run)
     told: list[Mapping[str, float]] = []
-    with patient.moved(), preserved(policy):
+    with subject.moved(), preserved(policy):
         for name in {*run.objective.snapshots, *run.source.snapshots}:
             policy.keep(name)
         trainer.runtime.attach(policy, run.optimizer)
@@ -310,14 +310,14 @@ def _step(patient: Patient, run: Run) -> Finding:
         trainer.fit(0, lambda step, experience, metrics: told.append(metrics))
         changed = sum(not torch.equal(before[name], p) for name, p in policy.trainable.items())
         finite = all(bool(p.isfinite().all()) for p in policy.trainable.values())
-    trainer.runtime.attach(policy, patient.trainer.run.optimizer)
+    trainer.runtime.attach(policy, subject.trainer.run.optimizer)
     says = f"tensors changed, of {len(before)}; loss {told[0]['loss']:.3g}, gradient {told[0]['grad/norm']:.3g}"
     return more_than(float(changed) if finite else float("nan"), 0, says, "the step left the weights as they were")
 
 
-def _same_picture(patient: Patient, plain: Any) -> Finding:
+def _same_picture(subject: Subject, plain: Any) -> Finding:
     """Compare the policy's picture with that of a pipeline opened by plain diffusers."""
-    policy, texts = patient.policy, patient.trainer.prompts.texts[:1]
+    policy, texts = subject.policy, subject.trainer.prompts.texts[:1]
     seeds = torch.zeros(1, dtype=torch.int64)
     mine = policy.generate(texts, seeds, {}).pixels
     plain.set_progress_bar_config(disable=True)

@@ -24,7 +24,7 @@ from alignment.config import checks
 from alignment.errors import CheckpointError
 from alignment.policy.networks.loading import experts, pipeline_class, trained_scheduler
 from alignment.policy.networks.tuning import ADAPTER
-from alignment.preflight.doctor.subject import PAIR, Finding, NotApplicable, Patient, at_most, more_than, settings
+from alignment.preflight.doctor.subject import PAIR, Finding, NotApplicable, Subject, at_most, more_than, settings
 from samplers import Conductor, Look, take
 from samplers.dynamics.ode import ODE
 from samplers.windows.base import Window
@@ -43,22 +43,22 @@ MOST_PROMPTS = 2_000
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
-def geometry(patient: Patient) -> Finding:
+def geometry(subject: Subject) -> Finding:
     """Prompts, groups, calls, rows and updates fit together for every step of the run's own pipeline."""
-    run, rounds = patient.trainer.run, patient.policy.rounds
-    checks.check(run, patient.trainer.runtime.world.size)
+    run, rounds = subject.trainer.run, subject.policy.rounds
+    checks.check(run, subject.trainer.runtime.world.size)
     says = f"{run.source.prompts} prompts a step, {rounds} denoising steps"
     for window in (part for part in settings(run.source).values() if isinstance(part, Window)):
         for step in range(min(run.steps, MOST_STEPS)):
-            window.choose(rounds, step, 0, patient.ctx.draw.generator("doctor", step))
-    if len(patient.trainer.prompts.texts) < run.source.prompts:
-        says += f"; a prompt comes more than once a step: the file has {len(patient.trainer.prompts.texts)}"
+            window.choose(rounds, step, 0, subject.ctx.draw.generator("doctor", step))
+    if len(subject.trainer.prompts.texts) < run.source.prompts:
+        says += f"; a prompt comes more than once a step: the file has {len(subject.trainer.prompts.texts)}"
     return Finding("pass", says=says)
 
 
-def disk_space(patient: Patient) -> Finding:
+def disk_space(subject: Subject) -> Finding:
     """The folder of the run has room for the checkpoints it will keep."""
-    run, policy = patient.trainer.run, patient.policy
+    run, policy = subject.trainer.run, subject.policy
     weights = sum(p.numel() * 4 for p in policy.trainable.values())
     # The weights users load, those of the state, two moments, the copies; and one checkpoint more while it is written.
     needed = weights * (4 + len(policy.snapshots)) * (run.output.keep + 1)
@@ -68,14 +68,14 @@ def disk_space(patient: Patient) -> Finding:
     return more_than(free / 2**30, needed / 2**30, says, NO_BYTES)
 
 
-def prompt_length(patient: Patient) -> Finding:
+def prompt_length(subject: Subject) -> Finding:
     """Text encoders read the prompts whole; what they cut off does not steer the picture."""
-    texts = tuple(dict.fromkeys(patient.trainer.prompts.texts))[:MOST_PROMPTS]
-    parts = patient.policy.pipe.components.items()
+    texts = tuple(dict.fromkeys(subject.trainer.prompts.texts))[:MOST_PROMPTS]
+    parts = subject.policy.pipe.components.items()
     found = {name: part for name, part in parts if name.startswith("tokenizer") and part is not None}
     if not found:
         raise NotApplicable("the pipeline has no tokenizer")
-    limits = {name: _token_limit(patient, tokenizer) for name, tokenizer in found.items()}
+    limits = {name: _token_limit(subject, tokenizer) for name, tokenizer in found.items()}
     ids = {name: [_tokens(tokenizer, text) for text in texts] for name, tokenizer in found.items()}
     cut = {name: sum(len(row) > limits[name] for row in ids[name]) for name in limits}
     seen = [tuple(tuple(ids[name][i][: limits[name] - 1]) for name in limits) for i in range(len(texts))]
@@ -94,10 +94,10 @@ def prompt_length(patient: Patient) -> Finding:
     return Finding("pass", lost, "0", says)
 
 
-def _token_limit(patient: Patient, tokenizer: Any) -> int:
+def _token_limit(subject: Subject, tokenizer: Any) -> int:
     """Return how many tokens the pipeline takes from this tokenizer: CLIP's limit is fixed, others' is an argument."""
     own = min(int(tokenizer.model_max_length), LIMITED)
-    asked = patient.trainer.run.policy.call.get("max_sequence_length")
+    asked = subject.trainer.run.policy.call.get("max_sequence_length")
     return own if type(tokenizer).__name__.startswith("CLIP") or not isinstance(asked, int) else min(own, asked)
 
 
@@ -108,34 +108,34 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
 # ---- the reward ------------------------------------------------------------------------------------------------------
 
 
-def reward_repeats(patient: Patient) -> Finding:
+def reward_repeats(subject: Subject) -> Finding:
     """The same pictures get the same scores."""
-    first, second = patient.score().value, patient.score().value
+    first, second = subject.score().value, subject.score().value
     cause = "the scorer is random (dropout, sampling, a busy server?): put it in eval mode or fix its seed"
     return _close(first, second, "the same pictures scored twice", cause)
 
 
-def reward_of_a_batch(patient: Patient) -> Finding:
+def reward_of_a_batch(subject: Subject) -> Finding:
     """The score of a batch is the scores of its rows, or of its groups where the reward compares within them."""
-    whole, grouped = patient.score().value, patient.reward.scope == "group"
+    whole, grouped = subject.score().value, subject.reward.scope == "group"
     size = PAIR if grouped else 1
-    alone = torch.cat([patient.score(slice(i, i + size)).value for i in range(0, len(whole), size)])
+    alone = torch.cat([subject.score(slice(i, i + size)).value for i in range(0, len(whole), size)])
     cause = "the scorer mixes rows: a whole list of prompts for one picture, padding, or statistics over the batch"
     return _close(whole, alone, f"pictures scored together and {'group by group' if grouped else 'one by one'}", cause)
 
 
-def reward_knows_its_answers(patient: Patient) -> Finding:
+def reward_knows_its_answers(subject: Subject) -> Finding:
     """Samples whose scores are known get those scores."""
-    scorer = patient.ctx.world.scorer(patient.reward)
+    scorer = subject.ctx.world.scorer(subject.reward)
     answers = scorer.examine()
     if not answers:
         raise NotApplicable(f"{scorer.model} has no known answers")
     return Finding("pass", float(len(answers)), says="known answers given: " + "; ".join(a.says for a in answers))
 
 
-def reward_speaks(patient: Patient) -> Finding:
+def reward_speaks(subject: Subject) -> Finding:
     """Every picture has a score, and not all have the same."""
-    value = patient.score().value
+    value = subject.score().value
     missing = value.isnan().float().mean().item()
     if missing:
         cause = "the scorer gives NaN for pictures of the policy; look at them, and at its input size and language"
@@ -161,10 +161,10 @@ def _close(a: Tensor, b: Tensor, says: str, cause: str) -> Finding:
 # ---- the pipeline ----------------------------------------------------------------------------------------------------
 
 
-def zero_noise_parity(patient: Patient) -> Finding:
+def zero_noise_parity(subject: Subject) -> Finding:
     """Without noise the stand-in scheduler gives what the pipeline gives with its own."""
-    policy, seeds = patient.policy, torch.arange(2)
-    prompts = policy.form.companions(patient.trainer.prompts.texts[:2])
+    policy, seeds = subject.policy, torch.arange(2)
+    prompts = policy.form.companions(subject.trainer.prompts.texts[:2])
     scheduler = policy.pipe.scheduler
     if trained_scheduler(scheduler) is not scheduler:
         raise NotApplicable(f"{type(scheduler).__name__} has no density: its first-order sibling is trained on")
@@ -178,12 +178,12 @@ def zero_noise_parity(patient: Patient) -> Finding:
     return at_most(apart, limit, says, cause)
 
 
-def step_formula(patient: Patient) -> Finding:
+def step_formula(subject: Subject) -> Finding:
     """The step that is trained on, its noise left out, is the scheduler's own."""
-    policy, seen = patient.policy, []
+    policy, seen = subject.policy, []
     looks = [Look(lambda x, v, grid: seen.append((x, v, grid))) for _ in range(policy.rounds)]
     conductor = Conductor(looks)
-    policy.call(conductor, patient.trainer.prompts.texts[:1], torch.zeros(1, dtype=torch.int64), pixels=False)
+    policy.call(conductor, subject.trainer.prompts.texts[:1], torch.zeros(1, dtype=torch.int64), pixels=False)
     assert conductor.final is not None
     after = [*(x for x, _, _ in seen[1:]), conductor.final]
     apart = 0.0
@@ -195,15 +195,15 @@ def step_formula(patient: Patient) -> Finding:
     return at_most(apart, limit, f"a x + b v against the scheduler's step, {len(seen)} steps", cause)
 
 
-def pipeline_repeats(patient: Patient) -> Finding:
+def pipeline_repeats(subject: Subject) -> Finding:
     """The denoiser answers the same question twice alike: dropout or a forgotten train mode makes every ratio wrong."""
-    modules = patient.policy.denoiser.named_modules()
+    modules = subject.policy.denoiser.named_modules()
     dropping = [name for name, m in modules if m.training and isinstance(m, DROPOUTS) and m.p > 0]
     if dropping:  # a call fixes the global random stream, so that only other rows would show it
         cause = f"the denoiser is in train mode and {dropping[0]} drops out: call eval() on it"
         return at_most(len(dropping), 0, "layers of the denoiser that drop out at random", cause)
-    apart = (patient.latents() - patient.latents()).abs().max().item()
-    limit = 0.0 if patient.policy.device.type == "cpu" else ROUNDING
+    apart = (subject.latents() - subject.latents()).abs().max().item()
+    limit = 0.0 if subject.policy.device.type == "cpu" else ROUNDING
     cause = "the denoiser or the pipeline draws random numbers of its own"
     return at_most(apart, limit, "the same prompt and seed twice", cause)
 
@@ -211,9 +211,9 @@ def pipeline_repeats(patient: Patient) -> Finding:
 # ---- the adapter -----------------------------------------------------------------------------------------------------
 
 
-def adapter_binds(patient: Patient) -> Finding:
+def adapter_binds(subject: Subject) -> Finding:
     """There is something to train, and it is not frozen."""
-    policy = patient.policy
+    policy = subject.policy
     weights = list(policy.trainable.values())
     if policy.spec.lora is None:
         bound, says = float(len(weights)), f"tensors trained, {sum(p.numel() for p in weights):,} numbers"
@@ -227,25 +227,25 @@ def adapter_binds(patient: Patient) -> Finding:
     return more_than(bound, 0, says, "the adapter's targets match no module: set policy.lora.targets")
 
 
-def training_changes_the_output(patient: Patient) -> Finding:
+def training_changes_the_output(subject: Subject) -> Finding:
     """Moving the trained weights moves the output."""
-    before = patient.latents()
-    with patient.moved():
-        moved = (patient.latents() - before).abs().max().item()
+    before = subject.latents()
+    with subject.moved():
+        moved = (subject.latents() - before).abs().max().item()
     cause = (
         "the weights trained are not those the pipeline uses: a copy, a disabled adapter, or targets outside the path"
     )
     return more_than(moved, ROUNDING, "latents after moving the trained weights a little", cause)
 
 
-def reference_is_adapter_off(patient: Patient) -> Finding:
+def reference_is_adapter_off(subject: Subject) -> Finding:
     """The reference is the policy as it was before training, whatever became of the trained weights."""
-    policy = patient.policy
+    policy = subject.policy
     if policy.spec.lora is None and "reference" not in policy.snapshots:
         raise NotApplicable("no objective of this run asks for the reference")
-    before = patient.latents()
-    with patient.moved(), policy.using("reference"):
-        apart = (patient.latents() - before).abs().max().item()
+    before = subject.latents()
+    with subject.moved(), policy.using("reference"):
+        apart = (subject.latents() - before).abs().max().item()
     cause = "switching the adapter off leaves some of it in place, so a KL to the reference holds to something else"
     return at_most(apart, ROUNDING, "the start against the reference of moved weights", cause)
 
@@ -253,31 +253,31 @@ def reference_is_adapter_off(patient: Patient) -> Finding:
 # ---- what is saved ---------------------------------------------------------------------------------------------------
 
 
-def checkpoint_reopens(patient: Patient) -> Finding:
+def checkpoint_reopens(subject: Subject) -> Finding:
     """A checkpoint can be written, verified, resumed from, and opened in plain diffusers."""
-    policy = patient.policy
-    with tempfile.TemporaryDirectory() as temporary, patient.moved():
+    policy = subject.policy
+    with tempfile.TemporaryDirectory() as temporary, subject.moved():
         try:
-            saved = saved_checkpoint(patient, Path(temporary))
+            saved = saved_checkpoint(subject, Path(temporary))
         except CheckpointError as error:
             return Finding("FAIL", cause=str(error))
         size = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
         state = read_state(saved).trainable
         lost = sum(not torch.equal(state[name], p.detach().cpu()) for name, p in policy.trainable.items())
-        lost += _lost_in_diffusers(patient, saved)
+        lost += _lost_in_diffusers(subject, saved)
     says = f"tensors that came back otherwise, of {len(policy.trainable)}; {size / 2**20:.1f} MiB"
     return at_most(float(lost), 0, says, "weights change on their way through the disk: name, dtype or scale")
 
 
-def saved_checkpoint(patient: Patient, folder: Path) -> Path:
+def saved_checkpoint(subject: Subject, folder: Path) -> Path:
     """Save the policy as it is into a run folder, as training would, and return the verified checkpoint."""
-    policy, run = patient.policy, patient.trainer.run
-    config = yaml.safe_load(patient.resolved)
+    policy, run = subject.policy, subject.trainer.run
+    config = yaml.safe_load(subject.resolved)
     checkpoints = Checkpoints(folder, 1, config)
 
     def write(into: Path) -> None:
         live = {name: p.detach() for name, p in policy.trainable.items()}
-        optimizer = patient.trainer.runtime.optimizer.state_dict()
+        optimizer = subject.trainer.runtime.optimizer.state_dict()
         write_state(into, TrainState(1, live, optimizer, policy.snapshots, 0.0, config))
         card = Card(config, 1, {})
         write_artifacts(into, policy.pipe, policy.component, lora=run.policy.lora is not None, card=card)
@@ -303,9 +303,9 @@ def load_adapters(pipe: Any, component: str, folder: Path) -> None:
         network.load_lora_adapter(str(folder), prefix=component, weight_name=file, adapter_name=ADAPTER)
 
 
-def _lost_in_diffusers(patient: Patient, folder: Path) -> int:
+def _lost_in_diffusers(subject: Subject, folder: Path) -> int:
     """Return how many trained tensors plain diffusers reads otherwise than they are, scales of adapters included."""
-    policy, lost = patient.policy, 0
+    policy, lost = subject.policy, 0
     if policy.spec.lora is None:
         for name, network in policy.experts.items():
             read = dict(type(network).from_pretrained(folder, subfolder=name).named_parameters())

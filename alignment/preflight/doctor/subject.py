@@ -73,7 +73,7 @@ def more_than(value: float, limit: float, says: str, cause: str) -> Finding:
 
 
 @dataclass(frozen=True)
-class Patient:
+class Subject:
     """A loaded run, and what several laws look at, made when first asked for.
 
     Attributes:

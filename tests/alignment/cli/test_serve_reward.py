@@ -97,7 +97,7 @@ def test_an_address_that_is_taken(capfd: pytest.CaptureFixture[str]) -> None:
         (["nowhere.yaml"], "there is no such config file"),
         (["function", "call=no_such_module:f", "--port", "0"], "No module named 'no_such_module'"),
         (["colour", "--token-file", "nowhere"], "the token file nowhere cannot be read"),
-        (["tests.support.illnesses:Swapped", "--port", "0"], "Swapped does not give its known answers"),
+        (["tests.support.failures:Swapped", "--port", "0"], "Swapped does not give its known answers"),
     ],
 )
 def test_what_cannot_be_served(capfd: pytest.CaptureFixture[str], words: list[str], says: str) -> None:

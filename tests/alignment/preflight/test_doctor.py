@@ -18,12 +18,12 @@ from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.forward_process.weighted_matching import WeightedMatching
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.preflight.doctor import examine
-from alignment.preflight.doctor.subject import Finding, Patient
+from alignment.preflight.doctor.subject import Finding, Subject
 from alignment.sources.on_policy import OnPolicy
 from alignment.training.loop import Trainer
 from samplers import Step
 from samplers.windows.branch import Branch
-from tests.support.illnesses import BROKEN, STEPS, SURROGATE
+from tests.support.failures import BROKEN, STEPS, SURROGATE
 from tests.support.toy import REWARD, saved, toy_run, trainer_of
 
 Found = dict[str, Finding]
@@ -192,8 +192,8 @@ def test_a_full_disk_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_law_that_leaves_a_trace_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def careless(patient: Patient) -> Finding:
-        next(iter(patient.policy.trainable.values())).data[0] += 1e-3
+    def careless(subject: Subject) -> Finding:
+        next(iter(subject.policy.trainable.values())).data[0] += 1e-3
         return Finding("pass")
 
     monkeypatch.setattr(examine, "LAWS", (careless,))
@@ -238,7 +238,7 @@ def test_prompts_that_are_cut_off_are_found(
 
 
 def test_a_broken_run_ends_with_code_1(config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    reward = "{type: function, call: 'tests.support.illnesses:random_reward'}"
+    reward = "{type: function, call: 'tests.support.failures:random_reward'}"
     assert cli.run(["doctor", str(config(reward=reward))]) == 1
     said = capsys.readouterr().out
     assert "laws do not hold: reward repeats, reward of a batch" in said

@@ -230,4 +230,4 @@ BROKEN: dict[str, tuple[str, Source, Objective, Spoil | None]] = {
     "loose KL": ("kl term pulls", STEPS, Loose(clip=1e-2, kl=0.1), None),
     "mean of a microbatch": ("microbatches add up", STEPS, Meaned(clip=1e-2), None),
 }
-"""Name of the illness: the law that finds it, source, objective, and what is done to the loaded run."""
+"""Name of the failure: the law that finds it, source, objective, and what is done to the loaded run."""
