@@ -95,11 +95,11 @@ def _score(args: argparse.Namespace) -> int:
 
 def _judge(name: str, overrides: Sequence[str], args: argparse.Namespace) -> Any:
     from alignment.config import build
-    from alignment.config.device import device_called
+    from alignment.config.device import parse_device
     from evals.scoring import Judge
     from reward_models.base import RewardModel
 
-    device = device_called(args.device)
+    device = parse_device(args.device)
     model = build.of_kind(RewardModel, name, overrides)
     return Judge(model, device, args.batch_size, args.frames)
 

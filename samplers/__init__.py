@@ -23,7 +23,7 @@ from samplers.stand_in.conductor import (
     Solve,
     Visit,
 )
-from samplers.stand_in.loop_layout import Score
+from samplers.stand_in.loop_layout import LoopLayout
 from samplers.stand_in.routing import Routes
 from samplers.stand_in.scheduler import stand_in_for
 from samplers.step import Step, rows_of
@@ -35,6 +35,7 @@ __all__ = [
     "Conductor",
     "Grid",
     "Look",
+    "LoopLayout",
     "Native",
     "Path",
     "Plan",
@@ -43,7 +44,6 @@ __all__ = [
     "ReplayMismatch",
     "Round",
     "Routes",
-    "Score",
     "Skip",
     "Solve",
     "Step",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from alignment.config import build
-from alignment.config.device import device_called
+from alignment.config.device import parse_device
 from alignment.errors import ConfigError, EnvironmentProblem
 from alignment.reports.terminal import show
 from reward_models.base import Loaded, RewardModel, load_reward
@@ -78,11 +78,11 @@ def main(name: str, overrides: Sequence[str], serving: Serving) -> int:
     for package in ("uvicorn", "fastapi"):
         extra("serve-reward", package, "serve")
     model = build.of_kind(RewardModel, name, overrides)
-    token = admitted(serving)
+    token = read_token(serving)
     connections = Connections(serving.connections, whole=2 * serving.patience + Connections.whole)
     make_room(connections.descriptors + DESCRIPTORS)
-    with listening(serving) as listener:
-        loaded = loaded_on(model, serving.device)
+    with bind_socket(serving) as listener:
+        loaded = load_on(model, serving.device)
         answers = loaded.examine()
         settings = Settings(fingerprint(loaded), token, serving.limits, patience=serving.patience)
         service = Service(loaded, rows=serving.rows, queue=serving.queue, pixels=serving.limits.total)
@@ -96,7 +96,7 @@ def main(name: str, overrides: Sequence[str], serving: Serving) -> int:
     return 0
 
 
-def admitted(serving: Serving) -> str | None:
+def read_token(serving: Serving) -> str | None:
     """Return the token that clients need.
 
     Raises:
@@ -137,7 +137,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def listening(serving: Serving) -> socket.socket:
+def bind_socket(serving: Serving) -> socket.socket:
     """Return the socket, before anything heavy is loaded.
 
     Raises:
@@ -152,10 +152,10 @@ def listening(serving: Serving) -> socket.socket:
         ) from error
 
 
-def loaded_on(model: RewardModel, device: str) -> Loaded:
+def load_on(model: RewardModel, device: str) -> Loaded:
     """Return the reward on a device.
 
     Raises:
         ConfigError: If there is no such device.
     """
-    return load_reward(model, device=device_called(device))
+    return load_reward(model, device=parse_device(device))

@@ -7,7 +7,7 @@ import torch
 from alignment.errors import ConfigError, EnvironmentProblem
 
 
-def device_called(name: str) -> torch.device:
+def parse_device(name: str) -> torch.device:
     """Return the device of `--device NAME`: "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:

@@ -44,7 +44,7 @@ from alignment.policy.replay_check import check_replay, how_visits_go
 from alignment.policy.sizes import check_media, check_picture_size
 from alignment.policy.visits import visiting
 from reward_models.base import Media
-from samplers import Conductor, Routes, Score, Skip, Visit, by_row, read_path, stand_in_for
+from samplers import Conductor, LoopLayout, Routes, Skip, Visit, by_row, read_path, stand_in_for
 from samplers.errors import SchedulerError
 from samplers.paths.path import Path as ForwardPath
 
@@ -82,7 +82,7 @@ class Policy(Weights):
         cache = None if spec.embedding_cache is None else Path(spec.embedding_cache)
         self.embeddings, self.encodings = Embeddings(self.pipe, cache), Encodings(self.pipe)
         self.latents = Latents(self, cache)
-        self._score: Score | None = None
+        self._layout: LoopLayout | None = None
         self._one_visit, self._shown = False, Shown()
         self.rounds, self.form, self.share_states, self._between = 0, Form.SHARED, True, Between.SKIPPED
         self.probed: tuple[str, Tensor] | None = None
@@ -173,23 +173,23 @@ class Policy(Weights):
         The first round is a stub that hands the pipeline the first state. The rest is as in `replay`. Where `row_times`
         is false, the rows of a point have to share their time.
         """
-        assert self._score is not None
+        assert self._layout is not None
         name = type(self.pipe).__name__
-        if not self._score.in_step:
+        if not self._layout.in_step:
             raise ForwardProcessError(f"{name} denoises its streams one after the other in this call")
         if not self.stubs:
             raise ForwardProcessError(
                 f"{name} keeps something from round to round, so its answer to a state depends on others"
             )
         # What a pipeline leaves out at the start may depend on how many times there are: there are as many as ever.
-        most = self.rounds - 1 if self._score.before else len(points)
+        most = self.rounds - 1 if self._layout.before else len(points)
         most = min(most, 1) if self._one_visit else most
         if most == 0:
             raise PipelineError(f"{name} takes one step here: no state can be handed to it")
         for first in range(0, len(points), most):
             part = [(x, t.to(self.device)) for x, t in points[first : first + most]]
             heard: Receive = lambda k, v, first=first: receive(first + k, v)  # noqa: E731
-            conductor = visiting(self.path, part, heard, self.rounds, self._score)
+            conductor = visiting(self.path, part, heard, self.rounds, self._layout)
             self._differentiable(conductor, batch.prompts, batch.seeds, grad)
 
     def generate(self, prompts: Sequence[str], seeds: Tensor, arguments: dict[str, object]) -> Media:
@@ -225,7 +225,7 @@ class Policy(Weights):
         if conductor.round == 0:
             raise PipelineError(f"{type(self.pipe).__name__} never stepped its scheduler: it cannot be conducted")
         assert conductor.final is not None
-        self._score = conductor.heard()
+        self._layout = conductor.observed_layout()
         self.rounds, self.probed = conductor.round, (prompt, conductor.final)
 
     def _listen(self, form: Form, prompt: str) -> Conductor:
@@ -361,7 +361,7 @@ class Policy(Weights):
         return taken(self.pipe, arrange(self.form, self.pipe, prompts, self._arguments | (arguments or {})) | own)
 
     def _run(self, conductor: Conductor, prompts: Sequence[str], seeds: Tensor, *, pixels: bool) -> Tensor | None:
-        conductor.score = self._score
+        conductor.layout = self._layout
 
         def run(rows: slice, conductor: Conductor) -> Tensor | None:
             given = self._given(prompts[rows], seeds[rows], self._shown.seen if pixels else self._shown.unseen)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alignment.policy.between import Receive
-from samplers import Conductor, Round, Score, Skip, Visit
+from samplers import Conductor, LoopLayout, Round, Skip, Visit
 from samplers.paths.path import Path
 from samplers.stand_in.row_times import RowTimes
 
@@ -44,7 +44,7 @@ def times_offered(path: Path, times: Sequence[Tensor], before: int, after: int) 
     return offered[:, 0] if bool((offered == offered[:, :1]).all()) else offered.as_subclass(RowTimes)
 
 
-def visiting(path: Path, points: Sequence[Point], receive: Receive, rounds: int, score: Score) -> Conductor:
+def visiting(path: Path, points: Sequence[Point], receive: Receive, rounds: int, layout: LoopLayout) -> Conductor:
     """Return the conductor of a call that visits states of one's own making.
 
     The first round is a stub that hands the pipeline the first state.
@@ -54,12 +54,12 @@ def visiting(path: Path, points: Sequence[Point], receive: Receive, rounds: int,
         points: What is visited.
         receive: Told the number of the point and the model output.
         rounds: Of a call.
-        score: The pipeline's loop.
+        layout: The pipeline's loop.
     """
     script: list[Round] = [Skip(points[0][0])]
     for k, (x, _) in enumerate(points):
         following = points[k + 1][0] if k + 1 < len(points) else None
         script.append(Visit(x, functools.partial(receive, k), following))
-    idle = rounds - len(script) if score.before else 0
-    times = times_offered(path, [t for _, t in points], score.before + 1, idle + score.after)
+    idle = rounds - len(script) if layout.before else 0
+    times = times_offered(path, [t for _, t in points], layout.before + 1, idle + layout.after)
     return Conductor([*script, *([Skip()] * idle)], times=times)

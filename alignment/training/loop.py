@@ -79,7 +79,7 @@ class Trainer:
 
     def learn(self, ctx: Context, batch: Batch) -> None:
         """Take the step's updates."""
-        unit = together(self.run.objective, batch)
+        unit = rows_per_unit(self.run.objective, batch)
         for rows, total in updates(ctx, batch, self.run.batch.updates, unit):
             for part in microbatches(batch, rows, self.run.batch.microbatch, unit):
                 micro = batch[part].to(self.policy.device)
@@ -99,7 +99,7 @@ class Trainer:
         }
 
 
-def together(objective: Objective[Batch], batch: Batch) -> int:
+def rows_per_unit(objective: Objective[Batch], batch: Batch) -> int:
     """Return how many neighbouring rows are never told apart: those of a group, or 1.
 
     Raises:

@@ -10,7 +10,7 @@ from samplers.kernels.layout import Layout
 from samplers.step import Step
 
 
-def drawn(x: Tensor, v: Tensor, noise: Tensor, step: Step, dtype: torch.dtype) -> Tensor:
+def gaussian_sample(x: Tensor, v: Tensor, noise: Tensor, step: Step, dtype: torch.dtype) -> Tensor:
     """Return a x + b v + std noise in `dtype`, shaped like `x`; see `gaussian_step`."""
     if not fused(x, v, noise) or not one_a_row(step):
         return step.sample(x, v, noise).to(dtype)

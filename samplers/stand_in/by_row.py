@@ -37,7 +37,7 @@ def by_row(conductor: Conductor, rows: int, run: Callable[[slice, Conductor], Ma
     for row in range(rows):
         own = slice(row, row + 1)
         times = None if conductor.times is None else _times_of(conductor.times, row)
-        conductors.append(Conductor([part.of(own) for part in rounds], times, conductor.score))
+        conductors.append(Conductor([part.of(own) for part in rounds], times, conductor.layout))
         made.append(run(own, conductors[-1]))
     conductor.take_over(conductors)
     for part in rounds:
@@ -52,13 +52,13 @@ class _Round:
     Attributes:
         action: What happens to all rows.
         rows: How many there are.
-        heard: What the rows handed to the action's receiver.
+        observed: What the rows handed to the action's receiver.
         noise: The action's noise, drawn for all rows when the first one asks.
     """
 
     action: Round
     rows: int
-    heard: list[tuple[Tensor, Tensor, Grid]] = field(default_factory=list)
+    observed: list[tuple[Tensor, Tensor, Grid]] = field(default_factory=list)
     velocities: list[Tensor] = field(default_factory=list)
     noise: Tensor | None = None
 
@@ -68,7 +68,7 @@ class _Round:
             case Act(noise=noise):
                 return replace(self.action, noise=lambda x: self._drawn(noise, x)[own])
             case Look():
-                return Look(lambda x, v, grid: self.heard.append((x, v, grid)))
+                return Look(lambda x, v, grid: self.observed.append((x, v, grid)))
             case Skip(Tensor() as state) | Again(Tensor() as state):
                 return replace(self.action, state=state[own])
             case Visit(expected, _, state):
@@ -80,8 +80,8 @@ class _Round:
     def tell(self) -> None:
         """Hand the receiver what all rows brought, if the pipeline came to this round."""
         match self.action:
-            case Look(receive) if self.heard:
-                x, v, grids = zip(*self.heard, strict=True)
+            case Look(receive) if self.observed:
+                x, v, grids = zip(*self.observed, strict=True)
                 receive(torch.cat(x), torch.cat(v), _grid_of(grids))
             case Visit(receive=receive) if self.velocities:
                 receive(torch.cat(self.velocities))

@@ -13,10 +13,10 @@ from torch import Tensor
 from samplers.dynamics.base import Dynamics, take
 from samplers.dynamics.ode import ODE
 from samplers.errors import SchedulerError
-from samplers.kernels.gaussian import drawn
+from samplers.kernels.gaussian import gaussian_sample
 from samplers.multistep import Solver
 from samplers.paths.grid import Grid, patched
-from samplers.stand_in.loop_layout import Score
+from samplers.stand_in.loop_layout import LoopLayout
 from samplers.step import Step
 
 
@@ -191,15 +191,15 @@ class Conductor:
         script: What happens in each round; a round beyond its end is native.
         times: Network times to offer in place of the scheduler's own, `[R]` or `[R, B]`; the native step then never
             runs, because these times are on nobody's grid.
-        score: The pipeline's loop, where a call has shown it; without it every step is all of its round.
+        layout: The pipeline's loop, where a call has shown it; without it every step is all of its round.
         rows: Samples of the call; null where a state has as many. Pipelines that step the frames of a clip as rows of
-            their own have more, and are heard and answered in whole samples.
+            their own have more; they are read and answered in whole samples.
         records: The `Act` rounds.
     """
 
     script: Sequence[Round] = ()
     times: Tensor | None = None
-    score: Score | None = None
+    layout: LoopLayout | None = None
     rows: int | None = None
     records: dict[int, Recorded] = field(default_factory=dict)
     _calls: list[list[int]] = field(default_factory=list)
@@ -218,7 +218,7 @@ class Conductor:
     @property
     def final(self) -> Tensor | None:
         """The state handed back last."""
-        return self.heard().join(self._states) if self._states else None
+        return self.observed_layout().join(self._states) if self._states else None
 
     @property
     def skipping(self) -> bool:
@@ -235,14 +235,14 @@ class Conductor:
         """Return what happens in round `index`."""
         return self.script[index] if index < len(self.script) else Native()
 
-    def heard(self) -> Score:
-        """Return the loop as this call shows it."""
-        if self.score is not None:
-            return self.score
+    def observed_layout(self) -> LoopLayout:
+        """Return the layout of the pipeline's loop, as this call shows it."""
+        if self.layout is not None:
+            return self.layout
         shapes = {stream: state.shape[1:] for stream, state in self._states.items()}
         calls = tuple(tuple(streams) for streams in self._calls if streams)
         first, offered = self._edges
-        return Score(calls, shapes, first, max(offered - first - len(calls), 0))
+        return LoopLayout(calls, shapes, first, max(offered - first - len(calls), 0))
 
     def copied(self) -> int:
         """Return the number of a stream whose scheduler has just been copied."""
@@ -291,9 +291,9 @@ class Conductor:
 
     def _to_come(self, k: int) -> tuple[int, ...]:
         """Return the streams that are still to be stepped in round k."""
-        if self.score is None:
+        if self.layout is None:
             return ()
-        known, made = self.score.calls[min(k, len(self.score.calls) - 1)], tuple(self._calls[k])
+        known, made = self.layout.calls[min(k, len(self.layout.calls) - 1)], tuple(self._calls[k])
         if made != known[: len(made)]:
             raise ReplayMismatch(f"round {k} stepped the streams {made}, where the first call stepped {known}")
         return known[len(made) :]
@@ -320,7 +320,7 @@ class Conductor:
                 return own.step(self._grid(k, call), k, to, call.x, call.v).to(call.native.dtype)
             case Act(dynamics, noise):
                 step = take(dynamics, self._grid(k, call), k, k + 1).to(call.x.device)
-                return drawn(call.x, call.v, self._noise_of(noise, call), step, call.native.dtype)
+                return gaussian_sample(call.x, call.v, self._noise_of(noise, call), step, call.native.dtype)
 
     def _native(self, k: int, call: Stepped) -> Tensor:
         if call.remembers and not self._all_native:
@@ -351,31 +351,32 @@ class Conductor:
     # ---- states of several streams ---------------------------------------------------------------------------------
 
     def _piece(self, state: Tensor, call: Stepped) -> Tensor:
-        return state if self.score is None else self.score.piece(state, call.stream)
+        return state if self.layout is None else self.layout.piece(state, call.stream)
 
     def _joined(self, of: Callable[[Stepped, Tensor], Tensor]) -> Tensor:
-        return self.heard().join({stream: of(*made) for stream, made in self._here.items()})
+        return self.observed_layout().join({stream: of(*made) for stream, made in self._here.items()})
 
     def _joint(self, of: Callable[[Stepped, Tensor], Tensor]) -> Tensor:
         """Return the state of all streams; one that does not move in this round is where it was left."""
         moved = {stream: of(*made) for stream, made in self._here.items()}
-        return self.heard().join({**self._states, **moved})
+        return self.observed_layout().join({**self._states, **moved})
 
     def _noise_of(self, noise: Callable[[Tensor], Tensor], call: Stepped) -> Tensor:
-        if self.score is None or self.score.single:
+        if self.layout is None or self.layout.single:
             return noise(call.x)
         if self._noise is None:
-            numbers = sum(shape.numel() for shape in self.score.shapes.values())
+            numbers = sum(shape.numel() for shape in self.layout.shapes.values())
             self._noise = noise(call.x.new_zeros(()).expand(len(call.x), numbers))
-        return self.score.piece(self._noise, call.stream)
+        return self.layout.piece(self._noise, call.stream)
 
     def _grid(self, k: int, call: Stepped) -> Grid:
         """Return the stream's grid, its steps counted in rounds."""
         return call.grid().later((call.index or 0) - k)
 
     def _joint_grid(self, k: int) -> Grid:
-        score, grids = self.heard(), {stream: self._grid(k, call) for stream, (call, _) in self._here.items()}
+        layout = self.observed_layout()
+        grids = {stream: self._grid(k, call) for stream, (call, _) in self._here.items()}
         lead = next(iter(grids.values()))
-        if score.single or (len(grids) == len(score.shapes) and all(g.at(k) == lead.at(k) for g in grids.values())):
+        if layout.single or (len(grids) == len(layout.shapes) and all(g.at(k) == lead.at(k) for g in grids.values())):
             return lead
-        return patched(lead, [(score.mask(stream), grid) for stream, grid in grids.items()])
+        return patched(lead, [(layout.mask(stream), grid) for stream, grid in grids.items()])

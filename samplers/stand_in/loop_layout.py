@@ -1,8 +1,8 @@
 """What a pipeline does round by round: which streams it steps, and how a state is laid out.
 
-Most pipelines step one state once a round. Some denoise several streams at once (video and sound, frames at times of
-their own), each with a copy of the scheduler; some step twice a round, first only to ask for the clean prediction. A
-state of several streams is one row of numbers a sample: the streams, flattened, side by side.
+Most pipelines step one state once per round. Some denoise several streams at once (video and sound, frames at times of
+their own), each with a copy of the scheduler; some step twice per round, first only to ask for the clean prediction. A
+state of several streams is one row of numbers per sample: the streams, flattened, side by side.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Score:
+class LoopLayout:
     """The loop of a pipeline, as a first call showed it.
 
     Attributes:
-        calls: For each round, the streams whose scheduler is stepped, in order. A stream that is named twice is only
-            asked something at first; its last step is the action.
+        calls: For each round, the streams whose scheduler is stepped, in order. A stream may occur twice:
+            its first step only asks for the clean prediction, its last one is the action.
         shapes: For each stream, the shape of a sample.
         before: Time steps that the scheduler offers and the pipeline leaves out at the start (strength below 1).
         after: Time steps that it leaves out at the end.

@@ -22,7 +22,7 @@ from alignment.policy.networks.spec import Lora
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
-from alignment.training.loop import Trainer, microbatches, together
+from alignment.training.loop import Trainer, microbatches, rows_per_unit
 from reward_models.measures.jpeg import Jpeg
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.flow_sde import FlowSDE
@@ -76,7 +76,7 @@ def moved(trainer: Trainer) -> Trainer:
 def gradient(trainer: Trainer, batch: Batch, size: int) -> Tensor:
     """Return the gradient of one update over `batch`, in microbatches of `size`."""
     ctx, parameters = trainer.context(0), trainer.policy.trainable.values()
-    for rows in microbatches(batch, torch.arange(len(batch)), size, together(trainer.run.objective, batch)):
+    for rows in microbatches(batch, torch.arange(len(batch)), size, rows_per_unit(trainer.run.objective, batch)):
         trainer.run.objective(ctx, batch[rows], lambda loss: trainer.runtime.learn(loss, len(batch)))
     taken = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
     trainer.runtime.optimizer.zero_grad()

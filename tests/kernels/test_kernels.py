@@ -16,7 +16,7 @@ from alignment.objectives.kernels.matching import matching_error, noised_pair
 from alignment.objectives.kernels.surrogate import clipped_surrogate
 from samplers import Step
 from samplers.kernels.dispatch import choosing, fused
-from samplers.kernels.gaussian import drawn, gaussian_step
+from samplers.kernels.gaussian import gaussian_sample, gaussian_step
 from samplers.kernels.layout import Layout, in_pieces, layout_of
 from samplers.paths.path import Path, RectifiedFlow, VarianceExploding, VariancePreserving
 
@@ -66,7 +66,7 @@ def test_gaussian_step(name: str, dtype: torch.dtype, shared: bool) -> None:
     found, expected = [], []
     for results, kernels in ((found, "triton"), (expected, "torch")):
         with choosing(kernels):
-            results += [*gaussian_step(x, v, noise, step, layout), drawn(x, v, noise, step, dtype)]
+            results += [*gaussian_step(x, v, noise, step, layout), gaussian_sample(x, v, noise, step, dtype)]
     for i in (0, 2):
         close(found[i], expected[i], SAME[dtype])
     # The density is that of the state as it was rounded, which may be the other neighbour of a number in between.

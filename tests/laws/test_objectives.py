@@ -24,7 +24,7 @@ from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.sources.prompts_only import PromptsOnly
-from alignment.training.loop import Trainer, microbatches, together
+from alignment.training.loop import Trainer, microbatches, rows_per_unit
 from reward_models.measures.colour import Colour
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.all import All
@@ -159,7 +159,7 @@ def test_the_order_of_rows_does_not_matter(bench: Bench) -> None:
 def test_microbatches_add_up(bench: Bench, size: int) -> None:
     bench.move()
     whole = bench.gradient(bench.batch)
-    unit = together(bench.objective, bench.batch)
+    unit = rows_per_unit(bench.objective, bench.batch)
     for rows in microbatches(bench.batch, torch.arange(len(bench.batch)), size, unit):
         bench.losses(bench.batch[rows])
     assert (bench.take() - whole).norm() <= SAME * whole.norm()

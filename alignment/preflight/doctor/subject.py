@@ -15,7 +15,7 @@ from alignment.context import Context
 from alignment.data.batches import Batch, Experience, Pairs, Samples, Transitions
 from alignment.objectives.base import Loss
 from alignment.policy.policy import Policy
-from alignment.training.loop import Trainer, microbatches, together
+from alignment.training.loop import Trainer, microbatches, rows_per_unit
 from reward_models.base import Media, RewardModel, Rewards
 from samplers import Conductor
 from samplers.dynamics.base import Dynamics
@@ -162,7 +162,7 @@ class Subject:
     def rows(self) -> Batch:
         """The first rows of the first pipeline call; whole groups of them where those are learned from as a whole."""
         batch = self.experience.batch
-        unit = together(self.trainer.run.objective, batch)
+        unit = rows_per_unit(self.trainer.run.objective, batch)
         size = max(ROWS - ROWS % unit, unit)
         return batch[(batch.chunk == batch.chunk[0]).nonzero().flatten()[:size]].to(self.policy.device)
 
@@ -288,7 +288,7 @@ def mean_loss(trainer: Trainer, batch: Batch) -> float:
 
 def _each_loss(trainer: Trainer, batch: Batch, microbatch: int | None, learn: Callable[[Loss], None]) -> None:
     ctx, size = trainer.context(0), microbatch or trainer.run.batch.microbatch
-    for rows in microbatches(batch, torch.arange(len(batch)), size, together(trainer.run.objective, batch)):
+    for rows in microbatches(batch, torch.arange(len(batch)), size, rows_per_unit(trainer.run.objective, batch)):
         trainer.run.objective(ctx, batch[rows].to(trainer.policy.device), learn)
 
 

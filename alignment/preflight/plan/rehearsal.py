@@ -37,7 +37,7 @@ from alignment.training.loop import Trainer
 from alignment.training.runtime import Runtime
 from alignment.world import World
 from reward_models.base import Loaded, Media, RewardError, RewardModel, Rewards
-from samplers import Conductor, Grid, Routes, Score, read_grid
+from samplers import Conductor, Grid, LoopLayout, Routes, read_grid
 from samplers.stand_in.conductor import Stepped
 
 CPU = torch.device("cpu")
@@ -142,7 +142,7 @@ class RehearsedPolicy(Policy):
         self.before, self.after = (Around(*costs) for costs in zip(one, two, strict=True))
         self.row_times = True  # what rows of their own cost does not depend on it
         # A step of the toy moves one stream, whatever the pipeline has.
-        self._score = Score(((0,),) * self.rounds, {0: torch.Size(TOY)})
+        self._layout = LoopLayout(((0,),) * self.rounds, {0: torch.Size(TOY)})
 
     def _look(self, prompts: tuple[str, ...]) -> tuple[Cost, Cost]:
         """Return what a call of these rows costs before its first and after its last round."""
@@ -159,7 +159,7 @@ class RehearsedPolicy(Policy):
             raise self._unplannable(error) from error
         if conductor.final is None:
             raise PipelineError(f"{type(self.pipe).__name__} never stepped its scheduler: it cannot be conducted")
-        if not conductor.heard().in_step:
+        if not conductor.observed_layout().in_step:
             name = type(self.pipe).__name__
             raise PipelineError(f"{name} cannot be planned: it denoises its streams one after the other in this call")
         self.rounds, self.latent, self.frames = conductor.round, conductor.final.shape[1:], pixels.shape[1]

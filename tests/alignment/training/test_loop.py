@@ -21,7 +21,7 @@ from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrog
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
-from alignment.training.loop import Trainer, ema_decay, microbatches, together, updates
+from alignment.training.loop import Trainer, ema_decay, microbatches, rows_per_unit, updates
 from alignment.training.runtime import Averages, Runtime, learning_rate
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.fraction import Fraction
@@ -78,7 +78,7 @@ class Whole(ClippedSurrogate):
 
 def test_groups_stay_whole_where_an_objective_compares_their_samples(trainer: Trainer) -> None:
     batch = replace(rows(24), group=torch.arange(24) // 4, chunk=torch.arange(24) // 12)
-    unit = together(Whole(), batch)
+    unit = rows_per_unit(Whole(), batch)
     assert unit == 4
     parts = list(updates(trainer.context(0), batch, 3, unit))
     assert {total for _, total in parts} == {8}
@@ -88,7 +88,7 @@ def test_groups_stay_whole_where_an_objective_compares_their_samples(trainer: Tr
     with pytest.raises(ConfigError, match="groups of a step: 6 / 4 leaves 2 over"):
         list(updates(trainer.context(0), batch, 4, unit))
     with pytest.raises(ConfigError, match="one prompt a call"):
-        together(Whole(), replace(batch, chunk=torch.arange(24)))
+        rows_per_unit(Whole(), replace(batch, chunk=torch.arange(24)))
 
 
 def test_batches_join_and_part_again(trainer: Trainer) -> None:

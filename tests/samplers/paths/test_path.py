@@ -13,7 +13,7 @@ from diffusers import (
     SCMScheduler,
 )
 
-from samplers import Conductor, Score, Skip, Visit, read_path, stand_in_for
+from samplers import Conductor, LoopLayout, Skip, Visit, read_path, stand_in_for
 from samplers.paths.path import (
     RectifiedFlow,
     VarianceExploding,
@@ -105,8 +105,8 @@ def test_an_exploding_path_ends_where_its_scheduler_does():
 def rows_at(scheduler, x, times, answer, rows):
     """Conduct a call of two rounds with guidance by a question, as pipelines do it; return what is seen and heard."""
     made, seen, heard = stand_in_for(scheduler), [], []
-    score = Score(((0, 0),) * 2, {0: x.shape[1:]})
-    made.conduct(Conductor([Skip(x), Visit(x, heard.append)], times=times, score=score))
+    layout = LoopLayout(((0, 0),) * 2, {0: x.shape[1:]})
+    made.conduct(Conductor([Skip(x), Visit(x, heard.append)], times=times, layout=layout))
     made.set_timesteps(4)
     made.__dict__["_outputs"] = 2
     state = torch.zeros_like(x)

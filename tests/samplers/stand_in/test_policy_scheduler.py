@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from samplers import Act, Conductor, Look, Native, ReplayMismatch, Score, Skip, Solve, Visit, stand_in_for
+from samplers import Act, Conductor, Look, LoopLayout, Native, ReplayMismatch, Skip, Solve, Visit, stand_in_for
 from samplers.dynamics.coefficient_preserving import CoefficientPreserving
 from samplers.multistep import SecondOrder
 
@@ -212,27 +212,27 @@ def pair(scheduler, states, steps=4):
 
 def test_a_copy_is_a_stream_of_the_same_conductor(base):
     first, second = torch.randn(2, 3, 4), torch.randn(2, 5)
-    heard = Conductor()
+    observed = Conductor()
     made = stand_in_for(base)
-    made.conduct(heard)
+    made.conduct(observed)
     own = pair(made, [first, second])
     for one, other in zip(own, pair(copy.deepcopy(base), [first, second]), strict=True):
         assert torch.equal(one, other)
-    score = heard.heard()
-    assert score.calls == ((0, 1),) * 4
-    assert score.shapes == {0: (3, 4), 1: (5,)}
+    layout = observed.observed_layout()
+    assert layout.calls == ((0, 1),) * 4
+    assert layout.shapes == {0: (3, 4), 1: (5,)}
     joint = torch.cat([own[0].flatten(1), own[1]], 1)
-    assert torch.equal(heard.final, joint)
-    assert torch.equal(score.piece(joint, 1), own[1])
+    assert torch.equal(observed.final, joint)
+    assert torch.equal(layout.piece(joint, 1), own[1])
 
 
 def test_the_action_is_all_streams_jointly(base):
     states = [torch.randn(2, 3, 4), torch.randn(2, 5)]
-    heard = Conductor()
+    observed = Conductor()
     made = stand_in_for(base)
-    made.conduct(heard)
+    made.conduct(observed)
     pair(made, states)
-    conductor = Conductor([Native(), Act(CoefficientPreserving(0.5), noise)], score=heard.heard())
+    conductor = Conductor([Native(), Act(CoefficientPreserving(0.5), noise)], layout=observed.observed_layout())
     made.conduct(conductor)
     own = pair(made, states)
     record = conductor.records[1]
@@ -241,7 +241,7 @@ def test_the_action_is_all_streams_jointly(base):
     assert torch.equal(record.step.sample(record.x, record.velocity, noise(record.x)), record.x_next)
     seen = []
     script = [Skip(record.x), Visit(record.x, seen.append, record.x_next)]
-    made.conduct(Conductor(script, score=heard.heard()))
+    made.conduct(Conductor(script, layout=observed.observed_layout()))
     again = pair(made, states)
     assert torch.equal(seen[0], record.velocity)
     assert all(torch.equal(one, other) for one, other in zip(own, again, strict=True))
@@ -249,21 +249,21 @@ def test_the_action_is_all_streams_jointly(base):
 
 def test_a_loop_that_changes_is_refused(base):
     made = stand_in_for(base)
-    made.conduct(Conductor(score=Score(((1, 0),), {0: torch.Size([4]), 1: torch.Size([4])})))
+    made.conduct(Conductor(layout=LoopLayout(((1, 0),), {0: torch.Size([4]), 1: torch.Size([4])})))
     with pytest.raises(ReplayMismatch, match="round 0 stepped the streams"):
         run(made, torch.randn(2, 4))
 
 
 def test_a_stream_that_waits_is_where_it_was_left(base):
     """Some pipelines denoise the frames of a clip one after the other."""
-    score = Score(((1,), (1, 2), (2,)), {1: torch.Size([4]), 2: torch.Size([4])})
-    conductor = Conductor([Native(), Native(), Act(CoefficientPreserving(0.5), noise)], score=score)
+    layout = LoopLayout(((1,), (1, 2), (2,)), {1: torch.Size([4]), 2: torch.Size([4])})
+    conductor = Conductor([Native(), Native(), Act(CoefficientPreserving(0.5), noise)], layout=layout)
     made, states = stand_in_for(base), dict(zip((1, 2), torch.randn(2, 3, 4), strict=True))
     made.conduct(conductor)
     frames = {1: copy.deepcopy(made), 2: copy.deepcopy(made)}
     for frame in frames.values():
         frame.set_timesteps(2)
-    for k, moving in enumerate(score.calls):
+    for k, moving in enumerate(layout.calls):
         conductor.open()
         for stream in moving:
             t = frames[stream].timesteps[k + 1 - stream]
@@ -272,7 +272,7 @@ def test_a_stream_that_waits_is_where_it_was_left(base):
     assert torch.equal(record.x[:, :4], states[1])
     assert torch.equal(record.x_next, torch.cat([states[1], states[2]], dim=1))
     assert (record.velocity[:, :4] == 0).all()
-    assert not score.in_step
+    assert not layout.in_step
 
 
 def test_frames_that_are_stepped_as_rows_are_one_sample(base):
@@ -291,7 +291,7 @@ def test_frames_that_are_stepped_as_rows_are_one_sample(base):
 def test_a_question_is_no_action():
     """Some pipelines step twice a round, at first only for the clean prediction of stacked rows."""
     made, x, seen = stand_in_for(FlowMatchEulerDiscreteScheduler()), torch.randn(2, 4), []
-    made.conduct(Conductor([Act(CoefficientPreserving(0.5), noise)], score=Score(((0, 0),), {0: x.shape[1:]})))
+    made.conduct(Conductor([Act(CoefficientPreserving(0.5), noise)], layout=LoopLayout(((0, 0),), {0: x.shape[1:]})))
     made.set_timesteps(4)
     stacked = torch.cat([x, x])
     asked = made.step(stacked, made.timesteps[0], stacked).prev_sample
