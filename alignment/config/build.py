@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -62,7 +62,12 @@ def node_at(node: Node, key: str) -> Node:
 
 def resolved(run: object, kind: type | None = None) -> str:
     """Return YAML text that builds an equal run, or part of one of this kind, every default written out."""
-    return yaml_nodes.dump(_written(kind or type(run), run))
+    return yaml_nodes.dump(written(run, kind))
+
+
+def written(run: object, kind: type | None = None) -> object:
+    """Return the plain values of `resolved`."""
+    return _written(kind or type(run), run)
 
 
 @functools.cache
@@ -83,7 +88,8 @@ def words(annotation: Any) -> str:
     """Return a type in words for people: "a whole number or null", "one of 'error', 'drop', 'keep'"."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return " or ".join(words(arg) for arg in args)
+        # A callable has no form in YAML; where one may stand, so may its name.
+        return " or ".join(words(arg) for arg in args if get_origin(arg) is not Callable)
     if origin is Literal:
         return "one of " + ", ".join(map(repr, args))
     if origin is tuple:
@@ -243,8 +249,10 @@ def _written(expected: Any, value: object) -> object:
     args: tuple[Any, ...] = next(
         (get_args(one) for one in members(expected) if get_origin(one) in (tuple, dict, Mapping)), ()
     )
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and args:
         hints = (args[0],) * len(value) if args[-1] is Ellipsis else args
+        if len(hints) != len(value):
+            return list(value)  # made in code; who reads it says how many there should be
         return [_written(hint, item) for hint, item in zip(hints, value, strict=True)]
     if isinstance(value, dict) and args:
         return {name: _written(args[1], item) for name, item in value.items()}

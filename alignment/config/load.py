@@ -1,13 +1,16 @@
-"""A run from a config file, what it extends, and the command line."""
+"""A run from a config file, what it extends, and the command line; and a run made in code, held to the same rules."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
 from pathlib import Path
 
 from alignment.config import checks, overlay, registry
-from alignment.config.build import build, fail, node_at
+from alignment.config.build import build, fail, node_at, written
 from alignment.config.run import Run
+from alignment.config.yaml_nodes import Node
+from alignment.errors import ConfigError
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
@@ -17,8 +20,43 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
         ConfigError: Anything is wrong; the message names the file, line and key, or says "command line".
     """
     registry.look_here()
-    node = overlay.override(overlay.read(Path(path)), overrides)
+    return _built(overlay.override(overlay.read(Path(path)), overrides))
+
+
+def as_written(run: Run) -> Run:
+    """Return the run that the YAML of a run made in code builds: what its folder says is then what is trained.
+
+    Raises:
+        ConfigError: Something in it is wrong or cannot be written as YAML; the message names the key.
+    """
+    registry.look_here()
+    return _built(_node(written(run), ""))
+
+
+def _built(node: Node) -> Run:
     run = build(Run, node)
     for key, message in checks.values(run):
         fail(node_at(node, key), key, message)
     return run
+
+
+def _node(value: object, key: str) -> Node:
+    """Return plain values as nodes that were written nowhere; paths become text.
+
+    Raises:
+        ConfigError: If a value is none that YAML has.
+    """
+    match value:
+        case None | bool() | int() | float() | str():
+            return Node(value, "")
+        case PathLike():
+            return Node(fspath(value), "")
+        case list() | tuple():
+            return Node([_node(item, f"{key}.{index}") for index, item in enumerate(value)], "")
+        case Mapping():
+            return Node({str(name): _node(item, f"{key}.{name}".lstrip(".")) for name, item in value.items()}, "")
+        case _:
+            raise ConfigError(
+                f"{key}: got a {type(value).__name__}, which cannot be written into the run's config; expected text, a "
+                "number, true or false, null, a list or a mapping of these"
+            )

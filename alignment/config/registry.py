@@ -171,7 +171,16 @@ def _article(words: str) -> str:
 
 
 def short_name(kind: Kind, cls: type) -> str:
-    """Return what `type:` says for this class: the file name where the folder rule finds it, else the import path."""
+    """Return what `type:` says for this class: the file name where the folder rule finds it, else the import path.
+
+    Raises:
+        ConfigError: If the class is made inside a function, where nothing can import it from.
+    """
+    if "<locals>" in cls.__qualname__:
+        raise ConfigError(
+            f"{cls.__qualname__}: a class that is made inside a function cannot be named in a config; write it at the "
+            f"top of {cls.__module__}"
+        )
     name = cls.__module__.rpartition(".")[2]
     if _members(kind).get(name) == (cls.__module__, cls.__qualname__):
         return name

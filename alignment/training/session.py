@@ -52,7 +52,17 @@ def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> i
         overrides: `key=value` words laid over it.
         resume: "latest", or a checkpoint folder to continue from.
     """
-    run = load_run(path, overrides)
+    train(load_run(path, overrides), resume)
+    return 0
+
+
+def train(run: Run, resume: str | None = None) -> None:
+    """Train a run on the processes that were launched, from the start or from a checkpoint.
+
+    Args:
+        run: The run.
+        resume: "latest", or a checkpoint folder to continue from.
+    """
     checks.check(run, checks.processes())
     with StopSignal() as stop:
         runtime = Runtime(run, stop)
@@ -61,7 +71,6 @@ def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> i
                 begin(run, runtime, stop, resume)
         finally:
             runtime.close()
-    return 0
 
 
 def begin(run: Run, runtime: Runtime, stop: StopSignal, resume: str | None) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,12 +28,17 @@ class Function(RewardModel):
     sample is then left out. Anything else that is not a finite number is an error.
 
     Attributes:
-        call: "package.module:function", importable from where the program is started.
+        call: "package.module:function", importable from where the program is started. In Python the function itself
+            will do, if it stands at the top of a module, of the script or of a notebook: its name is what is kept.
     """
 
-    call: str
+    call: str | Callable[[Tensor, Sequence[str]], object]
 
     differentiable: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.call, str):
+            object.__setattr__(self, "call", _name_of(self.call))
 
     def __str__(self) -> str:
         """Return the name of the user's own function."""
@@ -47,10 +54,10 @@ class Function(RewardModel):
         Raises:
             RewardError: If `call` names nothing that can be imported and called.
         """
-        return _FunctionScorer(self.call, self._found())
+        return _FunctionScorer(str(self.call), self._found())
 
     def _found(self) -> Callable[[Tensor, Sequence[str]], object]:
-        module, colon, name = self.call.partition(":")
+        module, colon, name = str(self.call).partition(":")
         if not (module and colon and name):
             raise RewardError(f"function: call is 'package.module:function', got {self.call!r}")
         with users_code(f"function {self.call}: importing {module}"):
@@ -61,6 +68,25 @@ class Function(RewardModel):
         if not callable(found):
             raise RewardError(f"function {self.call}: this is a {type(found).__name__}, not a function")
         return found
+
+
+def _name_of(function: Callable[[Tensor, Sequence[str]], object]) -> str:
+    """Return the "module:function" under which a function is found again.
+
+    Raises:
+        RewardError: If there is none: it is made inside another function, or is no plain function.
+    """
+    if not isinstance(function, FunctionType | BuiltinFunctionType):
+        raise RewardError(
+            f"function: call is a {type(function).__name__}; give a function, or its name as 'package.module:function'"
+        )
+    module, name = function.__module__, function.__qualname__
+    if vars(sys.modules.get(module, function)).get(name) is not function:
+        raise RewardError(
+            f"function {module}:{name}: nothing can import it by this name, so no config can hold it; write it with "
+            "`def` at the top of a file or a notebook"
+        )
+    return f"{module}:{name}"
 
 
 @dataclass(frozen=True)

@@ -31,5 +31,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("alignment.training.judges",),
     ("alignment.preflight.doctor", "alignment.preflight.plan"),
     ("alignment.cli",),
-    ("alignment.__main__", "alignment.train"),
+    ("alignment.__main__", "alignment.api"),
+    ("alignment.train",),
 )
