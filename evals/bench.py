@@ -15,7 +15,7 @@ from alignment.reports.statistics import Interval, interval
 from evals.agreement import Agreement, Concord, agreement, concord, spread
 from evals.benchmarks.base import Comparison
 from evals.probes import PROBES, Probe
-from evals.scoring import Judge, Request
+from evals.scoring import BatchScorer, Request
 
 RISE = 0.1
 """Of a spread: a score that rises by less has hardly noticed."""
@@ -90,26 +90,29 @@ class Bench:
 
 
 def measure(
-    judge: Judge, comparisons: Sequence[Comparison], probed: int, done: Callable[[int], None] = lambda count: None
+    scorer: BatchScorer,
+    comparisons: Sequence[Comparison],
+    probed: int,
+    done: Callable[[int], None] = lambda count: None,
 ) -> Measured:
     """Measure one reward model.
 
     Args:
-        judge: It, loaded.
+        scorer: It, loaded.
         comparisons: What people said.
         probed: Comparisons whose media are probed, from the first on; 0 for none.
         done: Told how many media have been scored since it was last told.
     """
     start = time.perf_counter()
-    margins = _differences(judge.scores(_both(comparisons), done=done))
+    margins = _differences(scorer.scores(_both(comparisons), done=done))
     seconds = time.perf_counter() - start
     human = [c.human for c in comparisons]
     found = agreement(margins, human, [c.unit for c in comparisons], [c.part for c in comparisons])
     unit = spread(margins, human)
     some = [c for c in comparisons if c.human][:probed]
     usable = bool(some) and math.isfinite(unit) and unit > 0
-    probes = {probe.name: _probe(judge, some, probe, unit, done) for probe in PROBES} if usable else {}
-    shuffled = _shuffled(judge, some, unit, done) if usable else None
+    probes = {probe.name: _probe(scorer, some, probe, unit, done) for probe in PROBES} if usable else {}
+    shuffled = _shuffled(scorer, some, unit, done) if usable else None
     if shuffled is not None:
         probes[CAPTIONS] = shuffled[0]
     artefacts = [p.rises for p in probes.values() if p.kind == "artefact"]
@@ -123,7 +126,7 @@ def measure(
         turned=sum(turned) / len(turned) if turned else None,
         hackability=_mean_of(artefacts) if artefacts else None,
         per_second=2 * len(comparisons) / seconds,
-        peak_memory_bytes=peak_memory(judge.device),
+        peak_memory_bytes=peak_memory(scorer.device),
     )
 
 
@@ -158,16 +161,16 @@ def _differences(scores: Sequence[float]) -> list[float]:
 
 
 def _probe(
-    judge: Judge, comparisons: Sequence[Comparison], probe: Probe, unit: float, done: Callable[[int], None]
+    scorer: BatchScorer, comparisons: Sequence[Comparison], probe: Probe, unit: float, done: Callable[[int], None]
 ) -> Probed:
     """Score the changed media and compare with the media as they are."""
-    before = judge.scores(_both(comparisons))
-    after = judge.scores(_both(comparisons), probe.alter, probe.name, done)
+    before = scorer.scores(_both(comparisons))
+    after = scorer.scores(_both(comparisons), probe.alter, probe.name, done)
     return _probed(probe.kind, probe.says, before, after, unit, comparisons)
 
 
 def _shuffled(
-    judge: Judge, comparisons: Sequence[Comparison], unit: float, done: Callable[[int], None]
+    scorer: BatchScorer, comparisons: Sequence[Comparison], unit: float, done: Callable[[int], None]
 ) -> tuple[Probed, Interval] | None:
     """Score the media under other captions; None if there is but one.
 
@@ -178,8 +181,8 @@ def _shuffled(
     if len(set(prompts)) < 2:
         return None
     strange = [next(p for p in prompts[i:] + prompts[:i] if p != own) for i, own in enumerate(prompts)]
-    before = judge.scores(_both(comparisons))
-    after = judge.scores([Request(strange[i // 2], r.medium) for i, r in enumerate(_both(comparisons))], done=done)
+    before = scorer.scores(_both(comparisons))
+    after = scorer.scores([Request(strange[i // 2], r.medium) for i, r in enumerate(_both(comparisons))], done=done)
     preferred = [2 * i + (c.human < 0) for i, c in enumerate(comparisons)]
     falls = [
         math.nan if math.isnan(d) else 1.0 if d < 0 else 0.5 if d == 0 else 0.0

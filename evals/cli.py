@@ -86,22 +86,22 @@ def _score(args: argparse.Namespace) -> int:
     from evals import score
 
     lines = score.read(Path(args.input), args.prompt)
-    judge = _judge(args.name, args.overrides, args)
-    judge.model.check(tuple(dict.fromkeys(line.request.prompt for line in lines)))
-    missing = score.write(judge, lines, Path(args.output), build.resolved(judge.model), args.on_error)
-    show(f"{len(lines) - missing} of {len(lines)} media scored by {judge.model}: {args.output}")
+    scorer = _scorer(args.name, args.overrides, args)
+    scorer.model.check(tuple(dict.fromkeys(line.request.prompt for line in lines)))
+    missing = score.write(scorer, lines, Path(args.output), build.resolved(scorer.model), args.on_error)
+    show(f"{len(lines) - missing} of {len(lines)} media scored by {scorer.model}: {args.output}")
     return 0
 
 
-def _judge(name: str, overrides: Sequence[str], args: argparse.Namespace) -> Any:
+def _scorer(name: str, overrides: Sequence[str], args: argparse.Namespace) -> Any:
     from alignment.config import build
     from alignment.config.device import parse_device
-    from evals.scoring import Judge
+    from evals.scoring import BatchScorer
     from reward_models.base import RewardModel
 
     device = parse_device(args.device)
     model = build.of_kind(RewardModel, name, overrides)
-    return Judge(model, device, args.batch_size, args.frames)
+    return BatchScorer(model, device, args.batch_size, args.frames)
 
 
 def _add_bench(actions: Actions) -> None:
@@ -158,7 +158,7 @@ def _bench(args: argparse.Namespace) -> int:
     from evals import run_bench
 
     made = run_bench.run(
-        {title: (lambda w=words: _judge(w[0], w[1], args)) for title, words in named(args.overrides).items()},
+        {title: (lambda w=words: _scorer(w[0], w[1], args)) for title, words in named(args.overrides).items()},
         run_bench.Wanted(args.on, tuple(args.given), args.limit, args.probed, Path(args.output)),
     )
     run_bench.show(made, Path(args.output), as_json=args.json)

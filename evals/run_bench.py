@@ -21,7 +21,7 @@ from evals import bench_report
 from evals.bench import Bench, Measured, agree, measure
 from evals.benchmarks.base import Benchmark, Comparison
 from evals.probes import PROBES
-from evals.scoring import Judge
+from evals.scoring import BatchScorer
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Wanted:
     output: Path
 
 
-def run(judges: Mapping[str, Callable[[], Judge]], wanted: Wanted) -> Bench:
+def run(scorers: Mapping[str, Callable[[], BatchScorer]], wanted: Wanted) -> Bench:
     """Measure each reward model, write the results and return them.
 
     Models are loaded one at a time: what the first holds is free before the second comes.
@@ -61,22 +61,22 @@ def run(judges: Mapping[str, Callable[[], Judge]], wanted: Wanted) -> Bench:
         raise DataError(f"{wanted.benchmark} has no comparisons")
     bench_report.prepare(wanted.output)
     measured: dict[str, Measured] = {}
-    for title, load in judges.items():
-        judge = load()
-        judge.model.check(tuple(dict.fromkeys(c.prompt for c in comparisons)))
-        measured[title] = _measured(title, judge, comparisons, wanted.probed)
+    for title, load in scorers.items():
+        scorer = load()
+        scorer.model.check(tuple(dict.fromkeys(c.prompt for c in comparisons)))
+        measured[title] = _measured(title, scorer, comparisons, wanted.probed)
     made = Bench(wanted.benchmark, tuple(comparisons), measured, agree(measured))
     bench_report.write(made, wanted.output, conditions(wanted))
     return made
 
 
-def _measured(title: str, judge: Judge, comparisons: list[Comparison], probed: int) -> Measured:
+def _measured(title: str, scorer: BatchScorer, comparisons: list[Comparison], probed: int) -> Measured:
     decided = min(probed, sum(c.human != 0 for c in comparisons))
     total = 2 * len(comparisons) + 2 * decided * (len(PROBES) + 1)  # each probe, and other captions
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=total)
-        return measure(judge, comparisons, probed, lambda count: progress.advance(task, count))
+        return measure(scorer, comparisons, probed, lambda count: progress.advance(task, count))
 
 
 def conditions(wanted: Wanted) -> dict[str, str]:

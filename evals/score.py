@@ -20,7 +20,7 @@ from alignment.errors import DataError, EnvironmentProblem
 from alignment.reports.console import Console
 from evals.benchmarks.base import json_records, wanted
 from evals.medium import CLIPS, PICTURES, Medium
-from evals.scoring import Judge, Request, Verdict
+from evals.scoring import BatchScorer, MediumScore, Request
 from reward_models.base import RewardError
 
 WRITERS = (".jsonl", ".csv", ".parquet")
@@ -91,14 +91,16 @@ def _prompt_of(file: Path, prompt: str | None) -> str:
     return prompt
 
 
-def write(judge: Judge, lines: Sequence[Line], output: Path, meant: str, on_error: Literal["stop", "skip"]) -> int:
+def write(
+    scorer: BatchScorer, lines: Sequence[Line], output: Path, meant: str, on_error: Literal["stop", "skip"]
+) -> int:
     """Score `lines` into `output` and return how many have no score.
 
     Scores go to a `.jsonl` file line by line; a second run with the same reward and input continues there. A `.csv` or
     `.parquet` file is made from it at the end.
 
     Args:
-        judge: What scores.
+        scorer: What scores.
         lines: What is scored.
         output: Its ending says the form.
         meant: The reward in words; another one must not continue the file.
@@ -119,8 +121,8 @@ def write(judge: Judge, lines: Sequence[Line], output: Path, meant: str, on_erro
         file = partial.open("a", encoding="utf-8")
     with _bar(len(lines)) as advance, file:
         advance(len(scored))
-        for start in range(len(scored), len(lines), judge.batch_size):
-            made = _scored(judge, lines[start : start + judge.batch_size], on_error)
+        for start in range(len(scored), len(lines), scorer.batch_size):
+            made = _scored(scorer, lines[start : start + scorer.batch_size], on_error)
             with _writing(output):
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in made)
                 file.flush()
@@ -157,22 +159,22 @@ def _writing(output: Path) -> Iterator[None]:
         ) from error
 
 
-def _scored(judge: Judge, lines: Sequence[Line], on_error: Literal["stop", "skip"]) -> list[dict[str, Any]]:
+def _scored(scorer: BatchScorer, lines: Sequence[Line], on_error: Literal["stop", "skip"]) -> list[dict[str, Any]]:
     try:
-        verdicts = judge.verdicts([line.request for line in lines])
+        verdicts = scorer.verdicts([line.request for line in lines])
     except (DataError, RewardError) as error:
         if on_error == "stop":
             raise
         if len(lines) == 1:
             return [{**lines[0].record, "score": None, "error": str(error)}]
-        made = [record for line in lines for record in _scored(judge, [line], on_error)]
+        made = [record for line in lines for record in _scored(scorer, [line], on_error)]
         if isinstance(error, RewardError) and all(record["score"] is None for record in made):
             raise
         return made
     return [{**line.record, **_columns(verdict)} for line, verdict in zip(lines, verdicts, strict=True)]
 
 
-def _columns(verdict: Verdict) -> dict[str, float | None]:
+def _columns(verdict: MediumScore) -> dict[str, float | None]:
     """Return "score", and "score/NAME" of each part; None where there is none."""
     found = {"score": verdict.score, **{f"score/{name}": part for name, part in verdict.parts.items()}}
     return {name: None if math.isnan(number) else number for name, number in found.items()}

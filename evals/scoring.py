@@ -27,7 +27,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class MediumScore:
     """What a reward said of one medium.
 
     Attributes:
@@ -50,7 +50,7 @@ Key = tuple[str, str, str]
 
 
 @dataclass
-class Judge:
+class BatchScorer:
     """A loaded reward model that scores requests.
 
     Attributes:
@@ -65,7 +65,7 @@ class Judge:
     device: torch.device
     batch_size: int = 16
     frames: int = FRAMES
-    known: dict[Key, Verdict] = field(default_factory=dict)
+    known: dict[Key, MediumScore] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.model.scope != "sample":
@@ -91,7 +91,7 @@ class Judge:
         alter: Callable[[Tensor], Tensor] | None = None,
         name: str = "",
         done: Callable[[int], None] = lambda count: None,
-    ) -> list[Verdict]:
+    ) -> list[MediumScore]:
         """Return what the reward says of each request.
 
         Args:
@@ -117,7 +117,7 @@ class Judge:
                 raise RewardError(f"{_called([missing[key].medium.name for key, _ in batch])}: {error}") from error
             columns = {part: column.tolist() for part, column in rewards.parts.items()}
             for row, (score, (key, _)) in enumerate(zip(rewards.value.tolist(), batch, strict=True)):
-                self.known[key] = Verdict(score, {part: column[row] for part, column in columns.items()})
+                self.known[key] = MediumScore(score, {part: column[row] for part, column in columns.items()})
             done(len(batch))
         return [self.known[key] for key in keys]
 

@@ -8,7 +8,7 @@ from samplers.dynamics.base import take
 from samplers.paths.grid import Grid
 from samplers.paths.path import Path, Prediction, read_path
 from samplers.paths.schedules import read_grid
-from samplers.rollout import Call, Plan, Trajectory, observe_prefix, sample
+from samplers.rollout import Call, RolloutPlan, Trajectory, observe_prefix, sample
 from samplers.stand_in.by_row import by_row
 from samplers.stand_in.conductor import (
     Act,
@@ -38,10 +38,10 @@ __all__ = [
     "LoopLayout",
     "Native",
     "Path",
-    "Plan",
     "Prediction",
     "Recorded",
     "ReplayMismatch",
+    "RolloutPlan",
     "Round",
     "Routes",
     "Skip",

@@ -34,7 +34,7 @@ class Call(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class RolloutPlan:
     """One rollout of P prompts, G samples each.
 
     Attributes:
@@ -94,7 +94,7 @@ class Trajectory:
         return replace(self, x0=self.x0.to(device), pixels=self.pixels.to(device), records=records)
 
 
-def sample(call: Call, plan: Plan) -> Trajectory:
+def sample(call: Call, plan: RolloutPlan) -> Trajectory:
     """Roll out `plan`.
 
     Raises:
@@ -122,7 +122,7 @@ def sample(call: Call, plan: Plan) -> Trajectory:
     return Trajectory(conductor.final.float(), pixels, trained, _mean_std(plan, trained))
 
 
-def _mean_std(plan: Plan, trained: Mapping[int, Recorded]) -> float:
+def _mean_std(plan: RolloutPlan, trained: Mapping[int, Recorded]) -> float:
     """Return the mean std of the steps that calls like this one come to train; 0 where none is trained.
 
     Where elements have times of their own, a grid is that of its round alone, and the mean that of the steps taken.
@@ -146,7 +146,7 @@ def observe_prefix(
     return seen[0]
 
 
-def _part(call: Call, plan: Plan, k: int) -> Recorded:
+def _part(call: Call, plan: RolloutPlan, k: int) -> Recorded:
     """Return the step at which groups part: states `[P, ...]`, next states `[P, G, ...]`."""
     x, v, grid = observe_prefix(call, plan.prompts, plan.seeds, k, plan.rounds)
     step = take(plan.dynamics, grid, k, k + 1).to(x.device).for_actions()
@@ -155,7 +155,7 @@ def _part(call: Call, plan: Plan, k: int) -> Recorded:
     return Recorded(x.float(), v.float(), x_next.float(), step, grid)
 
 
-def _script(plan: Plan, first: int | None, parted: Recorded | None) -> list[Round]:
+def _script(plan: RolloutPlan, first: int | None, parted: Recorded | None) -> list[Round]:
     """Return what happens in each round of the call with one row a sample."""
     stochastic = set(plan.choice.stochastic)
     window_end = max(stochastic, default=-1) + 1

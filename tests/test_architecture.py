@@ -14,7 +14,18 @@ import pytest
 
 from tests.support.errors_caught import errors_in
 from tests.support.floors import FLOORS
-from tests.support.source_code import Function, at_top, everywhere, files, holds_a_type, module, named, tree, within
+from tests.support.source_code import (
+    Function,
+    at_top,
+    everywhere,
+    files,
+    holds_a_type,
+    is_a_type,
+    module,
+    named,
+    tree,
+    within,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -230,6 +241,18 @@ def every_file_says_what_it_is(root: Path) -> Iterator[str]:
             yield f"{path.relative_to(root)}: the name says nothing"
 
 
+def a_class_name_means_one_thing(root: Path) -> Iterator[str]:
+    """Refuse a public class name that occurs twice; types are named together with their kind, so those may."""
+    homes: dict[str, list[str]] = {}
+    for path in files(root, *PACKAGES):
+        for node in tree(path).body:
+            if isinstance(node, ast.ClassDef) and node.name[0] != "_" and not is_a_type(path, node):
+                homes.setdefault(node.name, []).append(path.relative_to(root).as_posix())
+    for name, places in sorted(homes.items()):
+        if len(places) > 1:
+            yield f"{name} is a class in {' and in '.join(places)}"
+
+
 def nothing_is_hidden(root: Path) -> Iterator[str]:
     """Refuse the broad except, getattr with a default and `**kwargs` in a signature."""
     for path in files(root, *PACKAGES, "examples"):
@@ -295,6 +318,7 @@ RULES: tuple[Callable[[Path], Iterator[str]], ...] = (
     folders_hold_few_modules,
     private_modules_stay_at_home,
     every_file_says_what_it_is,
+    a_class_name_means_one_thing,
     nothing_is_hidden,
     what_can_be_installed_is_tested,
     tuples_of_errors_are_short,
@@ -333,6 +357,8 @@ BAD = {
     "alignment/sources/mine.py": "from alignment.training import loop\nimport wandb\n",
     "tests/test_it.py": "import time\nassert time.monotonic() < 1\n",
     "evals/run.py": "from alignment.training import loop\ndef f(**more):\n    print(getattr(f, 'x', 1))\n",
+    "evals/one.py": "class Verdict:\n    pass\n",
+    "samplers/one.py": "class Verdict:\n    pass\n",
     "evals/many.py": "MANY = (OSError, KeyError)\ntry:\n    f()\nexcept (*MANY, TypeError, ValueError):\n    pass\n",
 }
 

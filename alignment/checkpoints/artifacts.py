@@ -34,7 +34,7 @@ USERINFO_OR_QUERY = re.compile(r"(?<=://)[^/@\s]*@|(?<=\w)\?\S*(?=$)")
 MARKUP = frozenset("\\`*_{}[]()#+!|~$")
 """What Markdown would read; other marks are HTML's."""
 
-Layout = Literal["lora", "adapter", "peft", "component", "pipeline"]
+SavedLayout = Literal["lora", "adapter", "peft", "component", "pipeline"]
 """What lies in a folder: adapters that the pipeline loads, that only the component loads, that diffusers cannot load at
 all, or whole weights."""
 
@@ -74,13 +74,13 @@ def write_artifacts(folder: Path, pipe: Any, component: str, *, lora: bool, card
     write_card(folder, pipe, component, layout=_layout(pipe, component) if lora else "component", card=card)
 
 
-def _layout(pipe: Any, component: str) -> Layout:
+def _layout(pipe: Any, component: str) -> SavedLayout:
     if isinstance(pipe, LoraBaseMixin):
         return "lora"
     return "adapter" if isinstance(pipe.components[component], PeftAdapterMixin) else "peft"
 
 
-def write_card(folder: Path, pipe: Any, component: str, *, layout: Layout, card: Card) -> None:
+def write_card(folder: Path, pipe: Any, component: str, *, layout: SavedLayout, card: Card) -> None:
     """Write the card as Markdown for people and as JSON for `visalign export`, without secrets.
 
     Args:

@@ -14,7 +14,7 @@ from alignment.sources.base import Source
 from reward_models.base import RewardModel
 from samplers.kernels.dispatch import Kernels
 
-__all__ = ["Batch", "Data", "Evaluation", "Lora", "Optimizer", "Output", "PolicySpec", "Run", "Snapshots"]
+__all__ = ["BatchSettings", "Data", "Evaluation", "Lora", "Optimizer", "Output", "PolicySpec", "Run", "Snapshots"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Snapshots:
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchSettings:
     """How a step's experience becomes updates.
 
     Attributes:
@@ -165,7 +165,7 @@ class Run:
     seed: int = 0
     optimizer: Optimizer = Optimizer()
     snapshots: Snapshots = Snapshots()
-    batch: Batch = Batch()
+    batch: BatchSettings = BatchSettings()
     evaluation: Evaluation = Evaluation()
     output: Output = Output()
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -41,10 +41,10 @@ _CPU_EXACT, _CUDA_EXACT = (torch.autocast(device, enabled=False) for device in (
 
 Arguments = dict[str, Any]
 Answer = tuple[Tensor | None, ...]
-Layout = Literal["common", "stacked", "listed"]
+RowLayout = Literal["common", "stacked", "listed"]
 """How a part of an answer serves rows: one for all, an entry of a tensor, or of a list, whose shapes may differ."""
 
-_LAYOUTS: tuple[Layout, ...] = ("common", "stacked", "listed")
+_LAYOUTS: tuple[RowLayout, ...] = ("common", "stacked", "listed")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class _Row:
     """
 
     tensors: Answer
-    layouts: tuple[Layout, ...]
+    layouts: tuple[RowLayout, ...]
     bare: bool = False
 
     def joins(self, other: _Row) -> bool:
@@ -186,7 +186,7 @@ class Embeddings:
         once = _parts(answer)
         if once is None:
             return None
-        layouts: tuple[Layout, ...]
+        layouts: tuple[RowLayout, ...]
         if kind in self._first:
             layouts = self._first[kind].layouts
         else:
@@ -241,7 +241,7 @@ def _collate(rows: Sequence[_Row], device: torch.device) -> Any:
     return parts[0] if rows[0].bare else parts
 
 
-def _joined(column: Sequence[Tensor | None], layout: Layout, device: torch.device) -> Tensor | list[Tensor] | None:
+def _joined(column: Sequence[Tensor | None], layout: RowLayout, device: torch.device) -> Tensor | list[Tensor] | None:
     given = [z.to(device) for z in column if z is not None]
     if not given:
         return None
@@ -303,7 +303,7 @@ def _parts(answer: object) -> tuple[Tensor | list[Tensor] | None, ...] | None:
     return parts if known else None
 
 
-def _layout(once: Tensor | list[Tensor] | None, twice: Tensor | list[Tensor] | None) -> Layout:
+def _layout(once: Tensor | list[Tensor] | None, twice: Tensor | list[Tensor] | None) -> RowLayout:
     if isinstance(once, list) and isinstance(twice, list) and len(once) == 1 and len(twice) == 2:
         return "listed"
     if isinstance(once, Tensor) and isinstance(twice, Tensor) and once.ndim:

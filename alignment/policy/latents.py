@@ -56,7 +56,7 @@ class Conducted(Protocol):
 
 
 @dataclass(frozen=True)
-class Layout:
+class DecodedLayout:
     """How a state of the loop lies in what is decoded.
 
     Attributes:
@@ -76,7 +76,7 @@ class Layout:
         return ((decoded.double()[self.where] - self.shift) / self.scale).float().reshape(self.shape)
 
 
-def read_layout(decoded: Callable[[Tensor], Tensor], shape: torch.Size) -> Layout:
+def read_layout(decoded: Callable[[Tensor], Tensor], shape: torch.Size) -> DecodedLayout:
     """Find out how the elements of a state become what is decoded.
 
     Args:
@@ -100,7 +100,7 @@ def read_layout(decoded: Callable[[Tensor], Tensor], shape: torch.Size) -> Layou
         raise ValueError(f"{len(number[number < count].unique())} of the {count} numbers of a state are decoded")
     where = torch.empty(count, dtype=torch.int64)
     where[number] = moved
-    layout = Layout(shape, where, scale[where], shift[where])
+    layout = DecodedLayout(shape, where, scale[where], shift[where])
     state = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     apart = (layout.state(decoded(state)) - state).abs().max().item()
     if not apart <= LINEAR * max(1.0, (layout.shift / layout.scale).abs().max().item()):
@@ -118,7 +118,7 @@ class Latents:
     def __init__(self, policy: Conducted, folder: Path | None) -> None:
         self._policy, self._folder = policy, folder
         self._known: OrderedDict[str, Tensor] = OrderedDict()
-        self._layout: Layout | None = None
+        self._layout: DecodedLayout | None = None
         self._size = (0, 0, 0)
         self._pieces: list[torch.Size] = []
         self.misses = 0
@@ -216,7 +216,7 @@ class Latents:
 
     # ---- the pipeline ----------------------------------------------------------------------------------------------
 
-    def _look(self) -> Layout:
+    def _look(self) -> DecodedLayout:
         """Return how states lie in what is decoded; found out when it is first asked."""
         if self._layout is None:
             assert self._policy.probed is not None
@@ -285,7 +285,7 @@ class Latents:
 
     # ---- the disk --------------------------------------------------------------------------------------------------
 
-    def _fingerprint(self, layout: Layout) -> str:
+    def _fingerprint(self, layout: DecodedLayout) -> str:
         digest = hashlib.sha256(f"{type(self._policy.pipe).__name__} {self._size} {tuple(layout.shape)}".encode())
         for part in (layout.where, layout.scale, layout.shift):
             digest.update(part.numpy().tobytes())

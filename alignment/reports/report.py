@@ -39,7 +39,7 @@ SAMPLE_WIDTH = 1400
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MetricChange:
     """A held-out metric before and after.
 
     Attributes:
@@ -86,7 +86,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageMedium:
     """A picture or clip in the page.
 
     Attributes:
@@ -105,12 +105,12 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PagePair:
     """The same prompt and noise, before and after."""
 
     prompt: str
-    base: Shown
-    final: Shown
+    base: PageMedium
+    final: PageMedium
 
 
 def write(folder: Path) -> Path:
@@ -232,7 +232,7 @@ def _facts(run: Mapping[str, Any], summary: Mapping[str, float], columns: Column
     return [(label, str(value)) for label, value in said.items() if value is not None]
 
 
-def _comparisons(base: Evaluated, final: Evaluated) -> list[Comparison]:
+def _comparisons(base: Evaluated, final: Evaluated) -> list[MetricChange]:
     if base.prompts != final.prompts or not torch.equal(base.seeds, final.seeds):
         raise DataError("evaluation/base.json and final.json hold different prompts or seeds, so they do not pair")
     before, after = intervals(base), intervals(final)
@@ -241,7 +241,7 @@ def _comparisons(base: Evaluated, final: Evaluated) -> list[Comparison]:
         ends = [base.scores[metric].tolist(), final.scores[metric].tolist()]
         share = all(value in (0.0, 1.0) or math.isnan(value) for scores in ends for value in scores)
         change = difference(ends[0], ends[1], base.prompts)
-        result.append(Comparison(metric, before[metric], after[metric], change, share))
+        result.append(MetricChange(metric, before[metric], after[metric], change, share))
     return result
 
 
@@ -283,12 +283,12 @@ def _constants(columns: Columns) -> list[tuple[str, str]]:
     return [(which.title, f"{np.nanmax(columns[which.metric]) / which.unit:.4g}") for which in still]
 
 
-def _pairs(base: Evaluated, final: Evaluated) -> list[Pair]:
+def _pairs(base: Evaluated, final: Evaluated) -> list[PagePair]:
     shown = range(min(len(base.media), len(final.media)))
-    return [Pair(printable(final.prompts[row]), _shown(base, row), _shown(final, row)) for row in shown]
+    return [PagePair(printable(final.prompts[row]), _shown(base, row), _shown(final, row)) for row in shown]
 
 
-def _shown(result: Evaluated, row: int) -> Shown:
+def _shown(result: Evaluated, row: int) -> PageMedium:
     clip = frames(result.media.pixels[row])
     width = clip[0].width
     if width > PICTURE_WIDTH:
@@ -302,13 +302,13 @@ def _shown(result: Evaluated, row: int) -> Shown:
         loop = encode_loop(clip, result.media.fps or EXPORTED)
         still = frames(moments(result.media[row : row + 1]).pixels[0])[0]
         still.thumbnail((MOMENTS * PICTURE_WIDTH, PICTURE_WIDTH))
-        return Shown(_uri("image/webp", loop), False, width < 200, scores, _uri("image/png", encode(still)))
+        return PageMedium(_uri("image/webp", loop), False, width < 200, scores, _uri("image/png", encode(still)))
     if width > 128:
-        return Shown(_uri("image/jpeg", encode(clip[0], "JPEG")), False, width < 200, scores)
-    return Shown(_uri("image/png", encode(clip[0])), False, True, scores)
+        return PageMedium(_uri("image/jpeg", encode(clip[0], "JPEG")), False, width < 200, scores)
+    return PageMedium(_uri("image/png", encode(clip[0])), False, True, scores)
 
 
-def _samples(folder: Path, damaged: list[str], *, credit: bool) -> list[tuple[str, Shown]]:
+def _samples(folder: Path, damaged: list[str], *, credit: bool) -> list[tuple[str, PageMedium]]:
     """Return a few sample grids, or what shows where their credit went, from the run's first to its last.
 
     What is no picture is left out, and named among what is damaged.
@@ -328,12 +328,12 @@ def _samples(folder: Path, damaged: list[str], *, credit: bool) -> list[tuple[st
     return shown
 
 
-def _sample(path: Path) -> Shown:
+def _sample(path: Path) -> PageMedium:
     if path.suffix == ".mp4":
         sheet = path.with_suffix(".png")
         still = _embedded(sheet) if sheet.exists() else ""
-        return Shown(_uri("video/mp4", _bytes(path)), moving=True, sheet=still)
-    return Shown(_embedded(path), moving=False)
+        return PageMedium(_uri("video/mp4", _bytes(path)), moving=True, sheet=still)
+    return PageMedium(_embedded(path), moving=False)
 
 
 def _bytes(path: Path) -> bytes:

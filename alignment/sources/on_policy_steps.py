@@ -22,7 +22,7 @@ from alignment.sources.overlap import Overlap, Scoring
 from reward_models.base import RewardModel
 from samplers import rows_of
 from samplers.dynamics.base import Dynamics
-from samplers.rollout import Plan, Trajectory, sample
+from samplers.rollout import RolloutPlan, Trajectory, sample
 from samplers.windows.base import Choice, Window
 
 
@@ -123,10 +123,10 @@ class OnPolicySteps(Source[Transitions]):
         except ValueError as error:
             raise ConfigError(f"source.window: {error}") from error
 
-    def _plan(self, ctx: Context, part: Groups, choice: Choice) -> Plan:
+    def _plan(self, ctx: Context, part: Groups, choice: Choice) -> RolloutPlan:
         samples = sample_ids(part, self.group_size)
         seeds = ctx.draw.keys("initial noise", part.ids if self.shared_noise else samples)
-        return Plan(
+        return RolloutPlan(
             part.prompts,
             seeds,
             self.group_size,
@@ -138,10 +138,10 @@ class OnPolicySteps(Source[Transitions]):
             self.share_prefix and ctx.policy.stubs,
         )
 
-    def _rows(self, part: Groups, plan: Plan) -> int:
+    def _rows(self, part: Groups, plan: RolloutPlan) -> int:
         return len(part) * (1 if plan.choice.branch else self.group_size)
 
-    def _batch(self, part: Groups, plan: Plan, path: Trajectory, credit: Tensor, chunk: Tensor) -> Transitions:
+    def _batch(self, part: Groups, plan: RolloutPlan, path: Trajectory, credit: Tensor, chunk: Tensor) -> Transitions:
         choice, seeds, n = plan.choice, plan.seeds, len(chunk)
         rows = n // len(part)
         steps = [path.records[k] for k in choice.trained]

@@ -14,7 +14,7 @@ from alignment.data.parquet import read_rows
 from alignment.errors import DataError
 from evals.medium import Medium
 
-Verdict = Literal[-1, 0, 1]
+Preference = Literal[-1, 0, 1]
 """1 where people prefer the first, -1 where they prefer the second, 0 where neither."""
 
 
@@ -34,7 +34,7 @@ class Comparison:
     prompt: str
     first: Medium
     second: Medium
-    human: Verdict
+    human: Preference
     unit: str
     part: str = ""
 
@@ -159,6 +159,6 @@ def ranked(prompt: str, media: list[Medium], ranks: list[Any], unit: str, place:
     ]
 
 
-def verdict(difference: float) -> Verdict:
+def verdict(difference: float) -> Preference:
     """Return the sign of how much better the first is."""
     return 1 if difference > 0 else -1 if difference < 0 else 0

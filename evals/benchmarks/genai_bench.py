@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from alignment.errors import DataError
-from evals.benchmarks.base import Benchmark, Comparison, Verdict, inside, json_records, wanted
+from evals.benchmarks.base import Benchmark, Comparison, Preference, inside, json_records, wanted
 
-_VOTES: dict[str, Verdict] = {"leftvote": 1, "rightvote": -1, "tievote": 0, "bothbad_vote": 0}
+_VOTES: dict[str, Preference] = {"leftvote": 1, "rightvote": -1, "tievote": 0, "bothbad_vote": 0}
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignment.errors import DataError
-from evals.benchmarks.base import Benchmark, Comparison, Verdict, inside, json_records, wanted
+from evals.benchmarks.base import Benchmark, Comparison, Preference, inside, json_records, wanted
 
-_SAID: dict[str, Verdict] = {"first": 1, "second": -1, "tie": 0}
+_SAID: dict[str, Preference] = {"first": 1, "second": -1, "tie": 0}
 
 
 @dataclass(frozen=True)

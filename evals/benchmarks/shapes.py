@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from alignment.errors import ConfigError
 from alignment.reports.pictures import encode
-from evals.benchmarks.base import Benchmark, Comparison, Verdict
+from evals.benchmarks.base import Benchmark, Comparison, Preference
 from evals.drawing import draw, sample_scene
 from evals.medium import Medium
 from reward_models.verifiers.scenes import COLOURS, SHAPES, Scene
@@ -52,7 +52,7 @@ class Shapes(Benchmark):
             Medium(f"{number}-{part}-{side}.png", content=encode(Image.fromarray(picture)))
             for side, picture in zip("ab", (bad, good) if turned else (good, bad), strict=True)
         )
-        human: Verdict = 0 if part == "tie" else -1 if turned else 1
+        human: Preference = 0 if part == "tie" else -1 if turned else 1
         return Comparison(scene.caption, one, other, human, unit=scene.caption, part=part)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from alignment.errors import DataError
-from evals.benchmarks.base import Benchmark, Comparison, Verdict, csv_records, inside, wanted
+from evals.benchmarks.base import Benchmark, Comparison, Preference, csv_records, inside, wanted
 
-_SAID: dict[str, Verdict] = {"A": 1, "B": -1, "same": 0}
+_SAID: dict[str, Preference] = {"A": 1, "B": -1, "same": 0}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from reward_models.combinators.pieces import put_together
 from reward_models.serving.exchange import QUOTED, Exchange, InvalidAnswer, Patience
 from reward_models.serving.known_answers import unpack
 from reward_models.serving.token import token_of
-from reward_models.serving.wire import PROTOCOL, TENSORS, VERSION, Answer, Asked, levels, write
+from reward_models.serving.wire import PROTOCOL, TENSORS, VERSION, Answer, ParsedQuestion, levels, write
 
 _LARGEST = torch.finfo(torch.float32).max
 _START = "visalign serve-reward NAME"
@@ -191,18 +191,18 @@ class _RemoteScorer:
                 pieces.append(rows)
         return pieces
 
-    def _asked(self, media: Media, prompts: list[str], rows: Tensor, group: Tensor | None) -> Asked:
+    def _asked(self, media: Media, prompts: list[str], rows: Tensor, group: Tensor | None) -> ParsedQuestion:
         convert = levels if self.model.pixels == "uint8" else lambda pixels: pixels.detach().float().clamp(0, 1)
         source = None if media.source is None else convert(media.source.pixels)
         ids = None if group is None else group[rows]
-        return Asked(uuid.uuid4().hex, tuple(prompts), media.fps, convert(media.pixels), source, ids)
+        return ParsedQuestion(uuid.uuid4().hex, tuple(prompts), media.fps, convert(media.pixels), source, ids)
 
-    def _ask(self, asked: Asked) -> Coroutine[Any, Any, Answer]:
+    def _ask(self, asked: ParsedQuestion) -> Coroutine[Any, Any, Answer]:
         return self.exchange.post(
             "/v1/score", TENSORS, lambda: write(asked), lambda content: self._read(content, asked)
         )
 
-    def _read(self, content: bytes, asked: Asked) -> Answer:
+    def _read(self, content: bytes, asked: ParsedQuestion) -> Answer:
         """Return an answer that is one."""
         try:
             answer = Answer.model_validate_json(content)

@@ -12,8 +12,19 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from reward_models.serving.known_answers import pack
-from reward_models.serving.service import Service, Verdict
-from reward_models.serving.wire import JSON, PROTOCOL, TENSORS, VERSION, Answer, Asked, Claim, Limits, Refusal, read
+from reward_models.serving.service import Outcome, Service
+from reward_models.serving.wire import (
+    JSON,
+    PROTOCOL,
+    TENSORS,
+    VERSION,
+    Answer,
+    Claim,
+    Limits,
+    ParsedQuestion,
+    Refusal,
+    read,
+)
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -195,7 +206,7 @@ class _Door:
         return _answer(asked, verdict, self._settings.fingerprint)
 
 
-def _answer(asked: Asked, verdict: Verdict, fingerprint: str) -> Answer:
+def _answer(asked: ParsedQuestion, verdict: Outcome, fingerprint: str) -> Answer:
     return Answer(
         version=VERSION,
         id=asked.id,

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from reward_models.base import Loaded, Media, RewardError, Rewards
 from reward_models.combinators.pieces import put_together
-from reward_models.serving.wire import Asked, Limits, Refusal
+from reward_models.serving.wire import Limits, ParsedQuestion, Refusal
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Outcome:
     """What came of a question.
 
     Attributes:
@@ -32,8 +32,8 @@ class Verdict:
 
 @dataclass(eq=False)
 class _Job:
-    asked: Asked
-    answer: Future[Verdict] = field(default_factory=Future)
+    asked: ParsedQuestion
+    answer: Future[Outcome] = field(default_factory=Future)
 
 
 class Service:
@@ -63,7 +63,7 @@ class Service:
         """Whether questions are answered."""
         return self._thread.is_alive() and not self._closing
 
-    def ask(self, asked: Asked) -> Future[Verdict]:
+    def ask(self, asked: ParsedQuestion) -> Future[Outcome]:
         """Have a question answered.
 
         Raises:
@@ -152,7 +152,7 @@ class Service:
             for job in unsent:
                 job.answer.set_exception(Refusal(500, "broken", "the scorer has broken down"))
 
-    def _score(self, jobs: list[_Job]) -> list[Verdict]:
+    def _score(self, jobs: list[_Job]) -> list[Outcome]:
         questions = [job.asked for job in jobs]
         if len(questions) == 1:
             return [self._score_apart(questions[0])]
@@ -164,11 +164,11 @@ class Service:
             return [self._score_apart(asked) for asked in questions]
         ends = torch.tensor([len(asked) for asked in questions]).cumsum(0).tolist()
         return [
-            Verdict(rewards[end - len(asked) : end], (None,) * len(asked))
+            Outcome(rewards[end - len(asked) : end], (None,) * len(asked))
             for asked, end in zip(questions, ends, strict=True)
         ]
 
-    def _score_apart(self, asked: Asked) -> Verdict:
+    def _score_apart(self, asked: ParsedQuestion) -> Outcome:
         """Score one question in calls of at most `rows`; where one fails, sample by sample or group by group."""
         media, everything = asked.media, torch.arange(len(asked))
         smallest = list(everything.split(1))
@@ -184,7 +184,7 @@ class Service:
                 found.append((rows, answer))
         return _verdict(found, len(asked))
 
-    def _try(self, media: Media, asked: Asked, rows: Tensor) -> Rewards | str:
+    def _try(self, media: Media, asked: ParsedQuestion, rows: Tensor) -> Rewards | str:
         group = None if asked.group is None else asked.group[rows]
         try:
             return self._call(media[rows], [asked.prompts[row] for row in rows.tolist()], group)
@@ -197,7 +197,7 @@ class Service:
         return Rewards(rewards.value.cpu(), {name: part.cpu() for name, part in rewards.parts.items()})
 
 
-def _verdict(found: Sequence[tuple[Tensor, Rewards | str]], count: int) -> Verdict:
+def _verdict(found: Sequence[tuple[Tensor, Rewards | str]], count: int) -> Outcome:
     errors: list[str | None] = [None] * count
     scored: list[tuple[Tensor, Rewards]] = []
     for rows, answer in found:
@@ -206,7 +206,7 @@ def _verdict(found: Sequence[tuple[Tensor, Rewards | str]], count: int) -> Verdi
             continue
         for row in rows.tolist():
             errors[row] = answer
-    return Verdict(put_together(scored, count, torch.device("cpu")), tuple(errors))
+    return Outcome(put_together(scored, count, torch.device("cpu")), tuple(errors))
 
 
 def _joined(medias: Sequence[Media]) -> Media:

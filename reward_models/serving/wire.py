@@ -4,7 +4,7 @@ A question is the body of `POST /v1/score`, in one of two forms:
 
     application/x-safetensors   tensors "pixels" `[B, F, 3, H, W]` (uint8, or float16 or float32 in [0, 1]), "source" of
                                 the same kind where samples were made from something, and "group" `[B]` (int64) where
-                                the model compares; the metadata's "request" is a JSON object (`Question`)
+                                the model compares; the metadata's "request" is a JSON object (`WireQuestion`)
     application/json            a `Drawing`: the same object with PNG, JPEG or WebP files in base64; for hand use
 
 The answer is a JSON object (`Answer`) with one score a sample, null where there is none.
@@ -64,7 +64,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-class Question(_Strict):
+class WireQuestion(_Strict):
     """What is asked about the tensors beside it."""
 
     version: Literal[1]
@@ -73,7 +73,7 @@ class Question(_Strict):
     fps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
-class Drawing(Question):
+class Drawing(WireQuestion):
     """A question that brings its pictures: each sample is a list of frames, each frame a file in base64."""
 
     media: list[list[str]]
@@ -114,7 +114,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedQuestion:
     """A question that was understood; pixels as they came, uint8 or floating point."""
 
     id: str
@@ -157,7 +157,7 @@ Claim = Callable[[int], None]
 """Takes room for so many bytes, or refuses the question."""
 
 
-def read(kind: str, body: bytes, limits: Limits, claim: Claim = lambda size: None) -> Asked:
+def read(kind: str, body: bytes, limits: Limits, claim: Claim = lambda size: None) -> ParsedQuestion:
     """Understand a question.
 
     Args:
@@ -181,13 +181,13 @@ def read(kind: str, body: bytes, limits: Limits, claim: Claim = lambda size: Non
     return asked
 
 
-def _read_tensors(body: bytes, limits: Limits) -> Asked:
+def _read_tensors(body: bytes, limits: Limits) -> ParsedQuestion:
     size = int.from_bytes(body[:8], "little")
     if len(body) < 8 or size > min(len(body) - 8, HEADER):
         raise Refusal(400, "malformed", "this is no safetensors file")
     try:
         header = _Header.model_validate_json(body[8 : 8 + size])
-        question = Question.model_validate_json(header.metadata.request)
+        question = WireQuestion.model_validate_json(header.metadata.request)
     except ValidationError as error:
         raise Refusal(400, "malformed", f"the metadata's request is not understood: {_first(error)}") from error
     with ForeignCode(lambda error: Refusal(400, "malformed", f"this is no safetensors file: {str(error)[:200]}")):
@@ -200,7 +200,7 @@ def _read_tensors(body: bytes, limits: Limits) -> Asked:
     if group is not None and (group.dtype != torch.int64 or group.ndim != 1):
         raise Refusal(400, "malformed", "group is not a vector of int64")
     asked = (question.id, tuple(question.prompts), question.fps, tensors["pixels"], tensors.get("source"), group)
-    return Asked(*asked)
+    return ParsedQuestion(*asked)
 
 
 class _Metadata(BaseModel):
@@ -211,7 +211,7 @@ class _Header(BaseModel):
     metadata: _Metadata = Field(alias="__metadata__")
 
 
-def _read_drawing(body: bytes, limits: Limits, claim: Claim) -> Asked:
+def _read_drawing(body: bytes, limits: Limits, claim: Claim) -> ParsedQuestion:
     try:
         drawing = Drawing.model_validate_json(body)
     except ValidationError as error:
@@ -227,7 +227,7 @@ def _read_drawing(body: bytes, limits: Limits, claim: Claim) -> Asked:
     pixels = _stack(drawing.media, "media", limits)
     source = None if drawing.source is None else _stack(drawing.source, "source", limits)
     group = None if drawing.group is None else torch.tensor(drawing.group, dtype=torch.int64)
-    return Asked(drawing.id, tuple(drawing.prompts), drawing.fps, pixels, source, group)
+    return ParsedQuestion(drawing.id, tuple(drawing.prompts), drawing.fps, pixels, source, group)
 
 
 def _measured(clips: list[list[str]], what: str, limits: Limits, budget: list[int]) -> list[int]:
@@ -306,7 +306,7 @@ def _first(error: ValidationError) -> str:
     return f"{'.'.join(map(str, problem['loc'])) or 'JSON'}: {problem['msg']}"[:200]
 
 
-def _check(asked: Asked, limits: Limits) -> None:
+def _check(asked: ParsedQuestion, limits: Limits) -> None:
     rows = len(asked.prompts)
     if rows < 1 or rows > limits.rows:
         raise Refusal(413 if rows else 422, "too_many_samples", f"{rows} samples, expected 1 to {limits.rows}")
@@ -348,9 +348,9 @@ def _check_pixels(what: str, pixels: Tensor, rows: int, limits: Limits) -> None:
 # ---- writing one -----------------------------------------------------------------------------------------------------
 
 
-def write(asked: Asked) -> bytes:
+def write(asked: ParsedQuestion) -> bytes:
     """Return the body that says `asked`."""
-    question = Question(version=VERSION, id=asked.id, prompts=list(asked.prompts), fps=asked.fps)
+    question = WireQuestion(version=VERSION, id=asked.id, prompts=list(asked.prompts), fps=asked.fps)
     tensors = {"pixels": asked.pixels, "source": asked.source, "group": asked.group}
     # Cloned, because safetensors refuses tensors that share memory, as a sample and its source may.
     given = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items() if tensor is not None}

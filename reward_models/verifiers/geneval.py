@@ -14,7 +14,7 @@ from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rew
 from reward_models.clip_family.towers import Towers, load_towers
 from reward_models.loading.inputs import check_media, check_prompts, frames, per_clip
 from reward_models.loading.weights import Dtype, Provenance
-from reward_models.verifiers.geneval_rules import COLOURS, Verdict, Wish, judge, parse
+from reward_models.verifiers.geneval_rules import COLOURS, PictureGrade, Wish, judge, parse
 from reward_models.verifiers.instances import Detector, Instance, load_detector
 
 _NAME = "geneval"
@@ -122,7 +122,7 @@ class _GenEvalScorer:
         scores = {name: per_clip(torch.tensor(numbers), media) for name, numbers in parts.items()}
         return Rewards(scores[self.verdict], scores)
 
-    def _judge(self, wish: Wish, picture: Tensor) -> Verdict:
+    def _judge(self, wish: Wish, picture: Tensor) -> PictureGrade:
         found = self.detector(picture, least=_SURE_TO_COUNT if wish.counting else _SURE)
         found = {kind: objects[:_MOST] for kind, objects in found.items()}
         boxes = {kind: [one.box for one in objects] for kind, objects in found.items()}

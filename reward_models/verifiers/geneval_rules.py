@@ -69,7 +69,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PictureGrade:
     """Of one picture.
 
     Attributes:
@@ -130,7 +130,7 @@ def _singular(plural: str, prompt: str) -> str:
     raise ValueError(f"{plural!r} are none of the objects that can be found, in {prompt!r}")
 
 
-def judge(wish: Wish, boxes: Mapping[str, Sequence[Box]], colours_of: ColoursOf) -> Verdict:
+def judge(wish: Wish, boxes: Mapping[str, Sequence[Box]], colours_of: ColoursOf) -> PictureGrade:
     """Return the verdict on a picture.
 
     Args:
@@ -140,7 +140,7 @@ def judge(wish: Wish, boxes: Mapping[str, Sequence[Box]], colours_of: ColoursOf)
     """
     correct = _correct(wish, boxes, colours_of)
     strict, grades = _graded(wish, boxes, colours_of)
-    return Verdict(correct, strict, sum(grades) / len(grades))
+    return PictureGrade(correct, strict, sum(grades) / len(grades))
 
 
 def _correct(wish: Wish, boxes: Mapping[str, Sequence[Box]], colours_of: ColoursOf) -> bool:

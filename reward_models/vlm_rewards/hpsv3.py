@@ -14,7 +14,7 @@ from reward_models.loading.inputs import check_media, check_prompts, frames, per
 from reward_models.loading.preprocess import resize
 from reward_models.loading.sanity_samples import colours
 from reward_models.loading.weights import Dtype, Provenance, find_file, read_state
-from reward_models.vlm_rewards.qwen2vl import FACTOR, Description, Reader, fitted_size, load_reader
+from reward_models.vlm_rewards.qwen2vl import FACTOR, Qwen2VLCheckpoint, Qwen2VLReader, fitted_size, load_reader
 
 _NAME = "hpsv3"
 _OFFICIAL = "MizzenAI/HPSv3/HPSv3.safetensors"
@@ -63,7 +63,7 @@ class HPSv3(RewardModel):
             RewardError: If a file is missing, damaged, or the checkpoint is not this model's.
         """
         file = find_file(_NAME, self.weights, self.revision)
-        what = Description(_NAME, self.base, ("<|Reward|>",), clips=False, dtype=self.dtype)
+        what = Qwen2VLCheckpoint(_NAME, self.base, ("<|Reward|>",), clips=False, dtype=self.dtype)
         state = read_state(_NAME, file)
         if "rm_head.0.weight" not in state:
             raise RewardError(f"{_NAME}: {file} has no rm_head.0.weight: it is of another architecture than HPSv3")
@@ -79,7 +79,7 @@ class HPSv3(RewardModel):
 class HPSv3Scorer:
     """The loaded model."""
 
-    reader: Reader
+    reader: Qwen2VLReader
     batch_size: int
 
     @property

@@ -26,7 +26,7 @@ Clip = Tensor
 
 
 @dataclass(frozen=True)
-class Asked:
+class JudgeInput:
     """What a judge is shown.
 
     Attributes:
@@ -70,24 +70,24 @@ class Task:
                 f"task: reasoning is >= 0, frames >= 1, fps > 0; got {self.reasoning}, {self.frames}, {self.fps}"
             )
 
-    def about(self, asked: Asked) -> list[Question]:
+    def about(self, asked: JudgeInput) -> list[Question]:
         """Ask about each sample by itself."""
         shown = [["\nThe result:\n", clip] for clip in asked.clips]
         return [self._question(asked, row, pieces, self.alone) for row, pieces in enumerate(shown)]
 
-    def between(self, asked: Asked, others: Sequence[Clip]) -> list[Question]:
+    def between(self, asked: JudgeInput, others: Sequence[Clip]) -> list[Question]:
         """Ask whether each sample is better than the other clip of its row."""
         return self._pairs(asked, zip(asked.clips, others, strict=True))
 
-    def between_reversed(self, asked: Asked, others: Sequence[Clip]) -> list[Question]:
+    def between_reversed(self, asked: JudgeInput, others: Sequence[Clip]) -> list[Question]:
         """Ask whether the other clip of each row is better than the sample."""
         return self._pairs(asked, zip(others, asked.clips, strict=True))
 
-    def _pairs(self, asked: Asked, pairs: Iterable[tuple[Clip, Clip]]) -> list[Question]:
+    def _pairs(self, asked: JudgeInput, pairs: Iterable[tuple[Clip, Clip]]) -> list[Question]:
         shown = [["\nNumber 1:\n", first, "\nNumber 2:\n", second] for first, second in pairs]
         return [self._question(asked, row, pieces, self.against) for row, pieces in enumerate(shown)]
 
-    def _question(self, asked: Asked, row: int, pieces: Sequence[str | Clip], question: str) -> Question:
+    def _question(self, asked: JudgeInput, row: int, pieces: Sequence[str | Clip], question: str) -> Question:
         """Ask: instruction, what is judged, its text and the criteria, the question.
 
         Pictures come before the words that they are judged by, as in most data that such models have learnt from: a
@@ -115,9 +115,9 @@ def clips_of(media: Media) -> list[Clip]:
     return list(media.pixels)
 
 
-def asked_of(media: Media, prompts: Sequence[str]) -> Asked:
+def asked_of(media: Media, prompts: Sequence[str]) -> JudgeInput:
     """Return samples as a judge is shown them."""
-    return Asked(clips_of(media), prompts, None if media.source is None else clips_of(media.source), media.fps)
+    return JudgeInput(clips_of(media), prompts, None if media.source is None else clips_of(media.source), media.fps)
 
 
 def check_prompt(prompt: str) -> None:

@@ -55,7 +55,7 @@ def fitted_size(name: str, frames: Tensor, *, fewest: int, most: int) -> tuple[i
 
 
 @dataclass(frozen=True)
-class Reader:
+class Qwen2VLReader:
     """A loaded model that reads pictures or clips under an instruction.
 
     Attributes:
@@ -135,7 +135,7 @@ def _conversation(text: str, *, clip: bool) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Description:
+class Qwen2VLCheckpoint:
     """What there is to load.
 
     Attributes:
@@ -154,8 +154,13 @@ class Description:
 
 
 def load_reader(
-    what: Description, state: Mapping[str, Tensor], *, head: nn.Module, files: tuple[Path, ...], device: torch.device
-) -> Reader:
+    what: Qwen2VLCheckpoint,
+    state: Mapping[str, Tensor],
+    *,
+    head: nn.Module,
+    files: tuple[Path, ...],
+    device: torch.device,
+) -> Qwen2VLReader:
     """Put a checkpoint's tensors into Qwen2-VL and the head.
 
     Args:
@@ -187,7 +192,7 @@ def load_reader(
     load = Qwen2VLModel.from_pretrained
     body = load_pretrained(what.name, load, None, config=config, dtype=what.dtype, state=rest)
     text = instruction(what.name)
-    return Reader(
+    return Qwen2VLReader(
         name=what.name,
         body=body.to(device),
         head=head.requires_grad_(False).eval().to(device),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reward_models.base import GroupScorer, Media, RewardError, RewardModel, Rewards, Scope, Scorer
-from reward_models.vlm_rewards.questions import Asked, Clip, Task, asked_of, check_prompt, clips_of
+from reward_models.vlm_rewards.questions import Clip, JudgeInput, Task, asked_of, check_prompt, clips_of
 from reward_models.vlm_rewards.references import read_references
 from reward_models.vlms.base import Question, Reader, Verdicts, Vlm
 
@@ -108,19 +108,19 @@ class YesAsker:
     model: RewardDance
     reader: Reader
 
-    def alone(self, asked: Asked) -> Rewards:
+    def alone(self, asked: JudgeInput) -> Rewards:
         """Score each sample by itself."""
         return self._rewards([self.judge(asked)])
 
-    def against(self, asked: Asked, others: Sequence[Clip]) -> Rewards:
+    def against(self, asked: JudgeInput, others: Sequence[Clip]) -> Rewards:
         """Score each sample against the other clip of its row; no gradient reaches the others."""
         return self._rewards(self.compare(asked, [clip.detach() for clip in others]))
 
-    def judge(self, asked: Asked) -> Verdicts:
+    def judge(self, asked: JudgeInput) -> Verdicts:
         """Return the verdicts on whether each sample is good."""
         return self._ask(self.model.task.about(asked))
 
-    def compare(self, asked: Asked, others: Sequence[Clip]) -> list[Verdicts]:
+    def compare(self, asked: JudgeInput, others: Sequence[Clip]) -> list[Verdicts]:
         """Return, asked one way round or both, the verdicts on whether each sample is better than the other clip."""
         verdicts = [self._ask(self.model.task.between(asked, others))]
         if self.model.both_orders:

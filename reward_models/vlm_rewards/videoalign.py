@@ -15,7 +15,7 @@ from reward_models.base import Media, RewardError, RewardModel, Rewards
 from reward_models.loading.inputs import check_media, check_prompts
 from reward_models.loading.preprocess import resize_bytes
 from reward_models.loading.weights import Dtype, Provenance, find_file, read_state
-from reward_models.vlm_rewards.qwen2vl import FACTOR, Description, Reader, fitted_size, load_reader, merged
+from reward_models.vlm_rewards.qwen2vl import FACTOR, Qwen2VLCheckpoint, Qwen2VLReader, fitted_size, load_reader, merged
 
 _NAME = "videoalign"
 
@@ -75,7 +75,7 @@ class VideoAlign(RewardModel):
         settings = _settings(config)
         state = merged(_NAME, read_state(_NAME, file), scale=settings.scale)
         marks = tuple(f"<|{dimension}_reward|>" for dimension in _DIMENSIONS)
-        what = Description(_NAME, self.base or settings.base, marks, clips=True, dtype=self.dtype)
+        what = Qwen2VLCheckpoint(_NAME, self.base or settings.base, marks, clips=True, dtype=self.dtype)
         state = {key.replace("rm_head.weight", "rm_head.0.weight"): value for key, value in state.items()}
         if "rm_head.0.weight" not in state:
             raise RewardError(f"{_NAME}: {file} has no rm_head.weight: it is of another architecture than VideoAlign")
@@ -133,7 +133,7 @@ def _no_settings(file: Path, error: Exception) -> RewardError:
 class VideoAlignScorer:
     """The loaded model."""
 
-    reader: Reader
+    reader: Qwen2VLReader
     settings: _Settings
     dimensions: tuple[Dimension, ...]
     batch_size: int

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from samplers.kernels.layout import Layout, in_pieces
+from samplers.kernels.layout import MemoryLayout, in_pieces
 from samplers.step import Step
 
 WARPS = 4
@@ -43,7 +43,7 @@ def _step(
 
 
 def gaussian_step(
-    x: Tensor, v: Tensor, noise: Tensor, step: Step, layout: Layout | None, dtype: torch.dtype
+    x: Tensor, v: Tensor, noise: Tensor, step: Step, layout: MemoryLayout | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     """Return the next state in `dtype`, and where there is a `layout` its density; see `gaussian.gaussian_step`."""
     x, v, noise = x.contiguous(), v.contiguous(), noise.contiguous()

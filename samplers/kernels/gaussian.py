@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from samplers.kernels.dispatch import fused
-from samplers.kernels.layout import Layout
+from samplers.kernels.layout import MemoryLayout
 from samplers.step import Step
 
 
@@ -19,7 +19,7 @@ def gaussian_sample(x: Tensor, v: Tensor, noise: Tensor, step: Step, dtype: torc
     return kernel(x, v, noise, step, None, dtype)[0]
 
 
-def gaussian_step(x: Tensor, v: Tensor, noise: Tensor, step: Step, layout: Layout) -> tuple[Tensor, Tensor]:
+def gaussian_step(x: Tensor, v: Tensor, noise: Tensor, step: Step, layout: MemoryLayout) -> tuple[Tensor, Tensor]:
     """Return (the next state in the dtype of `x`, its log density at each position).
 
     The density is that of the state as it was rounded, which is what training will see.

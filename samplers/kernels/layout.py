@@ -17,7 +17,7 @@ _PIECE = 256
 
 
 @dataclass(frozen=True)
-class Layout:
+class MemoryLayout:
     """A contiguous state `[slabs, positions, channels]`, or `[slabs, channels, positions]`, whichever way it lies.
 
     Attributes:
@@ -57,7 +57,7 @@ class Layout:
         return elements.unflatten(-1, (self.slabs, self.channels, self.positions)).sum(-2).flatten(-2)
 
 
-def layout_of(state: Sequence[int], positions: Sequence[int]) -> Layout | None:
+def layout_of(state: Sequence[int], positions: Sequence[int]) -> MemoryLayout | None:
     """Return the layout of a contiguous state whose positions are the axes along which a map varies.
 
     Args:
@@ -69,16 +69,16 @@ def layout_of(state: Sequence[int], positions: Sequence[int]) -> Layout | None:
     """
     along = [axis for axis, (n, m) in enumerate(zip(state, positions, strict=True)) if m == 1 < n]
     if not along:
-        return Layout(1, math.prod(state), 1, packed=False, numbers=math.prod(state))
+        return MemoryLayout(1, math.prod(state), 1, packed=False, numbers=math.prod(state))
     first, last = along[0], along[-1]
     outer, channels, inner = (math.prod(state[i:j]) for i, j in ((0, first), (first, last + 1), (last + 1, len(state))))
     if channels > CHANNELS or any(m != 1 for m in positions[first : last + 1]):
         return None
     if inner == 1:
-        return Layout(1, outer, channels, packed=True, numbers=outer * channels)
-    return Layout(outer, inner, channels, packed=False, numbers=channels * inner)
+        return MemoryLayout(1, outer, channels, packed=True, numbers=outer * channels)
+    return MemoryLayout(outer, inner, channels, packed=False, numbers=channels * inner)
 
 
-def in_pieces(numbers: int) -> Layout:
+def in_pieces(numbers: int) -> MemoryLayout:
     """Return the layout of a state that is one position: pieces of it stand for positions."""
-    return Layout(1, -(-numbers // _PIECE), min(_PIECE, numbers), packed=True, numbers=numbers)
+    return MemoryLayout(1, -(-numbers // _PIECE), min(_PIECE, numbers), packed=True, numbers=numbers)

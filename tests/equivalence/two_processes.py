@@ -14,8 +14,7 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 
-from alignment.config.run import Batch as BatchSettings
-from alignment.config.run import Data, Evaluation, Optimizer, Run, Snapshots
+from alignment.config.run import BatchSettings, Data, Evaluation, Optimizer, Run, Snapshots
 from alignment.credit.backbones.saliency import Saliency
 from alignment.credit.structures.perceptual import Perceptual
 from alignment.data.prompts import Prompts

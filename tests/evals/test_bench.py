@@ -14,7 +14,7 @@ from evals.bench import measure, worst
 from evals.benchmarks.shapes import Shapes
 from evals.cli import named
 from evals.probes import PROBES
-from evals.scoring import Judge, Request
+from evals.scoring import BatchScorer, Request
 from reward_models.combinators.function import Function
 from reward_models.measures.colour import Colour
 from reward_models.measures.jpeg import Jpeg
@@ -35,7 +35,7 @@ def sometimes_unable(pixels: torch.Tensor, prompts: list[str]) -> torch.Tensor:
 
 
 def test_the_verifier_knows_and_colour_guesses() -> None:
-    knows, guesses = (measure(Judge(model, CPU), COMPARISONS, probed=8) for model in (Verifier(), Colour()))
+    knows, guesses = (measure(BatchScorer(model, CPU), COMPARISONS, probed=8) for model in (Verifier(), Colour()))
     assert knows.agreement.accuracy.mean >= KNOWS
     assert guesses.agreement.accuracy.mean <= GUESSES
     assert knows.reads is not None
@@ -47,17 +47,17 @@ def test_the_verifier_knows_and_colour_guesses() -> None:
 
 def test_a_reward_that_artefacts_raise_is_found_out() -> None:
     bright = Function(f"{__name__}:brighter_is_better")
-    found = measure(Judge(bright, CPU), COMPARISONS, probed=8)
+    found = measure(BatchScorer(bright, CPU), COMPARISONS, probed=8)
     assert found.hackability is not None
     assert found.hackability.mean > 0.3
     assert found.probes["overexposure"].rises.mean > 0.9
-    verifier = measure(Judge(Verifier(), CPU), COMPARISONS, probed=8)
+    verifier = measure(BatchScorer(Verifier(), CPU), COMPARISONS, probed=8)
     assert verifier.hackability is not None
     assert verifier.hackability.mean < 0.2
 
 
 def test_what_has_no_score_is_counted_and_left_out() -> None:
-    found = measure(Judge(Function(f"{__name__}:sometimes_unable"), CPU), COMPARISONS, probed=4)
+    found = measure(BatchScorer(Function(f"{__name__}:sometimes_unable"), CPU), COMPARISONS, probed=4)
     assert 0 < found.agreement.unscored < len(COMPARISONS)
     assert found.agreement.accuracy.n < sum(c.human != 0 for c in COMPARISONS)
 
@@ -74,7 +74,9 @@ def test_a_probe_changes_a_picture_and_keeps_its_shape(probe) -> None:
 
 def test_scores_do_not_depend_on_the_batch_size() -> None:
     requests = [Request(c.prompt, c.first) for c in COMPARISONS]
-    assert Judge(Jpeg(), CPU, batch_size=1).scores(requests) == Judge(Jpeg(), CPU, batch_size=7).scores(requests)
+    assert BatchScorer(Jpeg(), CPU, batch_size=1).scores(requests) == BatchScorer(Jpeg(), CPU, batch_size=7).scores(
+        requests
+    )
 
 
 def test_the_command_writes_table_json_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from alignment.config.run import Batch, Data, Optimizer, PolicySpec, Snapshots
+from alignment.config.run import BatchSettings, Data, Optimizer, PolicySpec, Snapshots
 from alignment.credit.advantages.batch_norm import BatchNorm
 from alignment.credit.advantages.chain import Chain
 from alignment.credit.advantages.gdpo import GDPO
@@ -204,7 +204,7 @@ def test_the_curve_is_the_recorded_one(
         STEPS,
         data=Data(str(records(tmp_path) if METHODS[name][0].media else tmp_path / "prompts.txt")),
         policy=PolicySpec(str(flux_folder), call=dict(FLUX_CALL), lora=Lora(rank=2)),
-        batch=Batch(updates=2, microbatch=4),
+        batch=BatchSettings(updates=2, microbatch=4),
         snapshots=Snapshots(ema=0.9, behaviour=0.5, behaviour_rate=0.1),
         optimizer=Optimizer(learning_rate=1e-3, warmup=3, final=0.1),
     )

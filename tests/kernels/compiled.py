@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 
 from alignment.objectives.kernels import _matching_triton, _surrogate_triton
 from samplers.kernels import _gaussian_triton
-from samplers.kernels.layout import Layout, in_pieces, layout_of
+from samplers.kernels.layout import MemoryLayout, in_pieces, layout_of
 
 TARGETS = (80, 90)
 FLUX = layout_of((4096, 64), (4096, 1))  # a picture of 1024 pixels, packed
@@ -42,7 +42,7 @@ def cases() -> Iterator[tuple[str, Any, dict[str, int]]]:
         yield f"matching, {name}", vars(_matching_triton)[name], {"BLOCK": 2048}
 
 
-def tiled(layout: Layout) -> dict[str, int]:
+def tiled(layout: MemoryLayout) -> dict[str, int]:
     block_p, block_c = layout.block
     return {"BLOCK_P": block_p, "BLOCK_C": block_c, ("stride_c" if layout.packed else "stride_p"): 1}
 

@@ -17,7 +17,7 @@ from alignment.objectives.kernels.surrogate import clipped_surrogate
 from samplers import Step
 from samplers.kernels.dispatch import choosing, fused
 from samplers.kernels.gaussian import gaussian_sample, gaussian_step
-from samplers.kernels.layout import Layout, in_pieces, layout_of
+from samplers.kernels.layout import MemoryLayout, in_pieces, layout_of
 from samplers.paths.path import Path, RectifiedFlow, VarianceExploding, VariancePreserving
 
 DEVICE = "cuda" if torch.cuda.is_available() and os.environ["TRITON_INTERPRET"] == "0" else "cpu"
@@ -167,9 +167,11 @@ def test_matching_error(size: int, dtype: torch.dtype) -> None:
 
 
 def test_layouts() -> None:
-    assert layout_of((16, 21, 60, 104), (1, 21, 60, 104)) == Layout(1, 21 * 60 * 104, 16, False, 16 * 21 * 60 * 104)
-    assert layout_of((13, 16, 60, 90), (13, 1, 60, 90)) == Layout(13, 5400, 16, False, 16 * 5400)
-    assert layout_of((4096, 64), (4096, 1)) == Layout(1, 4096, 64, True, 4096 * 64)
+    assert layout_of((16, 21, 60, 104), (1, 21, 60, 104)) == MemoryLayout(
+        1, 21 * 60 * 104, 16, False, 16 * 21 * 60 * 104
+    )
+    assert layout_of((13, 16, 60, 90), (13, 1, 60, 90)) == MemoryLayout(13, 5400, 16, False, 16 * 5400)
+    assert layout_of((4096, 64), (4096, 1)) == MemoryLayout(1, 4096, 64, True, 4096 * 64)
     assert layout_of((16, 8, 4), (1, 8, 1)) is None  # channels on both sides of positions
     assert layout_of((1000, 4), (1, 4)) is None  # too many for registers
     assert in_pieces(1000).blocks * in_pieces(1000).block[0] * 256 >= 1000

@@ -20,7 +20,7 @@ from alignment.reports import run_folder
 from alignment.reports.pictures import encode_clip
 from evals import run_bench
 from evals.medium import Medium
-from evals.scoring import Judge
+from evals.scoring import BatchScorer
 from reward_models.base import Media, RewardError, RewardModel, Rewards
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +99,7 @@ def bench(folder: Path, trained: Path) -> tuple[float, float]:
     line = {"prompt": "p", "first": "a.mp4", "second": "b.mp4", "preferred": "first"}
     (folder / "pairs.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
     wanted = run_bench.Wanted("pairs", (f"file={folder / 'pairs.jsonl'}",), None, 0, folder)
-    run_bench.run({"rate": lambda: Judge(Rate(), torch.device("cpu"))}, wanted)
+    run_bench.run({"rate": lambda: BatchScorer(Rate(), torch.device("cpu"))}, wanted)
     found = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
     return found["rewards"]["rate"]["margins"][0], 4.0
 

@@ -21,7 +21,7 @@ from samplers.dynamics.coefficient_preserving import CoefficientPreserving
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.ddim import DDIM
 from samplers.dynamics.flow_sde import FlowSDE
-from samplers.rollout import Plan, Trajectory, sample
+from samplers.rollout import RolloutPlan, Trajectory, sample
 from samplers.windows.base import Choice
 from tests.support.tiny import FLUX_CALL, SD15_CALL
 
@@ -65,10 +65,10 @@ def perturb(policy: Policy, scale: float = 0.2) -> None:
             parameter += scale * torch.randn(parameter.shape, generator=generator)
 
 
-def plan(policy: Policy, dynamics: Dynamics, choice: Choice = ALL, **changes: object) -> Plan:
+def plan(policy: Policy, dynamics: Dynamics, choice: Choice = ALL, **changes: object) -> RolloutPlan:
     """Return a rollout of `PROMPTS`, with all noise keyed by sample."""
     ids = torch.arange(len(PROMPTS) * GROUP)
-    return Plan(
+    return RolloutPlan(
         **{
             "prompts": PROMPTS,
             "seeds": torch.tensor([10, 11]),
@@ -82,7 +82,7 @@ def plan(policy: Policy, dynamics: Dynamics, choice: Choice = ALL, **changes: ob
     )
 
 
-def transitions(policy: Policy, made: Plan) -> tuple[Trajectory, Transitions]:
+def transitions(policy: Policy, made: RolloutPlan) -> tuple[Trajectory, Transitions]:
     """Return a rollout and its trained steps as a batch."""
     path = sample(policy.call, made)
     steps = [path.records[k] for k in made.choice.trained]

@@ -13,10 +13,10 @@ from PIL import Image
 
 from reward_models.base import Media
 from reward_models.measures.colour import Colour
-from reward_models.serving.wire import TENSORS, Asked, Limits, write
+from reward_models.serving.wire import TENSORS, Limits, ParsedQuestion, write
 
 LEVELS = torch.randint(0, 256, (3, 1, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-ASKED = Asked("one", ("a", "b", "c"), None, LEVELS)
+ASKED = ParsedQuestion("one", ("a", "b", "c"), None, LEVELS)
 RIGHT = Colour().load(device=torch.device("cpu"))(media=Media(LEVELS / 255), prompts=["a", "b", "c"]).value.tolist()
 """What `Colour` says of them."""
 SMALL = Limits(body=100_000, rows=4, frames=2, pixels=400, total=1000, prompt=20)

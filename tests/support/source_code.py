@@ -67,9 +67,12 @@ def named(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
 
 
 def holds_a_type(path: Path) -> bool:
-    """Return whether a config's `type:` may name the file: a dataclass in it that inherits has its name."""
-    classes = (
-        node for node in tree(path).body if isinstance(node, ast.ClassDef) and node.bases and node.decorator_list
-    )
-    public = path.stem[0] != "_"
-    return public and any(node.name.lower() == path.stem.replace("_", "") for node in classes)
+    """Return whether a config's `type:` may name the file: it holds a type of its name."""
+    return any(is_a_type(path, node) for node in tree(path).body)
+
+
+def is_a_type(path: Path, node: ast.stmt) -> bool:
+    """Return whether a config's `type:` may name this node: a dataclass that inherits, called like its file."""
+    if not isinstance(node, ast.ClassDef) or not (node.bases and node.decorator_list):
+        return False
+    return path.stem[0] != "_" and node.name.lower() == path.stem.replace("_", "")

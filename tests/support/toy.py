@@ -16,8 +16,7 @@ from diffusers.configuration_utils import register_to_config
 from PIL import Image
 from torch import Tensor, nn
 
-from alignment.config.run import Batch as BatchSettings
-from alignment.config.run import Data, Evaluation, Optimizer, Output, PolicySpec, Run, Snapshots
+from alignment.config.run import BatchSettings, Data, Evaluation, Optimizer, Output, PolicySpec, Run, Snapshots
 from alignment.data.batches import Batch, Experience
 from alignment.training.loop import Trainer
 from alignment.training.runtime import Runtime

@@ -34,7 +34,7 @@ class CLIP(Backbone):
     shortest: int = 224
     longest: int = 336
 
-    def load(self, *, device: torch.device) -> Patches:
+    def load(self, *, device: torch.device) -> CLIPPatches:
         """Return the loaded network.
 
         Raises:
@@ -44,11 +44,11 @@ class CLIP(Backbone):
 
         of_both_towers = r"(text_model|vision_model)\.embeddings\.position_ids"
         network = load_network(CLIPModel, self.weights, self.revision, dtype=self.dtype, unused=of_both_towers)
-        return Patches(self, network.vision_model.to(device))
+        return CLIPPatches(self, network.vision_model.to(device))
 
 
 @dataclass(frozen=True)
-class Patches:
+class CLIPPatches:
     """The loaded vision tower."""
 
     how: CLIP

@@ -35,7 +35,7 @@ class DINOv2(Backbone):
     shortest: int = 224
     longest: int = 518
 
-    def load(self, *, device: torch.device) -> Patches:
+    def load(self, *, device: torch.device) -> DINOv2Patches:
         """Return the loaded network.
 
         Raises:
@@ -44,11 +44,11 @@ class DINOv2(Backbone):
         from transformers import Dinov2Model
 
         network = load_network(Dinov2Model, self.weights, self.revision, dtype=self.dtype)
-        return Patches(self, network.to(device))
+        return DINOv2Patches(self, network.to(device))
 
 
 @dataclass(frozen=True)
-class Patches:
+class DINOv2Patches:
     """The loaded network."""
 
     how: DINOv2

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from alignment.objectives.kernels.actions import LARGEST_LOG_RATIO, Actions, Channels, Ratios, clipped, ratio_of
-from samplers.kernels.layout import Layout
+from samplers.kernels.layout import MemoryLayout
 
 WARPS = 4
 LARGEST = tl.constexpr(LARGEST_LOG_RATIO)
@@ -141,7 +141,7 @@ def _ready(actions: Actions, velocity: Tensor) -> tuple[Tensor, Tensor, Tensor, 
 
 
 def clipped_map(
-    velocity: Tensor, actions: Actions, advantage: Tensor, layout: Layout, clip: float, channels: Channels
+    velocity: Tensor, actions: Actions, advantage: Tensor, layout: MemoryLayout, clip: float, channels: Channels
 ) -> tuple[Tensor, Ratios]:
     """Return the loss and ratios of a map of credit; see `surrogate.clipped_surrogate`."""
     v, old, x, x_next, numbers = _ready(actions, velocity)

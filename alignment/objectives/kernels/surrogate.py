@@ -8,7 +8,7 @@ from torch import Tensor
 from alignment.objectives.kernels.actions import Actions, Channels, Ratios, clipped, ratio_of
 from samplers.kernels.dispatch import fused
 from samplers.kernels.gaussian import one_a_row
-from samplers.kernels.layout import Layout, layout_of
+from samplers.kernels.layout import MemoryLayout, layout_of
 from samplers.step import expand
 
 
@@ -47,7 +47,7 @@ def clipped_surrogate(
 
 
 def _fused(
-    velocity: Tensor, actions: Actions, advantage: Tensor, layout: Layout | None, clip: float, channels: Channels
+    velocity: Tensor, actions: Actions, advantage: Tensor, layout: MemoryLayout | None, clip: float, channels: Channels
 ) -> tuple[Tensor, Ratios]:
     from alignment.objectives.kernels import _surrogate_triton as kernels
 

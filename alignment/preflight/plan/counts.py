@@ -62,7 +62,7 @@ class Around:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepCounts:
     """What one step of one process takes.
 
     Attributes:

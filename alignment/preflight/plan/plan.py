@@ -24,7 +24,7 @@ from alignment.data.prompts import Prompts
 from alignment.errors import ConfigError
 from alignment.policy.networks.loading import no_progress_bars
 from alignment.preflight.plan.blueprint import stand_in_prompts
-from alignment.preflight.plan.counts import Step
+from alignment.preflight.plan.counts import StepCounts
 from alignment.preflight.plan.gpus import GPU
 from alignment.preflight.plan.rehearsal import Rehearsal, RehearsedPolicy
 from alignment.training.setup import read_data
@@ -208,7 +208,7 @@ def _network(name: str, part: nn.Module, policy: RehearsedPolicy) -> Network:
     )
 
 
-def _flops(rehearsal: Rehearsal, steps: Sequence[Step]) -> tuple[dict[str, float], list[str]]:
+def _flops(rehearsal: Rehearsal, steps: Sequence[StepCounts]) -> tuple[dict[str, float], list[str]]:
     """Return the mean FLOPs of a step, and what is not in them."""
     policy, count = rehearsal.policy, len(steps)
     phases = {
@@ -234,7 +234,7 @@ def _flops(rehearsal: Rehearsal, steps: Sequence[Step]) -> tuple[dict[str, float
 
 
 def _memory(
-    rehearsal: Rehearsal, steps: Sequence[Step], networks: Sequence[Network], setup: Setup
+    rehearsal: Rehearsal, steps: Sequence[StepCounts], networks: Sequence[Network], setup: Setup
 ) -> dict[str, dict[str, float]]:
     """Return the bytes of one GPU by phase and part."""
     policy = rehearsal.policy

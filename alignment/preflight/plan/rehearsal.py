@@ -31,7 +31,7 @@ from alignment.policy.pipeline_call import asking, cause
 from alignment.policy.policy import Policy
 from alignment.preflight.plan import blueprint
 from alignment.preflight.plan import meter as plan_meter
-from alignment.preflight.plan.counts import Around, Called, Event, Step
+from alignment.preflight.plan.counts import Around, Called, Event, StepCounts
 from alignment.preflight.plan.meter import AsOnGPU, Cost, Meter
 from alignment.training.loop import Trainer
 from alignment.training.runtime import Runtime
@@ -303,7 +303,7 @@ class Rehearsal:
         self._world = _Alone(state, CPU)
         self._trainer = Trainer(self.run, self.policy, _Still(self._world), prompts)
 
-    def step(self, number: int) -> Step:
+    def step(self, number: int) -> StepCounts:
         """Rehearse a step.
 
         Raises:
@@ -324,7 +324,7 @@ class Rehearsal:
                 f"{type(self.run.source).__name__} with {type(self.run.objective).__name__} cannot be rehearsed "
                 f"without weights: {error}"
             ) from error
-        return Step(policy.events, policy.calls, len(policy.brought), sum(self._world.scored), self._bytes(batch))
+        return StepCounts(policy.events, policy.calls, len(policy.brought), sum(self._world.scored), self._bytes(batch))
 
     def _bytes(self, batch: Batch) -> int:
         """Return the memory of a batch whose latents were of full size."""

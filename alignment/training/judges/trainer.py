@@ -22,7 +22,7 @@ from alignment.errors import ConfigError, NumericsError
 from alignment.policy.networks.spec import Lora
 from alignment.training.judges.pairs import Pair, pairs_of_step, pixels_of
 from alignment.training.runtime import learning_rate
-from reward_models.vlm_rewards.questions import Asked
+from reward_models.vlm_rewards.questions import JudgeInput
 from reward_models.vlm_rewards.reward_dance import RewardDance
 from reward_models.vlms.base import CUE, NO, YES, Question
 from reward_models.vlms.local import Local, LocalReader
@@ -198,11 +198,11 @@ class JudgeTrainer:
         asked = [question for one, other in sides for question in task.between(one, other.clips)]
         return asked + [question for one, other in sides for question in task.between_reversed(one, other.clips)]
 
-    def _asked(self, pair: Pair, side: Literal["chosen", "rejected"]) -> Asked:
+    def _asked(self, pair: Pair, side: Literal["chosen", "rejected"]) -> JudgeInput:
         """Return one side of a pair as the judge will be shown samples when it is a reward."""
         medium = pair.chosen if side == "chosen" else pair.rejected
         fps = medium.fps if isinstance(medium, Clip) else None
-        return Asked([pixels_of(medium).to(self.device)], [pair.prompt], fps=fps)
+        return JudgeInput([pixels_of(medium).to(self.device)], [pair.prompt], fps=fps)
 
 
 def _margin(log_odds: Tensor) -> Tensor:

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignment.config.run import Batch as BatchSettings
-from alignment.config.run import Optimizer
+from alignment.config.run import BatchSettings, Optimizer
 from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.objectives.base import Objective
 from alignment.objectives.forward_process.dgpo import DGPO

@@ -11,8 +11,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from alignment.config.run import Batch as BatchSettings
-from alignment.config.run import Optimizer, Snapshots
+from alignment.config.run import BatchSettings, Optimizer, Snapshots
 from alignment.data.batches import Batch, Experience, concatenate
 from alignment.errors import ConfigError, EnvironmentProblem, NumericsError
 from alignment.objectives.base import Loss, Objective

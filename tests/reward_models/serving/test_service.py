@@ -17,7 +17,7 @@ from reward_models.combinators.win_rate import WinRate
 from reward_models.judges.bradley_terry import BradleyTerry
 from reward_models.measures.colour import Colour
 from reward_models.serving.service import Service
-from reward_models.serving.wire import Asked, write
+from reward_models.serving.wire import ParsedQuestion, write
 from tests.support.questions import post
 from tests.support.served import served
 
@@ -55,7 +55,7 @@ def held():
 
 def question(*prompts, side=8, group=None):
     pixels = torch.rand(len(prompts), 1, 3, side, side, generator=torch.Generator().manual_seed(len(prompts)))
-    return Asked("id", prompts, None, pixels, group=group)
+    return ParsedQuestion("id", prompts, None, pixels, group=group)
 
 
 def value(asked):
