@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import re
@@ -14,14 +13,11 @@ import torch
 
 from alignment.config.run import Run
 from alignment.config.schedule import check_dynamics, check_noise, read_scheduler
-from alignment.credit.advantages.base import Advantage
 from alignment.data.records import data_file, read_records
 from alignment.errors import ConfigError, VisalignError
 from alignment.policy.networks.spec import PolicySpec
 from reward_models.base import RewardError, require_reward_model
-from samplers.dynamics.base import Dynamics
 from samplers.errors import SamplingError
-from samplers.windows.base import Window
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LONGEST_NAME = 200
@@ -66,18 +62,16 @@ def check_scheduler(run: Run, scheduler: object, rounds: object) -> None:
     Raises:
         ConfigError: Naming the key.
     """
-    parts = _parts(run)
-    for key, dynamics in parts.items():
-        if scheduler is None or not isinstance(dynamics, Dynamics):
-            continue
-        try:
-            check_dynamics(dynamics, scheduler)
-            for window in parts.values():
-                if isinstance(window, Window) and isinstance(rounds, int):
-                    choice = window.choose(rounds, 0, 0, torch.Generator())
-                    check_noise(dynamics, scheduler, rounds, choice.eligible or choice.trained)
-        except SamplingError as error:
-            raise ConfigError(f"source.{key}: {error}") from error
+    dynamics, window = run.source.dynamics, run.source.window
+    if scheduler is None or dynamics is None:
+        return
+    try:
+        check_dynamics(dynamics, scheduler)
+        if window is not None and isinstance(rounds, int):
+            choice = window.choose(rounds, 0, 0, torch.Generator())
+            check_noise(dynamics, scheduler, rounds, choice.eligible or choice.trained)
+    except SamplingError as error:
+        raise ConfigError(f"source.dynamics: {error}") from error
 
 
 def values(run: Run) -> Iterator[Problem]:
@@ -219,23 +213,15 @@ def _copies(run: Run) -> Iterator[Problem]:
 
 def _rows(run: Run) -> Iterator[Problem]:
     """Look at the window with the pipeline's own number of steps, and at how the rows of a step become updates."""
-    parts, rounds = _parts(run), run.policy.call.get("num_inference_steps")
-    kept = parts.get("keep")
-    group = kept if isinstance(kept, int) else parts.get("group_size")
-    rows = run.source.prompts * (group if isinstance(group, int) else 1)
-    for name, window in parts.items():
-        if isinstance(window, Window) and isinstance(rounds, int) and rounds > 0:
-            try:
-                choice = window.choose(rounds, 0, 0, torch.Generator())
-            except ValueError as error:
-                yield f"source.{name}", f"with policy.call.num_inference_steps {rounds}: {error}"
-                return
-            rows = run.source.prompts if choice.branch else rows
-    if run.source.rows_per_prompt is not None:
-        rows = run.source.prompts * run.source.rows_per_prompt
-    group, what = parts.get("rows_per_group", group), "rows"
+    rounds = run.policy.call.get("num_inference_steps")
+    try:
+        shape = run.source.shape(rounds if isinstance(rounds, int) and rounds > 0 else None)
+    except ValueError as error:
+        yield "source.window", f"with policy.call.num_inference_steps {rounds}: {error}"
+        return
+    rows, what = shape.rows, "rows"
     if run.objective.whole_groups:
-        rows, what = run.source.prompts // (group if run.source.media and isinstance(group, int) else 1), "groups"
+        rows, what, group = shape.groups, "groups", shape.rows_per_group
         if group == 1:
             yield (
                 "source.rows_per_group",
@@ -243,7 +229,7 @@ def _rows(run: Run) -> Iterator[Problem]:
                 "none to compare; use at least 2",
             )
             return
-        if isinstance(group, int) and run.batch.microbatch < group:
+        if run.batch.microbatch < group:
             yield (
                 "batch.microbatch",
                 f"got {run.batch.microbatch}, but {type(run.objective).__name__} compares the {group} samples of a "
@@ -271,15 +257,14 @@ def _credit(run: Run) -> Iterator[Problem]:
             f"{type(run.objective).__name__} climbs the gradient of the reward of each sample, but {reward} {lacks}; "
             "choose a differentiable reward (docs/rewards.md), or an objective that needs no gradient of it",
         )
-    for name, advantage in _parts(run).items():
-        if isinstance(advantage, Advantage) and known is not None:
-            for part in advantage.reads:
-                if part.split("/")[0] not in known:
-                    yield (
-                        f"source.{name}",
-                        f"{type(advantage).__name__} reads the part {part!r} of the reward, but "
-                        f"{type(reward).__name__} has {', '.join(known) or 'no parts'}",
-                    )
+    advantage = run.source.advantage
+    for part in () if advantage is None or known is None else advantage.reads:
+        if part.split("/")[0] not in known:
+            yield (
+                "source.advantage",
+                f"{type(advantage).__name__} reads the part {part!r} of the reward, but "
+                f"{type(reward).__name__} has {', '.join(known) or 'no parts'}",
+            )
 
 
 def _records(run: Run) -> Iterator[Problem]:
@@ -299,12 +284,6 @@ def _records(run: Run) -> Iterator[Problem]:
         )
 
 
-def _parts(run: Run) -> dict[str, object]:
-    """Return the source's fields: which it has is its own affair, and what it lacks is not checked."""
-    assert dataclasses.is_dataclass(run.source)
-    return {field.name: getattr(run.source, field.name) for field in dataclasses.fields(run.source)}
-
-
 def _geometry(run: Run, world_size: int) -> Iterator[Problem]:
     prompts = run.source.prompts
     each, over = divmod(prompts, world_size)
@@ -315,8 +294,9 @@ def _geometry(run: Run, world_size: int) -> Iterator[Problem]:
             f"{prompts} prompts a step do not divide over {world_size} processes: "
             f"{prompts} = {world_size} x {each} + {over}; use {near}",
         )
-    at_once = _parts(run).get("prompts_per_call")
-    if isinstance(at_once, int) and each % at_once:
+    calls = run.source.shape(None).calls
+    at_once = prompts // calls if calls else 1
+    if each % at_once:
         yield (
             "source.prompts_per_call",
             f"{at_once} prompts a pipeline call do not divide the {each} prompts of each of {world_size} processes: "
@@ -377,8 +357,8 @@ def describe(run: Run, world_size: int) -> str:
     """Say in a paragraph what the run would do."""
     policy, source, evaluation = run.policy, run.source, run.evaluation
     trains = f"LoRA adapters of rank {policy.lora.rank}" if policy.lora else "the denoiser's own weights"
-    group = _parts(run).get("group_size")
-    samples = f" x {group} samples = {source.prompts * group} pictures or clips" if isinstance(group, int) else ""
+    shape = source.shape(None)
+    samples = f" x {shape.group_size} samples = {shape.groups * shape.group_size} pictures or clips"
     held = {*run.objective.snapshots, *source.snapshots, *(["ema"] if run.snapshots.ema > 0 else [])}
     if source.reward is None:
         given = f"{type(source).__name__} takes {source.prompts} records ({', '.join(source.media)}) on"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
 from alignment.context import Context
 from alignment.data.batches import Batch
+from alignment.fact import fact
+from samplers.paths.times import Times
 
 B_contra = TypeVar("B_contra", bound=Batch, contravariant=True)
 
@@ -36,6 +38,8 @@ Learn = Callable[[Loss], None]
 class Objective(Protocol[B_contra]):
     """Turns rows of experience into losses.
 
+    What others want to know of an objective it says here: a field of that name says it, or a property does.
+
     Attributes:
         home: Where `type:` in a config finds implementations.
         consumes: The batch type.
@@ -54,6 +58,26 @@ class Objective(Protocol[B_contra]):
     spatial: ClassVar[bool] = False
     whole_groups: ClassVar[bool] = False
     differentiates: ClassVar[bool] = False
+
+    @fact
+    def clip(self) -> float | None:
+        """How far a likelihood ratio may go from 1; None where nothing is clipped."""
+        return None
+
+    @fact
+    def kl(self) -> float:
+        """Weight of the distance to a frozen copy; above 0 only where a field of that name can switch it off."""
+        return 0.0
+
+    @fact
+    def channels(self) -> Literal["sum", "mean"]:
+        """What is done with the log densities of a position's channels before a ratio is taken."""
+        return "mean"
+
+    @fact
+    def times(self) -> Times | None:
+        """Distribution of the times to which clean samples are noised; None where they are not."""
+        return None
 
     @property
     def snapshots(self) -> tuple[str, ...]:

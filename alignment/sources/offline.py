@@ -8,7 +8,7 @@ from typing import ClassVar
 from alignment.context import Context
 from alignment.data.batches import Batch, Experience, Groups, Samples
 from alignment.errors import ConfigError
-from alignment.sources.base import Source
+from alignment.sources.base import Source, StepShape
 from alignment.sources.from_files import encoded, labels, said, seen
 
 
@@ -27,8 +27,6 @@ class Offline(Source[Samples]):
 
     prompts: int
     rows_per_group: int = 1
-    reward: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]  # nothing is scored
-    weights: ClassVar[str] = "live"  # pyright: ignore[reportIncompatibleVariableOverride]  # nothing is sampled
     media: ClassVar[tuple[str, ...]] = ("media",)
     produces: ClassVar[type[Batch]] = Samples
 
@@ -38,6 +36,10 @@ class Offline(Source[Samples]):
                 f"source.prompts must be a multiple of source.rows_per_group, both at least 1: got {self.prompts} and "
                 f"{self.rows_per_group}"
             )
+
+    def shape(self, rounds: int | None) -> StepShape:
+        """Return a row for each record, and records compared with their neighbours."""
+        return StepShape(self.prompts // self.rows_per_group, self.rows_per_group, self.prompts)
 
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Samples]:
         """Encode the records' samples."""

@@ -23,8 +23,6 @@ class OfflinePairs(Source[Pairs]):
     """
 
     prompts: int
-    reward: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]  # nothing is scored
-    weights: ClassVar[str] = "live"  # pyright: ignore[reportIncompatibleVariableOverride]  # nothing is sampled
     media: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     produces: ClassVar[type[Batch]] = Pairs
 

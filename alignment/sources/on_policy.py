@@ -9,7 +9,7 @@ from alignment.context import Context
 from alignment.credit.advantages.base import Advantage
 from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Batch, Experience, Groups, Samples
-from alignment.sources.base import Source
+from alignment.sources.base import Source, StepShape, calls_of
 from alignment.sources.clean_samples import clean_samples
 from alignment.sources.credited import assign, check_geometry
 from alignment.sources.extremes import check_keep, extremes
@@ -35,10 +35,10 @@ class OnPolicy(Source[Samples]):
     """
 
     prompts: int
-    reward: RewardModel  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
+    reward: RewardModel
     group_size: int = 8
     advantage: Advantage = GroupNorm()
-    weights: Literal["live", "behaviour"] = "live"  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
+    weights: Literal["live", "behaviour"] = "live"
     keep: int | None = None
     prompts_per_call: int | None = None
     overlap: Overlap = True
@@ -47,6 +47,11 @@ class OnPolicy(Source[Samples]):
     def __post_init__(self) -> None:
         check_geometry(self.prompts, self.group_size, self.prompts_per_call)
         check_keep(self.keep, self.group_size)
+
+    def shape(self, rounds: int | None) -> StepShape:
+        """Return a row for each sample that is kept."""
+        rows = self.prompts * (self.keep or self.group_size)
+        return StepShape(self.prompts, self.group_size, rows, calls_of(self.prompts, self.prompts_per_call))
 
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Samples]:
         """Sample, score and credit."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from alignment.context import Context
 from alignment.data.batches import Batch, Experience, Groups, Pairs
 from alignment.errors import ConfigError
-from alignment.sources.base import Source
+from alignment.sources.base import Source, StepShape, calls_of
 from alignment.sources.clean_samples import clean_samples
 from alignment.sources.credited import check_geometry, gathered, refuse, reward_metrics
 from alignment.sources.overlap import Overlap
@@ -40,11 +40,11 @@ class OnPolicyPairs(Source[Pairs]):
     """
 
     prompts: int
-    reward: RewardModel  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
+    reward: RewardModel
     group_size: int = 8
     margin: float = 0.0
     strength: Literal["one", "difference"] = "one"
-    weights: Literal["live", "behaviour"] = "live"  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
+    weights: Literal["live", "behaviour"] = "live"
     prompts_per_call: int | None = None
     overlap: Overlap = True
     produces: ClassVar[type[Batch]] = Pairs
@@ -53,6 +53,10 @@ class OnPolicyPairs(Source[Pairs]):
         check_geometry(self.prompts, self.group_size, self.prompts_per_call)
         if self.margin < 0:
             raise ConfigError(f"source.margin must be >= 0, got {self.margin}")
+
+    def shape(self, rounds: int | None) -> StepShape:
+        """Return a pair for each prompt."""
+        return StepShape(self.prompts, self.group_size, self.prompts, calls_of(self.prompts, self.prompts_per_call))
 
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Pairs]:
         """Sample, score and pair."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.credit.structures.base import Structure
 from alignment.data.batches import Batch, Experience, Groups, Transitions, concatenate
 from alignment.errors import ConfigError
-from alignment.sources.base import Source
+from alignment.sources.base import Source, StepShape, calls_of
 from alignment.sources.credited import Stopwatch, assign, check_geometry, repeat, sample_ids, spread
 from alignment.sources.extremes import check_keep, extremes
 from alignment.sources.overlap import Overlap, Scoring
@@ -24,6 +24,9 @@ from samplers import rows_of
 from samplers.dynamics.base import Dynamics
 from samplers.rollout import RolloutPlan, Trajectory, sample
 from samplers.windows.base import Choice, Window
+
+_MANY = 10_000
+"""Denoising steps of a call whose number is not known yet: enough for every window."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class OnPolicySteps(Source[Transitions]):
     """
 
     prompts: int
-    reward: RewardModel  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
+    reward: RewardModel
     dynamics: Dynamics
     window: Window
     group_size: int = 8
@@ -76,9 +79,20 @@ class OnPolicySteps(Source[Transitions]):
                 f"dynamics: {type(self.dynamics).__name__} is deterministic here, but a policy gradient needs the "
                 "density of each step; choose dance_sde, flow_sde, coefficient_preserving or ddim with noise above 0"
             )
-        choice = self.window.choose(10_000, 0, 0, torch.Generator())
-        if choice.branch and not self.shared_noise:
+        if self._branches(None) and not self.shared_noise:
             raise ConfigError("window: branching needs source.shared_noise, because a group leaves one state")
+
+    def shape(self, rounds: int | None) -> StepShape:
+        """Return a row for each sample that is kept, or for each prompt whose samples leave one state."""
+        rows = self.prompts * (1 if self._branches(rounds) else self.keep or self.group_size)
+        return StepShape(self.prompts, self.group_size, rows, calls_of(self.prompts, self.prompts_per_call))
+
+    def small(self) -> OnPolicySteps:
+        """Return it with two prompts in one call, of four samples each."""
+        return replace(self, prompts=2, group_size=4, keep=None, prompts_per_call=2)
+
+    def _branches(self, rounds: int | None) -> bool:
+        return self.window.choose(_MANY if rounds is None else rounds, 0, 0, torch.Generator()).branch
 
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Transitions]:
         """Sample, score and credit."""

@@ -13,7 +13,7 @@ from alignment.credit.advantages.base import Advantage
 from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Batch, Experience, Groups, Transitions, concatenate
 from alignment.errors import ConfigError
-from alignment.sources.base import Source
+from alignment.sources.base import Source, StepShape, calls_of
 from alignment.sources.credited import Stopwatch, check_geometry, gathered, refuse, repeat, reward_metrics, sample_ids
 from alignment.sources.overlap import Overlap, Scoring
 from reward_models.base import RewardModel, Rewards
@@ -56,7 +56,7 @@ class OnPolicyTree(Source[Transitions]):
 
     prompts: int
     dynamics: Dynamics
-    reward: RewardModel  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
+    reward: RewardModel
     splits: tuple[int, ...] = (0, 1, 2)
     branching: int = 2
     trained: tuple[int, ...] | None = None
@@ -88,6 +88,15 @@ class OnPolicyTree(Source[Transitions]):
     def rows_per_prompt(self) -> int:
         """Nodes that are learned from."""
         return sum(self.branching**depth for depth in self.depths)
+
+    def shape(self, rounds: int | None) -> StepShape:
+        """Return a row for each node that is learned from."""
+        rows, calls = self.prompts * self.rows_per_prompt, calls_of(self.prompts, self.prompts_per_call)
+        return StepShape(self.prompts, self.group_size, rows, calls)
+
+    def small(self) -> OnPolicyTree:
+        """Return it with two prompts in one call."""
+        return replace(self, prompts=2, prompts_per_call=2)
 
     @property
     def depths(self) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from alignment.context import Context
 from alignment.data.batches import Batch, Experience, Groups, Starts
 from alignment.errors import ConfigError
-from alignment.sources.base import Source
+from alignment.sources.base import Source, StepShape
 from alignment.sources.credited import repeat, sample_ids
 from reward_models.base import Media, RewardModel, Rewards
 
@@ -26,13 +26,17 @@ class PromptsOnly(Source[Starts]):
     """
 
     prompts: int
-    reward: RewardModel  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
+    reward: RewardModel
     group_size: int = 1
     produces: ClassVar[type[Batch]] = Starts
 
     def __post_init__(self) -> None:
         if self.prompts < 1 or self.group_size < 1:
             raise ConfigError(f"prompts and group_size must be >= 1, got {self.prompts} and {self.group_size}")
+
+    def shape(self, rounds: int | None) -> StepShape:
+        """Return a row for each sample; who learns from them makes them."""
+        return StepShape(self.prompts, self.group_size, self.prompts * self.group_size)
 
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Starts]:
         """List the rows."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from alignment.context import Context
 from alignment.data.batches import Batch, Experience, Groups, Pairs
 from alignment.errors import ConfigError
-from alignment.sources.base import Source
+from alignment.sources.base import Source, StepShape, calls_of
 from alignment.sources.credited import Stopwatch
 from alignment.sources.from_files import encoded, labels, said, seen
 from samplers import Conductor
@@ -44,8 +44,6 @@ class SemiPolicy(Source[Pairs]):
     every: int = 30
     kept: int = 7
     prompts_per_call: int | None = None
-    reward: ClassVar[None] = None  # pyright: ignore[reportIncompatibleVariableOverride]  # nothing is scored
-    weights: ClassVar[str] = OPPONENT  # pyright: ignore[reportIncompatibleVariableOverride]
     media: ClassVar[tuple[str, ...]] = ("media",)
     produces: ClassVar[type[Batch]] = Pairs
 
@@ -56,9 +54,18 @@ class SemiPolicy(Source[Pairs]):
             raise ConfigError(f"prompts_per_call must divide prompts: {self.prompts} / {self.prompts_per_call}")
 
     @property
+    def weights(self) -> str:
+        """The opponent's."""
+        return OPPONENT
+
+    @property
     def snapshots(self) -> tuple[str, ...]:
         """The opponent, and the earlier policies it is chosen from."""
         return (OPPONENT, *(f"earlier-{slot}" for slot in range(self.kept)))
+
+    def shape(self, rounds: int | None) -> StepShape:
+        """Return a pair for each record."""
+        return StepShape(self.prompts, 1, self.prompts, calls_of(self.prompts, self.prompts_per_call))
 
     def slot(self, number: int) -> int:
         """Return where theta_number is kept: the first for good, the others in turn."""

@@ -45,7 +45,8 @@ def enough_memory(run: Run, doing: Doing, step: int) -> Iterator[None]:
 def _remedies(run: Run, doing: Doing) -> tuple[list[str], list[str]]:
     """Return what can be changed when the run is resumed, and what only in a new run."""
     policy, learning = run.policy, doing == "learning"
-    calls = vars(run.source).get("prompts_per_call", 1)
+    prompts, calls = run.source.prompts, run.source.shape(None).calls
+    at_once = prompts // calls if calls else "all of them"
     rows, pictures = run.batch.microbatch, run.evaluation.batch_size
     resuming = [
         (learning and rows > 1, f"a smaller batch.microbatch (now {rows})"),
@@ -55,7 +56,7 @@ def _remedies(run: Run, doing: Doing) -> tuple[list[str], list[str]]:
         (not policy.offload, "policy.offload: true"),
     ]
     afresh = [
-        (doing == "sampling" and calls != 1, f"a smaller source.prompts_per_call (now {calls or 'all of them'})"),
+        (doing == "sampling" and calls not in (0, prompts), f"a smaller source.prompts_per_call (now {at_once})"),
         (not learning and policy.decode == "whole", "policy.decode: sliced"),
         (learning and policy.lora is None, "policy.lora: {}"),
         (policy.autocast is None, "policy.autocast: bfloat16"),

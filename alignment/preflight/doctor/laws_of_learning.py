@@ -12,7 +12,6 @@ from torch.distributions import Normal
 
 from alignment.data.batches import Transitions
 from alignment.objectives.forward_process.noising import draw_points
-from alignment.objectives.kernels.actions import Channels
 from alignment.objectives.kernels.surrogate import log_ratio
 from alignment.objectives.policy_gradient.base import actions
 from alignment.policy.replay_check import how_visits_go
@@ -26,7 +25,6 @@ from alignment.preflight.doctor.subject import (
     mean_loss,
     more_than,
     preserved,
-    settings,
 )
 from alignment.training.loop import microbatches
 from samplers import Step, observe_prefix
@@ -47,8 +45,6 @@ out from rounding), and the share of it that it must make. Half is left where a 
 is divided by its own size without graph (DiffusionNFT)."""
 MOSTLY_TIED = 0.5
 """Share of groups without any spread above which most of the work is for nothing."""
-SMALL = {"prompts": 2, "group_size": 4, "keep": None, "prompts_per_call": 2}
-"""A step's experience, small."""
 SIGMAS = 6.0
 """Standard errors allowed where a law is statistical: a healthy run fails once in a billion times."""
 
@@ -130,10 +126,8 @@ def first_ratio(subject: Subject) -> Finding:
     """
     _ = subject.transitions
     trainer = subject.trainer
-    small = {name: size for name, size in SMALL.items() if name in settings(trainer.run.source)}
-    source = replace(trainer.run.source, **small)  # type: ignore[type-var]  # every kind is a dataclass
-    trainer = replace(trainer, run=replace(trainer.run, source=source))
-    channels: Channels = "sum" if settings(trainer.run.objective).get("channels") == "sum" else "mean"
+    trainer = replace(trainer, run=replace(trainer.run, source=trainer.run.source.small()))
+    channels = trainer.run.objective.channels
     errors: list[float] = []
 
     def receive(k: int, velocity: Tensor) -> None:
@@ -169,9 +163,7 @@ def _ratio_limit(subject: Subject) -> tuple[float, str]:
 
 
 def _clip(subject: Subject) -> float | None:
-    """Return the objective's clip range, if it is one of its fields."""
-    value = settings(subject.trainer.run.objective).get("clip")
-    return value if isinstance(value, float) else None
+    return subject.trainer.run.objective.clip
 
 
 def replay_runs_what_it_trains(subject: Subject) -> Finding:
@@ -280,7 +272,7 @@ def a_step_down_lowers_the_loss(subject: Subject) -> Finding:
 def kl_term_pulls(subject: Subject) -> Finding:
     """A term that is switched on has a gradient: a KL computed without graph is logged and does nothing."""
     trainer, batch = subject.trainer, subject.credited
-    if not settings(trainer.run.objective).get("kl"):
+    if trainer.run.objective.kl == 0:
         raise NotApplicable("no KL term is switched on")
     without = replace(trainer.run.objective, kl=0.0)  # type: ignore[type-var]  # every kind is a dataclass
     # Moved first: at the reference itself the divergence is at its minimum, and pulls nowhere.

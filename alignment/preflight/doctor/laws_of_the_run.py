@@ -24,10 +24,9 @@ from alignment.config import checks
 from alignment.errors import CheckpointError
 from alignment.policy.networks.loading import experts, pipeline_class, trained_scheduler
 from alignment.policy.networks.tuning import ADAPTER
-from alignment.preflight.doctor.subject import PAIR, Finding, NotApplicable, Subject, at_most, more_than, settings
+from alignment.preflight.doctor.subject import PAIR, Finding, NotApplicable, Subject, at_most, more_than
 from samplers import Conductor, Look, take
 from samplers.dynamics.ode import ODE
-from samplers.windows.base import Window
 
 REWARD_NOISE = 0.01
 """A scorer may differ from itself by this share of its spread: half precision does, and credit hardly sees it."""
@@ -48,9 +47,9 @@ def geometry(subject: Subject) -> Finding:
     run, rounds = subject.trainer.run, subject.policy.rounds
     checks.check(run, subject.trainer.runtime.world.size)
     says = f"{run.source.prompts} prompts a step, {rounds} denoising steps"
-    for window in (part for part in settings(run.source).values() if isinstance(part, Window)):
+    if run.source.window is not None:
         for step in range(min(run.steps, MOST_STEPS)):
-            window.choose(rounds, step, 0, subject.ctx.draw.generator("doctor", step))
+            run.source.window.choose(rounds, step, 0, subject.ctx.draw.generator("doctor", step))
     if len(subject.trainer.prompts.texts) < run.source.prompts:
         says += f"; a prompt comes more than once a step: the file has {len(subject.trainer.prompts.texts)}"
     return Finding("pass", says=says)

@@ -22,7 +22,7 @@ from alignment.data.batches import Batch, Experience
 from alignment.data.prompts import Prompts
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, NumericsError
-from alignment.preflight.doctor.subject import preserved, settings
+from alignment.preflight.doctor.subject import exchanged, preserved
 from alignment.reports.console import Console
 from alignment.reports.run_folder import Evaluated
 from alignment.reports.statistics import Interval, difference, interval
@@ -180,15 +180,15 @@ def measure(trainer: Trainer, steps: int | None) -> Damage:
         ConfigError: If the run's source gives no credit that could be shuffled.
     """
     run, count = trainer.run, steps or STEPS
-    advantage = settings(run.source).get("advantage")
-    if not isinstance(advantage, Advantage):
+    advantage = run.source.advantage
+    if advantage is None:
         raise ConfigError(f"--shuffle: {type(run.source).__name__} has no advantage that could be shuffled")
     advantages = {REAL: advantage, SHUFFLED: Shuffled(advantage, Draw(run.seed))}
     evaluator = _evaluator(trainer)
     before = evaluator(trainer.context(0), run.evaluation.curve_images_per_prompt, "live")
     arms: dict[str, Arm] = {}
     for name, credit in advantages.items():
-        source = replace(run.source, advantage=credit)  # type: ignore[call-arg]  # it has the field
+        source = exchanged(run.source, advantage, credit)
         optimizer = replace(run.optimizer, warmup=0, final=1.0)
         arm = replace(trainer, run=replace(run, source=source, optimizer=optimizer, steps=count))
         arms[name] = _train(arm, evaluator)

@@ -26,13 +26,12 @@ from torch import Tensor
 
 from alignment.data.batches import Batch, Experience, Transitions
 from alignment.errors import ConfigError
-from alignment.preflight.doctor.subject import gradient, group_std, settings
+from alignment.preflight.doctor.subject import exchanged, gradient, group_std
 from alignment.reports.console import Console
 from alignment.training.loop import Trainer
 from samplers import observe_prefix
 from samplers.dynamics.base import Dynamics
 from samplers.paths.times import Times
-from samplers.windows.base import Window
 from samplers.windows.branch import Branch
 
 BATCHES, LEAST = 8, 3
@@ -178,9 +177,7 @@ def measure(trainer: Trainer, batches: int | None) -> Signal:
     count = batches or BATCHES
     if count < LEAST:
         raise ConfigError(f"steps={count}: a standard error needs at least {LEAST} batches")
-    parts = settings(trainer.run.source).values()
-    window = next((part for part in parts if isinstance(part, Window)), None)
-    dynamics = next((part for part in parts if isinstance(part, Dynamics)), None)
+    window, dynamics = trainer.run.source.window, trainer.run.source.dynamics
     made = [trainer.experience(trainer.context(1 + i)) for i in range(count)]
     branched = isinstance(window, Branch)
     if dynamics is None:
@@ -222,7 +219,7 @@ def inner_products(gradients: Sequence[Tensor]) -> Tensor:
 def _branches(trainer: Trainer, dynamics: Dynamics, count: int) -> Iterator[StepSignal]:
     """Measure each step but the last by branching there."""
     for k in range(trainer.policy.rounds - 1):
-        source = replace(trainer.run.source, window=Branch((k,)))  # type: ignore[call-arg]  # it has the field
+        source = exchanged(trainer.run.source, trainer.run.source.window, Branch((k,)))
         there = replace(trainer, run=replace(trainer.run, source=source))
         if _level(trainer, dynamics, k)[1] == 0:
             continue
@@ -250,14 +247,14 @@ def _at_step(batch: Transitions, k: int) -> Transitions:
 
 
 def _bands(trainer: Trainer, made: Sequence[Experience[Batch]]) -> Iterator[StepSignal]:
-    """Measure a forward-process objective in bands of its own times, where it has a field for them."""
+    """Measure a forward-process objective in bands of its own times."""
     objective = trainer.run.objective
-    times = settings(objective).get("times")
-    if not isinstance(times, Times):
+    times = objective.times
+    if times is None:
         return
     edges = torch.linspace(times.low, times.high, BANDS + 1).tolist()
     for low, high in pairwise(edges):
-        band = replace(objective, times=Times(low=low, high=high))  # type: ignore[call-arg]  # it has the field
+        band = exchanged(objective, times, Times(low=low, high=high))
         there = replace(trainer, run=replace(trainer.run, objective=band))
         level = ((low + high) / 2, math.nan)
         yield _signal(f"t {low:.2f}-{high:.2f}", [gradient(there, e.batch) for e in made], made, level)

@@ -6,13 +6,14 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from alignment.context import Context
 from alignment.data.batches import Batch, Experience, Pairs, Samples, Transitions
+from alignment.errors import ConfigError
 from alignment.objectives.base import Loss
 from alignment.policy.policy import Policy
 from alignment.training.loop import Trainer, microbatches, rows_per_unit
@@ -31,6 +32,7 @@ SHIFT = 0.05
 """Size of a perturbation, in root mean squares of the weight (or absolute, where the weight is zero)."""
 
 Outcome = Literal["pass", "warning", "FAIL", "skipped"]
+T = TypeVar("T")
 
 
 class NotApplicable(Exception):
@@ -101,10 +103,10 @@ class Subject:
         Raises:
             NotApplicable: If it has none.
         """
-        for part in settings(self.trainer.run.source).values():
-            if isinstance(part, Window):
-                return part
-        raise NotApplicable("no step is chosen: this source samples by the pipeline's own scheduler")
+        window = self.trainer.run.source.window
+        if window is None:
+            raise NotApplicable("no step is chosen: this source samples by the pipeline's own scheduler")
+        return window
 
     @property
     def dynamics(self) -> Dynamics:
@@ -113,10 +115,10 @@ class Subject:
         Raises:
             NotApplicable: If it has none.
         """
-        for part in settings(self.trainer.run.source).values():
-            if isinstance(part, Dynamics):
-                return part
-        raise NotApplicable("no step is stochastic: this source samples by the pipeline's own scheduler")
+        dynamics = self.trainer.run.source.dynamics
+        if dynamics is None:
+            raise NotApplicable("no step is stochastic: this source samples by the pipeline's own scheduler")
+        return dynamics
 
     @property
     def single(self) -> bool:
@@ -230,9 +232,16 @@ class Subject:
         return conductor.final.float()
 
 
-def settings(kind: object) -> dict[str, object]:
-    """Return a kind's fields by name: it declares what it is made of, and no protocol says which of them it has."""
-    return {field.name: vars(kind)[field.name] for field in fields(kind)}  # type: ignore[arg-type]  # a dataclass
+def exchanged(whole: T, part: object, other: object) -> T:
+    """Return a source or an objective with another part in place of one of its own, whatever that field is called.
+
+    Raises:
+        ConfigError: If no field holds it.
+    """
+    held = [field.name for field in fields(whole) if vars(whole)[field.name] is part]  # type: ignore[arg-type]
+    if not held:
+        raise ConfigError(f"{type(whole).__name__} has no field that holds its {type(part).__name__}, to exchange it")
+    return replace(whole, **{held[0]: other})  # type: ignore[type-var]  # every kind is a dataclass
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from alignment.data.random_streams import Draw
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.preflight.doctor import shuffle
 from alignment.reports.run_folder import Evaluated
+from alignment.sources.base import Source
 from alignment.sources.on_policy_steps import OnPolicySteps
 from reward_models.base import Media, Rewards
 from samplers.dynamics.flow_sde import FlowSDE
@@ -55,11 +56,10 @@ def test_the_order_is_another_in_every_group_and_the_same_every_time() -> None:
 
 
 @dataclass(frozen=True)
-class Creditless:
+class Creditless(Source[Transitions]):
     """A source of transitions without credit."""
 
     prompts: int = 2
-    structure: None = None
     produces: ClassVar[type] = Transitions
 
 
