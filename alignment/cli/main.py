@@ -101,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"visalign {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
-        _add_train, _add_doctor, _add_plan, _add_export, _add_report, _add_rewards, _add_serve_reward, _add_config,
+        _add_init, _add_train, _add_doctor, _add_plan, _add_export, _add_report, _add_rewards, _add_serve_reward,
+        _add_config,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -119,6 +120,24 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
         metavar="key=value",
         help="laid over the config, such as objective.clip=1e-4",
     )
+
+
+def _add_init(commands: Commands) -> None:
+    parser = _add(commands, "init", "write a config of your own from a recipe, whole and with every field explained")
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="its name, or a file; without it, list the recipes")
+    parser.add_argument("--to", metavar="FILE", help="file to write; the recipe's name in this folder by default")
+    parser.set_defaults(command=_init)
+
+
+def _init(args: argparse.Namespace) -> int:
+    from alignment.config import recipes
+
+    if args.recipe is None:
+        show(recipes.told())
+        return 0
+    written = recipes.init(args.recipe, args.to)
+    show(f"wrote {written}; visalign train {written} --dry-run says what it lacks here")
+    return 0
 
 
 def _add_train(commands: Commands) -> None:

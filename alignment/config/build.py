@@ -65,9 +65,9 @@ def resolved(run: object, kind: type | None = None) -> str:
     return yaml_nodes.dump(written(run, kind))
 
 
-def written(run: object, kind: type | None = None) -> object:
-    """Return the plain values of `resolved`."""
-    return _written(kind or type(run), run)
+def written(part: object, asked: Any = None) -> object:
+    """Return the plain values that build `part` where a field asks for `asked`; None asks for its own class."""
+    return _written(asked or type(part), part)
 
 
 @functools.cache

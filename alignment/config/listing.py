@@ -87,14 +87,14 @@ def _types(kind: Kind) -> dict[str, Any]:
 
 
 def _described(cls: type) -> list[dict[str, Any]]:
-    explained = _explained(cls)
+    says = explained(cls)
     return [
         {
             "name": name,
             "type": words(hint),
             "default": None if field.default is dataclasses.MISSING else _default(field).removeprefix(", default "),
             "required": field.default is field.default_factory is dataclasses.MISSING,
-            "says": explained.get(name, ""),
+            "says": says.get(name, ""),
             "fields": [inner for part in _plain_parts(hint) for inner in _described(part)],
         }
         for name, (hint, field) in fields_of(cls).items()
@@ -113,11 +113,11 @@ def _summary(cls: type) -> str:
 
 def _fields(cls: type) -> list[str]:
     """Return one line a field: name, type, default, explanation; fields of plain dataclasses are indented below."""
-    explained = _explained(cls)
+    says = explained(cls)
     lines = []
     for name, (hint, field) in fields_of(cls).items():
         line = f"{name}: {words(hint)}{_default(field)}"
-        lines.append(f"{line}. {explained[name]}" if name in explained else line)
+        lines.append(f"{line}. {says[name]}" if name in says else line)
         for part in _plain_parts(hint):
             lines.extend(f"    {deeper}" for deeper in _fields(part))
     return lines
@@ -139,7 +139,7 @@ def _shown(value: object) -> str:
     return repr(value)
 
 
-def _explained(cls: type) -> dict[str, str]:
+def explained(cls: type) -> dict[str, str]:
     """Read the docstrings' `Attributes:` blocks, those of base classes first: the first sentence of each entry."""
     found: dict[str, str] = {}
     for one in reversed(cls.__mro__):

@@ -84,9 +84,10 @@ for _tag in ("null", "bool", "int", "float"):
 _TOO_DEEP = f"values are nested more than {MAX_DEPTH} deep (does an alias contain itself?)"
 
 
-def dump(value: object) -> str:
-    """Return plain values as YAML text that `parse` reads back to equal ones."""
-    return yaml.dump(value, Dumper=Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)
+def dump(value: object, *, block: bool = False) -> str:
+    """Return plain values as YAML text that `parse` reads back to equal ones; `block` puts each on lines of its own."""
+    style = False if block else None
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, default_flow_style=style, allow_unicode=True, width=110)
 
 
 def parse(text: str, file: str | None) -> Node:

@@ -23,7 +23,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-import alignment
+from alignment.config.recipes import CONFIGS
 from alignment.data.prompts import Prompts, read_prompts
 from alignment.errors import PipelineError
 from alignment.policy.latents import Conducted, Latents, Sample
@@ -33,11 +33,7 @@ from alignment.policy.networks.spec import PolicySpec
 from alignment.preflight.plan.meter import META
 from reward_models.foreign import ForeignCode
 
-_HOME = Path(alignment.__file__).parent
-_CONFIGS = _HOME / "configs" if (_HOME / "configs").is_dir() else _HOME.parent / "configs"
-"""In the package where it was installed from a wheel, beside it in a checkout."""
-
-ARCHITECTURES = _CONFIGS / "architectures"
+ARCHITECTURES = CONFIGS / "architectures"
 """Sizes of pipelines that people know by a hub id, in a file of that name."""
 
 _DESCRIPTIONS = ["*.json", "*.model", "*.txt"]
