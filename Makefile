@@ -73,7 +73,7 @@ golden: $(STAMP) ## Write the golden curves anew; look at the difference before 
 	REWRITE_GOLDEN=1 $(PYTEST) tests/golden
 
 bench: $(STAMP) ## Measure what the machinery costs (minutes)
-	$(BIN)/python examples/benchmarks/run.py
+	$(BIN)/python -m examples.benchmarks.run
 
 bench-gpu: $(STAMP) ## Test the fused kernels on a GPU, then measure them against eager, torch.compile and a plain copy
 	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)' || { \

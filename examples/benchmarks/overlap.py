@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from alignment.sources.overlap import Overlap
 from alignment.training.loop import Trainer
 from alignment.training.runtime import Runtime
 from alignment.training.setup import load
+from examples.benchmarks.conditions import conditions
 
 RECIPE = "configs/quickstart.yaml"
 seconds = 0.0
@@ -107,8 +107,7 @@ def main() -> None:
     seconds = args.seconds or rollout_seconds(args.prompts_per_call)
     found = {
         **measure(args.calls, args.prompts_per_call, args.repeats),
-        "machine": platform.processor(),
-        "torch": torch.__version__,
+        **conditions(),
     }
     for name, value in found.items():
         print(f"{name:27}{value:.3f}" if isinstance(value, float) else f"{name:27}{value}")

@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from rich.table import Table
 
 from alignment.config.load import load
 from alignment.reports import run_folder
+from examples.benchmarks.conditions import processor
 from examples.benchmarks.gains_page import HEADINGS, Row, write_rows
 
 CALIBRATION_STEPS = 13
@@ -153,7 +153,7 @@ def main() -> None:
     Console(width=160).print(table(found, given.metrics))
     (given.folder / f"{given.section}.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
     if given.table is not None:
-        where = f"{platform.machine()} with {os.cpu_count()} cores, {given.parallel} at once, threads: {given.threads}"
+        where = f"{processor()} with {os.cpu_count()} cores, {given.parallel} at once, threads: {given.threads}"
         rows = [row for recipe, runs in found.items() if (row := row_of(recipe, runs, given.metrics[0])) is not None]
         recipes = os.path.relpath(Path(given.recipes[0]).parent, given.table.parent)
         below = f"Seeds {' '.join(map(str, given.seeds))}; {where}."

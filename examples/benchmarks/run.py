@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from alignment.policy.networks.tuning import adapter_layers, merged
 from alignment.training.loop import Trainer
 from alignment.training.runtime import Runtime
 from alignment.training.setup import load
+from examples.benchmarks.conditions import conditions, load_average, said
 from reward_models.base import Media
 
 RECIPE = "configs/quickstart_dancegrpo.yaml"
@@ -241,31 +241,27 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--output", default="runs/benchmark.json")
     given = parser.parse_args()
-    results = {
-        "overhead, quickstart": overhead(given.repeats, QUICKSTART),
-        "overhead, DanceGRPO": overhead(given.repeats, RECIPE),
-        "prefix": prefix(given.repeats),
-        "collapse": collapse(given.repeats),
-        "memory": memory(),
+    jobs: dict[str, Callable[[], dict[str, float]]] = {
+        "overhead, quickstart": lambda: overhead(given.repeats, QUICKSTART),
+        "overhead, DanceGRPO": lambda: overhead(given.repeats, RECIPE),
+        "prefix": lambda: prefix(given.repeats),
+        "collapse": lambda: collapse(given.repeats),
+        "memory": memory,
     }
-    conditions = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "repeats": given.repeats,
-        "load_average": os.getloadavg()[0],
-    }
-    table = Table(title=f"{RECIPE}, {conditions['threads']} threads, medians of {given.repeats}")
-    for heading in ("benchmark", "measured", "ratio"):
+    under = conditions()
+    table = Table(title=f"medians of {given.repeats}; {said(under)}")
+    for heading in ("benchmark", "measured", "ratio", "threads", "load"):
         table.add_column(heading)
-    for name, found in results.items():
-        rest = ", ".join(f"{key} {value:.4g}" for key, value in found.items() if key != "ratio")
-        table.add_row(name, rest, f"{found['ratio']:.3f}")
+    results: dict[str, dict[str, float]] = {}
+    for name, job in jobs.items():
+        before = load_average()
+        found = results[name] = {**job(), "load": before}
+        rest = ", ".join(f"{key} {value:.4g}" for key, value in found.items() if key not in ("ratio", "load"))
+        table.add_row(name, rest, f"{found['ratio']:.3f}", str(under["threads"]), f"{before:.1f}")
     Console().print(table)
     os.makedirs(os.path.dirname(given.output) or ".", exist_ok=True)
     with open(given.output, "w", encoding="utf-8") as file:
-        json.dump({"conditions": conditions, **results}, file, indent=2)
+        json.dump({"conditions": {**under, "repeats": given.repeats}, **results}, file, indent=2)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What credit position by position costs on a CPU: the loss of ViPO against that of scalar GRPO, forward and backward.
 
-    python examples/benchmarks/surrogate_cpu.py --repeats 15
+    python -m examples.benchmarks.surrogate_cpu --repeats 15
 
 `plain` is scalar GRPO written out, as public trainers write it: two Gaussian log densities, their means over the
 latent, the clipped surrogate, autograd. The others are `clipped_surrogate` of this repository in torch, with a scalar
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from alignment.objectives.kernels.actions import Actions
 from alignment.objectives.kernels.surrogate import clipped_surrogate
+from examples.benchmarks.conditions import conditions, said
 from samplers import Step
 from samplers.kernels.dispatch import choose
 
@@ -74,6 +75,7 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     choose("torch")
+    print(said(conditions()))
     for name, shape in SHAPES.items():
         compared = jobs(*shape)
         seconds: dict[str, list[float]] = {job: [] for job in compared}
