@@ -58,7 +58,7 @@ def _add_score(actions: Actions) -> None:
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="fields of the reward")
     parser.add_argument("--input", required=True, metavar="PATH", help='a .jsonl of {"prompt", "media"}, or a folder')
     parser.add_argument("--output", required=True, metavar="PATH", help="a .jsonl, .csv or .parquet file")
-    parser.add_argument("--prompt", help="the prompt of every picture of a folder that has no .txt beside it")
+    parser.add_argument("--prompt", help="the prompt of every medium that brings none")
     parser.add_argument(
         "--on-error",
         choices=("stop", "skip"),
@@ -85,8 +85,9 @@ def _score(args: argparse.Namespace) -> int:
     from alignment.config import build
     from evals import score
 
-    lines = score.read(Path(args.input), args.prompt)
     scorer = _scorer(args.name, args.overrides, args)
+    bare = None if scorer.model.reads_prompts() else ""
+    lines = score.read(Path(args.input), bare if args.prompt is None else args.prompt)
     scorer.model.check(tuple(dict.fromkeys(line.request.prompt for line in lines)))
     missing = score.write(scorer, lines, Path(args.output), build.resolved(scorer.model), args.on_error)
     show(f"{len(lines) - missing} of {len(lines)} media scored by {scorer.model}: {args.output}")

@@ -40,9 +40,13 @@ class Line:
 
 
 def read(path: Path, prompt: str | None) -> list[Line]:
-    """Return the media of a `.jsonl` file ({"prompt", "media"} a line) or of a folder.
+    """Return the media of a `.jsonl` file ({"prompt", "media"} per line) or of a folder.
 
     In a folder, the prompt of `NAME.png` is in `NAME.txt` beside it, or is `prompt` for all.
+
+    Args:
+        path: The file or folder.
+        prompt: Of media that bring none; None refuses them, and "" suits a reward that reads no prompts.
 
     Raises:
         DataError: Naming what cannot be used.
@@ -61,7 +65,8 @@ def read(path: Path, prompt: str | None) -> list[Line]:
     lines = []
     for number, record in enumerate(json_records(path), start=1):
         place = f"{path}, record {number}"
-        text, name = wanted(record, "prompt", place, str), wanted(record, "media", place)
+        text = wanted(record, "prompt", place, str) if prompt is None or "prompt" in record else prompt
+        name = wanted(record, "media", place)
         try:
             lines.append(Line(record, Request(text, Medium.file(find(path.parent, name)))))
         except DataError as error:

@@ -224,6 +224,10 @@ class RewardModel(Protocol):
         """
         return None
 
+    def reads_prompts(self) -> bool:
+        """Return whether a prompt has a say in a score; yes, unless a model says that it looks at the sample alone."""
+        return True
+
     def waits(self) -> bool:
         """Return whether another process does the work, so that this one's cores are free meanwhile; no, by default."""
         return False

@@ -70,6 +70,10 @@ class Cached(RewardModel):
         """Return those of what scores."""
         return self.reward.part_names()
 
+    def reads_prompts(self) -> bool:
+        """Return whether what scores does."""
+        return self.reward.reads_prompts()
+
     def waits(self) -> bool:
         """Return whether what scores does."""
         return self.reward.waits()

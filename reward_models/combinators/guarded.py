@@ -75,6 +75,10 @@ class Guarded(RewardModel):
         """Return those of what scores."""
         return self.reward.part_names()
 
+    def reads_prompts(self) -> bool:
+        """Return whether what scores does."""
+        return self.reward.reads_prompts()
+
     def waits(self) -> bool:
         """Return whether what scores does."""
         return self.reward.waits()

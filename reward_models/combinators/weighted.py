@@ -106,6 +106,10 @@ class Weighted(RewardModel):
         """Return the names of the terms, and "passed" with gates."""
         return (*self.parts, *(() if self.gated is None else ("passed",)))
 
+    def reads_prompts(self) -> bool:
+        """Return whether that is so of any part."""
+        return any(part.reward.reads_prompts() for part in self.parts.values())
+
     def waits(self) -> bool:
         """Return whether that is so of every part."""
         return all(part.reward.waits() for part in self.parts.values())

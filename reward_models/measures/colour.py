@@ -48,6 +48,10 @@ class Colour(RewardModel):
         """None: a score is one number."""
         return ()
 
+    def reads_prompts(self) -> bool:
+        """No: it looks at the sample alone."""
+        return False
+
     def load(self, *, device: torch.device) -> _ColourScorer:
         """Return the scorer; it works where the pixels are."""
         return _ColourScorer(_CHANNELS.index(self.channel))

@@ -52,6 +52,10 @@ class Exposure(RewardModel):
         """None: a score is one number."""
         return ()
 
+    def reads_prompts(self) -> bool:
+        """No: it looks at the sample alone."""
+        return False
+
     def load(self, *, device: torch.device) -> _ExposureScorer:
         """Return the scorer; it works where the pixels are."""
         return _ExposureScorer(self.width)

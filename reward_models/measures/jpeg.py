@@ -53,6 +53,10 @@ class Jpeg(RewardModel):
         """None: a score is one number."""
         return ()
 
+    def reads_prompts(self) -> bool:
+        """No: it looks at the sample alone."""
+        return False
+
     def load(self, *, device: torch.device) -> _JpegScorer:
         """Return the scorer; it works on the CPU whatever the device is."""
         return _JpegScorer(self)

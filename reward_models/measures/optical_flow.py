@@ -75,6 +75,10 @@ class OpticalFlow(RewardModel):
         media = Media(torch.stack([moving, moving[:1].expand(3, -1, -1, -1)]), fps=_RATE)
         return (KnownAnswer("a clip that pans moves more than one that stands", media, ("", ""), best_first=True),)
 
+    def reads_prompts(self) -> bool:
+        """No: it looks at the sample alone."""
+        return False
+
     def load(self, *, device: torch.device) -> _OpticalFlowScorer:
         """Return the scorer.
 

@@ -48,6 +48,10 @@ class Sharpness(RewardModel):
         """None: a score is one number."""
         return ()
 
+    def reads_prompts(self) -> bool:
+        """No: it looks at the sample alone."""
+        return False
+
     def load(self, *, device: torch.device) -> _SharpnessScorer:
         """Return the scorer; it works where the pixels are."""
         return _SharpnessScorer()

@@ -41,6 +41,19 @@ def test_every_line_comes_back_with_its_score(given: Path) -> None:
     assert scores[0] == 0
 
 
+def test_a_reward_that_reads_no_prompts_asks_for_none(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = given / "bare.jsonl"
+    bare.write_text("".join(f'{{"media": "{i}.png"}}\n' for i in range(len(PROMPTS))))
+    assert score("colour", "--input", bare, "--output", given / "out.jsonl") == 0
+    assert [sorted(line) for line in lines(given / "out.jsonl")] == [["media", "score"]] * len(PROMPTS)
+    assert score("colour", "--input", given, "--output", given / "folder.jsonl") == 0
+    scores = [[line["score"] for line in lines(given / name)] for name in ("out.jsonl", "folder.jsonl")]
+    assert scores[0] == scores[1]
+    assert score("shapes", "--input", bare, "--output", given / "refused.jsonl") == 2
+    assert "there is no 'prompt'" in capsys.readouterr().err
+    assert score("shapes", "--input", bare, "--prompt", PROMPTS[0], "--output", given / "given.jsonl") == 0
+
+
 PARTS = """\
 type: weighted
 parts:

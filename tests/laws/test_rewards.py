@@ -141,6 +141,12 @@ def test_known_answers_are_given(model):
     assert len(answers) >= len(model.known_answers())
 
 
+def test_one_that_reads_no_prompts_scores_alike_under_any(model, whole, media, prompts):
+    if not model.reads_prompts():
+        bare = load_reward(model, device=CPU)(media=media, prompts=[""] * len(prompts), group=GROUP)
+        assert torch.equal(bare.value.nan_to_num(), whole.value.nan_to_num())
+
+
 def test_it_is_deterministic_and_leaves_the_pixels_alone(model, whole, media, prompts):
     before = media.pixels.clone()
     again = load_reward(model, device=CPU)(media=media, prompts=prompts, group=GROUP)
