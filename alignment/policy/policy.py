@@ -81,7 +81,7 @@ class Policy(Weights):
         self._routes = self._fresh_routes()
         cache = None if spec.embedding_cache is None else Path(spec.embedding_cache)
         self.embeddings, self.encodings = Embeddings(self.pipe, cache), Encodings(self.pipe)
-        self.latents = Latents(self, cache)
+        self.latents = Latents(self, cache, check=spec.check_latents)
         self._layout: LoopLayout | None = None
         self._one_visit, self._shown = False, Shown()
         self.rounds, self.form, self.share_states, self._between = 0, Form.SHARED, True, Between.SKIPPED

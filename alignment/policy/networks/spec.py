@@ -54,6 +54,8 @@ class PolicySpec:
             one while they run.
         decode: Pixels of all rows at once, row by row ("sliced"), or in overlapping tiles of each row ("tiled", whose
             seams differ slightly).
+        check_latents: Whether a sample to learn from has to come back through the pipeline's own decoder. False is for
+            VAEs with random weights, to try things out: with others it hides latents that are wrong.
         trajectories: Where recorded states wait for the update; on the "cpu" they leave the device's memory to the
             next pipeline call.
     """
@@ -74,6 +76,7 @@ class PolicySpec:
     quantize: Literal["8bit", "4bit"] | None = None
     offload: bool = False
     decode: Literal["whole", "sliced", "tiled"] = "whole"
+    check_latents: bool = True
     trajectories: Literal["device", "cpu"] = "device"
 
     def __post_init__(self) -> None:

@@ -129,3 +129,12 @@ def test_a_decoder_that_gives_back_something_else_is_refused(flux_folder: Path, 
     random.prepare(("a red circle",))
     with pytest.raises(PipelineError, match=r"cannot learn from pictures or clips of a file.*comes back from the VAE"):
         random.latents([find_picture(tmp_path, drawn(tmp_path / "a.png").name)])
+
+
+def test_the_check_can_be_left_out_and_says_so(flux_folder: Path, tmp_path: Path) -> None:
+    spec = PolicySpec(str(flux_folder), call=dict(FLUX_CALL), lora=Lora(2), check_latents=False)
+    random = Policy(spec, device=CPU, seed=0)
+    random.prepare(("a red circle",))
+    with pytest.warns(UserWarning, match=r"policy\.check_latents is off, and .*a\.png comes back from the VAE"):
+        [state] = random.latents([find_picture(tmp_path, drawn(tmp_path / "a.png").name)])
+    assert state.isfinite().all()
