@@ -50,6 +50,7 @@ class Objective(Protocol[B_contra]):
         whole_groups: Whether a row's loss depends on the other rows of its group, so that a group is learned from as
             a whole: no update and no microbatch splits one.
         differentiates: Whether it takes the reward's own gradient, which then has to reach the pixels.
+        headline: The metric that says in one number how learning goes, shown beside the reward at every step.
     """
 
     home: ClassVar[str] = "alignment.objectives"
@@ -58,6 +59,7 @@ class Objective(Protocol[B_contra]):
     spatial: ClassVar[bool] = False
     whole_groups: ClassVar[bool] = False
     differentiates: ClassVar[bool] = False
+    headline: ClassVar[str] = "reward/mean"
 
     @fact
     def clip(self) -> float | None:

@@ -1,4 +1,4 @@
-"""How far a run is: a live bar on a terminal, one plain line a step in a log file."""
+"""How far a run is: a live bar on a terminal, one plain line per step in a log file."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ class ProgressLine:
         console: Where it is shown; a terminal gets a bar, anything else lines.
     """
 
-    def __init__(self, total_steps: int, *, quiet: bool = False, console: Console | None = None) -> None:
-        """Begin at step 0 of `total_steps`; `quiet` shows nothing."""
+    def __init__(
+        self, total_steps: int, *, quiet: bool = False, console: Console | None = None, headline: str = REWARD
+    ) -> None:
+        """Begin at step 0 of `total_steps`; `quiet` shows nothing, `headline` is a metric shown beside the reward."""
+        self._shown = {REWARD: "reward", **({} if headline == REWARD else {headline: headline.rpartition("/")[2]})}
         self.console = console or Console(quiet=quiet, highlight=False)
         self._total = total_steps
         self._first: tuple[int, float] | None = None
@@ -46,8 +49,8 @@ class ProgressLine:
             self._first = (done - 1, now - seconds)
         before, since = self._first
         left = duration((self._total - done) * (now - since) / max(1, done - before))
-        reward = f"reward {metrics[REWARD]:.4g} · " if REWARD in metrics else ""
-        text = f"{reward}{seconds:.2f} s/step · {left} left"
+        shown = "".join(f"{word} {metrics[name]:.4g} · " for name, word in self._shown.items() if name in metrics)
+        text = f"{shown}{seconds:.2f} s/step · {left} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=text)
         else:

@@ -19,7 +19,7 @@ from alignment.errors import EnvironmentProblem
 from alignment.reports import run_folder
 from alignment.reports.environment import environment
 from alignment.reports.pictures import contact_sheet, encode, encode_clip, grid, printable
-from alignment.reports.progress import ProgressLine
+from alignment.reports.progress import REWARD, ProgressLine
 from alignment.reports.run_folder import BASE, FINAL, Evaluated
 from alignment.reports.statistics import Interval, interval
 from alignment.reports.trackers import Tracker
@@ -44,6 +44,7 @@ class Recorder:
         trackers: Sequence[Tracker] = (),
         quiet: bool = False,
         found: Mapping[str, object] | None = None,
+        headline: str = REWARD,
     ) -> None:
         """Open the record in `folder`, after whatever lines it holds.
 
@@ -53,11 +54,12 @@ class Recorder:
             trackers: Who else is told.
             quiet: Show no progress.
             found: What was found out about the pipeline, for `environment.json`.
+            headline: Metric shown with the progress, beside the reward.
         """
         self.folder = folder
         self._trackers = tuple(trackers)
         self._metrics = folder / run_folder.METRICS
-        self._progress = ProgressLine(total_steps, quiet=quiet)
+        self._progress = ProgressLine(total_steps, quiet=quiet, headline=headline)
         run_folder.write_json(folder / run_folder.ENVIRONMENT, environment() | ({"prepared": found} if found else {}))
         self.resume_at(self._next_step())
 

@@ -165,7 +165,10 @@ class Session:
         if runtime.main:
             run_folder.write_atomically(folder / run_folder.CONFIG, self.resolved.encode())
             trackers = open_trackers(run.output.report_to, folder, self._config)
-            self._recorder = Recorder(folder, total_steps=run.steps, trackers=trackers, found=self._found)
+            shown = run.objective.headline
+            self._recorder = Recorder(
+                folder, total_steps=run.steps, trackers=trackers, found=self._found, headline=shown
+            )
             show(str(self.trainer.policy.prepared))
             self._recorder.resume_at(first)
         try:

@@ -129,6 +129,17 @@ def credited(batch: Batch, factor: float) -> Batch:
 
 
 @of_those(SIGNED)
+def test_its_headline_is_among_its_metrics(bench: Bench) -> None:
+    told: set[str] = {"reward/mean"}  # the source's
+
+    def learn(loss: Loss) -> None:
+        loss.per_row.sum().backward()
+        told.update(loss.metrics)
+
+    bench.objective(bench.ctx, bench.batch, learn)
+    assert bench.objective.headline in told
+
+
 def test_zero_credit_gives_zero_gradient(bench: Bench) -> None:
     assert bench.gradient(bench.batch).norm() > 0
     scale = bench.gradient(bench.batch).norm()

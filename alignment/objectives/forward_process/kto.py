@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class KTO(Gains):
     beta: float = 1000.0
     wanted: float = 1.0
     unwanted: float = 1.0
+
+    headline: ClassVar[str] = "kto/accuracy"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,6 +21,8 @@ class SFT(Imitation):
 
     Note: a label below 0 pushes away from its sample, which has no end; KTO (`kto`) has one.
     """
+
+    headline: ClassVar[str] = "imitation/error"
 
     def weight(self, advantage: Tensor) -> Tensor:
         """Return the credit."""

@@ -26,6 +26,7 @@ class Pairwise(Compared[Pairs]):
     """
 
     consumes: ClassVar[type[Batch]] = Pairs
+    headline: ClassVar[str] = "pairs/accuracy"
 
     def gain(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return the gain of each pair from D of both sides, `[n]` each."""

@@ -231,6 +231,16 @@ def test_a_log_file_gets_a_line_a_step():
     assert re.fullmatch(r"step 2/3 · 0\.\d\d s/step · 1 s left", second)
 
 
+def test_the_headline_of_the_objective_is_shown_beside_the_reward_or_alone():
+    stream = io.StringIO()
+    line = ProgressLine(2, console=Console(file=stream), headline="pairs/accuracy")
+    line.advance(1, {"pairs/accuracy": 0.75, "seconds/total": 2.0})
+    line.advance(2, {"pairs/accuracy": 0.5, "reward/mean": 0.25, "seconds/total": 2.0})
+    alone, beside = stream.getvalue().splitlines()
+    assert alone.startswith("step 1/2 · accuracy 0.75 · 2.00 s/step")
+    assert beside.startswith("step 2/2 · reward 0.25 · accuracy 0.5 · 2.00 s/step")
+
+
 def test_a_terminal_gets_a_bar():
     stream = io.StringIO()
     line = ProgressLine(3, console=Console(file=stream, force_terminal=True, width=80))
