@@ -326,7 +326,7 @@ def _rewards(run: Run) -> Iterator[Problem]:
             except RewardError as error:
                 yield key, str(error)
                 return
-    judge = run.evaluation.reward or run.source.reward
+    judge = run.measure
     if run.evaluation.prompts is not None and judge is None:
         yield (
             "evaluation.reward",
@@ -359,7 +359,6 @@ def describe(run: Run, world_size: int) -> str:
     trains = f"LoRA adapters of rank {policy.lora.rank}" if policy.lora else "the denoiser's own weights"
     shape = source.shape(None)
     samples = f" x {shape.group_size} samples = {shape.groups * shape.group_size} pictures or clips"
-    held = {*run.objective.snapshots, *source.snapshots, *(["ema"] if run.snapshots.ema > 0 else [])}
     if source.reward is None:
         given = f"{type(source).__name__} takes {source.prompts} records ({', '.join(source.media)}) on"
         scored = ""
@@ -371,7 +370,7 @@ def describe(run: Run, world_size: int) -> str:
         f"In each, {given} {world_size} process{'es' if world_size > 1 else ''}, {scored}and "
         f"{type(run.objective).__name__} learns from them in {run.batch.updates} "
         f"update{'s' if run.batch.updates > 1 else ''}, at most {run.batch.microbatch} rows in a backward pass.",
-        f"Frozen copies of the trained weights: {', '.join(sorted(held)) or 'none'}.",
+        f"Frozen copies of the trained weights: {', '.join(run.copies) or 'none'}.",
         f"Held-out prompts: {evaluation.prompts}, {evaluation.images_per_prompt} pictures each, before and after."
         if evaluation.prompts
         else "No prompts are held out, so nothing is evaluated.",

@@ -195,20 +195,18 @@ class Run:
                 "{type: perceptual, backbone: {type: dinov2}}",
             )
 
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """The frozen copies of the trained weights that are kept."""
+        names = {*self.objective.snapshots, *self.source.snapshots}
+        return tuple(sorted(names | ({"ema"} if self.snapshots.ema > 0 else set())))
+
+    @property
+    def measure(self) -> RewardModel | None:
+        """What evaluation measures with; None only where nothing is evaluated, which `checks` sees to."""
+        return self.evaluation.reward or self.source.reward
+
 
 def _classes(kind: Any) -> Iterator[tuple[str, Any]]:
     """Yield the name and class of everything in a kind's folder."""
     return ((name, registry.find(kind, name)) for name in registry.known(kind))
-
-
-def copies(run: Run) -> tuple[str, ...]:
-    """Return the frozen copies of the trained weights that a run keeps."""
-    names = {*run.objective.snapshots, *run.source.snapshots}
-    return tuple(sorted(names | ({"ema"} if run.snapshots.ema > 0 else set())))
-
-
-def judge(run: Run) -> RewardModel:
-    """Return what the run's evaluation measures with; `checks` refuses a run that has nothing."""
-    reward = run.evaluation.reward or run.source.reward
-    assert reward is not None
-    return reward

@@ -24,7 +24,7 @@ from alignment.checkpoints.state import (
 )
 from alignment.config import build, checks
 from alignment.config.load import load as load_run
-from alignment.config.run import Run, judge
+from alignment.config.run import Run
 from alignment.data.batches import Batch, Experience
 from alignment.errors import ConfigError, EndedElsewhere, OutOfMemory, ProcessLost, Stopped
 from alignment.policy.prepared import check_same_finds
@@ -235,7 +235,8 @@ class Session:
         if self.trainer.held_out is None:
             return
         if self._evaluator is None:
-            self._evaluator = Evaluator(run.evaluation, self.trainer.held_out, judge(run))
+            assert run.measure is not None  # `checks` refuses a run without
+            self._evaluator = Evaluator(run.evaluation, self.trainer.held_out, run.measure)
         weights = "ema" if "ema" in self.trainer.policy.snapshots else "live"
         with self.trainer.doing("evaluation", step):
             result = self._evaluator(self.trainer.context(step), images_per_prompt, weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alignment.checkpoints.contents import pipeline_digest, prompts_digest
 from alignment.config import checks
-from alignment.config.run import Run, copies, judge
+from alignment.config.run import Run
 from alignment.data.batches import Pairs, Samples
 from alignment.data.prompts import LABEL, Prompts, read_prompts
 from alignment.data.random_streams import Draw
@@ -53,9 +53,8 @@ def read_inputs(run: Run) -> tuple[Prompts, Prompts | None]:
     prompts, held_out = read_data(run), read_held_out(run)
     if run.source.reward is not None:
         _check_judged(run.source.reward, run.data.prompts, prompts)
-    measure = run.evaluation.reward or run.source.reward
-    if held_out is not None and measure is not None:
-        _check_judged(measure, str(run.evaluation.prompts), held_out)
+    if held_out is not None and run.measure is not None:
+        _check_judged(run.measure, str(run.evaluation.prompts), held_out)
     return prompts, held_out
 
 
@@ -72,7 +71,8 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     contents = {"data.prompts": prompts_digest(prompts)}
     if held_out is not None:
         contents["evaluation.prompts"] = prompts_digest(held_out)
-        runtime.world.scorer(judge(run))
+        assert run.measure is not None  # `checks` refuses a run without
+        runtime.world.scorer(run.measure)
     if run.source.reward is not None:
         runtime.world.scorer(run.source.reward)
     if run.source.structure is not None:
@@ -88,7 +88,7 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     if prompts.examples:  # what cannot be encoded is refused before anything is trained
         policy.latents(prompts.examples[0].media)
         policy.latents.check([sample for example in prompts.examples for sample in example.media])
-    for name in copies(run):
+    for name in run.copies:
         policy.keep(name)
     runtime.attach(policy, run.optimizer)
     return Trainer(run, policy, runtime, prompts, held_out, contents)

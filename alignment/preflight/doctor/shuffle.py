@@ -16,7 +16,6 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from alignment.config.run import judge
 from alignment.credit.advantages.base import Advantage
 from alignment.data.batches import Batch, Experience
 from alignment.data.prompts import Prompts
@@ -223,7 +222,8 @@ def _train(trainer: Trainer, evaluator: Evaluator) -> Arm:
 def _evaluator(trainer: Trainer) -> Evaluator:
     settings = trainer.run.evaluation
     prompts = trainer.prompts if trainer.held_out is None else trainer.held_out
-    return Evaluator(settings, _distinct(prompts.texts), judge(trainer.run))
+    assert trainer.run.measure is not None  # what has an advantage has a reward
+    return Evaluator(settings, _distinct(prompts.texts), trainer.run.measure)
 
 
 def _distinct(texts: Sequence[str]) -> Prompts:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from alignment.config.run import Run, copies
+from alignment.config.run import Run
 from alignment.credit.structures.base import Allocator, Structure
 from alignment.data.batches import Batch, inputs_of
 from alignment.data.pixels import as_clips
@@ -297,7 +297,7 @@ class Rehearsal:
         self.run = replace(run, source=source)
         self.policy = RehearsedPolicy(run)
         self.policy.observe(max(prompts.texts, key=len), mixed=len(set(map(pictures_of, prompts.texts))) > 1)
-        for name in copies(run):
+        for name in run.copies:
             self.policy.keep(name)
         state: Any = SimpleNamespace(process_index=0, num_processes=1)
         self._world = _Alone(state, CPU)

@@ -211,3 +211,12 @@ def test_an_advantage_that_reads_a_part_nobody_gives_is_refused(path: Path) -> N
     # What says nothing of its parts before it scores is asked when it does.
     says_nothing = "source.reward={type: function, call: tests.support.runs:brightness}"
     load(path, (says_nothing, "source.advantage={type: min, parts: [strikt]}"))
+
+
+def test_a_run_says_which_copies_it_keeps_and_what_measures_it(path: Path) -> None:
+    run = load(path, ["snapshots.ema=0.9", "objective.kl=0.1"])
+    assert run.copies == ("ema", "reference")
+    assert "Frozen copies of the trained weights: ema, reference." in checks.describe(run, 1).replace("\n", " ")
+    assert run.measure is run.source.reward
+    other = load(path, ["evaluation.reward={type: colour}"])
+    assert other.measure is other.evaluation.reward

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from alignment.cli import main as cli
 from alignment.config.load import load
-from alignment.config.run import Data, copies
+from alignment.config.run import Data
 from alignment.data.batches import Pairs, Samples
 from alignment.data.prompts import read_prompts
 from alignment.data.random_streams import Draw
@@ -252,7 +252,7 @@ def test_pairs_keep_their_sides(folder: Path) -> None:
 
 def test_the_opponent_changes_when_it_is_time(semi: Trainer) -> None:
     policy = semi.policy
-    assert copies(semi.run) == ("earlier-0", "earlier-1", "earlier-2", OPPONENT)
+    assert semi.run.copies == ("earlier-0", "earlier-1", "earlier-2", OPPONENT)
     (name, live), *_ = policy.trainable.items()
     start = live.detach().clone()
     for step in range(8):
