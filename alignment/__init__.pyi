@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from alignment.api import Batch as Batch
+from alignment.api import BatchSettings as BatchSettings
 from alignment.api import Data as Data
 from alignment.api import Evaluation as Evaluation
 from alignment.api import Lora as Lora

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from alignment.checkpoints.checkpoint import LATEST
-from alignment.config import registry
+from alignment.config import checks, registry
 from alignment.config.listing import kinds
 from alignment.config.load import as_written
 from alignment.config.load import load as load_run
-from alignment.config.run import Batch, Data, Evaluation, Lora, Optimizer, Output, PolicySpec, Run, Snapshots
+from alignment.config.run import BatchSettings, Data, Evaluation, Lora, Optimizer, Output, PolicySpec, Run, Snapshots
 from alignment.errors import CheckpointError, VisalignError
 from alignment.reports import run_folder
 from alignment.reports.run_folder import Evaluated
@@ -22,8 +22,8 @@ from alignment.reports.table import before_after
 from reward_models.base import Media, RewardError, RewardModel, Rewards
 
 __all__ = [
-    "Batch", "Data", "Evaluation", "Lora", "Media", "Optimizer", "Output", "PolicySpec", "Result", "RewardError",
-    "RewardModel", "Rewards", "Run", "Snapshots", "VisalignError", "load_run", "train",
+    "BatchSettings", "Data", "Evaluation", "Lora", "Media", "Optimizer", "Output", "PolicySpec", "Result",
+    "RewardError", "RewardModel", "Rewards", "Run", "Snapshots", "VisalignError", "load_run", "train",
 ]  # fmt: skip
 
 
@@ -94,6 +94,7 @@ def train(run: Run, *, resume: str | Path | None = None) -> Result:
     from alignment.training import session  # and with it diffusers, which the other names do without
 
     run = as_written(run)
+    checks.check(run, checks.processes())
     session.train(run, None if resume is None else str(resume))
     return Result(Path(run.output.folder) / run.name)
 

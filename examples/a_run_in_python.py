@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from alignment import (
-    Batch,
     BatchNorm,
+    BatchSettings,
     Branch,
     ClippedSurrogate,
     Data,
@@ -59,7 +59,7 @@ def main(steps: int, folder: str) -> Result:
         objective=ClippedSurrogate(clip=1e-2, weight="equal"),
         steps=steps,
         optimizer=Optimizer(learning_rate=7e-4, betas=(0.9, 0.99), max_grad_norm=1e-3),
-        batch=Batch(microbatch=64),
+        batch=BatchSettings(microbatch=64),
         evaluation=Evaluation(prompts="assets/prompts/shapes_test.txt", images_per_prompt=2),
         output=Output(folder=folder, overwrite=True),
     )
