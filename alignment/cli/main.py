@@ -59,7 +59,7 @@ def _answer(command: Callable[[], int]) -> int:
         return command()
     except VisalignError as error:
         if str(error):  # else another process of the run tells it
-            complain(f"visalign: {error}")
+            _tell(f"visalign: {error}")
         return error.exit_code
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
@@ -77,8 +77,16 @@ def _answer(command: Callable[[], int]) -> int:
         if not isinstance(error, RewardError | SamplingError):
             raise
         key = f"{KEYS[error.about]}: " if isinstance(error, SamplingError) else ""
-        complain(f"visalign: {key}{error}")
+        _tell(f"visalign: {key}{error}")
         return USERS
+
+
+def _tell(message: str) -> None:
+    """Print where errors go, and leave it to the launcher."""
+    from alignment.cli.launcher import tell
+
+    complain(message)
+    tell(message)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -152,9 +160,13 @@ def _add_train(commands: Commands) -> None:
 def _train(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(args)
+    from alignment.cli.launcher import one_tells
     from alignment.training import session
 
-    return session.main(args.config, args.overrides, resume=args.resume)
+    with one_tells():
+        run = session.checked(args.config, args.overrides)
+    session.train(run, args.resume)
+    return 0
 
 
 def _dry_run(args: argparse.Namespace) -> int:

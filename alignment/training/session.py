@@ -44,26 +44,29 @@ from alignment.training.stopping import StopSignal
 from reward_models.base import RewardError
 
 
-def main(path: str, overrides: Sequence[str], *, resume: str | None = None) -> int:
-    """Train as the config says, and return the exit code.
+def checked(path: str, overrides: Sequence[str]) -> Run:
+    """Return the run that a config says, if it can work on this machine with the processes that were launched.
 
     Args:
         path: Config file.
         overrides: `key=value` words laid over it.
-        resume: "latest", or a checkpoint folder to continue from.
+
+    Raises:
+        ConfigError: As `load` and `checks.check` do.
+        EnvironmentProblem: As `checks.check` does.
     """
-    train(load_run(path, overrides), resume)
-    return 0
+    run = load_run(path, overrides)
+    checks.check(run, checks.processes())
+    return run
 
 
 def train(run: Run, resume: str | None = None) -> None:
-    """Train a run on the processes that were launched, from the start or from a checkpoint.
+    """Train a checked run on the processes that were launched, from the start or from a checkpoint.
 
     Args:
         run: The run.
         resume: "latest", or a checkpoint folder to continue from.
     """
-    checks.check(run, checks.processes())
     with StopSignal() as stop:
         runtime = Runtime(run, stop)
         try:
