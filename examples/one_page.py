@@ -18,6 +18,7 @@ from alignment.data.prompts import read_prompts
 from alignment.data.random_streams import Draw
 from alignment.policy.networks.spec import Lora, PolicySpec
 from alignment.policy.policy import Policy
+from alignment.policy.prepare import load_policy, prepare
 from reward_models.base import Media
 from reward_models.verifiers.shapes import Shapes
 from samplers import Conductor, Native, Skip, Step, observe_prefix
@@ -31,8 +32,8 @@ def main(steps: int) -> None:
     """Train for `steps` steps and print the mean reward of each."""
     spec = PolicySpec("assets/tiny_flux", call=CALL, lora=Lora(rank=32, merge=True), autocast="bfloat16")
     prompts, draw = read_prompts("assets/prompts/shapes_train.txt"), Draw(seed=0)
-    policy = Policy(spec, device=torch.device("cpu"), seed=0)
-    policy.prepare(prompts.texts)
+    policy = load_policy(spec, device=torch.device("cpu"), seed=0)
+    prepare(policy, prompts.texts)
     scorer, advantage = Shapes().load(device=policy.device), BatchNorm()
     optimizer = torch.optim.AdamW(policy.trainable.values(), lr=3e-4, betas=(0.9, 0.99), weight_decay=0.0)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from alignment.data import tensor_files
 from alignment.data.media import Clip, Picture
 from alignment.errors import ConfigError, DataError, PipelineError
 from alignment.policy.embeddings import add_network
-from samplers import Conductor, Skip
 
 Sample = Picture | Clip
 
@@ -43,17 +42,17 @@ _IN_MEMORY = 1024
 """Latents kept where they are on disk, too."""
 
 
-class Conducted(Protocol):
-    """What encodes: a policy."""
+@dataclass(frozen=True)
+class Ends:
+    """The states that a pipeline's loop ends with.
 
-    pipe: Any
-    rounds: int
-    device: torch.device
-    probed: tuple[str, Tensor] | None
+    Attributes:
+        shape: Returns the shape of one, known once the pipeline was probed.
+        show: Returns what the pipeline makes of one `[*latent]` without its networks: `[F, 3, H, W]`, on the CPU.
+    """
 
-    def call(self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool) -> Tensor | None:
-        """Run the pipeline."""
-        ...
+    shape: Callable[[], torch.Size]
+    show: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -116,9 +115,9 @@ class Latents:
         misses: Samples that were encoded.
     """
 
-    def __init__(self, policy: Conducted, folder: Path | None, *, check: bool = True) -> None:
-        """Encode with the VAE of `policy`; `folder` keeps latents on disk, `check` has a sample come back first."""
-        self._policy, self._folder, self._checked = policy, folder, check
+    def __init__(self, pipe: Any, device: torch.device, ends: Ends, folder: Path | None, *, check: bool = True) -> None:
+        """Encode with the VAE of `pipe`; `folder` keeps latents on disk, `check` has a sample come back first."""
+        self._pipe, self._device, self._ends, self._folder, self._checked = pipe, device, ends, folder, check
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._layout: DecodedLayout | None = None
         self._size = (0, 0, 0)
@@ -127,7 +126,7 @@ class Latents:
 
     @functools.cached_property
     def _vae(self) -> Any:
-        return autoencoder(self._policy.pipe)
+        return autoencoder(self._pipe)
 
     def __call__(self, samples: Sequence[Sample]) -> Tensor:
         """Return the states that samples are, `[n, *latent]` float32, on the CPU.
@@ -152,7 +151,7 @@ class Latents:
                 kind = "pictures" if wanted == 1 else f"clips of {wanted} frames"
                 raise DataError(
                     f"data.prompts: {sample.path} has {frames} frame{'s' if frames > 1 else ''}, and "
-                    f"{type(self._policy.pipe).__name__} makes {kind}, which is what it can learn from"
+                    f"{type(self._pipe).__name__} makes {kind}, which is what it can learn from"
                 )
 
     def pixels(self, sample: Sample) -> Tensor:
@@ -184,7 +183,7 @@ class Latents:
         state = layout.state(pixels.flatten() if self._vae is None else self._encoded(pixels))
         if not bool(state.isfinite().all()):
             raise PipelineError(
-                f"policy.pipeline: the VAE of {type(self._policy.pipe).__name__} encodes {sample.path} to numbers that "
+                f"policy.pipeline: the VAE of {type(self._pipe).__name__} encodes {sample.path} to numbers that "
                 "are not finite; store it in float32 (policy.dtype: float32)"
             )
         if not self.misses:
@@ -194,7 +193,7 @@ class Latents:
 
     def _encoded(self, pixels: Tensor) -> Tensor:
         """Return the numbers that the VAE makes of `[F, 3, H, W]`, flat: the mean where it makes a distribution."""
-        x = (2 * pixels - 1).to(self._policy.device, next(self._vae.parameters()).dtype)
+        x = (2 * pixels - 1).to(self._device, next(self._vae.parameters()).dtype)
         with torch.no_grad():
             out = self._vae.encode(x.transpose(0, 1)[None] if len(self._pieces[0]) == 5 else x)
         if hasattr(out, "latent_dist"):
@@ -226,14 +225,13 @@ class Latents:
     def _look(self) -> DecodedLayout:
         """Return how states lie in what is decoded; found out when it is first asked."""
         if self._layout is None:
-            assert self._policy.probed is not None
-            end = self._policy.probed[1]
-            made = self._shown(torch.zeros(end.shape[1:]))
+            shape = self._ends.shape()
+            made = self._shown(torch.zeros(shape))
             self._size = (made.shape[0], *made.shape[2:])
             if self._vae is not None:
                 self._check_pieces()
             try:
-                self._layout = read_layout(self._decoded, end.shape[1:])
+                self._layout = read_layout(self._decoded, shape)
             except ValueError as error:
                 raise self._refusal(str(error)) from error
             if self._folder is not None:
@@ -252,14 +250,14 @@ class Latents:
         """Return what the pipeline makes of a last state, `[F, 3, H, W]`, and note which pieces it decodes."""
         pieces: list[torch.Size] = []
         with heard(self._vae, lambda z: pieces.append(z.shape)):
-            made = self._call(state)
+            made = self._ends.show(state)
         self._pieces = pieces
         return made
 
     def _decoded(self, state: Tensor) -> Tensor:
         """Return what of a last state is decoded, flat: what the VAE is handed, or the pixels where there is none."""
         if self._vae is None:
-            return self._call(state).double().flatten()
+            return self._ends.show(state).double().flatten()
         found: list[Tensor] = []
 
         def listen(z: Tensor) -> None:
@@ -270,30 +268,22 @@ class Latents:
         dtype = next(self._vae.parameters()).dtype
         try:
             with heard(self._vae, listen):
-                self._call(state)
+                self._ends.show(state)
         except _Heard:
             if next(self._vae.parameters()).dtype != dtype:  # some decode in float32, and were left before the way back
                 self._vae.to(dtype)
         return torch.cat(found)
 
-    def _call(self, state: Tensor) -> Tensor:
-        policy = self._policy
-        assert policy.probed is not None
-        script = [Skip()] * (policy.rounds - 1) + [Skip(state[None].to(policy.device))]
-        made = policy.call(Conductor(script), (policy.probed[0],), torch.zeros(1, dtype=torch.int64), pixels=True)
-        assert made is not None
-        return made[0].float().cpu()
-
     def _refusal(self, reason: str) -> PipelineError:
         return PipelineError(
-            f"policy.pipeline: {type(self._policy.pipe).__name__} cannot learn from pictures or clips of a file, which "
+            f"policy.pipeline: {type(self._pipe).__name__} cannot learn from pictures or clips of a file, which "
             f"have to become states of its loop: {reason}. Sources that sample (on_policy, on_policy_pairs) can"
         )
 
     # ---- the disk --------------------------------------------------------------------------------------------------
 
     def _fingerprint(self, layout: DecodedLayout) -> str:
-        digest = hashlib.sha256(f"{type(self._policy.pipe).__name__} {self._size} {tuple(layout.shape)}".encode())
+        digest = hashlib.sha256(f"{type(self._pipe).__name__} {self._size} {tuple(layout.shape)}".encode())
         for part in (layout.where, layout.scale, layout.shift):
             digest.update(part.numpy().tobytes())
         if self._vae is not None:

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from alignment.data.batches import Transitions
-from alignment.errors import NumericsError, PipelineError, PipelineRefused
+from alignment.errors import NumericsError, PipelineError
 from alignment.policy.between import Between, Receive
-from alignment.policy.call_forms import Form
+from alignment.policy.policy import Policy
+from alignment.policy.visits import ANSWER_TOLERANCE, difference
 from reward_models.foreign import out_of_memory
 from samplers import Act, Conductor, Look, Native, Round, Skip
 from samplers.dynamics.coefficient_preserving import CoefficientPreserving
 from samplers.errors import SamplingError
-
-ANSWER_TOLERANCE = 1e-4
-"""Same weights, same rows, same arguments: answers are equal but for what a device adds up in another order."""
 
 ROWS_TOLERANCE = 1e-2
 """Of the largest number: what another number of rows does in bfloat16. Another noise or prompt does far more."""
@@ -34,40 +31,8 @@ GRADIENT_TOLERANCE = 1e-2
 """Of a gradient's length: attention adds up its gradient in another order each time, in bfloat16 too. A path that is
 missing is a good part of the whole: 5 % for a moving average of a tenth, half for a cache of keys and values."""
 
-ROW_TIME_TOLERANCE = 1e-2
-"""Rounding of a bfloat16 network moves outputs of unit size by less; another time moves them by far more."""
-
 WATCHED = 16
 """Trained tensors whose gradients are compared, at least: those of a network that is trained whole fill its memory."""
-
-
-class Replayable(Protocol):
-    """What is checked: a policy."""
-
-    pipe: Any
-    rounds: int
-    form: Form
-    trainable: dict[str, torch.nn.Parameter]
-
-    @property
-    def between(self) -> Between:
-        """What becomes of rounds that nobody learns from."""
-        ...
-
-    @between.setter
-    def between(self, value: Between) -> None: ...
-
-    def call(self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool) -> Tensor | None:
-        """Sample."""
-        ...
-
-    def replay(self, batch: Transitions, receive: Receive, *, grad: bool) -> None:
-        """Visit recorded states."""
-        ...
-
-    def replay_whole(self, batch: Transitions, receive: Receive) -> None:
-        """Visit recorded states in one call, all of whose rounds are one graph."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +43,7 @@ class _Answer:
     gradients: Sequence[Tensor]
 
 
-def check_replay(policy: Replayable, prompts: Sequence[str]) -> None:
+def check_replay(policy: Policy, prompts: Sequence[str]) -> None:
     """Choose how the policy replays rounds that are not trained: the cheapest way that is exact.
 
     Args:
@@ -102,7 +67,7 @@ def check_replay(policy: Replayable, prompts: Sequence[str]) -> None:
         raise PipelineError(f"{name} cannot be trained: {error}") from error
 
 
-def _choose(policy: Replayable, batch: Transitions, whole: Sequence[_Answer]) -> None:
+def _choose(policy: Policy, batch: Transitions, whole: Sequence[_Answer]) -> None:
     refused = None
     for between in Between:
         policy.between = between
@@ -115,7 +80,7 @@ def _choose(policy: Replayable, batch: Transitions, whole: Sequence[_Answer]) ->
     raise refused
 
 
-def _check_rows(policy: Replayable, prompts: Sequence[str]) -> None:
+def _check_rows(policy: Policy, prompts: Sequence[str]) -> None:
     """Have rows visited again side by side: two that share their noise, which part at the first step, and one alone."""
     companions = policy.form.companions(prompts)
     texts = (companions[0], companions[0], companions[-1])
@@ -123,7 +88,7 @@ def _check_rows(policy: Replayable, prompts: Sequence[str]) -> None:
     answers: dict[int, Tensor] = {}
     policy.replay(batch, lambda k, v: answers.update({k: v.float()}), grad=False)
     for k, velocity in answers.items():
-        apart = _apart(velocity, batch.velocity[:, k])
+        apart = difference(velocity, batch.velocity[:, k])
         if not apart <= ROWS_TOLERANCE:
             raise PipelineError(
                 f"{len(batch)} rows of one call do not come out again in their {batch.index[0, k] + 1}. round (the "
@@ -131,39 +96,10 @@ def _check_rows(policy: Replayable, prompts: Sequence[str]) -> None:
             )
 
 
-def how_visits_go(visit: Callable[..., None], x: Tensor) -> tuple[bool, bool]:
-    """Return whether rows may be visited at times of their own, and whether states have to be visited one a call.
-
-    Both are compared with one state and one time a call. The answer to a visit may depend on the others of its call:
-    some networks are told the next time.
-
-    Args:
-        visit: Called with points, pairs of states and times, and a receiver.
-        x: States of two rows.
-    """
-
-    def answers(*points: tuple[Tensor, Tensor]) -> list[Tensor]:
-        found: list[Tensor] = []
-        visit(list(points), lambda k, v: found.append(v.float()))
-        return found
-
-    own = torch.tensor([0.25, 0.75], device=x.device)
-    points = [(x, t.expand(2)) for t in (own[:1], own[1:])]
-    alone = [answers(point)[0] for point in points]
-    joint = zip(answers(*points), alone, strict=True)
-    one_a_call = any(_apart(together, by_itself) > ANSWER_TOLERANCE for together, by_itself in joint)
-    try:
-        (found,) = answers((x, own))
-    except PipelineRefused:
-        return False, one_a_call
-    apart = torch.stack([alone[0][0], alone[1][1]])
-    return torch.allclose(found, apart, rtol=ROW_TIME_TOLERANCE, atol=ROW_TIME_TOLERANCE), one_a_call
-
-
 # ---- a rollout, and what visits make of it ---------------------------------------------------------------------------
 
 
-def _recorded(policy: Replayable, prompts: Sequence[str], seeds: Tensor, rounds: Sequence[int]) -> Transitions:
+def _recorded(policy: Policy, prompts: Sequence[str], seeds: Tensor, rounds: Sequence[int]) -> Transitions:
     """Return a rollout as a batch, trained in `rounds`; none of them but the pipeline's last is without noise."""
     seen: dict[int, tuple[Tensor, Tensor]] = {}
     ends = policy.rounds - 1
@@ -206,7 +142,7 @@ def _recorded(policy: Replayable, prompts: Sequence[str], seeds: Tensor, rounds:
     )
 
 
-def _answers(policy: Replayable, visit: Callable[[Receive], None], *, kept: bool) -> list[_Answer]:
+def _answers(policy: Policy, visit: Callable[[Receive], None], *, kept: bool) -> list[_Answer]:
     """Return what each visit comes to; `kept` keeps the graph of earlier visits, which may be a part of later ones."""
     trained = list(policy.trainable.values())
     # An odd stride: adapters come in pairs, one of which starts at zero and leaves the other without a gradient.
@@ -236,15 +172,10 @@ def _compare(batch: Transitions, found: Sequence[_Answer], whole: Sequence[_Answ
         where = (
             f"its {batch.index[0, k] + 1}. round does not come out again in a second call with the same random numbers"
         )
-        apart = _apart(answer.velocity, batch.velocity[:, k])
+        apart = difference(answer.velocity, batch.velocity[:, k])
         if not apart <= ANSWER_TOLERANCE:
             raise PipelineError(f"{where} (the model's answers differ by {apart:.2g} of the largest)")
         size = sum(float(g.square().sum()) for g in wanted.gradients) ** 0.5
         off = sum(float((g - w).square().sum()) for g, w in zip(answer.gradients, wanted.gradients, strict=True)) ** 0.5
         if not off <= GRADIENT_TOLERANCE * size:
             raise PipelineError(f"{where} (the gradient is off by {off / max(size, 1e-12):.2g} of its length)")
-
-
-def _apart(found: Tensor, recorded: Tensor) -> float:
-    """Return the largest difference, as a share of the largest recorded number."""
-    return (found - recorded).abs().max().item() / max(recorded.abs().max().item(), 1e-8)

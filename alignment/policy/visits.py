@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from alignment.errors import PipelineRefused
 from alignment.policy.between import Receive
 from samplers import Conductor, LoopLayout, Round, Skip, Visit
 from samplers.paths.path import Path
 from samplers.stand_in.row_times import RowTimes
+
+ANSWER_TOLERANCE = 1e-4
+"""Same weights, same rows, same arguments: answers are equal but for what a device adds up in another order."""
+
+ROW_TIME_TOLERANCE = 1e-2
+"""Rounding of a bfloat16 network moves outputs of unit size by less; another time moves them by far more."""
 
 Point = tuple[Tensor, Tensor]
 """A state `[n, *latent]`, and the time of each row, `[n]` in [0, 1]."""
@@ -63,3 +70,37 @@ def visiting(path: Path, points: Sequence[Point], receive: Receive, rounds: int,
     idle = rounds - len(script) if layout.before else 0
     times = times_offered(path, [t for _, t in points], layout.before + 1, idle + layout.after)
     return Conductor([*script, *([Skip()] * idle)], times=times)
+
+
+def how_visits_go(visit: Callable[..., None], x: Tensor) -> tuple[bool, bool]:
+    """Return whether rows may be visited at times of their own, and whether states have to be visited one a call.
+
+    Both are compared with one state and one time a call. The answer to a visit may depend on the others of its call:
+    some networks are told the next time.
+
+    Args:
+        visit: Called with points, pairs of states and times, and a receiver.
+        x: States of two rows.
+    """
+
+    def answers(*points: tuple[Tensor, Tensor]) -> list[Tensor]:
+        found: list[Tensor] = []
+        visit(list(points), lambda k, v: found.append(v.float()))
+        return found
+
+    own = torch.tensor([0.25, 0.75], device=x.device)
+    points = [(x, t.expand(2)) for t in (own[:1], own[1:])]
+    alone = [answers(point)[0] for point in points]
+    joint = zip(answers(*points), alone, strict=True)
+    one_a_call = any(difference(together, by_itself) > ANSWER_TOLERANCE for together, by_itself in joint)
+    try:
+        (found,) = answers((x, own))
+    except PipelineRefused:
+        return False, one_a_call
+    apart = torch.stack([alone[0][0], alone[1][1]])
+    return torch.allclose(found, apart, rtol=ROW_TIME_TOLERANCE, atol=ROW_TIME_TOLERANCE), one_a_call
+
+
+def difference(found: Tensor, recorded: Tensor) -> float:
+    """Return the largest difference, as a share of the largest recorded number."""
+    return (found - recorded).abs().max().item() / max(recorded.abs().max().item(), 1e-8)

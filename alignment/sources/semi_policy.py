@@ -82,9 +82,9 @@ class SemiPolicy(Source[Pairs]):
         """Change the opponent if it is time, encode the winners and sample against them."""
         change, since = divmod(ctx.step, self.every)
         if since == 0 and change > 0:  # before that, all copies are the first policy
-            ctx.policy.refresh(f"earlier-{self.slot(change)}", decay=0.0)
+            ctx.policy.weights.refresh(f"earlier-{self.slot(change)}", decay=0.0)
             chosen = self.choose(change, ctx.draw.generator("opponent", change))
-            ctx.policy.copy(f"earlier-{self.slot(chosen)}", OPPONENT)
+            ctx.policy.weights.copy(f"earlier-{self.slot(chosen)}", OPPONENT)
         watch = Stopwatch()
         seeds = ctx.draw.keys("pair", groups.ids)
         with watch.time("rollout"):

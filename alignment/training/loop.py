@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,13 +17,25 @@ from alignment.data.batches import Batch, Experience
 from alignment.data.prompts import Prompts
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError
-from alignment.objectives.base import Objective
+from alignment.objectives.base import Loss, Objective
 from alignment.policy.policy import Policy
 from alignment.training.out_of_memory import Doing, enough_memory
 from alignment.training.runtime import Runtime, learning_rate, peak_memory
 
 AfterStep = Callable[[int, Experience[Batch], dict[str, float]], None]
 """after(step, experience, metrics): record, evaluate, save."""
+
+
+class Learner(Protocol):
+    """What learns from losses: a runtime."""
+
+    def learn(self, loss: Loss, rows: int) -> None:
+        """Run the backward pass of `loss`, as a share of an update over `rows` rows of all processes."""
+        ...
+
+    def update(self, learning_rate: float) -> float:
+        """Take a step, and return the norm of the gradients."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -79,12 +92,7 @@ class Trainer:
 
     def learn(self, ctx: Context, batch: Batch) -> None:
         """Take the step's updates."""
-        unit = rows_per_unit(self.run.objective, batch)
-        for rows, total in updates(ctx, batch, self.run.batch.updates, unit):
-            for part in microbatches(batch, rows, self.run.batch.microbatch, unit):
-                micro = batch[part].to(self.policy.device)
-                self.run.objective(ctx, micro, lambda loss, total=total: self.runtime.learn(loss, total))
-            self.runtime.update(learning_rate(self.run.optimizer, ctx.step, self.run.steps))
+        learn(self.run, ctx, batch, self.runtime)
 
     def _metrics(self, step: int, experience: Experience[Batch], seconds: dict[str, float]) -> dict[str, float]:
         samples = (len(experience.prompts) or len(experience.batch)) * self.runtime.world.size
@@ -97,6 +105,20 @@ class Trainer:
             "memory/peak_bytes": float(peak_memory(self.runtime.world.device)),
             **{f"seconds/{name}": spent for name, spent in seconds.items()},
         }
+
+
+def learn(run: Run, ctx: Context, batch: Batch, learner: Learner) -> None:
+    """Take the updates of a step.
+
+    Raises:
+        ConfigError: If the batch does not divide into updates, or a call holds less than a group.
+    """
+    unit = rows_per_unit(run.objective, batch)
+    for rows, total in updates(ctx, batch, run.batch.updates, unit):
+        for part in microbatches(batch, rows, run.batch.microbatch, unit):
+            micro = batch[part].to(ctx.policy.device)
+            run.objective(ctx, micro, lambda loss, total=total: learner.learn(loss, total))
+        learner.update(learning_rate(run.optimizer, ctx.step, run.steps))
 
 
 def rows_per_unit(objective: Objective[Batch], batch: Batch) -> int:
@@ -156,9 +178,9 @@ def refresh(run: Run, policy: Policy, step: int, metrics: Mapping[str, float]) -
         ConfigError: If a copy waits for a metric that the step does not have.
     """
     if "ema" in policy.snapshots:
-        policy.refresh("ema", ema_decay(run, step))
+        policy.weights.refresh("ema", ema_decay(run, step))
     if "behaviour" in policy.snapshots and behaviour_is_due(run.snapshots, step, metrics):
-        policy.refresh("behaviour", min(run.snapshots.behaviour, run.snapshots.behaviour_rate * (step + 1)))
+        policy.weights.refresh("behaviour", min(run.snapshots.behaviour, run.snapshots.behaviour_rate * (step + 1)))
 
 
 def behaviour_is_due(snapshots: Snapshots, step: int, metrics: Mapping[str, float]) -> bool:

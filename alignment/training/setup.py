@@ -10,7 +10,7 @@ from alignment.data.prompts import LABEL, Prompts, read_prompts
 from alignment.data.random_streams import Draw
 from alignment.errors import DataError
 from alignment.policy.networks.loading import load_pipeline
-from alignment.policy.policy import Policy
+from alignment.policy.prepare import load_policy, prepare
 from alignment.training.loop import Trainer
 from alignment.training.runtime import Runtime
 from reward_models.base import RewardError, RewardModel
@@ -79,16 +79,17 @@ def load(run: Run, runtime: Runtime) -> Trainer:
         runtime.world.allocator(run.source.structure)
     pipe = load_pipeline(run.policy, runtime.world.device)
     contents["policy.pipeline"] = pipeline_digest(pipe)
-    policy = Policy(run.policy, device=runtime.world.device, seed=Draw(run.seed).key("adapters"), pipe=pipe)
+    policy = load_policy(run.policy, device=runtime.world.device, seed=Draw(run.seed).key("adapters"), pipe=pipe)
     scheduler = pipe.components.get("scheduler")
     checks.check_scheduler(run, scheduler, None)
     visits = issubclass(run.source.produces, Samples | Pairs)
-    policy.prepare(prompts.texts, () if held_out is None else held_out.texts, run.evaluation.call, visits=visits)
+    others = () if held_out is None else held_out.texts
+    prepare(policy, prompts.texts, others, run.evaluation.call, visits=visits)
     checks.check_scheduler(run, scheduler, policy.rounds)
     if prompts.examples:  # what cannot be encoded is refused before anything is trained
         policy.latents(prompts.examples[0].media)
         policy.latents.check([sample for example in prompts.examples for sample in example.media])
     for name in run.copies:
-        policy.keep(name)
+        policy.weights.keep(name)
     runtime.attach(policy, run.optimizer)
     return Trainer(run, policy, runtime, prompts, held_out, contents)

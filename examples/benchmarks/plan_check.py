@@ -23,7 +23,7 @@ from alignment.config.load import load
 from alignment.config.run import Run, copies
 from alignment.data.prompts import Prompts
 from alignment.policy.networks.spec import PolicySpec
-from alignment.policy.policy import Policy
+from alignment.policy.prepare import load_policy, prepare
 from alignment.preflight.plan import blueprint, plan
 from alignment.preflight.plan.gpus import gpu
 from alignment.training.loop import Trainer
@@ -97,10 +97,10 @@ def _run(folder: Path, args: argparse.Namespace) -> Run:
 def _measured(run: Run) -> dict[str, float]:
     """Return seconds of a step and the most bytes that torch allocated in one, the first step left out."""
     runtime = Runtime(run)
-    policy = Policy(run.policy, device=runtime.world.device, seed=0, pipe=_random_pipeline(run.policy))
-    policy.prepare(("a red circle beside two blue squares",))
+    policy = load_policy(run.policy, device=runtime.world.device, seed=0, pipe=_random_pipeline(run.policy))
+    prepare(policy, ("a red circle beside two blue squares",))
     for name in copies(run):
-        policy.keep(name)
+        policy.weights.keep(name)
     runtime.attach(policy, run.optimizer)
     trainer = Trainer(run, policy, runtime, Prompts(("a red circle beside two blue squares",)))
     spent: list[float] = []

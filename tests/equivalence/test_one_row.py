@@ -8,6 +8,7 @@ import torch
 from alignment.data.batches import Batch
 from alignment.policy.call_forms import Form
 from alignment.policy.policy import Policy
+from alignment.policy.prepare import prepare
 from samplers import Conductor, Look
 from samplers.dynamics.dance_sde import DanceSDE
 from samplers.dynamics.ddim import DDIM
@@ -47,8 +48,8 @@ def case(request):
 def both(case, flux_folder, sd15_folder) -> tuple[Policy, Policy]:
     """Return a policy whose pipeline takes one row a call, and one whose pipeline takes many."""
     folder = flux_folder if case == "flux" else sd15_folder
-    one = takes_one_row(build(folder, CASES[case], prepare=False))
-    one.prepare(PROMPTS)
+    one = takes_one_row(build(folder, CASES[case], ready=False))
+    prepare(one, PROMPTS)
     many = build(folder, CASES[case])
     for policy in (one, many):
         perturb(policy)
@@ -67,14 +68,14 @@ def test_it_is_found_out_at_load(both):
 
 
 def test_a_network_that_takes_one_row_is_enough(flux_folder):
-    policy = build(flux_folder, CASES["flux"], prepare=False)
+    policy = build(flux_folder, CASES["flux"], ready=False)
 
     def refuse(module, args, named):
         if len(named["hidden_states"]) > 1:
             raise ValueError("one row, please")
 
     policy.denoiser.register_forward_pre_hook(refuse, with_kwargs=True)
-    policy.prepare(PROMPTS)
+    prepare(policy, PROMPTS)
     assert policy.form is Form.ALONE
 
 

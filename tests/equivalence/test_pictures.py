@@ -25,6 +25,7 @@ from alignment.objectives.forward_process.nft import NFT
 from alignment.policy.call_forms import Form
 from alignment.policy.networks.spec import Lora, PolicySpec
 from alignment.policy.policy import Policy
+from alignment.policy.prepare import load_policy, prepare
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.training.loop import microbatches
@@ -122,8 +123,8 @@ def made_prompts(folder: Path, *sizes: tuple[int, int]) -> tuple[Prompt, ...]:
 def loaded(case: Case, prompts: tuple[str, ...], folder: Path) -> Policy:
     pipe, call = case.build()
     pipe.save_pretrained(folder)
-    policy = Policy(PolicySpec(str(folder), call=call, lora=Lora(2)), device=CPU, seed=0)
-    policy.prepare(prompts)
+    policy = load_policy(PolicySpec(str(folder), call=call, lora=Lora(2)), device=CPU, seed=0)
+    prepare(policy, prompts)
     return policy
 
 
@@ -176,7 +177,7 @@ def test_a_replay_meets_every_row_with_its_picture(
 
 def test_a_clean_sample_method_learns_from_rows_with_pictures(policy: Policy, prompts: tuple[Prompt, ...]) -> None:
     ctx = surroundings(policy)
-    policy.keep("behaviour")
+    policy.weights.keep("behaviour")
     source = OnPolicy(prompts=2, reward=LikeTheSource(), group_size=GROUP, weights="behaviour")
     experience = source(ctx, Prompts(prompts).at(0, 2, Draw(0)))
     assert experience.media.source is not None

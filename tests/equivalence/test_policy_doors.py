@@ -7,6 +7,7 @@ import torch
 from diffusers import DDIMScheduler, PNDMScheduler
 
 from alignment.errors import ConfigError, PipelineError
+from alignment.policy.prepare import probe
 from samplers import Conductor, Native, ReplayMismatch, Skip
 from samplers.dynamics.ddim import DDIM
 from samplers.dynamics.flow_sde import FlowSDE
@@ -199,7 +200,7 @@ def test_a_visit_at_a_time_of_the_grid_is_a_replay(case, policy_of):
     policy = policy_of(case)
     perturb(policy)
     _, batch = transitions(policy, plan(policy, DYNAMICS[case.split()[0]][0]))
-    own = policy._stand_in.timesteps
+    own = policy.door.scheduler.timesteps
     t = own.double() / (1000 if case == "flux" else 999)
     points = [(batch.x[:, k], t[k].float().expand(6)) for k in range(3)]
     answers = []
@@ -253,7 +254,7 @@ def test_a_higher_order_scheduler_trains_as_ddim_and_evaluates_as_itself(tmp_pat
     pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
     pipe.save_pretrained(tmp_path)
     policy = build(tmp_path, SD15_CALL)
-    assert isinstance(policy._stand_in, DDIMScheduler)
+    assert isinstance(policy.door.scheduler, DDIMScheduler)
     assert policy.rounds == 4
     _, batch = transitions(policy, plan(policy, DDIM()))
     assert log_ratio(batch, 1, replayed(policy, batch)[1]).exp().sub(1).abs().max() <= RATIO
@@ -281,12 +282,12 @@ def test_rounds_that_do_not_happen_are_an_error(policy_of):
 )
 def test_call_arguments_are_checked(arguments, message, flux_folder):
     with pytest.raises(ConfigError, match=message):
-        build(flux_folder, {**CASES["flux"], **arguments}, prepare=False)
+        build(flux_folder, {**CASES["flux"], **arguments}, ready=False)
 
 
 def test_a_pipeline_without_steps_cannot_be_conducted(flux_folder):
-    policy = build(flux_folder, CASES["flux"], prepare=False)
+    policy = build(flux_folder, CASES["flux"], ready=False)
     policy.pipe.__class__ = type("Still", (type(policy.pipe),), {"__call__": lambda self, **given: (torch.zeros(1),)})
     with pytest.raises(PipelineError, match="never stepped its scheduler"):
-        policy.probe("a")
+        probe(policy, "a")
     assert policy.device == CPU

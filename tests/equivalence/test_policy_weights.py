@@ -7,6 +7,7 @@ import torch
 
 from alignment.policy.call_forms import Form
 from alignment.policy.networks.spec import Lora
+from alignment.policy.prepare import probe
 from samplers import Conductor
 from samplers.dynamics.flow_sde import FlowSDE
 from tests.support.policies import (
@@ -75,7 +76,7 @@ def test_whole_denoisers_train_with_a_frozen_copy_as_reference(policy_of):
     policy = policy_of("flux", lora=None, trainable=("attn",))
     assert policy.trainable
     assert all("attn" in name for name in policy.trainable)
-    policy.keep("reference")
+    policy.weights.keep("reference")
     _, batch = transitions(policy, plan(policy, FlowSDE()))
     perturb(policy, 0.05)
     before = {name: p.detach().clone() for name, p in policy.trainable.items()}
@@ -87,22 +88,22 @@ def test_whole_denoisers_train_with_a_frozen_copy_as_reference(policy_of):
 
 def test_a_copy_follows_the_live_weights(policy_of):
     policy = policy_of("flux")
-    policy.keep("ema")
+    policy.weights.keep("ema")
     start = {name: p.detach().clone() for name, p in policy.trainable.items()}
     perturb(policy)
-    policy.refresh("ema", 0.75)
+    policy.weights.refresh("ema", 0.75)
     for name, p in policy.trainable.items():
         torch.testing.assert_close(policy.snapshots["ema"][name], 0.75 * start[name] + 0.25 * p.detach())
-    policy.keep("ema")
+    policy.weights.keep("ema")
     assert not torch.equal(next(iter(policy.snapshots["ema"].values())), next(iter(start.values())))
     with policy.using("live"):
         assert not policy.denoiser.training
 
 
 def test_what_is_saved_is_the_pipeline_as_it_was(policy_of, folder_of, tmp_path):
-    policy = policy_of("flux", prepare=False)
+    policy = policy_of("flux", ready=False)
     config = dict(policy.pipe.config)
-    policy.probe(PROMPTS[0])
+    probe(policy, PROMPTS[0])
     policy.form = Form.ROWS
     _, batch = transitions(policy, plan(policy, FlowSDE()))
     learn(policy, batch)

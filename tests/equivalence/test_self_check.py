@@ -11,6 +11,7 @@ from PIL import Image
 from alignment.data.batches import Batch
 from alignment.errors import ForwardProcessError, PipelineError
 from alignment.policy.between import Between
+from alignment.policy.prepare import prepare
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.stand_in import row_times
 from samplers.stand_in.row_times import RowTimes
@@ -43,7 +44,7 @@ def answered_by(policy, change):
 
 @pytest.fixture
 def fresh(flux_folder):
-    return build(flux_folder, CASES["flux"], prepare=False)
+    return build(flux_folder, CASES["flux"], ready=False)
 
 
 def momentum(policy):
@@ -51,9 +52,10 @@ def momentum(policy):
     kept = {}
 
     def change(v):
-        before = kept.get("v") if kept.get("round", 0) < policy._stand_in._conductor.round else None
+        k = policy.pipe.scheduler._conductor.round
+        before = kept.get("v") if kept.get("round", 0) < k else None
         usable = before is not None and before.shape == v.shape
-        kept.update(v=v.detach() if not usable else 0.5 * before + v.detach(), round=policy._stand_in._conductor.round)
+        kept.update(v=v.detach() if not usable else 0.5 * before + v.detach(), round=k)
         return v if not usable else v + 0.3 * before
 
     return change
@@ -61,7 +63,7 @@ def momentum(policy):
 
 def test_a_pipeline_with_a_memory_is_replayed_with_its_network_in_every_round(fresh):
     policy = answered_by(fresh, momentum(fresh))
-    policy.prepare(PROMPTS)
+    prepare(policy, PROMPTS)
     assert not policy.stubs
     perturb(policy)
     _, batch = transitions(policy, plan(policy, FlowSDE(), Choice((1, 2), (1, 2)), share_prefix=False))
@@ -74,7 +76,7 @@ def late(policy, first=3):
     kept = {}
 
     def change(v):
-        k, before = policy._stand_in._conductor.round, kept.get("v")
+        k, before = policy.pipe.scheduler._conductor.round, kept.get("v")
         kept["v"] = v.detach()
         return v + 0.3 * before if k >= first and before.shape == v.shape else v
 
@@ -83,7 +85,7 @@ def late(policy, first=3):
 
 def test_what_starts_in_the_last_round_is_found_out(fresh):
     policy = answered_by(fresh, late(fresh))
-    policy.prepare(PROMPTS)
+    prepare(policy, PROMPTS)
     assert policy.between is Between.RUN
     perturb(policy)
     _, batch = transitions(policy, plan(policy, FlowSDE(), Choice((3,), (3,)), share_prefix=False))
@@ -96,7 +98,7 @@ def cache(policy):
     kept = {}
 
     def change(v):
-        if policy._stand_in._conductor.round == 0:
+        if policy.pipe.scheduler._conductor.round == 0:
             kept["v"] = v
             return v
         return v + 0.5 * kept["v"]
@@ -106,7 +108,7 @@ def cache(policy):
 
 def test_the_gradient_of_a_cache_is_that_of_one_graph_through_all_rounds(fresh):
     policy = answered_by(fresh, cache(fresh))
-    policy.prepare(PROMPTS)
+    prepare(policy, PROMPTS)
     assert policy.between is Between.WHOLE
     perturb(policy)
     _, batch = transitions(policy, plan(policy, FlowSDE(), Choice((1, 2), (1, 2)), share_prefix=False))
@@ -129,7 +131,7 @@ def test_a_cache_whose_gradient_is_lost_is_refused(fresh):
 
     policy = answered_by(fresh, change)
     with pytest.raises(PipelineError, match=r"FluxPipeline cannot be trained: its \d\. round .*gradient|second time"):
-        policy.prepare(PROMPTS)
+        prepare(policy, PROMPTS)
 
 
 class Peeking(FluxPipeline):
@@ -144,7 +146,7 @@ class Peeking(FluxPipeline):
 @pytest.mark.parametrize("cls", [FluxPipeline, Peeking])
 def test_an_encoder_that_is_missed_does_not_leave(fresh, cls):
     fresh.pipe.__class__ = cls
-    fresh.prepare(PROMPTS, PROMPTS[:1])
+    prepare(fresh, PROMPTS, PROMPTS[:1])
     assert (fresh.pipe.text_encoder is None) == (cls is FluxPipeline)
     assert fresh.prepared.released == (("text_encoder", "text_encoder_2") if cls is FluxPipeline else ())
 
@@ -154,28 +156,28 @@ def test_a_bug_of_ours_is_no_property_of_a_pipeline(sd15_folder, monkeypatch):
     source = textwrap.dedent(inspect.getsource(RowTimes)).replace("self.repeat(", "self.repet(")
     exec(source, space)  # the same method, misspelt
     monkeypatch.setattr(RowTimes.expand, "__code__", space["RowTimes"].expand.__code__)
-    policy = build(sd15_folder, CASES["sd15 guided"], prepare=False)
+    policy = build(sd15_folder, CASES["sd15 guided"], ready=False)
     with pytest.raises(AttributeError, match="repet"):
-        policy.prepare(PROMPTS, visits=True)
+        prepare(policy, PROMPTS, visits=True)
 
 
 def test_getting_ready_takes_few_calls(fresh):
     with counted(fresh.denoiser) as rows:
-        fresh.prepare(PROMPTS, visits=True)
+        prepare(fresh, PROMPTS, visits=True)
     assert len(rows) <= CALLS, rows
     assert fresh.prepared.row_times
 
 
 def test_steps_between_that_were_random_cannot_be_replayed_with_a_memory(fresh):
     policy = answered_by(fresh, momentum(fresh))
-    policy.prepare(PROMPTS)
+    prepare(policy, PROMPTS)
     _, batch = transitions(policy, plan(policy, FlowSDE(), Choice((0, 1, 2), (0, 2)), share_prefix=False))
     with pytest.raises(PipelineError, match="round 2 met another state"):
         replayed(policy, batch)
 
 
 def test_other_pipelines_go_without_their_network(fresh):
-    fresh.prepare(PROMPTS)
+    prepare(fresh, PROMPTS)
     assert fresh.stubs
 
 
@@ -183,7 +185,7 @@ def test_a_pipeline_that_never_repeats_itself_is_refused(fresh):
     generator = torch.Generator().manual_seed(0)
     policy = answered_by(fresh, lambda v: v + torch.randn(v.shape, generator=generator))
     with pytest.raises(PipelineError, match="FluxPipeline cannot be trained: FluxPipeline did not come by its"):
-        policy.prepare(PROMPTS)
+        prepare(policy, PROMPTS)
 
 
 @pytest.mark.parametrize("error", [KeyError("height"), AttributeError("no dtype"), IndexError("out of range")])
@@ -193,7 +195,7 @@ def test_what_a_pipeline_raises_is_one_line(fresh, error):
 
     fresh.pipe.__class__ = type("Odd", (FluxPipeline,), {"__call__": call})
     with pytest.raises(PipelineError, match=r"policy\.call: Odd cannot be called with these arguments: \w+Error: "):
-        fresh.prepare(PROMPTS)
+        prepare(fresh, PROMPTS)
 
 
 def test_a_decoder_that_refuses_is_named(fresh, monkeypatch):
@@ -202,7 +204,7 @@ def test_a_decoder_that_refuses_is_named(fresh, monkeypatch):
 
     monkeypatch.setattr(fresh.pipe.vae, "decode", refuse)
     with pytest.raises(PipelineError, match=r"policy\.call, policy\.decode: FluxPipeline .* decoding without tiling"):
-        fresh.prepare(PROMPTS)
+        prepare(fresh, PROMPTS)
 
 
 def test_a_pipeline_that_changes_its_states_learns_from_its_own_steps_only(sd15_folder):

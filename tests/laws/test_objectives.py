@@ -97,7 +97,7 @@ def bench(request: pytest.FixtureRequest, folder: Path) -> Iterator[Bench]:
     source = SOURCES[objective.consumes]
     trainer = trainer_of(toy_run(folder, mapping(source) if objective.spatial else source, objective, 1))
     for name in ("behaviour", "reference"):
-        trainer.policy.keep(name)
+        trainer.policy.weights.keep(name)
     ctx = trainer.context(0)
     batch = trainer.experience(ctx).batch
     yield Bench(trainer, objective, ctx, mapped(batch) if objective.spatial else batch)

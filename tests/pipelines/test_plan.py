@@ -57,11 +57,11 @@ def test_flops_of_a_step_are_torchs(member: Member, subject: Subject) -> None:
             Rehearsal(run, read_prompts(run.data.prompts, columns=run.data.columns), 1)
         return
     rehearsal = Rehearsal(run, read_prompts(run.data.prompts, columns=run.data.columns), 1)
-    step, policy = rehearsal.step(0), rehearsal.policy
+    step, door = rehearsal.step(0), rehearsal.door
     planned = {p: sum(e.cost.flops for e in step.events if e.phase == p) for p in ("rollout", "update")}
-    planned["rollout"] += step.encoded * policy.encoding.flops
+    planned["rollout"] += step.encoded * door.encoding.flops
     for call in step.calls:
-        planned[call.phase] += policy.before.of(call.rows).flops + call.decodes * policy.after.of(call.rows).flops
+        planned[call.phase] += door.before.of(call.rows).flops + call.decodes * door.after.of(call.rows).flops
     actual = counted(subject)
     if subject.policy.between is Between.WHOLE:
         # What a pipeline keeps shows in values. Rounds that use it are cheaper than the first, which is planned for

@@ -170,11 +170,11 @@ def use_a_copy(trainer: Trainer) -> None:
 
 
 def shift_the_scheduler(trainer: Trainer) -> None:
-    trainer.policy._native = vars(trainer.policy.pipe)["scheduler"] = type(trainer.policy._native)(shift=3.0)
+    trainer.policy.door.native = vars(trainer.policy.pipe)["scheduler"] = type(trainer.policy.door.native)(shift=3.0)
 
 
 def draw_in_the_scheduler(trainer: Trainer) -> None:
-    trainer.policy._stand_in.register_to_config(stochastic_sampling=True)
+    trainer.policy.door.scheduler.register_to_config(stochastic_sampling=True)
 
 
 def lose_the_reference(trainer: Trainer) -> None:
@@ -183,7 +183,7 @@ def lose_the_reference(trainer: Trainer) -> None:
 
 
 def never_skip(trainer: Trainer) -> None:
-    trainer.policy._routes.in_loop = lambda name: False
+    trainer.policy.door.routes.in_loop = lambda name: False
 
 
 def one_time_a_call(trainer: Trainer) -> None:

@@ -15,6 +15,7 @@ from alignment.data.batches import Transitions
 from alignment.data.random_streams import Draw
 from alignment.policy.networks.spec import Lora, PolicySpec
 from alignment.policy.policy import Policy
+from alignment.policy.prepare import load_policy, prepare
 from samplers import Step, rows_of
 from samplers.dynamics.base import Dynamics
 from samplers.dynamics.coefficient_preserving import CoefficientPreserving
@@ -48,12 +49,12 @@ CASES: dict[str, dict[str, object]] = {
 """Call arguments by case; the first word of a case names its family."""
 
 
-def build(folder: Path, call: dict[str, object], *, prepare: bool = True, **spec: object) -> Policy:
+def build(folder: Path, call: dict[str, object], *, ready: bool = True, **spec: object) -> Policy:
     """Return a policy with adapters of rank 2, prepared on `PROMPTS`."""
     described = PolicySpec(str(folder), call=dict(call), **{"lora": Lora(2), **spec})
-    policy = Policy(described, device=CPU, seed=0)
-    if prepare:
-        policy.prepare(PROMPTS)
+    policy = load_policy(described, device=CPU, seed=0)
+    if ready:
+        prepare(policy, PROMPTS)
     return policy
 
 

@@ -19,6 +19,7 @@ class Weights:
         spec: What of them is trained.
         experts: The networks by name; the first is the main one.
         trainable: Trained parameters by name, float32; a further network's begin with its own name.
+        adapters: Layers of the networks that carry one.
         snapshots: Named frozen copies of `trainable`.
     """
 
@@ -33,7 +34,7 @@ class Weights:
                 network.enable_gradient_checkpointing()
             if spec.compile:
                 network.compile()
-        self._adapters = [layer for network in self.experts.values() for layer in adapter_layers(network)]
+        self.adapters = [layer for network in self.experts.values() for layer in adapter_layers(network)]
         self._folded = False
         self.snapshots: dict[str, dict[str, Tensor]] = {}
 
@@ -49,7 +50,7 @@ class Weights:
         if self._folded:
             raise RuntimeError(f"the live adapters are folded in: choose the weights ({name}) before sampling()")
         if name == "reference" and self.spec.lora:
-            with without(self._adapters):
+            with without(self.adapters):
                 yield
         else:
             self._exchange(name)
@@ -69,7 +70,7 @@ class Weights:
             return
         self._folded = True
         try:
-            with merged(self._adapters):
+            with merged(self.adapters):
                 yield
         finally:
             self._folded = False

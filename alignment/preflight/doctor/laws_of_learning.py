@@ -14,7 +14,7 @@ from alignment.data.batches import Transitions
 from alignment.objectives.forward_process.noising import draw_points
 from alignment.objectives.kernels.surrogate import log_ratio
 from alignment.objectives.policy_gradient.base import actions
-from alignment.policy.replay_check import how_visits_go
+from alignment.policy.visits import how_visits_go
 from alignment.preflight.doctor.subject import (
     Finding,
     NotApplicable,

@@ -23,6 +23,7 @@ from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.preference.dpo import DPO
 from alignment.policy.networks.loading import pipeline_class, trained_scheduler
 from alignment.policy.policy import Policy
+from alignment.policy.prepare import load_policy, prepare
 from alignment.preflight.doctor import laws_of_learning, laws_of_the_run
 from alignment.preflight.doctor.subject import Finding, NotApplicable, Subject, at_most, more_than, preserved
 from alignment.sources.on_policy import OnPolicy
@@ -107,10 +108,10 @@ def guidance(subject: Subject) -> Finding:
     policy = subject.policy
     scale = _guidance_scale(policy)
     spec = replace(policy.spec, call={**policy.spec.call, **scale})
-    other = Policy(spec, device=policy.device, seed=0)
+    other = load_policy(spec, device=policy.device, seed=0)
     if not scale:
         other.pipe.guider = _turned(other.pipe.guider)
-    other.prepare(subject.trainer.prompts.texts)
+    prepare(other, subject.trainer.prompts.texts)
     turned = Subject(replace(subject.trainer, policy=other), subject.resolved)
     said = ", ".join(f"{name}={value}" for name, value in scale.items()) or "its guider turned"
     apart = (turned.latents() - subject.latents()).abs().max().item()
@@ -304,7 +305,7 @@ def _step(subject: Subject, run: Run) -> Finding:
     told: list[Mapping[str, float]] = []
     with subject.moved(), preserved(policy):
         for name in {*run.objective.snapshots, *run.source.snapshots}:
-            policy.keep(name)
+            policy.weights.keep(name)
         trainer.runtime.attach(policy, run.optimizer)
         before = {name: p.detach().clone() for name, p in policy.trainable.items()}
         trainer.fit(0, lambda step, experience, metrics: told.append(metrics))

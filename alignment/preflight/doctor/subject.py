@@ -251,13 +251,13 @@ def preserved(policy: Policy) -> Iterator[None]:
     copies = policy.snapshots
     for p in policy.trainable.values():
         p.data = p.data.clone()
-    policy.snapshots = {name: {key: z.clone() for key, z in copy.items()} for name, copy in copies.items()}
+    policy.weights.snapshots = {name: {key: z.clone() for key, z in copy.items()} for name, copy in copies.items()}
     try:
         yield
     finally:
         for name, p in policy.trainable.items():
             p.data, p.grad = live[name], None
-        policy.snapshots = copies
+        policy.weights.snapshots = copies
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map_only
 from alignment.config.recipes import CONFIGS
 from alignment.data.prompts import Prompts, read_prompts
 from alignment.errors import PipelineError
-from alignment.policy.latents import Conducted, Latents, Sample
+from alignment.policy.latents import Ends, Latents, Sample
 from alignment.policy.networks.loading import components_listed, loop_networks
 from alignment.policy.networks.low_memory import decode_in_parts
 from alignment.policy.networks.spec import PolicySpec
@@ -162,8 +162,8 @@ def draw(spec: PolicySpec) -> Any:
 class BlankLatents(Latents):
     """Latents of samples where nothing is encoded: a run does that once, and keeps it."""
 
-    def __init__(self, policy: Conducted, shape: tuple[int, ...]) -> None:
-        super().__init__(policy, None)
+    def __init__(self, pipe: Any, shape: tuple[int, ...]) -> None:
+        super().__init__(pipe, pipe.device, Ends(lambda: torch.Size(shape), lambda state: state), None)
         self._shape = shape
 
     def __call__(self, samples: Sequence[Sample]) -> Tensor:

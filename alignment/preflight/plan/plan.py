@@ -23,10 +23,11 @@ from alignment.data.media import Picture
 from alignment.data.prompts import Prompts
 from alignment.errors import ConfigError
 from alignment.policy.networks.loading import no_progress_bars
+from alignment.policy.policy import Policy
 from alignment.preflight.plan.blueprint import stand_in_prompts
 from alignment.preflight.plan.counts import StepCounts
 from alignment.preflight.plan.gpus import GPU
-from alignment.preflight.plan.rehearsal import Rehearsal, RehearsedPolicy
+from alignment.preflight.plan.rehearsal import Rehearsal
 from alignment.training.setup import read_data
 
 FULL = 4
@@ -165,14 +166,14 @@ def plan(run: Run, setup: Setup) -> Plan:
         rehearsal = Rehearsal(run, prompts, setup.gpus)
         chosen = sorted({round(i * (run.steps - 1) / max(STEPS - 1, 1)) for i in range(STEPS)})
         steps = [rehearsal.step(number) for number in chosen]
-    policy = rehearsal.policy
-    networks = [_network(name, part, policy) for name, part in policy.networks.items()]
+    policy, door = rehearsal.policy, rehearsal.door
+    networks = [_network(name, part, policy) for name, part in door.networks.items()]
     flops, reward_notes = _flops(rehearsal, steps)
     return Plan(
         run.name,
         (run.policy.pipeline, type(policy.pipe).__name__),
         policy.rounds,
-        tuple(policy.latent),
+        tuple(door.latent),
         setup,
         networks,
         flops,
@@ -191,7 +192,7 @@ def _prompts(run: Run, folder: Path) -> tuple[Prompts, list[str]]:
     return made, [f"there is no file {run.data.prompts}: planned with a prompt of {len(made.texts[0].split())} words"]
 
 
-def _network(name: str, part: nn.Module, policy: RehearsedPolicy) -> Network:
+def _network(name: str, part: nn.Module, policy: Policy) -> Network:
     trained = {id(p) for p in policy.trainable.values()}
     parameters = list(part.parameters())
     taken = sum(p.nbytes for p in parameters)
@@ -210,21 +211,21 @@ def _network(name: str, part: nn.Module, policy: RehearsedPolicy) -> Network:
 
 def _flops(rehearsal: Rehearsal, steps: Sequence[StepCounts]) -> tuple[dict[str, float], list[str]]:
     """Return the mean FLOPs of a step, and what is not in them."""
-    policy, count = rehearsal.policy, len(steps)
+    door, count = rehearsal.door, len(steps)
     phases = {
         phase: sum(e.cost.flops for step in steps for e in step.events if e.phase == phase) / count
         for phase in ("rollout", "update")
     }
     calls = [call for step in steps for call in step.calls]
-    encoded = {p: sum(policy.before.of(c.rows).flops for c in calls if c.phase == p) / count for p in phases}
-    encoded["rollout"] += sum(step.encoded for step in steps) / count * policy.encoding.flops
-    decoded = sum(policy.after.of(c.rows).flops for c in calls if c.decodes) / count
+    encoded = {p: sum(door.before.of(c.rows).flops for c in calls if c.phase == p) / count for p in phases}
+    encoded["rollout"] += sum(step.encoded for step in steps) / count * door.encoding.flops
+    decoded = sum(door.after.of(c.rows).flops for c in calls if c.decodes) / count
     scored = sum(step.scored for step in steps) / count
     reward_model = rehearsal.run.source.reward
     size = None if reward_model is None else reward_model.size()
     silent = reward_model is not None and not size
     notes = [f"{reward_model} does not say how large it is: its memory and time are 0 here"] if silent else []
-    reward = scored * policy.frames * size.flops if size else 0.0
+    reward = scored * door.frames * size.flops if size else 0.0
     return {
         "rollout": phases["rollout"] + encoded["rollout"],
         "decode": decoded,
@@ -237,7 +238,7 @@ def _memory(
     rehearsal: Rehearsal, steps: Sequence[StepCounts], networks: Sequence[Network], setup: Setup
 ) -> dict[str, dict[str, float]]:
     """Return the bytes of one GPU by phase and part."""
-    policy = rehearsal.policy
+    policy, door = rehearsal.policy, rehearsal.door
     parts = 1 if setup.sharding == "none" else setup.gpus
     experts = [n for n in networks if n.name in policy.experts]
     weights, trained = sum(n.bytes for n in experts), FULL * sum(n.trained for n in experts)
@@ -254,14 +255,16 @@ def _memory(
         "optimizer": 2 * trained / parts,
     }
     lora = rehearsal.run.policy.lora
-    folded = sum(layer.get_base_layer().weight.nbytes for layer in policy.adapters) if lora and lora.merge else 0
+    folded = (
+        sum(layer.get_base_layer().weight.nbytes for layer in policy.weights.adapters) if lora and lora.merge else 0
+    )
     kept = {"trajectories": max(step.kept for step in steps) if policy.spec.trajectories == "device" else 0}
     gradients = {"gradients": trained / parts}
     # Without sharding, gradients are summed over processes as one flat copy and its sum; AdamW makes one temporary.
     temporary = max(trained / parts, 2 * trained if setup.gpus > parts else 0)
     calls = [call for step in steps for call in step.calls]
-    encoding = max(policy.encoding.bytes, *(policy.before.of(call.rows).bytes for call in calls))
-    decoding = max((policy.after.of(call.rows).bytes for call in calls if call.decodes), default=0)
+    encoding = max(door.encoding.bytes, *(door.before.of(call.rows).bytes for call in calls))
+    decoding = max((door.after.of(call.rows).bytes for call in calls if call.decodes), default=0)
     events = [event for step in steps for event in step.events]
     sampling = max((e.cost.bytes for e in events if e.phase == "rollout"), default=0)
     learning = max((e.cost.bytes for e in events if e.phase == "update"), default=0)
@@ -272,7 +275,7 @@ def _memory(
         "update": always | gradients | {"activations": learning} | kept,
         "optimizer step": always | gradients | {"temporaries": temporary} | kept,
     }
-    if policy.encoding.flops or policy.before.one.flops:
+    if door.encoding.flops or door.before.one.flops:
         phases["encode"] = always | {"activations": encoding}
     return {phase: {name: size for name, size in parts.items() if size} for phase, parts in phases.items()}
 

@@ -39,9 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trainer(folder: Path) -> Iterator[Trainer]:
     """Return a trainer whose live weights are its behaviour copy, and elsewhere than its reference."""
     made = trainer_of(toy_run(folder, OnPolicy(4, REWARD, group_size=4), FPO(), 1))
-    made.policy.keep("reference")
+    made.policy.weights.keep("reference")
     move(made)
-    made.policy.refresh("behaviour", decay=0.0)
+    made.policy.weights.refresh("behaviour", decay=0.0)
     yield made
     made.runtime.close()
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from alignment.errors import EnvironmentProblem, PipelineError
 from alignment.policy.embeddings import Embeddings, text_encoders
+from alignment.policy.prepare import prepare
 from samplers import Conductor
 from tests.support.policies import CASES, PROMPTS, build, counted
 from tests.support.tiny import SD15_CALL, call_of, tiny_flux, tiny_sd15
@@ -37,10 +38,10 @@ def draw(pipe, prompts, **call):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_encoders_run_once_a_prompt_and_then_leave(case, folder_of):
-    policy = build(folder_of(case), CASES[case], prepare=False)
+    policy = build(folder_of(case), CASES[case], ready=False)
     encoder = policy.pipe.text_encoder
     with counted(encoder) as rows:
-        policy.prepare(PROMPTS)
+        prepare(policy, PROMPTS)
         # The first prompt is encoded twice over once more, to see what is indexed by row; texts such as a negative
         # prompt come in the same call or in one of their own.
         assert len(rows) <= 2 * (len(PROMPTS) + 1) + 1
@@ -161,9 +162,9 @@ def test_a_prompt_nobody_announced(flux_folder, sd15_folder):
 
 
 def test_held_out_prompts_are_embedded_as_they_will_be_called(sd15_folder):
-    policy = build(sd15_folder, {**SD15_CALL, "guidance_scale": 1.0}, prepare=False)
+    policy = build(sd15_folder, {**SD15_CALL, "guidance_scale": 1.0}, ready=False)
     evaluation = {"guidance_scale": 4.0, "num_inference_steps": 7, "negative_prompt": "blurry"}
-    policy.prepare(PROMPTS, ("a green dog", "a tree"), evaluation)
+    prepare(policy, PROMPTS, ("a green dog", "a tree"), evaluation)
     found = policy.generate(("a green dog",), SEEDS[:1], evaluation).pixels[:, 0]
     pipe = DiffusionPipeline.from_pretrained(sd15_folder)
     pipe.set_progress_bar_config(disable=True)

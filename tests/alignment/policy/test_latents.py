@@ -14,6 +14,7 @@ from alignment.errors import DataError, PipelineError
 from alignment.policy.latents import Latents, read_layout
 from alignment.policy.networks.spec import Lora, PolicySpec
 from alignment.policy.policy import Policy
+from alignment.policy.prepare import load_policy, prepare
 from samplers import Conductor
 from tests.support.policies import CPU
 from tests.support.tiny import FLUX_CALL
@@ -26,8 +27,8 @@ SAME = 1e-5  # float32
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    made = Policy(PolicySpec(str(FLUX), call=dict(CALL), lora=Lora(2)), device=CPU, seed=0)
-    made.prepare(("a red circle",))
+    made = load_policy(PolicySpec(str(FLUX), call=dict(CALL), lora=Lora(2)), device=CPU, seed=0)
+    prepare(made, ("a red circle",))
     return made
 
 
@@ -106,15 +107,15 @@ def test_samples_of_any_shape_are_scaled_to_cover_and_cut(policy: Policy, tmp_pa
 
 def test_latents_are_encoded_once_and_kept_on_disk(policy: Policy, tmp_path: Path) -> None:
     picture = find_picture(tmp_path, drawn(tmp_path / "a.png").name)
-    first = Latents(policy, tmp_path / "cache")
+    first = Latents(policy.pipe, policy.device, policy.ends, tmp_path / "cache")
     state = first([picture, picture])
     assert first.misses == 1
-    second = Latents(policy, tmp_path / "cache")
+    second = Latents(policy.pipe, policy.device, policy.ends, tmp_path / "cache")
     assert torch.equal(second([picture]), state[:1])
     assert second.misses == 0
     (file,) = (tmp_path / "cache").rglob("*.safetensors")
     file.write_bytes(b"damaged")
-    third = Latents(policy, tmp_path / "cache")
+    third = Latents(policy.pipe, policy.device, policy.ends, tmp_path / "cache")
     assert torch.equal(third([picture]), state[:1])
     assert third.misses == 1
 
@@ -125,16 +126,16 @@ def test_a_clip_is_no_picture(policy: Policy) -> None:
 
 
 def test_a_decoder_that_gives_back_something_else_is_refused(flux_folder: Path, tmp_path: Path) -> None:
-    random = Policy(PolicySpec(str(flux_folder), call=dict(FLUX_CALL), lora=Lora(2)), device=CPU, seed=0)
-    random.prepare(("a red circle",))
+    random = load_policy(PolicySpec(str(flux_folder), call=dict(FLUX_CALL), lora=Lora(2)), device=CPU, seed=0)
+    prepare(random, ("a red circle",))
     with pytest.raises(PipelineError, match=r"cannot learn from pictures or clips of a file.*comes back from the VAE"):
         random.latents([find_picture(tmp_path, drawn(tmp_path / "a.png").name)])
 
 
 def test_the_check_can_be_left_out_and_says_so(flux_folder: Path, tmp_path: Path) -> None:
     spec = PolicySpec(str(flux_folder), call=dict(FLUX_CALL), lora=Lora(2), check_latents=False)
-    random = Policy(spec, device=CPU, seed=0)
-    random.prepare(("a red circle",))
+    random = load_policy(spec, device=CPU, seed=0)
+    prepare(random, ("a red circle",))
     with pytest.warns(UserWarning, match=r"policy\.check_latents is off, and .*a\.png comes back from the VAE"):
         [state] = random.latents([find_picture(tmp_path, drawn(tmp_path / "a.png").name)])
     assert state.isfinite().all()

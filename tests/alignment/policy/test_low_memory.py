@@ -70,7 +70,7 @@ def test_where_things_are_changes_nothing(folder: Path, change: dict[str, object
 
 
 def test_encoders_and_decoder_are_offloaded_and_the_denoiser_is_not(folder: Path) -> None:
-    policy = build(folder, FLUX_CALL, prepare=False, offload=True)
+    policy = build(folder, FLUX_CALL, ready=False, offload=True)
     hooked = {name for name, part in policy.pipe.components.items() if hooks(part)}
     assert hooked == {"vae", "text_encoder", "text_encoder_2"}
 

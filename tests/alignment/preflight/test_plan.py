@@ -59,9 +59,9 @@ def beside_the_assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def planned(run: Run, number: int = 0) -> tuple[float, float]:
     """Return the FLOPs of a step's experience and of its updates."""
     rehearsal = Rehearsal(run, read_prompts(run.data.prompts), 1)
-    step, policy = rehearsal.step(number), rehearsal.policy
+    step, door = rehearsal.step(number), rehearsal.door
     phases = {p: sum(e.cost.flops for e in step.events if e.phase == p) for p in ("rollout", "update")}
-    decoded = sum(policy.after.of(call.rows).flops for call in step.calls if call.decodes)
+    decoded = sum(door.after.of(call.rows).flops for call in step.calls if call.decodes)
     return phases["rollout"] + decoded, phases["update"]
 
 

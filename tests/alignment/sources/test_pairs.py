@@ -167,7 +167,7 @@ def test_rebel_costs_the_squared_difference_of_rewards_at_the_start_and_nothing_
 def test_where_the_pairs_were_sampled_rebel_pulls_by_the_difference_of_rewards(trainer: Trainer, eta: float) -> None:
     """Its gradient is -(2 / eta) dr (grad l(chosen) - grad l(rejected)), with minus the error for l."""
     move(trainer)  # away from the reference
-    trainer.policy.keep("behaviour")
+    trainer.policy.weights.keep("behaviour")
     batch = pairs(trainer)
     difference = torch.randn(len(batch))
     losses, _, gradient = learned(trainer, replace(batch, advantage=difference), REBEL(eta=eta))
@@ -178,7 +178,7 @@ def test_where_the_pairs_were_sampled_rebel_pulls_by_the_difference_of_rewards(t
 
 def test_on_one_pair_rebel_pulls_as_credit_does(trainer: Trainer) -> None:
     """A group of two has credit of +-1 / sqrt(2), whatever its rewards: the same direction, of another length."""
-    trainer.policy.keep("behaviour")
+    trainer.policy.weights.keep("behaviour")
     pair = pairs(trainer)[torch.tensor([0])]
     rewards, group = torch.tensor([0.3, -0.1]), torch.zeros(2, dtype=torch.int64)
     credit = GroupNorm()(Rewards(rewards), group)
