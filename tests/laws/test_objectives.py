@@ -128,6 +128,14 @@ def credited(batch: Batch, factor: float) -> Batch:
     return replace(batch, advantage=factor * batch.advantage)
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_loss_is_read_in_three_files(kind: type[Objective[Batch]]) -> None:
+    """Its own, its family's with at most two classes, and that of what all objectives are."""
+    ladder = [base for base in kind.__mro__ if Objective in base.__mro__]
+    assert len(ladder) <= 4
+    assert len({base.__module__ for base in ladder}) <= 3
+
+
 @of_those(SIGNED)
 def test_its_headline_is_among_its_metrics(bench: Bench) -> None:
     told: set[str] = {"reward/mean"}  # the source's

@@ -47,11 +47,6 @@ class ADPO(Gains):
         if self.temperature <= 0 or self.sharpness <= 0:
             raise ConfigError("objective needs temperature > 0 and sharpness > 0")
 
-    @property
-    def frozen(self) -> str:
-        """The anchor."""
-        return self.anchor
-
     def draw(self, ctx: Context, batch: Samples) -> list[Point]:
         """Return the noised copies; a group has one noise, so that its samples alone tell its gains apart."""
         return super().draw(ctx, noised_alike(ctx, batch))

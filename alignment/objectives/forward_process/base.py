@@ -1,8 +1,9 @@
-"""What objectives share that learn from noised copies of clean samples: alone, against a copy, by group."""
+"""What objectives share that learn from noised copies of clean samples, and two families: imitation, and gains."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,22 +13,27 @@ from torch import Tensor
 from alignment.context import Context
 from alignment.data.batches import Batch, Samples
 from alignment.errors import ConfigError
-from alignment.objectives.base import B_contra, Learn, Loss, Objective
-from alignment.objectives.forward_process.noising import Point, draw_points, error_change, frozen_answers, mean_square
+from alignment.fact import fact
+from alignment.objectives.base import Learn, Loss, Objective
+from alignment.objectives.forward_process.noising import Point, draw_points, error_change, frozen_outputs, mean_square
 from samplers.paths.times import Times
+
+LossOfOutput = Callable[[int, Tensor], Loss]
+"""Takes the index of a noised copy and the model output there, `[n, *latent]` float32 with graph; gives its loss."""
 
 
 @dataclass(frozen=True)
-class Noised(Objective[B_contra]):
-    """A loss of noised copies of clean samples.
+class Matching(Objective[Samples]):
+    """A loss of model outputs on noised copies of clean samples; what it is of a method says `of_outputs`.
 
     Attributes:
         times: Distribution of the noised copies' times.
-        points: Noised copies a row.
+        points: Noised copies a sample.
     """
 
     times: Times = Times()
     points: int = 1
+    consumes: ClassVar[type[Batch]] = Samples
 
     def __post_init__(self) -> None:
         if self.points < 1:
@@ -38,58 +44,70 @@ class Noised(Objective[B_contra]):
         """None."""
         return ()
 
-
-@dataclass(frozen=True)
-class Compared(Noised[B_contra]):
-    """A loss of errors compared with those of a frozen copy."""
-
-    @property
-    def frozen(self) -> str:
-        """The frozen copy that errors are compared with."""
-        return "reference"
-
-    @property
-    def snapshots(self) -> tuple[str, ...]:
-        """That copy."""
-        return (self.frozen,)
-
-
-@dataclass(frozen=True)
-class Imitation(Noised[Samples]):
-    """L = w(A) e(x0), e = mean |network(x_t) - target|^2 in the network's own space."""
-
-    consumes: ClassVar[type[Batch]] = Samples
+    def draw(self, ctx: Context, batch: Samples) -> list[Point]:
+        """Return the noised copies."""
+        return draw_points(ctx, batch, batch.x0, self.times, self.points)
 
     @abstractmethod
-    def weight(self, advantage: Tensor) -> Tensor:
-        """Return w, `[n]`."""
+    def of_outputs(self, ctx: Context, batch: Samples, points: list[Point]) -> LossOfOutput:
+        """Ask frozen copies what is wanted of them, and return what makes a loss of each model output.
+
+        Args:
+            ctx: The step.
+            batch: The rows.
+            points: Their noised copies. The loss is the mean over these.
+        """
 
     def __call__(self, ctx: Context, batch: Samples, learn: Learn) -> None:
-        """Noise the samples, then learn point by point."""
-        points = draw_points(ctx, batch, batch.x0, self.times, self.points)
-        weight = self.weight(batch.advantage)
+        """Noise the samples, ask the frozen copies, then learn point by point."""
+        points = self.draw(ctx, batch)
+        of_output = self.of_outputs(ctx, batch, points)
 
         def receive(k: int, velocity: Tensor) -> None:
-            error = mean_square(velocity.float() - points[k].target)
-            told = {"imitation/error": error.detach(), "imitation/weight": weight, "imitation/weight_max": weight}
-            learn(Loss(weight * error / self.points, told))
+            loss = of_output(k, velocity.float())
+            learn(Loss(loss.per_row / self.points, loss.metrics))
 
         ctx.policy.visit(batch, [(p.x, p.t) for p in points], receive, grad=True)
 
 
 @dataclass(frozen=True)
-class Gains(Compared[Samples]):
+class Imitation(Matching):
+    """L = w(A) e(x0), e = mean |network(x_t) - target|^2 in the network's own space."""
+
+    @abstractmethod
+    def weight(self, advantage: Tensor) -> Tensor:
+        """Return w, `[n]`."""
+
+    def of_outputs(self, ctx: Context, batch: Samples, points: list[Point]) -> LossOfOutput:
+        """Return the weighed error."""
+        weight = self.weight(batch.advantage)
+
+        def of_output(k: int, velocity: Tensor) -> Loss:
+            error = mean_square(velocity - points[k].target)
+            told = {"imitation/error": error.detach(), "imitation/weight": weight, "imitation/weight_max": weight}
+            return Loss(weight * error, told)
+
+        return of_output
+
+
+@dataclass(frozen=True)
+class Gains(Matching):
     """A loss of the gains of a group's samples: gain(x) = e_frozen(x) - e(x), which stands for log rho(x).
 
     e(x) = mean |network(x_t) - target|^2 at the same time and noise for both policies, in the network's own space.
     """
 
-    consumes: ClassVar[type[Batch]] = Samples
     whole_groups: ClassVar[bool] = True
 
-    def draw(self, ctx: Context, batch: Samples) -> list[Point]:
-        """Return the noised copies."""
-        return draw_points(ctx, batch, batch.x0, self.times, self.points)
+    @fact
+    def anchor(self) -> str:
+        """The frozen copy that gains are counted from."""
+        return "reference"
+
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """The anchor."""
+        return (self.anchor,)
 
     @abstractmethod
     def of_gains(self, gain: Tensor, batch: Samples, group: Tensor) -> Loss:
@@ -101,18 +119,17 @@ class Gains(Compared[Samples]):
             group: `[n]` int64, each row's group as an index from 0.
         """
 
-    def __call__(self, ctx: Context, batch: Samples, learn: Learn) -> None:
-        """Noise the samples, ask the frozen copy, then learn point by point."""
-        points = self.draw(ctx, batch)
-        frozen = frozen_answers(ctx, batch, points, self.frozen)
+    def of_outputs(self, ctx: Context, batch: Samples, points: list[Point]) -> LossOfOutput:
+        """Return the loss of gains against the anchor."""
+        frozen = frozen_outputs(ctx, batch, points, self.anchor)
         group = torch.unique(batch.group, return_inverse=True)[1]
 
-        def receive(k: int, velocity: Tensor) -> None:
-            gain = -error_change(velocity.float(), frozen[k], points[k].target)
+        def of_output(k: int, velocity: Tensor) -> Loss:
+            gain = -error_change(velocity, frozen[k], points[k].target)
             loss = self.of_gains(gain, batch, group)
-            learn(Loss(loss.per_row / self.points, {"gain/mean": gain.detach(), **loss.metrics}))
+            return Loss(loss.per_row, {"gain/mean": gain.detach(), **loss.metrics})
 
-        ctx.policy.visit(batch, [(p.x, p.t) for p in points], receive, grad=True)
+        return of_output
 
 
 def sum_by_group(value: Tensor, group: Tensor) -> Tensor:

@@ -9,23 +9,22 @@ import torch
 from torch import Tensor
 
 from alignment.context import Context
-from alignment.data.batches import Batch, Samples
+from alignment.data.batches import Samples
 from alignment.errors import ConfigError
-from alignment.objectives.base import Learn, Loss, Objective
+from alignment.objectives.base import Loss
+from alignment.objectives.forward_process.base import LossOfOutput, Matching
 from alignment.objectives.forward_process.noising import (
     Point,
-    draw_points,
     error_change,
-    frozen_answers,
+    frozen_outputs,
     mean_square,
     noised_alike,
 )
 from alignment.objectives.kernels.actions import clipped
-from samplers.paths.times import Times
 
 
 @dataclass(frozen=True)
-class DGPO(Objective[Samples]):
+class DGPO(Matching):
     """L = mean_i w_g max(A_i (1 - rho_i), A_i (1 - clip(rho_i, 1 - clip, 1 + clip))) + kl mean |v - v_ref|^2.
 
     With e = mean |v - v*|^2 at a time and noise that all samples of a group share:
@@ -38,8 +37,6 @@ class DGPO(Objective[Samples]):
         beta: How fast a group stops pulling, in the units of a mean squared error.
         clip: Range of the ratio to the behaviour policy.
         kl: Weight of the distance to the reference.
-        times: Distribution of the noised copies' times.
-        points: Noised copies a sample.
 
     Source: Direct Group Preference Optimization, its authors' code: beta is no factor of the gradient there, and the
     weight is taken without gradient. Their reference may be a moving average; here it is the policy at the start. They
@@ -50,9 +47,6 @@ class DGPO(Objective[Samples]):
     beta: float = 100.0
     clip: float = 1e-2
     kl: float = 0.0
-    times: Times = Times()
-    points: int = 1
-    consumes: ClassVar[type[Batch]] = Samples
     whole_groups: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -64,19 +58,18 @@ class DGPO(Objective[Samples]):
         """The policy of the ratio, and the one that gains are measured from."""
         return ("behaviour", "reference")
 
-    def __call__(self, ctx: Context, batch: Samples, learn: Learn) -> None:
-        """Noise the samples of each group alike, ask the frozen copies, then learn point by point."""
-        points = draw_points(ctx, noised_alike(ctx, batch), batch.x0, self.times, self.points)
-        old = frozen_answers(ctx, batch, points, "behaviour")
-        reference = frozen_answers(ctx, batch, points, "reference")
+    def draw(self, ctx: Context, batch: Samples) -> list[Point]:
+        """Return the noised copies; all samples of a group have one noise."""
+        return super().draw(ctx, noised_alike(ctx, batch))
 
-        def receive(k: int, velocity: Tensor) -> None:
-            learn(self.loss(batch, points[k], velocity.float(), old[k], reference[k]))
-
-        ctx.policy.visit(batch, [(p.x, p.t) for p in points], receive, grad=True)
+    def of_outputs(self, ctx: Context, batch: Samples, points: list[Point]) -> LossOfOutput:
+        """Return the loss against the behaviour policy and the reference."""
+        old = frozen_outputs(ctx, batch, points, "behaviour")
+        reference = frozen_outputs(ctx, batch, points, "reference")
+        return lambda k, velocity: self.loss(batch, points[k], velocity, old[k], reference[k])
 
     def loss(self, batch: Samples, point: Point, velocity: Tensor, old: Tensor, reference: Tensor) -> Loss:
-        """Return the loss of one noised copy, each row's share; `velocity` has the graph."""
+        """Return the loss of one noised copy; `velocity` has the graph."""
         lost = batch.advantage * error_change(velocity.detach(), reference, point.target)
         _, index, count = torch.unique(batch.group, return_inverse=True, return_counts=True)
         pull = torch.sigmoid(self.beta * lost.new_zeros(len(count)).index_add(0, index, lost) / count)[index]
@@ -92,4 +85,4 @@ class DGPO(Objective[Samples]):
             "matching/error": mean_square(velocity.detach() - point.target),
         }
         surrogate = batch.advantage + clipped(ratio, batch.advantage, self.clip)
-        return Loss((pull * surrogate + self.kl * drift) / self.points, metrics)
+        return Loss(pull * surrogate + self.kl * drift, metrics)

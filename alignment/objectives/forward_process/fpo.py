@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from alignment.context import Context
-from alignment.data.batches import Batch, Samples
+from alignment.data.batches import Samples
 from alignment.errors import ConfigError
-from alignment.objectives.base import Learn, Loss, Objective
-from alignment.objectives.forward_process.noising import Point, draw_points, frozen_answers, mean_square
+from alignment.objectives.base import Loss
+from alignment.objectives.forward_process.base import LossOfOutput, Matching
+from alignment.objectives.forward_process.noising import Point, frozen_outputs, mean_square
 from alignment.objectives.kernels.actions import clipped
 from samplers.paths.path import Path, share_of_noise
-from samplers.paths.times import Times
 from samplers.step import expand
 
 
 @dataclass(frozen=True)
-class FPO(Objective[Samples]):
+class FPO(Matching):
     """L = mean max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) with rho = exp(mean_k (e_old,k - e_k)).
 
     e_k is the mean squared error of the predicted noise at the k-th (time, noise), the same for both policies. The mean
@@ -32,7 +31,6 @@ class FPO(Objective[Samples]):
         clip: Range of the ratio.
         limit: Largest difference of two errors.
         kl: Weight of mean |v - v_ref|^2.
-        times: Distribution of the noised copies' times.
         points: Noised copies a sample.
 
     Source: Flow Matching Policy Gradients (arXiv 2507.21053) and its code: 8 points, clip 0.05, differences cut at 3.
@@ -42,9 +40,7 @@ class FPO(Objective[Samples]):
     clip: float = 0.05
     limit: float = 3.0
     kl: float = 0.0
-    times: Times = Times()
     points: int = 8
-    consumes: ClassVar[type[Batch]] = Samples
 
     def __post_init__(self) -> None:
         if self.clip <= 0 or self.limit <= 0 or self.kl < 0 or self.points < 1:
@@ -55,23 +51,23 @@ class FPO(Objective[Samples]):
         """The behaviour policy of the ratio, and the reference where there is a KL term."""
         return ("behaviour", "reference") if self.kl > 0 else ("behaviour",)
 
-    def __call__(self, ctx: Context, batch: Samples, learn: Learn) -> None:
-        """Noise the samples, find each one's ratio, then learn point by point."""
-        points, path = draw_points(ctx, batch, batch.x0, self.times, self.points), ctx.policy.path
+    def of_outputs(self, ctx: Context, batch: Samples, points: list[Point]) -> LossOfOutput:
+        """Find each sample's ratio, and return its loss with the slope there."""
+        path = ctx.policy.path
         old, now = (self._errors(ctx, batch, points, name) for name in ("behaviour", "live"))
-        reference = frozen_answers(ctx, batch, points, "reference") if self.kl > 0 else None
+        reference = frozen_outputs(ctx, batch, points, "reference") if self.kl > 0 else None
         value, slope = self.surrogate(self._gain(old, now).mean(dim=0), batch.advantage)
 
-        def receive(k: int, velocity: Tensor) -> None:
-            gain = self._gain(old[k], noise_error(path, points[k], velocity.float()))
+        def of_output(k: int, velocity: Tensor) -> Loss:
+            gain = self._gain(old[k], noise_error(path, points[k], velocity))
             per_row = value + slope * (gain - gain.detach())
             metrics = {"matching/error": now[k]} | _ratio_metrics(self._gain(old, now), self.clip)
             if reference is not None:
-                drift = mean_square(velocity.float() - reference[k])
+                drift = mean_square(velocity - reference[k])
                 per_row, metrics["kl/reference"] = per_row + self.kl * drift, drift.detach()
-            learn(Loss(per_row / self.points, metrics))
+            return Loss(per_row, metrics)
 
-        ctx.policy.visit(batch, [(p.x, p.t) for p in points], receive, grad=True)
+        return of_output
 
     def surrogate(self, log_ratio: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
         """Return the clipped loss at a log ratio and its derivative by it, `[n]` each, without graph."""
@@ -86,8 +82,8 @@ class FPO(Objective[Samples]):
 
     def _errors(self, ctx: Context, batch: Samples, points: list[Point], name: str) -> Tensor:
         """Return the error at each point under the weights `name`, `[K, n]`."""
-        answers = frozen_answers(ctx, batch, points, name)
-        return torch.stack([noise_error(ctx.policy.path, point, answers[k]) for k, point in enumerate(points)])
+        outputs = frozen_outputs(ctx, batch, points, name)
+        return torch.stack([noise_error(ctx.policy.path, point, outputs[k]) for k, point in enumerate(points)])
 
 
 def noise_error(path: Path, point: Point, velocity: Tensor) -> Tensor:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from alignment.context import Context
-from alignment.data.batches import Batch, Samples
+from alignment.data.batches import Samples
 from alignment.errors import ConfigError
-from alignment.objectives.base import Learn, Loss, Objective
-from alignment.objectives.forward_process.noising import Point, draw_points, frozen_answers, mean_square
+from alignment.objectives.base import Loss
+from alignment.objectives.forward_process.base import LossOfOutput, Matching
+from alignment.objectives.forward_process.noising import Point, frozen_outputs, mean_square
 from samplers.paths.path import Path, clean
-from samplers.paths.times import Times
 
 
 @dataclass(frozen=True)
-class NFT(Objective[Samples]):
+class NFT(Matching):
     """Pull an implicit positive policy to good samples and an implicit negative one to bad samples.
 
     With r = clip(A / (2 limit) + 1/2, 0, 1) and the behaviour policy's answer v_old:
@@ -31,8 +30,6 @@ class NFT(Objective[Samples]):
         beta: Strength of the mixture, > 0.
         limit: Advantage that maps to r = 1.
         kl: Weight of the distance to the reference.
-        times: Distribution of the noised copies' times.
-        points: Noised copies a sample.
         self_normalised: See above.
 
     Source: DiffusionNFT (arXiv 2509.16117), eq. 5 and its code (train_nft_sd3), which takes the sampler's own times
@@ -42,10 +39,7 @@ class NFT(Objective[Samples]):
     beta: float = 1.0
     limit: float = 5.0
     kl: float = 1e-4
-    times: Times = Times()
-    points: int = 1
     self_normalised: bool = True
-    consumes: ClassVar[type[Batch]] = Samples
 
     def __post_init__(self) -> None:
         if self.beta <= 0 or self.limit <= 0 or self.kl < 0 or self.points < 1:
@@ -56,27 +50,22 @@ class NFT(Objective[Samples]):
         """The behaviour policy, and the reference where there is a KL term."""
         return ("behaviour", "reference") if self.kl > 0 else ("behaviour",)
 
-    def __call__(self, ctx: Context, batch: Samples, learn: Learn) -> None:
-        """Noise the samples, ask the frozen copies, then learn point by point."""
-        points = draw_points(ctx, batch, batch.x0, self.times, self.points)
-        old = frozen_answers(ctx, batch, points, "behaviour")
-        reference = frozen_answers(ctx, batch, points, "reference") if self.kl > 0 else old
+    def of_outputs(self, ctx: Context, batch: Samples, points: list[Point]) -> LossOfOutput:
+        """Return the loss against the behaviour policy, and the reference where there is a KL term."""
+        old = frozen_outputs(ctx, batch, points, "behaviour")
+        reference = frozen_outputs(ctx, batch, points, "reference") if self.kl > 0 else old
         path = ctx.policy.path
-
-        def receive(k: int, velocity: Tensor) -> None:
-            learn(self.loss(path, batch, points[k], velocity.float(), old[k], reference[k]))
-
-        ctx.policy.visit(batch, [(p.x, p.t) for p in points], receive, grad=True)
+        return lambda k, velocity: self.loss(path, batch, points[k], velocity, old[k], reference[k])
 
     def loss(self, path: Path, batch: Samples, point: Point, velocity: Tensor, old: Tensor, reference: Tensor) -> Loss:
-        """Return the loss of one noised copy, each row's share; `velocity` has the graph."""
+        """Return the loss of one noised copy; `velocity` has the graph."""
         r = (batch.advantage / (2 * self.limit) + 0.5).clamp(0, 1)
         positive = self._distance(path, batch, point, self.beta * velocity + (1 - self.beta) * old)
         negative = self._distance(path, batch, point, (1 + self.beta) * old - self.beta * velocity)
         drift = mean_square(velocity - reference)
         per_row = (r * positive + (1 - r) * negative) * self.limit / self.beta + self.kl * drift
         metrics = {"kl/reference": drift.detach(), "nft/positive": positive.detach(), "nft/negative": negative.detach()}
-        return Loss(per_row / self.points, metrics)
+        return Loss(per_row, metrics)
 
     def _distance(self, path: Path, batch: Samples, point: Point, v: Tensor) -> Tensor:
         if not self.self_normalised:

@@ -47,12 +47,12 @@ def noised_alike(ctx: Context, batch: B) -> B:
     return replace(batch, seeds=ctx.draw.keys("noise of a group", batch.group))
 
 
-def frozen_answers(ctx: Context, batch: Batch, points: list[Point], name: str) -> dict[int, Tensor]:
+def frozen_outputs(ctx: Context, batch: Batch, points: list[Point], name: str) -> dict[int, Tensor]:
     """Return the model output at each point under the frozen weights `name`, float32."""
-    answers: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
     with ctx.policy.using(name):
-        ctx.policy.visit(batch, [(p.x, p.t) for p in points], lambda k, v: answers.update({k: v.float()}), grad=False)
-    return answers
+        ctx.policy.visit(batch, [(p.x, p.t) for p in points], lambda k, v: outputs.update({k: v.float()}), grad=False)
+    return outputs
 
 
 def error_change(velocity: Tensor, frozen: Tensor, target: Tensor) -> Tensor:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from alignment.context import Context
-from alignment.data.batches import Batch, Samples
+from alignment.data.batches import Samples
 from alignment.errors import ConfigError
-from alignment.objectives.base import Learn, Loss, Objective
-from alignment.objectives.forward_process.noising import Point, draw_points, frozen_answers, mean_square
+from alignment.objectives.base import Loss
+from alignment.objectives.forward_process.base import LossOfOutput, Matching
+from alignment.objectives.forward_process.noising import Point, frozen_outputs, mean_square
 from alignment.objectives.kernels.matching import matching_error
-from samplers.paths.times import Times
 
 
 @dataclass(frozen=True)
-class WeightedMatching(Objective[Samples]):
+class WeightedMatching(Matching):
     """AWM: l = -w(t) mean |v - v*|^2 stands for the log-likelihood of a clean sample, and rho = exp(l - l_old).
 
     L = mean max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) + kl mean |v - v_anchor|^2, with the same (t, noise) for both
@@ -29,8 +29,6 @@ class WeightedMatching(Objective[Samples]):
         kl: Weight of the distance to the anchor.
         anchor: What the policy is held to: the slow behaviour copy, or the reference.
         weighting: w(t): 1, t or t^2.
-        times: Distribution of the noised copies' times.
-        points: Noised copies a sample.
 
     Source: Advantage Weighted Matching (arXiv 2509.25050), eq. 9. The authors' Huber weights are not offered; one ratio
     is taken for each time, not for their sum; errors are float32, not float64. They draw six times a sample and hold
@@ -43,9 +41,6 @@ class WeightedMatching(Objective[Samples]):
     kl: float = 0.0
     anchor: Literal["behaviour", "reference"] = "behaviour"
     weighting: Literal["one", "t", "t_squared"] = "one"
-    times: Times = Times()
-    points: int = 1
-    consumes: ClassVar[type[Batch]] = Samples
 
     def __post_init__(self) -> None:
         if self.clip <= 0 or self.kl < 0 or self.points < 1:
@@ -56,19 +51,14 @@ class WeightedMatching(Objective[Samples]):
         """The behaviour policy of the ratio, and the anchor."""
         return ("behaviour", "reference") if self.anchor == "reference" and self.kl > 0 else ("behaviour",)
 
-    def __call__(self, ctx: Context, batch: Samples, learn: Learn) -> None:
-        """Noise the samples, ask the frozen copies, then learn point by point."""
-        points = draw_points(ctx, batch, batch.x0, self.times, self.points)
-        old = frozen_answers(ctx, batch, points, "behaviour")
-        anchor = frozen_answers(ctx, batch, points, self.anchor) if self.snapshots[-1] == "reference" else old
-
-        def receive(k: int, velocity: Tensor) -> None:
-            learn(self.loss(batch, points[k], velocity.float(), old[k], anchor[k]))
-
-        ctx.policy.visit(batch, [(p.x, p.t) for p in points], receive, grad=True)
+    def of_outputs(self, ctx: Context, batch: Samples, points: list[Point]) -> LossOfOutput:
+        """Return the loss against the behaviour policy, and the anchor."""
+        old = frozen_outputs(ctx, batch, points, "behaviour")
+        anchor = frozen_outputs(ctx, batch, points, self.anchor) if self.snapshots[-1] == "reference" else old
+        return lambda k, velocity: self.loss(batch, points[k], velocity, old[k], anchor[k])
 
     def loss(self, batch: Samples, point: Point, velocity: Tensor, old: Tensor, anchor: Tensor) -> Loss:
-        """Return the loss of one noised copy, each row's share; `velocity` has the graph."""
+        """Return the loss of one noised copy; `velocity` has the graph."""
         w = {"one": torch.ones_like(point.t), "t": point.t, "t_squared": point.t.square()}[self.weighting]
         error = matching_error(velocity, point.target)
         ratio = (w * (matching_error(old, point.target) - error)).exp()
@@ -83,4 +73,4 @@ class WeightedMatching(Objective[Samples]):
             f"kl/{self.anchor}": drift.detach(),
             "matching/error": error.detach(),
         }
-        return Loss((surrogate + self.kl * drift) / self.points, metrics)
+        return Loss(surrogate + self.kl * drift, metrics)

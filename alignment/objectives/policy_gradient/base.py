@@ -104,16 +104,12 @@ class Surrogate(Stepwise):
 
     def surrogate(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> tuple[Tensor, Ratios]:
         """Return the loss of ratios and credit, averaged over actions."""
-        ratio = ratio_of(self.log_ratio(step, batch, k, velocity))
+        ratio = ratio_of(log_ratio(velocity, actions(step, batch, k), batch.advantage, "mean"))
         return self.of_ratio(ratio, batch.advantage).mean(dim=1), Ratios.of(ratio, self.clip)
 
     @abstractmethod
     def of_ratio(self, ratio: Tensor, advantage: Tensor) -> Tensor:
         """Return what is minimised, `[n, A]`, of ratios and credit of that shape."""
-
-    def log_ratio(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> Tensor:
-        """Return `[n, A]`: log rho of each action of the k-th trained step."""
-        return log_ratio(velocity, actions(step, batch, k), batch.advantage, "mean")
 
 
 def actions(step: Step, batch: Transitions, k: int) -> Actions:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from alignment.data.batches import Transitions
-from alignment.objectives.kernels.actions import clipped
-from alignment.objectives.policy_gradient.base import Surrogate
+from alignment.objectives.kernels.actions import Ratios, clipped, ratio_of
+from alignment.objectives.policy_gradient.base import Stepwise
 from samplers import Step
 from samplers.step import expand, per_row
 
 
 @dataclass(frozen=True)
-class GuardedSurrogate(Surrogate):
+class GuardedSurrogate(Stepwise):
     """The clipped surrogate with log rho replaced by std (log rho + mean |d mu|^2 / (2 std^2)).
 
     A density ratio is below 1 on average, by mean |d mu|^2 / (2 std^2), so that clipping cuts one side more than the
@@ -38,12 +38,13 @@ class GuardedSurrogate(Surrogate):
         """Return |b|: the ratio of this objective is mean(b (v - v_old) z), without the density's 1 / std."""
         return per_row(step.b.abs())
 
-    def of_ratio(self, ratio: Tensor, advantage: Tensor) -> Tensor:
-        """Return the clipped loss."""
-        return clipped(ratio, advantage, self.clip)
+    def surrogate(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> tuple[Tensor, Ratios]:
+        """Return the clipped loss of centred ratios."""
+        ratio = ratio_of(self.centred_ratio(step, batch, k, velocity))
+        return clipped(ratio, batch.advantage, self.clip).mean(dim=1), Ratios.of(ratio, self.clip)
 
-    def log_ratio(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> Tensor:
-        """Return the mean over elements of d mu z, `[n, A]`."""
+    def centred_ratio(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> Tensor:
+        """Return what stands for log rho: the mean over elements of d mu z, `[n, A]`."""
         old = batch.velocity[:, k]
         # The shift of the mean, exactly 0 where the model outputs are equal.
         shift = (expand(step.b, old) * (velocity.float() - old.float()))[:, None]

@@ -11,22 +11,44 @@ from torch.nn.functional import softplus
 
 from alignment.context import Context
 from alignment.data.batches import Batch, Pairs
-from alignment.objectives.base import Learn, Loss
-from alignment.objectives.forward_process.base import Compared
-from alignment.objectives.forward_process.noising import draw_points, error_change, frozen_answers
+from alignment.errors import ConfigError
+from alignment.fact import fact
+from alignment.objectives.base import Learn, Loss, Objective
+from alignment.objectives.forward_process.noising import draw_points, error_change, frozen_outputs
+from samplers.paths.times import Times
 
 
 @dataclass(frozen=True)
-class Pairwise(Compared[Pairs]):
+class Pairwise(Objective[Pairs]):
     """A loss made of how much further the error fell on one sample of a pair than on the other.
 
     With e(x) = mean |network(x_t) - target|^2 at the same time and noise for both samples and both policies, in the
     network's own space (noise, v, velocity or sample), and D(x) = e(x) - e_frozen(x), the gain of a pair is
     D(rejected) - D(chosen).
+
+    Attributes:
+        times: Distribution of the noised copies' times.
+        points: Noised copies a row.
     """
 
+    times: Times = Times()
+    points: int = 1
     consumes: ClassVar[type[Batch]] = Pairs
     headline: ClassVar[str] = "pairs/accuracy"
+
+    def __post_init__(self) -> None:
+        if self.points < 1:
+            raise ConfigError(f"objective needs points >= 1, got {self.points}")
+
+    @fact
+    def anchor(self) -> str:
+        """The frozen copy that errors are compared with: a method has one, or a field lets the user choose."""
+        return "reference"
+
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """The anchor."""
+        return (self.anchor,)
 
     def gain(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return the gain of each pair from D of both sides, `[n]` each."""
@@ -40,7 +62,7 @@ class Pairwise(Compared[Pairs]):
         """Noise both sides alike, ask the frozen copy, then learn point by point."""
         sides = (draw_points(ctx, batch, x0, self.times, self.points) for x0 in (batch.chosen, batch.rejected))
         points = [point for pair in zip(*sides, strict=True) for point in pair]
-        frozen = frozen_answers(ctx, batch, points, self.frozen)
+        frozen = frozen_outputs(ctx, batch, points, self.anchor)
         chosen: list[Tensor] = []  # its graph waits for the rejected side of the same point
 
         def receive(k: int, velocity: Tensor) -> None:
@@ -64,21 +86,8 @@ class Pairwise(Compared[Pairs]):
         return Loss(self.of_gain(gain, batch.advantage) / self.points, metrics)
 
 
-@dataclass(frozen=True)
-class Anchored(Pairwise):
-    """A loss of gains against an anchor of one's choice.
-
-    Attributes:
-        anchor: What gains are counted from: the "reference"; the "behaviour" copy, a reference that is refreshed as
-            `snapshots` says (every so many steps, when a metric grows too large, or as a moving average); or the "ema".
-    """
-
-    anchor: Literal["reference", "behaviour", "ema"] = "reference"
-
-    @property
-    def frozen(self) -> str:
-        """The anchor."""
-        return self.anchor
+Anchor = Literal["reference", "behaviour", "ema"]
+"""What gains may be counted from, where the user chooses."""
 
 
 def logistic(gain: Tensor, advantage: Tensor, beta: float) -> Tensor:

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from alignment.errors import ConfigError
-from alignment.objectives.preference.base import Anchored
+from alignment.objectives.preference.base import Anchor, Pairwise
 
 
 @dataclass(frozen=True)
-class IPO(Anchored):
+class IPO(Pairwise):
     """L = (beta gain - 1/2)^2: the gain is drawn to 1 / (2 beta), where the logistic loss of DPO draws it on for ever.
 
     Attributes:
+        anchor: What gains are counted from: the "reference"; the "behaviour" copy, a reference that is refreshed as
+            `snapshots` says (every so many steps, when a metric grows too large, or as a moving average); or the "ema".
         beta: Strength; the gain aimed at is 1 / (2 beta), in the units of a mean squared error.
 
     Source: A General Theoretical Paradigm to Understand Learning from Human Preferences (arXiv 2310.12036), eq. 17,
@@ -22,6 +24,7 @@ class IPO(Anchored):
     likelihoods. A pair weighs |advantage|, and a negative one swaps its sides.
     """
 
+    anchor: Anchor = "reference"
     beta: float = 1000.0
 
     def __post_init__(self) -> None:

@@ -33,7 +33,7 @@ class REBEL(Pairwise):
             raise ConfigError(f"objective needs eta > 0, got {self.eta}")
 
     @property
-    def frozen(self) -> str:
+    def anchor(self) -> str:
         """The policy that sampled."""
         return "behaviour"
 

@@ -45,7 +45,7 @@ class SePPO(Pairwise):
             raise ConfigError(f"objective needs beta > 0, got {self.beta}")
 
     @property
-    def frozen(self) -> str:
+    def anchor(self) -> str:
         """The earlier policy that sampled."""
         return "opponent"
 

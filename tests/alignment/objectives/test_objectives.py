@@ -193,7 +193,7 @@ def test_the_parabola_is_lowest_where_its_clip_says() -> None:
 
 def guarded(batch: Transitions, v: Tensor) -> Tensor:
     step = Step.from_coefficients(batch.coefficients[:, 0])
-    return GuardedSurrogate().log_ratio(step, batch, 0, v)
+    return GuardedSurrogate().centred_ratio(step, batch, 0, v)
 
 
 def test_the_guarded_ratio_is_the_plain_one_centred_and_scaled() -> None:
