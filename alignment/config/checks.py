@@ -258,7 +258,9 @@ def _credit(run: Run) -> Iterator[Problem]:
             "choose a differentiable reward (docs/rewards.md), or an objective that needs no gradient of it",
         )
     advantage = run.source.advantage
-    for part in () if advantage is None or known is None else advantage.reads:
+    if advantage is None or known is None:
+        return
+    for part in advantage.reads:
         if part.split("/")[0] not in known:
             yield (
                 "source.advantage",
