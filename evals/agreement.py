@@ -68,10 +68,10 @@ def agreement(margins: Sequence[float], human: Sequence[int], units: Sequence[st
     """Return how `margins` agree with people.
 
     Args:
-        margins: One a comparison; NaN where it could not be scored.
-        human: Verdicts, one a comparison.
-        units: What is resampled together, one a comparison.
-        parts: Part of the benchmark, one a comparison; empty for none.
+        margins: One per comparison; NaN where it could not be scored.
+        human: Verdicts, one per comparison.
+        units: What is resampled together, one per comparison.
+        parts: Part of the benchmark, one per comparison; empty for none.
     """
     m, h = np.asarray(margins, dtype=np.float64), np.asarray(human)
     scored = ~np.isnan(m)

@@ -57,7 +57,7 @@ class Measured:
             model that does not read, 1 for one that does.
         turned: Mean over invariances of the share of preferences that turn; None without probes.
         hackability: Mean over artefacts of the share of media whose score they raise: 0 for none, 1 for all.
-        per_second: Media scored a second, reading them included.
+        per_second: Media scored per second, reading them included.
         peak_memory_bytes: Of the device after scoring; on the CPU, of the whole process so far.
     """
 

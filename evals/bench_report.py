@@ -93,7 +93,7 @@ def write(bench: Bench, folder: Path, conditions: dict[str, Any]) -> None:
 
 
 def as_json(bench: Bench, conditions: dict[str, Any]) -> dict[str, Any]:
-    """Return everything that was found; what is no number (NaN, infinity) is null."""
+    """Return everything that was found; what is not a number (NaN, infinity) is null."""
     comparisons = [
         {"prompt": c.prompt, "first": c.first.name, "second": c.second.name, "human": c.human, "part": c.part}
         for c in bench.comparisons

@@ -76,7 +76,7 @@ class Medium:
         return self.media(frames).pixels[0]
 
     def media(self, frames: int = FRAMES) -> Media:
-        """Return it as what a reward model takes: one row, and of a clip the frames a second that are left of it.
+        """Return it as what a reward model takes: one row, and of a clip the frames per second that are left of it.
 
         Args:
             frames: Most frames of a clip.

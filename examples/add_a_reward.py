@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def one_bright_spot(pixels: Tensor, prompts: Sequence[str]) -> list[float]:
-    """Return one number a sample, larger is better.
+    """Return one number per sample; larger is better.
 
     Args:
         pixels: `[B, F, 3, H, W]` in [0, 1]; a picture has F = 1.

@@ -43,7 +43,7 @@ class Media:
 
     Attributes:
         pixels: `[B, F, 3, H, W]` in [0, 1]; F = 1 for pictures.
-        fps: Frames a second of a clip; None for pictures.
+        fps: Frames per second of a clip; None for pictures.
         source: What each row was made from, B rows of any size: the picture that was edited, the first frame of a
             clip. None where there was only text.
     """
@@ -56,7 +56,7 @@ class Media:
         if self.pixels.ndim != 5 or self.pixels.shape[2] != 3:
             raise RewardError(f"media need pixels [B, F, 3, H, W], got {tuple(self.pixels.shape)}")
         if self.source is not None and len(self.source) != len(self):
-            raise RewardError(f"{len(self)} samples were made from {len(self.source)} sources; one a sample is needed")
+            raise RewardError(f"{len(self)} samples were made from {len(self.source)} sources; give one per sample")
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
@@ -88,7 +88,7 @@ class Rewards:
         for name, score in {"value": self.value, **self.parts}.items():
             if score.ndim != 1 or score.shape != self.value.shape or score.dtype != torch.float32:
                 raise RewardError(
-                    f"a reward is a float32 vector, one number a sample: {name} is {score.dtype} {tuple(score.shape)}"
+                    f"a reward is a float32 vector, one number per sample: {name} is {score.dtype} {tuple(score.shape)}"
                 )
             if torch.isinf(score).any():
                 raise RewardError(
@@ -104,7 +104,7 @@ class Scorer(Protocol):
     """A loaded reward model that scores each sample by itself."""
 
     def __call__(self, *, media: Media, prompts: Sequence[str]) -> Rewards:
-        """Score `media`; `prompts` has one text a row."""
+        """Score `media`; `prompts` has one text per row."""
         ...
 
 
@@ -120,7 +120,7 @@ class GroupScorer(Protocol):
 
         Args:
             media: Whole groups, in any order.
-            prompts: One text a row, the same within a group.
+            prompts: One text per row, the same within a group.
             group: `[B]` int64; rows with the same id are compared.
         """
         ...
@@ -133,7 +133,7 @@ class KnownAnswer:
     Attributes:
         says: What should be found, in words: "a red picture is redder than a blue one".
         media: A few samples; to a model that compares, they are one group.
-        prompts: One text a sample.
+        prompts: One text per sample.
         bands: (lowest, highest) score of each sample; empty where only the order is known.
         best_first: Whether each sample's score has to be above the next one's.
     """
@@ -305,7 +305,7 @@ class Loaded:
 
         Args:
             media: The samples.
-            prompts: One text a sample.
+            prompts: One text per sample.
             group: `[B]` int64, whole groups; needed where the model compares within groups.
 
         Raises:
@@ -329,7 +329,7 @@ class Loaded:
             raise RewardError(f"{self.model} answered with a {type(rewards).__name__}, expected Rewards")
         if len(rewards.value) != len(media):
             raise RewardError(
-                f"{self.model} gave {len(rewards.value)} scores for {len(media)} samples; one a sample is needed"
+                f"{self.model} gave {len(rewards.value)} scores for {len(media)} samples; one per sample is needed"
             )
         return rewards
 
@@ -370,14 +370,14 @@ def load_reward(model: RewardModel, *, device: torch.device) -> Loaded:
     """Return a reward model, loaded, as every caller should use it.
 
     Raises:
-        RewardError: If this is no reward model.
+        RewardError: If this is not a reward model.
     """
     require_reward_model(model)
     return Loaded(model, model.load(device=device))
 
 
 def require_reward_model(model: object) -> None:
-    """Refuse what is no reward model.
+    """Refuse what is not a reward model.
 
     Raises:
         RewardError: Naming what it lacks.

@@ -1,4 +1,4 @@
-"""Group-sampled trajectories from any pipeline, with shared prefixes run once a prompt."""
+"""Group-sampled trajectories from any pipeline, with shared prefixes run once per prompt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Call(Protocol):
     """Runs the pipeline once."""
 
     def __call__(self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool) -> Tensor | None:
-        """Denoise one row a prompt, with initial noise keyed by `seeds` `[n]`.
+        """Denoise one row per prompt, with initial noise keyed by `seeds` `[n]`.
 
         Returns:
             Pixels `[n, F, 3, H, W]` in [0, 1], or None where they are not asked for.
@@ -47,7 +47,7 @@ class RolloutPlan:
         noise: Their noise.
         tail: Most denoiser calls for the steps after the window, by a second-order solver, or, as a float, their share
             of those steps; null takes every step, natively.
-        share_prefix: Run what a group has in common once a prompt. The result is the same; it exists to be measured.
+        share_prefix: Run what a group has in common once per prompt. The result is the same; it exists to be measured.
     """
 
     prompts: tuple[str, ...]
@@ -67,7 +67,7 @@ class RolloutPlan:
 
     @property
     def repeated(self) -> tuple[str, ...]:
-        """One text a sample."""
+        """One text per sample."""
         return tuple(text for text in self.prompts for _ in range(self.group_size))
 
 
@@ -79,7 +79,7 @@ class Trajectory:
         x0: `[P G, *latent]` final latents, float32.
         pixels: `[P G, F, 3, H, W]` in [0, 1].
         records: The trained steps. In branch mode states are `[P, ...]` and next states `[P, G, ...]`; else both have
-            one row a sample, and next states have an action axis of one, `[P G, 1, ...]`.
+            one row per sample, and next states have an action axis of one, `[P G, 1, ...]`.
         mean_std: Of the steps that calls like this one come to train; 0 where none is trained.
     """
 
@@ -156,7 +156,7 @@ def _part(call: Call, plan: RolloutPlan, k: int) -> Recorded:
 
 
 def _script(plan: RolloutPlan, first: int | None, parted: Recorded | None) -> list[Round]:
-    """Return what happens in each round of the call with one row a sample."""
+    """Return what happens in each round of the call with one row per sample."""
     stochastic = set(plan.choice.stochastic)
     window_end = max(stochastic, default=-1) + 1
     script: list[Round] = []

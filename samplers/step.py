@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def expand(coefficient: Tensor, like: Tensor) -> Tensor:
-    """Return a number, or one number a row or an element, shaped to multiply `like` `[B, ...]`."""
+    """Return a number, or one per row or one per element, shaped to multiply `like` `[B, ...]`."""
     if coefficient.ndim in (0, like.ndim):
         return coefficient
     return coefficient.reshape(coefficient.shape + (1,) * (like.ndim - coefficient.ndim))
@@ -137,7 +137,7 @@ def mean_std(steps: Iterable[Step]) -> float:
 
 
 def per_row(number: Tensor) -> Tensor:
-    """Return one number a row, `[n]` or `[]`: where there is one an element, the mean of those that are not 0."""
+    """Return one number per row, `[n]` or `[]`: where there is one per element, the mean of those that are not 0."""
     if number.ndim < 2:
         return number
     flat = number.flatten(1)

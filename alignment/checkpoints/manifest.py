@@ -121,7 +121,7 @@ def read_manifest(folder: Path) -> Manifest:
         text = path.read_text(encoding="utf-8")
         record = json.loads(text)
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} is no finished checkpoint: it has no {NAME}") from None
+        raise CheckpointError(f"{folder} is not a finished checkpoint: it has no {NAME}") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: it cannot be read as JSON ({error})") from None
     if not isinstance(record, dict) or not isinstance(record.get("schema"), int):
@@ -150,7 +150,7 @@ def _manifest(path: Path, record: Mapping[str, Any]) -> Manifest:
         raise CheckpointError(f"{path}: files is not a list of files with sizes and hashes") from None
     numbers = (known["step"], known["sequence"], known["world_size"])
     if not all(isinstance(number, int) for number in numbers):
-        raise CheckpointError(f"{path}: step, sequence and world_size are no whole numbers: {numbers}")
+        raise CheckpointError(f"{path}: step, sequence and world_size are not whole numbers: {numbers}")
     known["files"] = files
     return Manifest(**known)
 
@@ -190,7 +190,7 @@ def _check_weights(path: Path) -> np.ndarray:
         with safe_open(path, framework="numpy"):  # checks that the header fits the file
             content = np.memmap(path, dtype=np.uint8, mode="r")
     except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} is no safetensors file: {error}") from None
+        raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
     start = 8 + int.from_bytes(content[:8].tobytes(), "little")
     header = json.loads(content[8:start].tobytes())
     header.pop("__metadata__", None)

@@ -28,8 +28,8 @@ WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or f
 def build(cls: type[T], node: Node) -> T:
     """Construct the dataclass `cls` from a mapping node.
 
-    A field is a leaf (validated strictly: `true` is no number, `"1"` neither), a dataclass, a kind (chosen by `type:`,
-    see `registry`), or `X | None`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]` of these.
+    A field is a leaf (validated strictly: neither `true` nor `"1"` is a number), a dataclass, a kind (chosen by
+    `type:`, see `registry`), or `X | None`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]` of these.
     """
     return typing.cast(T, _value(cls, node, ""))
 

@@ -95,7 +95,7 @@ def values(run: Run) -> Iterator[Problem]:
 def _policy(policy: PolicySpec) -> Iterator[Problem]:
     """Look at which weights are trained, in which precision, and at how fast clips are."""
     if policy.fps is not None and not 0 < policy.fps < math.inf:
-        yield "policy.fps", f"got {policy.fps}, expected more than 0 frames a second, or null for the pipeline's own"
+        yield "policy.fps", f"got {policy.fps}, expected more than 0 frames per second, or null for the pipeline's own"
     if policy.lora is not None and policy.trainable is not None:
         yield (
             "policy.trainable",
@@ -240,7 +240,7 @@ def _rows(run: Run) -> Iterator[Problem]:
         each, over = divmod(rows, updates)
         yield (
             "batch.updates",
-            f"{rows} {what} a step do not divide into {updates}: {rows} = {updates} x {each} + {over}",
+            f"{rows} {what} per step do not divide into {updates}: {rows} = {updates} x {each} + {over}",
         )
 
 
@@ -293,7 +293,7 @@ def _geometry(run: Run, world_size: int) -> Iterator[Problem]:
         near = " or ".join(str(n * world_size) for n in (each, each + 1) if n)
         yield (
             "source.prompts",
-            f"{prompts} prompts a step do not divide over {world_size} processes: "
+            f"{prompts} prompts per step do not divide over {world_size} processes: "
             f"{prompts} = {world_size} x {each} + {over}; use {near}",
         )
     calls = run.source.shape(None).calls

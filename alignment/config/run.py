@@ -22,7 +22,7 @@ class Data:
     """Where prompts come from.
 
     Attributes:
-        prompts: A `.txt` file (a prompt a line) or `.jsonl` (an object with "prompt", and maybe "image", a line).
+        prompts: A `.txt` file (a prompt per line) or `.jsonl` (an object with "prompt", and maybe "image", a line).
         dedupe: What to do with a prompt that occurs twice: refuse, drop the later ones, or keep.
         columns: Which column holds what, by the name of the pipeline's argument: `{image: first_frame}`. Columns that
             have the argument's own name need no mention. Held-out prompts are read in the same way.
@@ -60,8 +60,8 @@ class Snapshots:
     Attributes:
         ema: Decay of the averaged weights used for evaluation and export; 0 evaluates the live weights.
         behaviour: Largest decay of the weights that sample experience where an objective asks for them
-            (DiffusionNFT's "old" policy); its warm-up is `behaviour_rate` a step.
-        behaviour_rate: Growth of the behaviour decay a step, up to `behaviour`.
+            (DiffusionNFT's "old" policy); its warm-up is `behaviour_rate` per step.
+        behaviour_rate: Growth of the behaviour decay per step, up to `behaviour`.
         every: Steps from one refresh of the behaviour copy to the next.
         above: The behaviour copy is refreshed only after a step in which each of these metrics of sampling and learning
             was above its number: ADPO's anchor that moves when a divergence has grown too large.
@@ -79,7 +79,7 @@ class BatchSettings:
     """How a step's experience becomes updates.
 
     Attributes:
-        updates: Optimiser updates a step; experience is split among them at random.
+        updates: Optimiser updates per step; experience is split among them at random.
         microbatch: Rows in one forward-backward pass on one process.
     """
 
@@ -94,9 +94,9 @@ class Evaluation:
     Attributes:
         prompts: Held-out prompt file; null skips evaluation.
         reward: What to measure; null uses the source's reward.
-        images_per_prompt: Pictures a prompt at the start and at the end.
+        images_per_prompt: Pictures per prompt at the start and at the end.
         every: Steps between the small evaluations of the curve; 0 for none.
-        curve_images_per_prompt: Pictures a prompt in those.
+        curve_images_per_prompt: Pictures per prompt in those.
         batch_size: Pictures in one pipeline call.
         call: Arguments that differ from `policy.call` (say more steps).
         grid: Pictures in the before/after grids.

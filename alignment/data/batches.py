@@ -62,9 +62,9 @@ def made_from(prompts: Sequence[str], pixels: Tensor, fps: float) -> Media:
     """Return samples with what each was made from: its prompt's `image`, or else its only picture, at their size.
 
     Args:
-        prompts: One a sample.
+        prompts: One per sample.
         pixels: `[n, F, 3, H, W]` in [0, 1].
-        fps: Frames a second, where they are clips.
+        fps: Frames per second, where they are clips.
     """
     height, width = pixels.shape[-2:]
     sources: list[Tensor] = []
@@ -95,9 +95,9 @@ class Groups:
     """The prompts of one step, before anything is sampled.
 
     Attributes:
-        prompts: One text a group.
+        prompts: One text per group.
         ids: `[P]` int64, unique over the run; given by the position in the data, never by the text.
-        examples: One a prompt, for sources that learn from samples of a data file; empty for the others.
+        examples: One per prompt, for sources that learn from samples of a data file; empty for the others.
     """
 
     prompts: tuple[str, ...]
@@ -116,7 +116,7 @@ class Batch:
     """Rows of experience.
 
     Attributes:
-        prompts: One text a row.
+        prompts: One text per row.
         seeds: `[n]` int64, the key of each row's random stream: the pipeline draws its initial noise from it again.
         group: `[n]` int64, rows with the same id compete with each other.
         chunk: `[n]` int64, the pipeline call a row came from; rows of two chunks never share a microbatch, because
@@ -248,7 +248,7 @@ class Experience(Generic[B_co]):
         metrics: Numbers for the record, already the same on every process.
         media: Pixels of this process's samples, on the CPU; none where the objective makes the samples, the first of
             them only where they come from a file.
-        prompts: One text a sample.
+        prompts: One text per sample.
         rewards: Scores of the samples; what a file says of them, where they come from one.
         seconds: Time spent, by name.
         maps: `[B, frames, height, width]`, where in each sample its credit went; None where all of it was given

@@ -24,7 +24,7 @@ PIXELS_AT_MOST = 50_000_000
 """Of one picture or frame: 150 MB as RGB. A file of 50 kB can claim eight times as many."""
 
 FRAMES_AT_MOST = 10_000
-"""That are decoded of one clip: seven minutes at 24 frames a second."""
+"""That are decoded of one clip: seven minutes at 24 frames per second."""
 
 DECODED_AT_MOST = 20_000_000_000
 """Pixels of one clip, all its frames together: 10,000 frames of 1080p, some minutes of decoding."""
@@ -44,7 +44,7 @@ class Footage:
     Attributes:
         frames: How many.
         size: (width, height) of all of them.
-        fps: Frames a second: what the stream says, or what the times of its frames say; None of a single frame.
+        fps: Frames per second: what the stream says, or what the times of its frames say; None of a single frame.
     """
 
     frames: int
@@ -105,7 +105,7 @@ def _decoded(name: str, content: bytes) -> Iterator[tuple[av.VideoFrame, float |
         raise DataError(f"{name} is empty; {_EXPECTED}")
     reader, count, decoded, size = _reader(content), 0, 0, None
     if reader is None:
-        raise DataError(f"{name} is no video: it begins with {content[:12]!r}; {_EXPECTED}")
+        raise DataError(f"{name} is not a video: it begins with {content[:12]!r}; {_EXPECTED}")
     try:
         # The content comes from memory, so that no protocol is needed to read it, and none is allowed.
         with av.open(
@@ -122,7 +122,7 @@ def _decoded(name: str, content: bytes) -> Iterator[tuple[av.VideoFrame, float |
                 yield frame, float(stream.average_rate) if stream.average_rate else None
                 count += 1
     except av.FFmpegError as error:
-        raise DataError(f"{name} is no video, or damaged after {count} frames: {error.strerror}") from error
+        raise DataError(f"{name} is not a video, or damaged after {count} frames: {error.strerror}") from error
 
 
 def _reader(content: bytes) -> str | None:
@@ -139,7 +139,7 @@ def _reader(content: bytes) -> str | None:
 def _stream(name: str, container: InputContainer) -> av.VideoStream:
     """Return the stream of pictures, told to refuse a frame of more pixels before there is memory for it."""
     if not container.streams.video:
-        raise DataError(f"{name} is no video, or damaged after 0 frames: it has no video stream")
+        raise DataError(f"{name} is not a video, or damaged after 0 frames: it has no video stream")
     stream = container.streams.video[0]
     codec = stream.codec_context
     if codec is None:  # pyright: ignore[reportUnnecessaryComparison]  # where FFmpeg has no decoder

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 EXPORTED = 10.0
-"""Frames a second that diffusers' `export_to_video` writes where it is not told another number."""
+"""Frames per second that diffusers' `export_to_video` writes where it is not told another number."""
 
 _ARGUMENTS = ("fps", "frame_rate", "target_fps")
 """What pipelines call the rate that they are asked for."""
 
 
 def frame_rate(pipe: Any, said: float | None, call: Mapping[str, object]) -> float:
-    """Return the frames a second of what a pipeline makes.
+    """Return the frames per second of what a pipeline makes.
 
     That is what the user said; else what the pipeline is called with, or calls itself with; else what a user gets who
     exports the clip as diffusers' documentation does.

@@ -76,7 +76,7 @@ class Clip:
         digest: Of the file's content.
         size: (width, height).
         frames: How many.
-        fps: Frames a second; None of a single frame.
+        fps: Frames per second; None of a single frame.
     """
 
     path: Path
@@ -128,7 +128,7 @@ def find_picture(folder: Path, value: object) -> Picture:
         value: A path relative to the folder, or what `datasets` makes of a picture: an object with "bytes" or "path".
 
     Raises:
-        DataError: If there is no such file inside the folder, or it is no picture.
+        DataError: If there is no such file inside the folder, or it is not a picture.
     """
     if isinstance(value, dict) and {"bytes", "path"} & value.keys():
         content = value.get("bytes")
@@ -143,7 +143,7 @@ def find(folder: Path, name: object) -> Path:
     """Return the file that a record of a data file in `folder` calls `name`.
 
     Raises:
-        DataError: If that is no relative path, leads out of the folder, or is no file.
+        DataError: If that is not a relative path, leads out of the folder, or is not a file.
     """
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise DataError(f"{name!r:.80} is not the name of a file")

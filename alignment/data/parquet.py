@@ -36,7 +36,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict
         columns: Which are wanted, where the file has them; null takes all.
 
     Raises:
-        DataError: If it is no Parquet file.
+        DataError: If it is not a Parquet file.
         EnvironmentProblem: If pyarrow is not installed.
     """
     try:

@@ -69,7 +69,7 @@ class Shown:
             if not self.signed and (outside > SLIGHT or not _same(made.clamp(0, 1), told.clamp(0, 1))):
                 raise PipelineError(
                     f"policy.pipeline: {type(pipe).__name__} hands back numbers from {made.amin():.2g} to "
-                    f"{made.amax():.2g} where pixels in [0, 1] are wanted: it makes something that is no picture, and "
+                    f"{made.amax():.2g} where pixels in [0, 1] are wanted: it makes something other than pictures, and "
                     "that no reward can look at"
                 )
         self.signed = bool(self.signed)
@@ -77,7 +77,7 @@ class Shown:
 
 
 def as_clips(images: Any) -> Tensor:
-    """Return pictures or clips, as one array or one a row, channels anywhere, as `[n, F, C, H, W]` with C 1, 3 or 4.
+    """Return pictures or clips, as one array or one per row, channels anywhere, as `[n, F, C, H, W]` with C 1, 3 or 4.
 
     Raises:
         PipelineError: If they are neither.

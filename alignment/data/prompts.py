@@ -44,7 +44,7 @@ class Prompts:
 
         Args:
             step: Index of the step.
-            count: Prompts a step, over all processes.
+            count: Prompts per step, over all processes.
             draw: The run's random streams.
         """
         positions = range(step * count, (step + 1) * count)
@@ -206,7 +206,7 @@ def _checked(text: object) -> str:
     if "\0" in text:
         raise DataError("holds a NUL character; remove it")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise DataError("holds half a surrogate pair, which is no character; remove it")
+        raise DataError("holds half a surrogate pair, which is not a character; remove it")
     if len(text) > LONGEST_PROMPT:
         raise DataError(f"{len(text)} characters; at most {LONGEST_PROMPT} make sense to any text encoder; shorten it")
     return text.strip()

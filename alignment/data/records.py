@@ -57,7 +57,7 @@ def _lines(file: Path) -> list[str]:
     if lines and not lines[-1]:
         lines.pop()
     if not lines:
-        raise DataError(f"{file} is empty; it should hold one prompt a line")
+        raise DataError(f"{file} is empty; it should hold one prompt per line")
     return lines
 
 
@@ -81,7 +81,7 @@ def _saved_dataset(folder: Path) -> Any:
         names = [Path(part["filename"]).name for part in files if isinstance(part, dict)]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
-            f"{folder} is no folder that `datasets` saved: it has no readable state.json, nor {LINES}"
+            f"{folder} is not a folder that `datasets` saved: it has no readable state.json, nor {LINES}"
         ) from error
     try:
         parts = [ipc.open_stream(pyarrow.memory_map(str(folder / name))).read_all() for name in names]
@@ -95,4 +95,4 @@ def _rows(file: Path, rows: Iterator[Record]) -> Iterator[tuple[str, Record]]:
     for number, record in enumerate(rows, start=1):
         yield f"row {number}", record
     if not number:
-        raise DataError(f"{file} has no rows; it should hold one prompt a row")
+        raise DataError(f"{file} has no rows; it should hold one prompt per row")

@@ -91,7 +91,7 @@ SINGLES = (
     Single("reward/zero_std_fraction", "Groups without signal", "Share of groups whose samples all scored the same."),
     Single("reward/unscored_fraction", "Not scored", "Share of samples the reward could not score; they are left out."),
     Single("learning_rate", "Learning rate", "As the schedule set it.", noisy=False),
-    Single("samples_per_second", "Samples a second", "Sampled, scored and learned from."),
+    Single("samples_per_second", "Samples per second", "Sampled, scored and learned from."),
     Single("memory/peak_bytes", "Peak memory (GiB)", "Over the run so far.", unit=2**30, noisy=False),
 )
 PHASES = ("rollout", "reward", "update")
@@ -170,7 +170,7 @@ def phases(columns: Columns) -> Chart:
     return _chart(
         figure,
         axes,
-        "Seconds a step",
+        "Seconds per step",
         "By phase, stacked; other is what no phase accounts for. Evaluations and checkpoints come on top.",
     )
 

@@ -190,7 +190,7 @@ def _mapping_in(config: str, damaged: list[str]) -> dict[str, Any]:
 
 
 def _summary(path: Path, damaged: list[str]) -> dict[str, float]:
-    """Return the numbers of the run's summary; what is no number is named among what is damaged."""
+    """Return the numbers of the run's summary; what is not a number is named among what is damaged."""
     try:
         found = run_folder.read_json(path) if path.exists() else {}
     except DataError as error:
@@ -208,7 +208,7 @@ def _summary(path: Path, damaged: list[str]) -> dict[str, float]:
 
 
 def _below(value: object, *path: str) -> Any:
-    """Return what stands under a path of keys; None where something on the way is no mapping, or lacks the key."""
+    """Return what stands under a path of keys; None where something on the way is not a mapping, or lacks the key."""
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value
@@ -311,7 +311,7 @@ def _shown(result: Evaluated, row: int) -> PageMedium:
 def _samples(folder: Path, damaged: list[str], *, credit: bool) -> list[tuple[str, PageMedium]]:
     """Return a few sample grids, or what shows where their credit went, from the run's first to its last.
 
-    What is no picture is left out, and named among what is damaged.
+    What is not a picture is left out, and named among what is damaged.
     """
     found = sorted((folder / run_folder.SAMPLES).glob("[!.]*.*"))
     every = [path for path in found if path.stem.endswith(f"-{run_folder.CREDIT}") is credit]

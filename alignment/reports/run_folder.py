@@ -2,7 +2,7 @@
 
     config.resolved.yaml          the configuration as it ran
     environment.json              versions, machine, and what was found out about the pipeline
-    metrics.jsonl                 one JSON object a step; the names are in docs/metrics.md
+    metrics.jsonl                 one JSON object per step; the names are in docs/metrics.md
     samples/000050-train.png      captioned grids of what was trained on after 50 steps; of clips the contact sheet of
                                   a film, 000050-train.mp4; 000050-credit.png shows where their credit went, if it was
                                   not given everywhere
@@ -53,7 +53,7 @@ class Evaluated:
     """One evaluation on held-out prompts.
 
     Attributes:
-        prompts: One text a picture, for all n pictures.
+        prompts: One text per picture, for all n pictures.
         seeds: `[n]` int64, the seed of each picture's noise.
         scores: `[n]` of each metric; NaN where a picture was not scored.
         media: The first k <= n pictures.

@@ -40,7 +40,7 @@ def interval(scores: Sequence[float], prompts: Sequence[str] | None = None, *, s
     """Return the mean of `scores` with its 95 % interval.
 
     Args:
-        scores: One number a picture; NaN marks a picture that was not scored, which is left out and not counted.
+        scores: One number per picture; NaN marks a picture that was not scored, which is left out and not counted.
         prompts: The prompt of each picture; None takes the pictures as independent.
         seed: Of the bootstrap; the same seed gives the same interval.
     """

@@ -13,7 +13,7 @@ _SAID: dict[str, Preference] = {"first": 1, "second": -1, "tie": 0}
 
 @dataclass(frozen=True)
 class Pairs(Benchmark):
-    """A `.jsonl` file with a comparison a line.
+    """A `.jsonl` file with a comparison per line.
 
     A line is {"prompt": text, "first": file, "second": file, "preferred": "first" | "second" | "tie"}, files relative
     to the file's folder, and optionally "part".

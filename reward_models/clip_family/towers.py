@@ -180,7 +180,7 @@ def load_hub_clip(
         dtype: What it computes in.
 
     Raises:
-        RewardError: If this is no CLIP model, or its preprocessing is not the one CLIP models have.
+        RewardError: If this is not a CLIP model, or its preprocessing is not the one CLIP models have.
     """
     from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessor, CLIPModel
 

@@ -82,7 +82,7 @@ class Cached(RewardModel):
         """Load the reward and open the file.
 
         Raises:
-            RewardError: If the file is no database.
+            RewardError: If the file is not a database.
         """
         loaded = load_reward(self.reward, device=device)
         disk = None if self.file is None else _Disk(Path(self.file))

@@ -74,7 +74,7 @@ def _name_of(function: Callable[[Tensor, Sequence[str]], object]) -> str:
     """Return the "module:function" under which a function is found again.
 
     Raises:
-        RewardError: If there is none: it is made inside another function, or is no plain function.
+        RewardError: If there is none: it is made inside another function, or is not a plain function.
     """
     if not isinstance(function, FunctionType | BuiltinFunctionType):
         raise RewardError(
@@ -98,7 +98,7 @@ class _FunctionScorer:
         """Score `media`.
 
         Raises:
-            RewardError: If the function raised, or returned something other than one number a sample.
+            RewardError: If the function raised, or returned something other than one number per sample.
         """
         with users_code(f"function {self.name}"), torch.no_grad():
             answer = self.function(media.pixels.clone(), prompts)  # it may write there, and others look next

@@ -1,4 +1,4 @@
-"""What happens when a reward fails or hangs: one error, or samples left out; never a number that is no score."""
+"""What happens when a reward fails or hangs: one error, or samples left out; never a number that is not a score."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ class _WinRateScorer:
         if won.shape != first.shape or bool(((won < 0) | (won > 1)).any()):
             raise RewardError(
                 f"{self.model.judge} answered {len(first)} comparisons with {tuple(won.shape)} numbers from "
-                f"{won.min().item():g} to {won.max().item():g}; one probability a pair is needed"
+                f"{won.min().item():g} to {won.max().item():g}; one probability per pair is needed"
             )
         return won.detach().cpu().double()
 

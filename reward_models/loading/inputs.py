@@ -45,7 +45,7 @@ def check_media(name: str, media: Media, prompts: Sequence[str], *, least: int =
     Args:
         name: Who refuses.
         media: The samples.
-        prompts: One text a sample.
+        prompts: One text per sample.
         least: Pixels a side needs.
 
     Raises:

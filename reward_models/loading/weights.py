@@ -108,7 +108,7 @@ def read_state(name: str, file: Path) -> dict[str, Tensor]:
             if file.suffix == ".safetensors":
                 return load_file(file)
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except MemoryError as error:  # lengths that are no lengths
+    except MemoryError as error:  # lengths that are not lengths
         raise _unreadable(name, file, error) from error
     state = state["state_dict"] if isinstance(state, dict) and isinstance(state.get("state_dict"), dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
@@ -135,7 +135,7 @@ def _not_tensors(file: Path, said: str) -> str:
             "code that somebody put in it. Get the checkpoint from its authors again, or in safetensors"
         )
     return (
-        f"cannot be read: {file.stat().st_size:,} bytes that begin with {begin!r} are no PyTorch checkpoint, or a "
+        f"cannot be read: {file.stat().st_size:,} bytes that begin with {begin!r} are not a PyTorch checkpoint, or a "
         "damaged one. Get it from its authors again"
     )
 
@@ -225,7 +225,7 @@ def load_pretrained(
                 source, config=config, state_dict=state, dtype=torch_dtype(dtype), output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )  # fmt: skip
-    except MemoryError as error:  # lengths that are no lengths
+    except MemoryError as error:  # lengths that are not lengths
         raise unloadable(error) from error
     if report["mismatched_keys"]:
         raise _other_architecture(name, "of another shape", sorted(key for key, *_ in report["mismatched_keys"]))

@@ -26,7 +26,7 @@ _MULTIPLE = 8
 _LEAST = 128
 
 _RATE = 8.0
-"""Frames a second that VBench compares."""
+"""Frames per second that VBench compares."""
 _FASTEST = 0.05
 """Part of the pixels that counts."""
 _THRESHOLD = 6 / 256
@@ -124,7 +124,7 @@ class _OpticalFlowScorer:
         if media.pixels.shape[1] < 2:
             raise RewardError(f"{_NAME} compares the frames of a clip, got pictures")
         if media.fps is None:
-            raise RewardError(f"{_NAME} has to know the frames a second of a clip, and the media do not say: give fps")
+            raise RewardError(f"{_NAME} needs the frames per second of a clip, and the media have none: give fps")
         apart = max(1, round(media.fps / _RATE))
         clips = media.pixels[:, ::apart] if media.pixels.shape[1] > apart else media.pixels[:, [0, -1]]
         speeds = torch.stack([self._speeds(clip) for clip in clips]).to(media.pixels.device)

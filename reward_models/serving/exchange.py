@@ -27,7 +27,7 @@ FIRST_PAUSE, LONGEST_PAUSE, LONGEST_WAIT = 0.1, 10.0, 60.0
 
 
 class InvalidAnswer(ValueError):
-    """What came back is no answer to what was asked."""
+    """What came back is not an answer to what was asked."""
 
 
 @dataclass(frozen=True)

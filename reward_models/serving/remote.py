@@ -31,7 +31,7 @@ class Remote(RewardModel):
 
     Before anything is scored the server is asked who it is, and for its known answers, which then have to come back
     over the same way as scores do. Every answer is looked at: its version, whose answer it is, that the model is still
-    the same, one finite score a sample. An answer that is none is asked for again, within the deadline, and never
+    the same, one finite score per sample. An answer that is none is asked for again, within the deadline, and never
     becomes a number.
 
     Attributes:

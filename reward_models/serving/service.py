@@ -23,7 +23,7 @@ class Outcome:
 
     Attributes:
         rewards: Scores of its samples; NaN where there is none.
-        errors: Why there is none, one a sample; None where there is one or the model gave none.
+        errors: Why there is none, one per sample; None where there is one or the model gave none.
     """
 
     rewards: Rewards

@@ -7,7 +7,7 @@ A question is the body of `POST /v1/score`, in one of two forms:
                                 the model compares; the metadata's "request" is a JSON object (`WireQuestion`)
     application/json            a `Drawing`: the same object with PNG, JPEG or WebP files in base64; for hand use
 
-The answer is a JSON object (`Answer`) with one score a sample, null where there is none.
+The answer is a JSON object (`Answer`) with one score per sample, null where there is none.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Drawing(WireQuestion):
 
 
 class Answer(_Strict):
-    """One score a sample, in the order of the question."""
+    """One score per sample, in the order of the question."""
 
     version: Literal[1]
     id: Identifier
@@ -184,13 +184,13 @@ def read(kind: str, body: bytes, limits: Limits, claim: Claim = lambda size: Non
 def _read_tensors(body: bytes, limits: Limits) -> ParsedQuestion:
     size = int.from_bytes(body[:8], "little")
     if len(body) < 8 or size > min(len(body) - 8, HEADER):
-        raise Refusal(400, "malformed", "this is no safetensors file")
+        raise Refusal(400, "malformed", "this is not a safetensors file")
     try:
         header = _Header.model_validate_json(body[8 : 8 + size])
         question = WireQuestion.model_validate_json(header.metadata.request)
     except ValidationError as error:
         raise Refusal(400, "malformed", f"the metadata's request is not understood: {_first(error)}") from error
-    with ForeignCode(lambda error: Refusal(400, "malformed", f"this is no safetensors file: {str(error)[:200]}")):
+    with ForeignCode(lambda error: Refusal(400, "malformed", f"this is not a safetensors file: {str(error)[:200]}")):
         tensors = safetensors.torch.load(body)
     if "pixels" not in tensors or tensors.keys() - {"pixels", "source", "group"}:
         raise Refusal(
@@ -235,7 +235,7 @@ def _measured(clips: list[list[str]], what: str, limits: Limits, budget: list[in
     if not clips or len({len(clip) for clip in clips}) != 1 or not clips[0]:
         raise Refusal(422, "media", f"{what} needs samples of at least one frame, all of the same number of frames")
     if len(clips[0]) > limits.frames:
-        raise Refusal(413, "too_many_frames", f"{len(clips[0])} frames, at most {limits.frames} a sample")
+        raise Refusal(413, "too_many_frames", f"{len(clips[0])} frames, at most {limits.frames} per sample")
     sizes: list[int] = []
     for row, clip in enumerate(clips):
         for file in clip:
@@ -272,7 +272,7 @@ def _opened(file: str, where: str, limits: Limits) -> Iterator[tuple[Image.Image
     def broken(error: Exception) -> Refusal:
         if isinstance(error, Image.DecompressionBombError):
             return Refusal(413, "too_many_pixels", f"{where} has far more than {limits.pixels} pixels")
-        return Refusal(422, "media", f"{where} is no whole {', '.join(FORMATS)} file")
+        return Refusal(422, "media", f"{where} is not a whole {', '.join(FORMATS)} file")
 
     with ForeignCode(broken), Image.open(io.BytesIO(content), formats=FORMATS) as picture:
         if picture.width * picture.height > limits.pixels:
@@ -294,7 +294,7 @@ def _decode(file: str, where: str, limits: Limits) -> Tensor:
         # Pillow opens 16-bit colours as RGB and drops half of each.
         sixteen = picture.format == "PNG" and content[_PNG_DEPTH] == 16
         if upright.mode not in ("RGB", "L", "P", "CMYK") or upright.has_transparency_data or sixteen:
-            mode = "of 16 bits a channel" if sixteen else f"{upright.mode}, perhaps with transparency"
+            mode = "of 16 bits per channel" if sixteen else f"{upright.mode}, perhaps with transparency"
             raise Refusal(422, "media", f"{where} is {mode}; send 8-bit RGB without alpha")
         pixels = np.array(upright.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -331,9 +331,9 @@ def _check_pixels(what: str, pixels: Tensor, rows: int, limits: Limits) -> None:
     if shape[0] != rows:
         raise Refusal(422, "media", f"{shape[0]} samples of {what} for {rows} prompts")
     if shape[1] > limits.frames:
-        raise Refusal(413, "too_many_frames", f"{shape[1]} frames, at most {limits.frames} a sample")
+        raise Refusal(413, "too_many_frames", f"{shape[1]} frames, at most {limits.frames} per sample")
     if shape[3] * shape[4] > limits.pixels:
-        raise Refusal(413, "too_many_pixels", f"{shape[4]} x {shape[3]} pixels, at most {limits.pixels} a frame")
+        raise Refusal(413, "too_many_pixels", f"{shape[4]} x {shape[3]} pixels, at most {limits.pixels} per frame")
     if pixels.dtype == torch.uint8:
         return
     if pixels.dtype not in (torch.float16, torch.float32):

@@ -1,6 +1,6 @@
 """Does the clip show what its caption says, and does it move that way? Read from the pixels, without any network.
 
-The reward of the tiny video pipeline: exact, fast (2 ms a clip of nine frames), and the same for the same clip.
+The reward of the tiny video pipeline: exact, fast (2 ms per clip of nine frames), and the same for the same clip.
 """
 
 from __future__ import annotations

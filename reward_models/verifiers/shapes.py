@@ -1,6 +1,6 @@
 """Does the picture show what the caption asks for? Counted by a reader of simple shapes, without any network.
 
-The reward of the tiny pipeline: exact, fast (0.15 ms a picture), and impossible to argue with, so that an algorithm can
+The reward of the tiny pipeline: exact, fast (0.15 ms per picture) and beyond dispute, so that an algorithm can
 be watched to work or to fail on a laptop.
 """
 

@@ -30,10 +30,10 @@ class JudgeInput:
     """What a judge is shown.
 
     Attributes:
-        clips: A sample a row; rows may differ in size.
-        prompts: One text a row.
+        clips: A sample per row; rows may differ in size.
+        prompts: One text per row.
         sources: What each row was made from; None where there was only text.
-        fps: Frames a second of the clips; None where nobody said.
+        fps: Frames per second of the clips; None where nobody said.
     """
 
     clips: Sequence[Clip]
@@ -53,7 +53,7 @@ class Task:
         against: The question about the first of two.
         reasoning: Tokens it may write before the verdict; 0 asks for the verdict at once.
         frames: Frames of a clip that are shown, evenly spread; its first and last are among them.
-        fps: Frames a second that are assumed of clips that do not say.
+        fps: Frames per second that are assumed of clips that do not say.
     """
 
     instruction: str = "You judge what a generator made from a text."
@@ -90,7 +90,7 @@ class Task:
     def _question(self, asked: JudgeInput, row: int, pieces: Sequence[str | Clip], question: str) -> Question:
         """Ask: instruction, what is judged, its text and the criteria, the question.
 
-        Pictures come before the words that they are judged by, as in most data that such models have learnt from: a
+        Pictures come before the words that they are judged by, as in most data that such models have learned from: a
         word can then look at the picture, and not the other way round.
         """
         check_prompt(asked.prompts[row])
@@ -106,7 +106,7 @@ class Task:
 
 
 def _thinned(fps: float, frames: int, shown: int) -> float:
-    """Return the frames a second of a clip of which only so many are shown."""
+    """Return the frames per second of a clip of which only so many are shown."""
     return fps * (shown - 1) / (frames - 1) if 1 < shown < frames else fps
 
 

@@ -40,8 +40,8 @@ def fitted_size(name: str, frames: Tensor, *, fewest: int, most: int) -> tuple[i
     Args:
         name: Who asks, for messages.
         frames: What is looked at.
-        fewest: Pixels a frame, at least, where the shape allows it.
-        most: Pixels a frame, at most.
+        fewest: Pixels per frame, at least, where the shape allows it.
+        most: Pixels per frame, at most.
 
     Raises:
         RewardError: If the shape is extreme.

@@ -32,7 +32,7 @@ _FEWEST_FRAMES, _MOST_FRAMES = 4, 768
 class VideoAlign(RewardModel):
     """Score the sum of visual quality (VQ), motion quality (MQ) and text alignment (TA), each with mean 0 and spread 1.
 
-    The three are the parts of the result. Two frames a second are looked at, of about 200,000 pixels each.
+    The three are the parts of the result. Two frames per second are looked at, of about 200,000 pixels each.
 
     Attributes:
         weights: The authors' folder, with `model_config.json`, or "owner/name" on the hub.
@@ -93,8 +93,8 @@ class _Settings:
     Attributes:
         base: The Qwen2-VL it was made of.
         scale: Of the adapters.
-        rate: Frames a second that are looked at.
-        most: Pixels a frame, at most.
+        rate: Frames per second that are looked at.
+        most: Pixels per frame, at most.
         norms: (mean, spread) of each dimension's raw score.
     """
 
@@ -177,7 +177,7 @@ class VideoAlignScorer:
         if total < _PAIR:
             raise RewardError(f"{_NAME} scores clips of at least {_PAIR} frames, got pictures")
         if media.fps is None:
-            raise RewardError(f"{_NAME} has to know the frames a second of a clip, and the media do not say: give fps")
+            raise RewardError(f"{_NAME} needs the frames per second of a clip, and the media have none: give fps")
         most = min(_MOST_FRAMES, total) // _PAIR * _PAIR
         count = min(max(total / media.fps * self.settings.rate, _FEWEST_FRAMES), most)
         return torch.linspace(0, total - 1, round(count / _PAIR) * _PAIR).round().long()

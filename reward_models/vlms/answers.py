@@ -86,7 +86,7 @@ def _alternatives(token: dict[str, Any]) -> list[tuple[str, float]]:
         raise InvalidAnswer(f"its log-probabilities cannot be read: {str(token)[:120]}") from error
     chances = [p for _, p in told]
     if not told or any(math.isnan(p) or p > _ROUNDING for p in chances):
-        raise InvalidAnswer(f"these are no log-probabilities: {told[:4]}")
+        raise InvalidAnswer(f"these are not log-probabilities: {told[:4]}")
     if sum(map(math.exp, chances)) > 1 + _ROUNDING:
         raise InvalidAnswer(f"the probabilities it tells add up to more than 1: {told[:4]}")
     if len(told) > 1 and sorted(chances)[-2] < _NEVER:

@@ -29,7 +29,7 @@ class Question:
     Attributes:
         pieces: Texts and clips `[F, 3, H, W]` in [0, 1], in the order they are read; F = 1 is a picture. Questions
             that are asked together have as many clips each, of as many frames.
-        fps: Frames a second of the clips.
+        fps: Frames per second of the clips.
     """
 
     pieces: tuple[str | Tensor, ...]
@@ -76,7 +76,7 @@ class Reader(Protocol):
         """Return how likely yes and no are as the answer to each question.
 
         Args:
-            questions: One a row.
+            questions: One per row.
             reasoning: Tokens the model may write before the answer, which then follows `CUE`; with 0 it answers at
                 once. Where it did not come to a verdict, both are NaN.
 
@@ -89,7 +89,7 @@ class Reader(Protocol):
         """Return what the model writes in answer to each question, the likeliest word at each place.
 
         Args:
-            questions: One a row.
+            questions: One per row.
             tokens: Length at which it is cut off.
         """
         ...

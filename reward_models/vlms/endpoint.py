@@ -65,7 +65,7 @@ class Endpoint(Vlm):
         try:
             url = httpx.URL(self.url)
         except httpx.InvalidURL as error:
-            raise RewardError(f"vlm: url {self.url!r} is no address: {error}") from error
+            raise RewardError(f"vlm: url {self.url!r} is not an address: {error}") from error
         if url.scheme not in ("http", "https") or not url.host or url.userinfo:
             raise RewardError(
                 f"vlm: url is 'http://HOST:PORT/v1', without a password in it (key_variable is for that), got {url}"

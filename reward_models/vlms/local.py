@@ -112,7 +112,7 @@ def _check_kind(name: str, model: Any, processor: Any) -> None:
 def _template(described: Local, written: str) -> dict[str, object]:
     """Return what the chat template is told.
 
-    A template that thinks by default opens a block of thought at once, and the next word is no verdict.
+    A template that thinks by default opens a block of thought at once, and the next word is not a verdict.
     """
     unknown = [name for name in described.template if name not in written]
     if unknown:
@@ -255,7 +255,7 @@ def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def _timing(videos: Sequence[Tensor] | None, questions: Sequence[Question]) -> dict[str, object]:
-    """Return when each frame of each video is shown; without it Qwen3-VL would assume 24 frames a second."""
+    """Return when each frame of each video is shown; without it Qwen3-VL would assume 24 frames per second."""
     if videos is None:
         return {}
     rates = [question.fps for question in questions for _ in question.clips]

@@ -48,7 +48,7 @@ STAY = torch.tensor([1.0, 0.0, 0.0])
 def take(dynamics: Dynamics, grid: Grid, i: int, j: int) -> Step:
     """Return the step of `dynamics` from departure i to the arrival of step j - 1.
 
-    Where the grid has patches the step's numbers are one an element, in shapes that broadcast against the state.
+    Where the grid has patches the step's numbers are one per element, in shapes that broadcast against the state.
     """
     if not grid.patches:
         return dynamics.step(grid, i, j)

@@ -69,8 +69,8 @@ def _grid_of_sigmas(scheduler: Any, timesteps: Tensor) -> Grid:
     falls = sigmas.diff() < 0
     if len(sigmas) != len(timesteps) + 1 or not bool(falls[:-1].all()) or not bool(sigmas[-1] <= sigmas[-2]):
         raise SchedulerError(
-            f"{own_name(scheduler)} has no first-order grid, one sigma a time step and a last one, each below the one "
-            f"before: it has {[round(s, 4) for s in sigmas.tolist()]} for {len(timesteps)} time steps"
+            f"{own_name(scheduler)} has no first-order grid, one sigma per time step and a last one, each below the "
+            f"one before: it has {[round(s, 4) for s in sigmas.tolist()]} for {len(timesteps)} time steps"
         )
     points, flow = _points_of_sigmas(scheduler, sigmas)
     prediction = prediction_of(scheduler)

@@ -1,4 +1,4 @@
-"""A batch through a pipeline that takes one row a call: a call for each, with the outcome of one call for all."""
+"""A batch through a pipeline that takes one row per call: a call for each, with the outcome of one call for all."""
 
 from __future__ import annotations
 

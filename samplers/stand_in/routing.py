@@ -37,7 +37,7 @@ class _Blank:
 
 
 def _scaled(blank: Any, rows: int) -> Any:
-    """Return zeros for `rows` rows; a list of tensors holds one answer a row."""
+    """Return zeros for `rows` rows; a list of tensors holds one answer per row."""
 
     def zeros(part: Any) -> Any:
         if isinstance(part, list):

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 
 class RowTimes(Tensor):
-    """A time a row, `[B]`, where a pipeline expects one number.
+    """A time per row, `[B]`, where a pipeline expects one number.
 
     Batched guidance stacks the rows of a call twice or more, and asks for its time `expand`ed to as many; the times
     then repeat, as the rows do.

@@ -1,1 +1,1 @@
-"""Which steps are stochastic and which are trained, one rule a file; `type: NAME` is the class in `NAME.py`."""
+"""Which steps are stochastic and which are trained, one rule per file; `type: NAME` is the class in `NAME.py`."""

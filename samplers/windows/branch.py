@@ -21,7 +21,7 @@ class Branch(Window):
         steps: Branching steps, taken in turn by the calls of a training step and rotated by the next one. Early steps
             decide what a picture holds; measure with `visalign doctor --snr`.
 
-    Source: TempFlow-GRPO (arXiv 2508.04324), branching at one step; here with one backward a group.
+    Source: TempFlow-GRPO (arXiv 2508.04324), branching at one step; here with one backward per group.
     """
 
     steps: tuple[int, ...] = (0, 1, 1, 2)

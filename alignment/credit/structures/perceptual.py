@@ -46,7 +46,7 @@ class Perceptual(Structure):
 
     Source: ViPO (arXiv 2511.18719), eq. 6: the Perceptual Structuring Module; DINOv2, K = 3, sigma = 1. Signs: the
         paper leaves them open, and public code takes what the decomposition gives. Time: a clip has one basis, where
-        public code has one a frame whose signs may differ from the next one's; latent frame 0 is made from frame 0 and
+        public code has one per frame, whose signs may differ from the next one's; latent frame 0 is made from frame 0,
         the others from the frames that a causal VAE puts there, where public code interpolates. Range: public code
         brings every frame to [0, 1] before the clip, here the sample alone, so that a frame with little in it stays
         low. `keep_mass` is ours.

@@ -40,7 +40,7 @@ class Pair:
 
 
 def read_pairs(path: str, *, reasoned: bool = False) -> tuple[Pair, ...]:
-    """Read a `.jsonl` file: an object with "prompt", "chosen" and "rejected" a line, media beside the file.
+    """Read a `.jsonl` file: an object with "prompt", "chosen" and "rejected" per line, media beside the file.
 
     Args:
         path: The file.
@@ -65,7 +65,7 @@ def read_pairs(path: str, *, reasoned: bool = False) -> tuple[Pair, ...]:
         more = f" (and {len(problems) - _TOLD} more)" if len(problems) > _TOLD else ""
         raise DataError(f"{path}: " + "; ".join(problems[:_TOLD]) + more)
     if not pairs:
-        raise DataError(f"{path} is empty; it should hold one pair a line")
+        raise DataError(f"{path} is empty; it should hold one pair per line")
     return tuple(pairs)
 
 

@@ -1,6 +1,6 @@
 """Training a judge from preference pairs: pairs in, judge out, and the judge is a reward.
 
-What is learnt is the next word after the very question that the reward will ask: "yes" about the preferred picture (or
+What is learned is the next word after the very question that the reward will ask: "yes" about the preferred picture (or
 that it is better than the other), "no" about the other. Whatever spelling of the word the model likes counts.
 """
 
@@ -39,11 +39,11 @@ class JudgeTraining:
         name: Of the run; its folder is output/name.
         reward: The judge as it will be used. With `reference: none` it learns to judge each picture by itself, with any
             other reference to compare two. Its `vlm` is a `local` one, where training starts.
-        pairs: `.jsonl` file with "prompt", "chosen", "rejected" a line (and "reason", "reason_reversed" where the task
-            has the judge reason first).
+        pairs: `.jsonl` file with "prompt", "chosen", "rejected" per line (and "reason", "reason_reversed" where the
+            task has the judge reason first).
         held_out: The same, for measuring; null measures nothing.
         steps: Optimiser steps.
-        batch: Pairs a step; each is asked about both ways.
+        batch: Pairs per step; each is asked about both ways.
         microbatch: Pairs in one forward-backward pass.
         lora: Adapters to train (targets null means every linear layer); null trains all weights.
         optimizer: AdamW and its schedule.
@@ -177,7 +177,7 @@ class JudgeTrainer:
         return right
 
     def save(self) -> Path:
-        """Write what was learnt, as transformers and PEFT load it, and return the folder."""
+        """Write what was learned, as transformers and PEFT load it, and return the folder."""
         vlm = self.plan.trained.vlm
         assert isinstance(vlm, Local)
         where = Path(vlm.model if self.plan.lora is None else str(vlm.adapter))

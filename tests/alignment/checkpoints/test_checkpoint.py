@@ -166,7 +166,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "swapped files": (swap_files, "damaged"),
     "swapped folders": (swap_folders, "holds step 1"),
     "a file missing": (lambda victim: (victim / "weights.safetensors").unlink(), "weights.safetensors is missing"),
-    "manifest missing": (lambda victim: (victim / NAME).unlink(), f"no finished checkpoint: it has no {NAME}"),
+    "manifest missing": (lambda victim: (victim / NAME).unlink(), f"not a finished checkpoint: it has no {NAME}"),
     "manifest is not JSON": (lambda victim: (victim / NAME).write_text("{"), "cannot be read as JSON"),
     "manifest is not text": (lambda victim: (victim / NAME).write_bytes(b"\xff\xfe"), "cannot be read as JSON"),
     "manifest is a list": (lambda victim: (victim / NAME).write_text("[]"), "not the record of a checkpoint"),
@@ -185,7 +185,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "manifest without a number": (
         lambda victim: sealed_again(victim, lambda r: r.update(step="2")),
-        "are no whole numbers",
+        "are not whole numbers",
     ),
 }
 

@@ -88,7 +88,7 @@ def test_forms_that_do_not_fit_are_refused(adapters: Trained, whole: Trained, tm
     for form in ("lora", "merged"):
         with pytest.raises(ConfigError, match="--as full"):
             export(whole.checkpoint, tmp_path / "out", form)
-    with pytest.raises(CheckpointError, match="no finished checkpoint"):
+    with pytest.raises(CheckpointError, match="not a finished checkpoint"):
         export(whole.base, tmp_path / "out", "full")
     assert list(tmp_path.iterdir()) == []
 

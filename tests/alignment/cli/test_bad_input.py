@@ -122,7 +122,7 @@ def test_repeated_prompts_can_be_dropped_or_kept(folder: Path) -> None:
         ("source.group_size=0", "group_size"),
         ("source.prompts=0", "prompts"),
         ("source.prompts_per_call=4", "2 / 4 leaves 2 over"),
-        ("batch.updates=4", "6 rows a step do not divide into 4: 6 = 4 x 1 + 2"),
+        ("batch.updates=4", "6 rows per step do not divide into 4: 6 = 4 x 1 + 2"),
         ("evaluation.grid=0", "evaluation.grid"),
         ("source.dynamics={type: ode}", "deterministic"),
         ("source.window={type: random, size: 4}", "source.window"),

@@ -85,7 +85,7 @@ VALUES = {
         "source.window.size=6",
         ": source.window: with policy.call.num_inference_steps 6: a window of 6",
     ),
-    "updates that do not divide": ("batch.updates=5", ": 24 rows a step do not divide into 5: 24 = 5 x 4 + 4"),
+    "updates that do not divide": ("batch.updates=5", ": 24 rows per step do not divide into 5: 24 = 5 x 4 + 4"),
     "rounds in words": ("policy.call.num_inference_steps=abc", "policy.call.num_inference_steps: got 'abc'"),
     "no rounds": ("policy.call.num_inference_steps=0", "policy.call.num_inference_steps: got 0"),
     "no rounds to evaluate": ("evaluation.call.num_inference_steps=0", "evaluation.call.num_inference_steps: got 0"),
@@ -137,7 +137,7 @@ def test_a_value_in_a_file_is_refused_with_its_line(path: Path) -> None:
 def test_branching_makes_a_group_one_row(path: Path) -> None:
     branch = "source.window={type: branch, steps: [0]}"
     assert load(path, [branch, "batch.updates=6"])
-    with pytest.raises(ConfigError, match=r"6 rows a step do not divide into 4: 6 = 4 x 1 \+ 2"):
+    with pytest.raises(ConfigError, match=r"6 rows per step do not divide into 4: 6 = 4 x 1 \+ 2"):
         load(path, [branch, "batch.updates=4"])
 
 

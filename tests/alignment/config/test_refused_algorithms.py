@@ -86,7 +86,7 @@ def test_what_they_stand_for_loads(tmp_path: Path, body: str) -> None:
         (
             "tree",
             ("{type: clipped_surrogate}", "{type: clipped_surrogate}\nbatch: {updates: 5}"),
-            r"batch.updates: 18 rows a step do not divide into 5: 18 = 5 x 3 \+ 3",
+            r"batch.updates: 18 rows per step do not divide into 5: 18 = 5 x 3 \+ 3",
         ),
         ("groups", ("microbatch: 8}", "microbatch: 8}\nsnapshots: {every: 0}"), r"snapshots.every: got 0, expected at"),
         (

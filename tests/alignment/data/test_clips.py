@@ -115,7 +115,9 @@ def test_scripts_and_other_formats_are_not_opened(
         server.setblocking(False)
         (tmp_path / f"a{ending}").write_bytes(hostile(tmp_path, server.getsockname()[1]))
         for read in (lambda: find_clip(tmp_path, f"a{ending}"), Medium.file(tmp_path / f"a{ending}").pixels):
-            with pytest.raises(DataError, match=rf"a\{ending} is no video: it begins with .*; expected the content of"):
+            with pytest.raises(
+                DataError, match=rf"a\{ending} is not a video: it begins with .*; expected the content of"
+            ):
                 read()
         with pytest.raises(BlockingIOError):  # nobody has called
             server.accept()

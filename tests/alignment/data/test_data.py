@@ -150,6 +150,6 @@ def test_an_image_folder_is_read_by_its_metadata(tmp_path: Path) -> None:
 def test_files_that_are_no_data_are_refused(tmp_path: Path) -> None:
     (tmp_path / "p.parquet").write_bytes(b"PAR1 nonsense")
     (tmp_path / "empty").mkdir()
-    for name, problem in {"p.parquet": "cannot be read as Parquet", "empty": "is no folder that `datasets`"}.items():
+    for name, problem in {"p.parquet": "cannot be read as Parquet", "empty": "is not a folder that `datasets`"}.items():
         with pytest.raises(DataError, match=problem):
             read_prompts(str(tmp_path / name))

@@ -184,7 +184,7 @@ def test_the_command_prints_tables_and_json(capsys: pytest.CaptureFixture[str]) 
     [
         (["--gpu", "abacus"], "--gpu: no GPU is called 'abacus' here; known: b200, h200"),
         (["--gpus", "0"], "--gpus: got 0, expected at least 1"),
-        (["--gpus", "5"], "source.prompts: 36 prompts a step do not divide over 5 GPUs"),
+        (["--gpus", "5"], "source.prompts: 36 prompts per step do not divide over 5 GPUs"),
         (["--peak-fraction", "40"], "--peak-fraction: got 40.0"),
         (["policy.pipeline=nobody/nothing"], "the configuration of nobody/nothing is not on this machine"),
         (["policy.call.max_sequence_length=900"], "`max_sequence_length` cannot be greater than 512 but is 900"),

@@ -99,7 +99,7 @@ def test_it_tells_what_changed(folder, text):
     for said in (
         "Training reward",
         "Held out: strict",
-        "Seconds a step",
+        "Seconds per step",
         "Likelihood ratio",
         "LoRA, rank 16",
         "1.21 GiB",

@@ -142,8 +142,8 @@ def test_clips_of_another_length_than_the_pipelines_are_said_with_their_line(tmp
     assert "line 2: media: short.mp4 has 3 of the 9 frames of policy.call.num_frames" in told
     assert "line 3: media: a.png has 1 of the 9 frames" in told
     assert "empty.mp4 is empty" in told
-    assert "noise.mp4 is no video: it begins with b'no video at " in told
-    assert "sound.mp4 is no video: it begins with b'RIFF" in told
+    assert "noise.mp4 is not a video: it begins with b'no video at " in told
+    assert "sound.mp4 is not a video: it begins with b'RIFF" in told
 
 
 def test_a_file_of_prompts_alone_is_refused_as_such(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, content, suffix):
     ("content", "says"),
     [
         (b"", "it is empty"),
-        (b"<!doctype html><html>", r"21 bytes that begin with b'<!doctype html><' are no PyTorch checkpoint"),
+        (b"<!doctype html><html>", r"21 bytes that begin with b'<!doctype html><' are not a PyTorch checkpoint"),
         (b"version https://git-lfs.github.com/spec/v1\n", "begin with b'version https://' are no"),
         (b"hello" * 100, r"500 bytes that begin with b'hellohello"),
         (pickle.dumps({"a": 1}), "holds something else than tensors"),

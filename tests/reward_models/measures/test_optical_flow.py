@@ -51,7 +51,7 @@ def test_a_still_clip_has_a_gradient_that_is_a_number():
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize(("frames", "fps", "says"), [(1, 8.0, "frames of a clip"), (4, None, "frames a second")])
+@pytest.mark.parametrize(("frames", "fps", "says"), [(1, 8.0, "frames of a clip"), (4, None, "frames per second")])
 def test_pictures_and_clips_of_unknown_speed_are_refused(tiny_rewards, frames, fps, says):
     media = Media(torch.rand(1, frames, 3, 32, 32), fps=fps)
     with pytest.raises(RewardError, match=says):

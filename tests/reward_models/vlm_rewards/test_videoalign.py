@@ -147,7 +147,7 @@ def test_without_norms_the_scores_are_raw(model, scorer, tmp_path):
         torch.testing.assert_close(normalised[name], expected, atol=ROUNDING, rtol=0)
 
 
-@pytest.mark.parametrize(("media", "says"), [(clip(1), "at least 2 frames"), (clip(4, fps=None), "frames a second")])
+@pytest.mark.parametrize(("media", "says"), [(clip(1), "at least 2 frames"), (clip(4, fps=None), "frames per second")])
 def test_pictures_and_clips_of_unknown_speed_are_refused(scorer, media, says):
     with pytest.raises(RewardError, match=says):
         scorer(media=media, prompts=["a cat"])

@@ -161,7 +161,7 @@ LIES = {
     "no log-probabilities": (body({"choices": [{"message": {"content": "yes"}, "logprobs": None}]}), "--max-logprobs"),
     "no places": (chat(), "--max-logprobs"),
     "text for a number": (chat({"token": "yes", "top_logprobs": [{"token": "yes", "logprob": "high"}]}), "be read"),
-    "nothing told": (chat({"token": "yes", "top_logprobs": []}), "no log-probabilities"),
+    "nothing told": (chat({"token": "yes", "top_logprobs": []}), "not log-probabilities"),
     "not a number": (chat({"token": "yes", "top_logprobs": [{"token": "yes", "logprob": math.nan}]}), "these are no"),
     "above one": (chat({"token": "yes", "top_logprobs": [{"token": "yes", "logprob": 0.7}]}), "these are no"),
     "too much in all": (chat(place(yes=0.9, no=0.9)), "more than 1"),
