@@ -18,7 +18,7 @@ from alignment.reports.statistics import Interval, interval
 BINS = 10
 """Of the reliability curve, with equally many comparisons each."""
 _FEWEST = 20
-"""Comparisons below which a calibration says nothing."""
+"""Comparisons below which a calibration is not reported."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Calibration:
     """P(first is better) = sigmoid(margin / temperature), the temperature fitted to the comparisons themselves.
 
     Attributes:
-        temperature: The fitted one; infinite where the scores say nothing.
-        log_loss: Mean, in nats; ln 2 = .693 is a coin's.
-        brier: Mean squared error of the probability; .25 is a coin's.
+        temperature: The fitted one; infinite where the scores carry no information.
+        log_loss: Mean, in nats; ln 2 = 0.693 for a coin.
+        brier: Mean squared error of the probability; 0.25 for a coin.
         expected_error: Mean distance of a bin's predicted and observed share, weighted by size (ECE).
         curve: (predicted, observed, comparisons) of each bin.
     """
@@ -46,9 +46,9 @@ class Agreement:
 
     Attributes:
         accuracy: Share of decided comparisons in which the preferred one scores higher; a tie of scores is wrong.
-        with_ties: Best share of all three answers right, with "tie" said where |margin| <= `tie_within`; the threshold
-            is chosen on these very comparisons, as everywhere in the literature, and its interval does not know that.
-        tie_within: That threshold; -1 if never to say "tie" is best.
+        with_ties: Best share of all three answers right, where |margin| <= `tie_within` counts as "tie". The threshold
+            is chosen on these same comparisons, as in the literature, and the interval does not account for that.
+        tie_within: That threshold; -1 if it is best to predict no ties.
         tau: Kendall's tau-b of margins and verdicts.
         calibration: Of the decided comparisons; None where there are too few.
         unscored: Comparisons left out.
@@ -93,7 +93,7 @@ def agreement(margins: Sequence[float], human: Sequence[int], units: Sequence[st
 
 
 def tie_threshold(margins: np.ndarray, human: np.ndarray) -> float:
-    """Return the threshold below which to say "tie" so that most of the three answers are right.
+    """Return the threshold below which to predict "tie" so that most of the three answers are right.
 
     Source: Deutsch, Foster and Freitag, "Ties Matter" (arXiv 2305.14324), algorithm 1.
     """
@@ -170,6 +170,6 @@ def concord(one: Sequence[float], other: Sequence[float]) -> Concord:
 
 
 def spread(margins: Sequence[float], human: Sequence[int]) -> float:
-    """Return the median |margin| of decided comparisons: the unit in which other changes of a score are told."""
+    """Return the median |margin| of decided comparisons: the unit in which other changes of a score are reported."""
     m = np.abs([m for m, h in zip(margins, human, strict=True) if h and not math.isnan(m)])
     return float(np.median(m)) if len(m) else math.nan

@@ -30,8 +30,8 @@ class Probed:
 
     Attributes:
         kind: "invariance", "artefact", or "captions": every caption replaced by that of another comparison, where a
-            score that stays has not read.
-        says: What was done.
+            score that stays has not read them.
+        says: The change, in words.
         shift: Mean change of a score, in spreads.
         turned: Share of decided comparisons whose preference turns when it is done to both.
         rises: Share of media whose score rises by more than `RISE` spreads.
@@ -98,10 +98,10 @@ def measure(
     """Measure one reward model.
 
     Args:
-        scorer: It, loaded.
+        scorer: The loaded reward model.
         comparisons: What people said.
         probed: Comparisons whose media are probed, from the first on; 0 for none.
-        done: Told how many media have been scored since it was last told.
+        done: Called with the number of media scored since its last call.
     """
     start = time.perf_counter()
     margins = _differences(scorer.scores(_both(comparisons), done=done))

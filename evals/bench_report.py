@@ -75,9 +75,9 @@ def write(bench: Bench, folder: Path, conditions: dict[str, Any]) -> None:
     """Write `bench.json` and `report.html` into `folder`.
 
     Args:
-        bench: What was found.
+        bench: The results.
         folder: Made where it is not there.
-        conditions: Where and how it was found, for whoever wants to compare.
+        conditions: Where and how it was measured, for comparisons.
     """
     prepare(folder)
     (folder / JSON).write_text(json.dumps(as_json(bench, conditions), indent=2, allow_nan=False), encoding="utf-8")
@@ -93,7 +93,7 @@ def write(bench: Bench, folder: Path, conditions: dict[str, Any]) -> None:
 
 
 def as_json(bench: Bench, conditions: dict[str, Any]) -> dict[str, Any]:
-    """Return everything that was found; what is not a number (NaN, infinity) is null."""
+    """Return all results; what is not a finite number is null."""
     comparisons = [
         {"prompt": c.prompt, "first": c.first.name, "second": c.second.name, "human": c.human, "part": c.part}
         for c in bench.comparisons

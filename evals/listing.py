@@ -16,7 +16,7 @@ class Listed:
 
     Attributes:
         name: What the command line calls it.
-        says: What it is.
+        says: What it is, in a line.
         differentiable: "yes", "no" or "by its parts"; empty for benchmarks.
         scope: "sample" or "group"; empty for benchmarks.
     """

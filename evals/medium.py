@@ -26,7 +26,7 @@ class Medium:
     """One picture or clip.
 
     Attributes:
-        name: How tables and messages call it; its ending says what it is.
+        name: How tables and messages call it; its ending gives its kind.
         path: Its file; null where `content` has it.
         content: Its bytes.
     """

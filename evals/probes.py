@@ -32,7 +32,7 @@ class Probe:
     Attributes:
         name: How tables call it.
         kind: What it is.
-        says: What it does, in words.
+        says: The change, in words.
         alter: The change.
     """
 

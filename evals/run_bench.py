@@ -46,7 +46,7 @@ class Wanted:
 def run(scorers: Mapping[str, Callable[[], BatchScorer]], wanted: Wanted) -> Bench:
     """Measure each reward model, write the results and return them.
 
-    Models are loaded one at a time: what the first holds is free before the second comes.
+    Models are loaded one at a time: the memory of the first is free before the second is loaded.
 
     Raises:
         ConfigError: If there is no such benchmark or reward.

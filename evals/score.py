@@ -1,4 +1,4 @@
-"""`visalign rewards score`: a score for each medium of a file or folder, continued where it was interrupted."""
+"""`visalign rewards score`: a score for each medium of a file or folder; continues where it was interrupted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Line:
     """One medium of the input.
 
     Attributes:
-        record: What the input says of it; the output says the same, its score, and the parts of the score.
+        record: Its record in the input; the output adds its score and the parts of the score.
         request: What is scored.
     """
 
@@ -107,10 +107,10 @@ def write(
     Args:
         scorer: What scores.
         lines: What is scored.
-        output: Its ending says the form.
+        output: Its ending decides the form.
         meant: The reward in words; another one must not continue the file.
-        on_error: What a medium does that cannot be read or that the reward refuses: stop everything, or get no score
-            and an "error". A reward that refuses all of a batch stops everything either way: it is not the media.
+        on_error: What happens with a medium that cannot be read or that the reward refuses: stop everything, or give it
+            an "error" and no score. A reward that refuses a whole batch stops everything in either case.
 
     Raises:
         DataError: If a medium cannot be read, none has a score, or `output` is of another input or reward.

@@ -19,7 +19,7 @@ class Request:
 
     Attributes:
         prompt: What it was made for.
-        medium: It.
+        medium: The picture or clip.
     """
 
     prompt: str
@@ -28,7 +28,7 @@ class Request:
 
 @dataclass(frozen=True)
 class MediumScore:
-    """What a reward said of one medium.
+    """The score of one medium.
 
     Attributes:
         score: The score; NaN where there is none.
@@ -58,7 +58,7 @@ class BatchScorer:
         device: Where it runs.
         batch_size: Most media in one call.
         frames: Most frames of a clip.
-        known: What it has said, by prompt, medium and what was done to the medium.
+        known: Scores given so far, by prompt, medium and change of the medium.
     """
 
     model: RewardModel
@@ -92,13 +92,13 @@ class BatchScorer:
         name: str = "",
         done: Callable[[int], None] = lambda count: None,
     ) -> list[MediumScore]:
-        """Return what the reward says of each request.
+        """Return score and parts of each request.
 
         Args:
             requests: What to score; repetitions are scored once.
             alter: What is done to the frames first.
-            name: What that is called.
-            done: Told how many requests have been scored since it was last told.
+            name: The name of that change.
+            done: Called with the number of requests scored since its last call.
 
         Raises:
             DataError: If a medium cannot be read.

@@ -1,6 +1,6 @@
 """What a reward is: the types every scorer shares.
 
-Conventions, said once: pixels are float in [0, 1]; a picture is a clip of one frame; larger is better; scores are
+Conventions: pixels are float in [0, 1]; a picture is a clip of one frame; larger is better; scores are
 float32; the score of a batch is the scores of its rows, or of its groups where a model compares within groups.
 """
 
@@ -26,7 +26,7 @@ class RewardError(RuntimeError):
 
 @contextmanager
 def users_code(what: str) -> Iterator[None]:
-    """Run what a user wrote: it may raise anything, or leave the program, and the user has to see whose code it was.
+    """Run a user's code: it may raise anything or end the program, and the error has to name that code.
 
     Raises:
         RewardError: If it did, naming `what`; the cause stays attached.
@@ -128,10 +128,10 @@ class GroupScorer(Protocol):
 
 @dataclass(frozen=True)
 class KnownAnswer:
-    """Samples whose scores are known well enough to tell that a reward model works.
+    """Samples whose scores are known well enough to check that a reward model works.
 
     Attributes:
-        says: What should be found, in words: "a red picture is redder than a blue one".
+        says: The expectation in words: "a red picture is redder than a blue one".
         media: A few samples; to a model that compares, they are one group.
         prompts: One text per sample.
         bands: (lowest, highest) score of each sample; empty where only the order is known.
@@ -155,7 +155,7 @@ class KnownAnswer:
         """Refuse scores `[B]` that are not the known ones.
 
         Raises:
-            RewardError: Saying which sample, what it got and what was expected.
+            RewardError: Naming the sample, its score and the expected one.
         """
         got = value.tolist()
         for row, (low, high) in enumerate(self.bands):
@@ -191,8 +191,8 @@ class Size:
 class RewardModel(Protocol):
     """A light, frozen description of a reward model; `load` makes the heavy object.
 
-    The file `reward_models/NAME.py` holds the class that a config calls `type: NAME`. Inherit from this class: what a
-    model has nothing to say about it then leaves out.
+    The file `reward_models/NAME.py` holds the class that a config calls `type: NAME`. Inherit from this class and
+    override what the model knows.
     """
 
     home: ClassVar[str] = "reward_models"
@@ -204,21 +204,21 @@ class RewardModel(Protocol):
         ...
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Refuse what can be seen not to work before anything is loaded; nothing, unless a model knows better.
+        """Refuse what cannot work, before anything is loaded; nothing by default.
 
         Args:
-            prompts: Texts that will be scored; none where only the description itself is looked at.
+            prompts: Texts that will be scored; empty to check the description alone.
 
         Raises:
-            RewardError: Saying what cannot be scored.
+            RewardError: Naming what cannot be scored.
         """
 
     def size(self) -> Size | None:
-        """Return how large it is, before it is loaded; None where it does not say."""
+        """Return how large it is, before it is loaded; None where that is not known."""
         return None
 
     def part_names(self) -> tuple[str, ...] | None:
-        """Return the names of the parts of its scores, before it is loaded; None where it does not say.
+        """Return the names of the parts of its scores, before it is loaded; None where they are not known.
 
         A part of a part ("name/part") may be left out.
         """
@@ -229,11 +229,11 @@ class RewardModel(Protocol):
         return True
 
     def waits(self) -> bool:
-        """Return whether another process does the work, so that this one's cores are free meanwhile; no, by default."""
+        """Return whether another process does the work, so that the cores of this one are free; False by default."""
         return False
 
     def known_answers(self) -> Sequence[KnownAnswer]:
-        """Return samples with known scores, for a check before training; none, unless a model has some."""
+        """Return samples with known scores, for a check before training; none by default."""
         return ()
 
     def __str__(self) -> str:
@@ -243,7 +243,7 @@ class RewardModel(Protocol):
 
 @runtime_checkable
 class PairwiseJudge(Protocol):
-    """A light, frozen description of what says which of two samples is better; `load` makes the heavy object.
+    """A light, frozen description of what decides which of two samples is better; `load` makes the heavy object.
 
     The file `reward_models/judges/NAME.py` holds the class that a config calls `type: NAME`; `type: win_rate` makes a
     reward of it.
@@ -256,7 +256,7 @@ class PairwiseJudge(Protocol):
         ...
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Refuse what can be seen not to work before anything is loaded, as `RewardModel.check` does."""
+        """Refuse what cannot work, before anything is loaded, as `RewardModel.check` does."""
 
     def waits(self) -> bool:
         """Return whether another process does the work, as `RewardModel.waits` does."""
@@ -274,8 +274,8 @@ class Comparer(Protocol):
     def __call__(self, *, first: Media, second: Media, prompts: Sequence[str]) -> Tensor:
         """Return the probability that `first` is better, `[B]` float32 in [0, 1], row by row.
 
-        0.5 is a tie; NaN says that the two could not be compared. A judge that favours what it is shown first is asked
-        both ways round by whoever calls it.
+        0.5 is a tie; NaN means that the two could not be compared. The caller asks a judge that favours the first
+        sample in both orders.
         """
         ...
 
@@ -292,9 +292,9 @@ class Composite(Protocol):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A loaded reward model that is asked for what it wants and whose answers are looked at.
+    """A loaded reward model whose inputs and scores are checked.
 
-    Whoever scores goes through it: it hands groups to the models that compare, and to no other.
+    All scoring goes through it: it passes groups to the models that compare, and only to those.
     """
 
     model: RewardModel
@@ -335,7 +335,7 @@ class Loaded:
 
     @property
     def _leaves_pixels_alone(self) -> bool:
-        """Whether the model is of this package, whose laws say so; what a stranger is handed is nobody else's."""
+        """Whether the model is of this package, whose laws keep it; a stranger's model gets a copy of its own."""
         return type(self.model).__module__.partition(".")[0] == __name__.partition(".")[0]
 
     def _broken(self, error: Exception) -> RewardError:
@@ -348,10 +348,10 @@ class Loaded:
         return cast(GroupScorer, self.scorer)(media=media, prompts=prompts, group=group)
 
     def examine(self) -> list[KnownAnswer]:
-        """Ask this model, and those it is made of, for their known answers, and return those.
+        """Score the known answers of this model and of those it is made of, and return them.
 
         Raises:
-            RewardError: If another answer is given.
+            RewardError: If a score is not the known one.
         """
         asked = list(self.model.known_answers())
         for answer in asked:

@@ -47,7 +47,8 @@ class RolloutPlan:
         noise: Their noise.
         tail: Most denoiser calls for the steps after the window, by a second-order solver, or, as a float, their share
             of those steps; null takes every step, natively.
-        share_prefix: Run what a group has in common once per prompt. The result is the same; it exists to be measured.
+        share_prefix: Run the common prefix of a group once per prompt. The result is the same; turn it off to measure
+            the gain.
     """
 
     prompts: tuple[str, ...]
@@ -80,7 +81,7 @@ class Trajectory:
         pixels: `[P G, F, 3, H, W]` in [0, 1].
         records: The trained steps. In branch mode states are `[P, ...]` and next states `[P, G, ...]`; else both have
             one row per sample, and next states have an action axis of one, `[P G, 1, ...]`.
-        mean_std: Of the steps that calls like this one come to train; 0 where none is trained.
+        mean_std: Mean std of the steps that calls like this one may train; 0 where none is trained.
     """
 
     x0: Tensor

@@ -82,7 +82,7 @@ class Step:
 
         log N(x'; a x + b v, std^2), not reduced: an objective decides whether it sums or averages (the mean over
         elements is what every public trainer uses, and what clip ranges such as 1e-4 refer to). An element without
-        noise is no part of the action: its density counts as 1.
+        noise is not part of the action: its density counts as 1.
 
         Args:
             x: State as stored.

@@ -1,7 +1,7 @@
-"""What users load: weights in diffusers' own layout, and the model card that says where they come from.
+"""What users load: weights in diffusers' own layout, and the model card that records where they come from.
 
 A folder written here needs nothing of this package: `pipe.load_lora_weights(folder)`, or
-`from_pretrained(folder, subfolder=component)` after full fine-tuning. The card in it says which, line by line.
+`from_pretrained(folder, subfolder=component)` after full fine-tuning. The card in it shows the exact code.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ all, or whole weights."""
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card tells.
+    """What a model card holds.
 
     Attributes:
         config: The resolved config; names of recipe, rewards and base model are read from it.
@@ -88,7 +88,7 @@ def write_card(folder: Path, pipe: Any, component: str, *, layout: SavedLayout, 
         pipe: The pipeline.
         component: Name of the trained component.
         layout: What lies beside the card.
-        card: What it says.
+        card: Its content.
     """
     shown = {**asdict(card), "config": _public(card.config)}
     (folder / CARD_DATA).write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")

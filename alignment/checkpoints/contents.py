@@ -1,6 +1,6 @@
 """What a run is made from, by content and not by place: prompts, samples, base weights. Kept in every checkpoint.
 
-A path says little: the file behind it may have changed, and a folder that has moved is the same folder.
+A path is not enough: the file behind it may have changed, and a folder that has moved is the same folder.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from alignment.data.prompts import Prompts
 _SAMPLED = 256
 """Numbers read of each weight: reading all of a large pipeline would take longer than loading it."""
 _UNTOLD = ("transformers_version", "dtype", "torch_dtype", "quantization_config")
-"""Parts of a network's settings that say how it is read, not what it is; those with a leading underscore are too."""
+"""Settings of a network about how it is loaded, not what it is; so are those with a leading underscore."""
 
 
 def prompts_digest(prompts: Prompts) -> str:
-    """Return a hash of prompts in their order: texts, what they bring, the samples and labels beside them.
+    """Return a hash of prompts in their order: texts, inputs, and the samples and labels beside them.
 
     Covers the content of every picture and clip, through the hash that was taken when it was read; not their names, nor
     columns of the data file that nothing reads.

@@ -24,7 +24,7 @@ Form = Literal["lora", "merged", "full"]
 
 
 def main(checkpoint: str, to: str, *, form: Form, pipeline: str | None = None) -> int:
-    """Export, say where to, and return the exit code 0."""
+    """Export, print where to, and return the exit code 0."""
     export(Path(checkpoint), Path(to), form, pipeline)
     show(f"{to}: {form} weights of {checkpoint}; {Path(to) / CARD} says how to load them")
     return 0

@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself: its files with size and hash, and whether they still are what they were.
+"""What a checkpoint records about itself: its files with size and hash, and whether they are unchanged.
 
 Weights formats carry no checksum: a flipped bit loads as another number. So every file is hashed (xxh3, 64 bits), and a
 folder without a manifest that matches it is not a checkpoint. Nothing here needs torch: looking for a checkpoint is
@@ -55,11 +55,11 @@ class Manifest:
 
     Attributes:
         step: Steps of the run that were done.
-        sequence: Position among the saves of its folder; tells which of two is newer, also after going back in time.
+        sequence: Position among the saves of its folder: decides which of two is newer, also after a run went back.
         world_size: Processes of the run.
         config_hash: SHA-256 of the resolved config.
         versions: Libraries, by name.
-        weights: xxh3 of the numbers a user loads, without names and headers: equal weights have it equal.
+        weights: xxh3 of the numbers a user loads, without names and headers; equal weights have equal hashes.
         files: Every file, by its path relative to the checkpoint, with forward slashes.
         schema: Version of this record.
     """
@@ -111,10 +111,10 @@ def inspect(folder: Path, *, step: int, sequence: int, world_size: int, config: 
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Return what `folder` says about itself, without looking at its other files.
+    """Return the manifest of `folder`, without looking at its other files.
 
     Raises:
-        CheckpointError: If it says nothing, or nothing that can be trusted.
+        CheckpointError: If there is none, or one that cannot be trusted.
     """
     path = folder / NAME
     try:

@@ -47,7 +47,7 @@ class TrainState:
         wall_seconds: Time spent so far, over all resumptions.
         config: The resolved config, as JSON can hold it.
         contents: Hashes of what the run is made from, by the config's key; see `alignment/checkpoints/contents.py`.
-        found: What was found out about the pipeline, as JSON can hold it; empty where nobody said.
+        found: What was found out about the pipeline, as JSON can hold it; empty where that was not recorded.
     """
 
     step: int

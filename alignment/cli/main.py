@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Return a warning as its reader needs it: what it says, without the place in the source that says it."""
+    """Return the text of a warning, without the place in the source that raised it."""
     return f"warning: {visible(str(message))}\n"
 
 
@@ -149,7 +149,7 @@ def _init(args: argparse.Namespace) -> int:
 
 
 def _add_train(commands: Commands) -> None:
-    parser = _add(commands, "train", "align a pipeline as a config says")
+    parser = _add(commands, "train", "align a pipeline as a config describes")
     parser.add_argument("config", metavar="CONFIG", help="a YAML file")
     _add_overrides(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the whole config and what would happen, and stop")
@@ -287,7 +287,7 @@ def _add_rewards(commands: Commands) -> None:
     actions = rewards.add_subparsers(metavar="ACTION", required=True)
     evals.add(actions)
     train = _add(actions, "train", "train a vision-language model to judge, from preference pairs")
-    train.add_argument("config", metavar="CONFIG", help="a YAML file; docs/judges.md says what stands in it")
+    train.add_argument("config", metavar="CONFIG", help="a YAML file; docs/judges.md describes its fields")
     _add_overrides(train)
     train.set_defaults(command=_rewards_train)
 
@@ -309,7 +309,7 @@ def _add_serve_reward(commands: Commands) -> None:
     )
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--rows", type=int, help="most samples scored in one call (16)")
-    parser.add_argument("--queue", type=int, help="requests that may wait (256); more are told to come back")
+    parser.add_argument("--queue", type=int, help="requests that may wait (256); further ones are refused for now")
     parser.add_argument("--patience", type=float, help="seconds for a request to arrive, and to be answered (120)")
     parser.add_argument("--connections", type=int, help="connections at once, with a token or not (256)")
     for limit, says in (("body", "bytes"), ("rows", "samples"), ("pixels", "pixels of a frame"), ("frames", "frames")):
@@ -328,7 +328,7 @@ def _serve_reward(args: argparse.Namespace) -> int:
 
 
 def _add_config(commands: Commands) -> None:
-    parser = _add(commands, "config", "list what a config can say")
+    parser = _add(commands, "config", "list what a config can hold")
     parser.add_argument("kind", nargs="?", metavar="KIND", help="run, objectives, sources, ...; without it, the kinds")
     parser.add_argument("--json", action="store_true", help="print one JSON object, with whole docstrings")
     parser.set_defaults(command=_config)

@@ -22,7 +22,7 @@ def main(path: str, overrides: Sequence[str], setup: Setup, *, as_json: bool = F
         as_json: Print one JSON object in place of tables.
 
     Raises:
-        VisalignError: If it cannot be planned; the message says why.
+        VisalignError: If it cannot be planned.
     """
     run = load(path, overrides)
     made = plan(run, setup)

@@ -1,4 +1,4 @@
-"""`visalign serve-reward`: a reward model behind HTTP, one environment for each, as docs/reward_server.md says."""
+"""`visalign serve-reward`: a reward model behind HTTP, one environment each; see docs/reward_server.md."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Serving:
         token_file: File with the token; None takes it from VISALIGN_REWARD_TOKEN, where that is set.
         device: "auto", "cpu", "cuda" or "cuda:N".
         rows: Most samples scored in one call.
-        queue: Questions that may wait.
+        queue: Requests that may wait.
         patience: Seconds for a question to arrive, and to be answered.
-        connections: Connections at once, of clients that may not even have the token.
+        connections: Connections at once, those of clients without the token included.
         limits: Of one question.
     """
 

@@ -39,7 +39,7 @@ def of_kind(kind: type[T], name: str, overrides: Sequence[str] = ()) -> T:
 
     Args:
         kind: The protocol it fulfils.
-        name: What `type:` would say, or a YAML file that holds the whole mapping.
+        name: A name as in `type:`, or a YAML file that holds the whole mapping.
         overrides: `key.path=value` words laid over it.
 
     Raises:

@@ -31,7 +31,7 @@ Problem = tuple[str, str]
 
 
 def processes() -> int:
-    """Return how many processes the launcher says there are, before any of them has met."""
+    """Return how many processes the launcher has started, as its environment reports it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -191,7 +191,7 @@ def _numbers(run: Run) -> Iterator[Problem]:
 
 
 def _copies(run: Run) -> Iterator[Problem]:
-    """Look at whether the copies that are read are kept, and what is said of the behaviour copy says it to anybody."""
+    """Check that copies which are read are kept, and that settings of the behaviour copy have an effect."""
     if strange := set(run.objective.snapshots) - {*FOLLOWING, *run.source.snapshots}:
         yield (
             "objective",
@@ -203,7 +203,7 @@ def _copies(run: Run) -> Iterator[Problem]:
     for key in (key for key, said in told.items() if said and "behaviour" not in used):
         yield (
             f"snapshots.{key}",
-            "it says when the behaviour copy is refreshed, but nothing in this run reads that copy; set "
+            "it sets when the behaviour copy is refreshed, but nothing in this run reads that copy; set "
             "objective.anchor or source.weights to behaviour, or leave it out",
         )
     for name, least in run.snapshots.above.items():
@@ -270,7 +270,7 @@ def _credit(run: Run) -> Iterator[Problem]:
 
 
 def _records(run: Run) -> Iterator[Problem]:
-    """Look at how many records there are to learn from, where that is to be seen; reading them says what else is."""
+    """Check how many records there are to learn from, where that is known before reading."""
     file = data_file(Path(run.data.prompts))
     if not run.source.media or not file.exists():
         return
@@ -332,14 +332,14 @@ def _rewards(run: Run) -> Iterator[Problem]:
     if run.evaluation.prompts is not None and judge is None:
         yield (
             "evaluation.reward",
-            f"{type(run.source).__name__} has no reward of its own, so nothing says what to measure on "
+            f"{type(run.source).__name__} has no reward of its own, so there is nothing to measure on "
             "evaluation.prompts; give a reward, or set evaluation.prompts=null",
         )
     elif run.evaluation.prompts is not None and judge is not None and judge.scope == "group":
         yield (
             "evaluation.reward",
-            f"{judge} compares the samples of a group with each other, which says nothing of before and after; give a "
-            "reward that scores a sample by itself, or set evaluation.prompts=null",
+            f"{judge} compares the samples of a group with each other, so that scores before and after "
+            "cannot be compared; give a reward that scores a sample by itself, or set evaluation.prompts=null",
         )
 
 
@@ -356,7 +356,7 @@ def _pipeline(name: str) -> Iterator[Problem]:
 
 
 def describe(run: Run, world_size: int) -> str:
-    """Say in a paragraph what the run would do."""
+    """Describe in a paragraph what the run would do."""
     policy, source, evaluation = run.policy, run.source, run.evaluation
     trains = f"LoRA adapters of rank {policy.lora.rank}" if policy.lora else "the denoiser's own weights"
     shape = source.shape(None)

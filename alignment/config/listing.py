@@ -1,4 +1,4 @@
-"""What a config can say: every kind that a run is made of, its types, and their fields with a line of explanation."""
+"""What a config can hold: every kind that a run is made of, its types, and their fields with one line each."""
 
 from __future__ import annotations
 

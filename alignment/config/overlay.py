@@ -135,11 +135,11 @@ def _assign(node: Node, path: Sequence[str], value: Node, full: str) -> Node:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return "Did you mean 'x'? " for the known name that means the same or else is closest, or nothing.
 
-    A word for something that is said elsewhere in a config is answered with where.
+    A word that is known from other trainers is answered with the name it has here.
     """
     listed, meant = list(known), same_as(name)
     same = [word.rpartition(".")[2] for word in meant if word.rpartition(".")[2] in listed]
     if not same and any("." in word for word in meant):
-        return f"That is said as {meant[0]}. "
+        return f"Here it is called {meant[0]}. "
     close = same or difflib.get_close_matches(name, listed, n=1)
     return f"Did you mean '{close[0]}'? " if close else ""

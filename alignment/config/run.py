@@ -41,7 +41,7 @@ class Optimizer:
         learning_rate: Peak rate.
         warmup: Steps of linear warm-up.
         final: Fraction of the peak reached, linearly, at the last step; 1 keeps the rate constant.
-        max_grad_norm: Global norm at which gradients are clipped.
+        max_grad_norm: Global norm to which gradients are clipped.
     """
 
     learning_rate: float = 1e-4
@@ -63,8 +63,8 @@ class Snapshots:
             (DiffusionNFT's "old" policy); its warm-up is `behaviour_rate` per step.
         behaviour_rate: Growth of the behaviour decay per step, up to `behaviour`.
         every: Steps from one refresh of the behaviour copy to the next.
-        above: The behaviour copy is refreshed only after a step in which each of these metrics of sampling and learning
-            was above its number: ADPO's anchor that moves when a divergence has grown too large.
+        above: Metrics and bounds. The behaviour copy is refreshed only after a step in which every metric named here is
+            above its bound, like ADPO's anchor, which moves when a divergence has grown too large.
     """
 
     ema: float = 0.0
@@ -98,7 +98,7 @@ class Evaluation:
         every: Steps between the small evaluations of the curve; 0 for none.
         curve_images_per_prompt: Pictures per prompt in those.
         batch_size: Pictures in one pipeline call.
-        call: Arguments that differ from `policy.call` (say more steps).
+        call: Arguments that differ from `policy.call`, such as more steps.
         grid: Pictures in the before/after grids.
     """
 
@@ -142,7 +142,7 @@ class Run:
         source: Where a step's experience comes from.
         objective: What is minimised.
         steps: Training steps: sampling, scoring and learning once is one.
-        seed: Of every random number.
+        seed: Seed of every random number.
         optimizer: AdamW and its schedule.
         snapshots: Copies of the trained weights.
         batch: Updates and microbatches of a step.
@@ -150,8 +150,8 @@ class Run:
         output: Where results go, and how often.
         device: Where networks run; "auto" takes a GPU where there is one.
         threads: Threads of one operation on the CPU; null leaves them to PyTorch.
-        timeout: Seconds that a process of the run waits for the others; then the run ends, and says for which it
-            waited. More than the slowest save, and than scoring takes longer on one process than on another.
+        timeout: Seconds that a process waits for the others; then the run ends and names the processes it waited for.
+            Set it above the slowest save, and above the largest difference in scoring time between processes.
         kernels: What computes steps, surrogates and matching errors: torch, Triton's fused kernels, or "auto", which
             takes Triton for tensors on a GPU where it is installed.
     """

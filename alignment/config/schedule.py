@@ -1,4 +1,4 @@
-"""What a pipeline's scheduler says of a run's steps, asked of its configuration: no weight is read."""
+"""What a pipeline's scheduler reports about a run's steps, read from its configuration; no weights are read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from samplers.paths.path import RectifiedFlow
 def read_scheduler(pipeline: str) -> Any | None:
     """Return the scheduler of a pipeline in a local folder; None where the folder alone does not give one.
 
-    A folder that is damaged is nobody's scheduler here: loading the pipeline says what is wrong with it.
+    A damaged folder counts as no scheduler here; loading the pipeline reports what is wrong with it.
     """
     import diffusers
 
@@ -63,7 +63,7 @@ def check_dynamics(dynamics: Dynamics, scheduler: Any) -> None:
 def check_noise(dynamics: Dynamics, scheduler: Any, rounds: int, trained: Iterable[int]) -> None:
     """Refuse steps that are to be trained but get no noise from the dynamics, in a call of `rounds` steps.
 
-    Nothing is said of a scheduler that cannot be set up without its pipeline.
+    A scheduler that cannot be set up without its pipeline is not checked.
 
     Raises:
         SamplingError: Naming the first such step.

@@ -21,13 +21,13 @@ Input = str | Picture | Clip
 
 
 class Prompt(str):
-    """A prompt that brings more than its text: the picture to edit, the first frame, a negative prompt of its own.
+    """A prompt with more than its text: a picture to edit, a first frame, a negative prompt of its own.
 
-    It is a text wherever a text is wanted (tokenizers, rewards, captions, JSON). Prompts are equal if their texts are
-    and they bring the same.
+    It is a text wherever a text is expected (tokenizers, rewards, captions, JSON). Prompts are equal if their texts and
+    their inputs are.
 
     Attributes:
-        inputs: What the pipeline's `__call__` is given for this row alone, by the name of its argument.
+        inputs: Arguments of the pipeline's `__call__` for this row alone, by name.
     """
 
     __slots__ = ("inputs",)
@@ -83,7 +83,8 @@ class Example:
 
     Attributes:
         media: A winner; or the sample that was chosen, and the one that was rejected.
-        label: How much the first one is wanted: 1, or less than 0 where it is not; None where the record does not say.
+        label: How much the first one is wanted: 1, or below 0 where it is not wanted; None where the record has no
+            label.
     """
 
     media: tuple[Picture | Clip, ...]
@@ -158,7 +159,7 @@ def concatenate(batches: list[B]) -> B:
 
 @dataclass(frozen=True)
 class Starts(Batch):
-    """Prompts and where to start from, and no more: for objectives that sample with gradient themselves."""
+    """Prompts and seeds only, for objectives that sample with gradient themselves."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class Pairs(Batch):
 
     @property
     def x0(self) -> Tensor:
-        """A clean sample of each row, for those who ask for any."""
+        """One clean sample of each row."""
         return self.chosen
 
 
@@ -199,8 +200,8 @@ class Pairs(Batch):
 class Transitions(Batch):
     """Denoising transitions with credit, for reverse-process objectives.
 
-    K steps are trained in each row, and A actions were drawn from each state. A = 1 when every sample walks its own
-    way; in branch mode a whole group leaves one state, so a row is a group and A is its size: the denoiser then runs
+    K steps are trained in each row, and A actions were drawn from each state. A = 1 when every sample has a path of its
+    own. In branch mode a whole group leaves one state, so a row is a group and A is its size: the denoiser then runs
     once for all of them, forward and backward, which is exact because they share the state.
 
     Attributes:
@@ -211,7 +212,7 @@ class Transitions(Batch):
         coefficients: `[n, K, 3]` float32: (a, b, std) of the step taken; `[n, K, 1, *latent, 3]` where elements of a
             state have times of their own (several streams, tokens), in shapes that broadcast against it.
         advantage: `[n, A]` float32, or `[n, A, *map]` with a map that broadcasts against the latent.
-        mean_std: `[n]` float32, of the steps that may come to be trained, of which these are some.
+        mean_std: `[n]` float32, the mean std of all steps that may be trained, not only of these.
     """
 
     index: Tensor
@@ -241,15 +242,15 @@ B_co = TypeVar("B_co", bound=Batch, covariant=True)
 
 @dataclass(frozen=True)
 class Experience(Generic[B_co]):
-    """What a source hands to the loop: a typed batch, and what people want to see of it.
+    """What a source passes to the loop: a typed batch, and what is shown of it.
 
     Attributes:
         batch: The rows to learn from.
         metrics: Numbers for the record, already the same on every process.
-        media: Pixels of this process's samples, on the CPU; none where the objective makes the samples, the first of
-            them only where they come from a file.
+        media: Pixels of this process's samples, on the CPU. Empty where the objective makes the samples; only the first
+            ones where they come from a file.
         prompts: One text per sample.
-        rewards: Scores of the samples; what a file says of them, where they come from one.
+        rewards: Scores of the samples; their labels, where they come from a file.
         seconds: Time spent, by name.
         maps: `[B, frames, height, width]`, where in each sample its credit went; None where all of it was given
             everywhere.

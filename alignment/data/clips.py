@@ -24,7 +24,7 @@ PIXELS_AT_MOST = 50_000_000
 """Of one picture or frame: 150 MB as RGB. A file of 50 kB can claim eight times as many."""
 
 FRAMES_AT_MOST = 10_000
-"""That are decoded of one clip: seven minutes at 24 frames per second."""
+"""Most frames that are decoded of one clip: seven minutes at 24 frames per second."""
 
 DECODED_AT_MOST = 20_000_000_000
 """Pixels of one clip, all its frames together: 10,000 frames of 1080p, some minutes of decoding."""
@@ -44,7 +44,7 @@ class Footage:
     Attributes:
         frames: How many.
         size: (width, height) of all of them.
-        fps: Frames per second: what the stream says, or what the times of its frames say; None of a single frame.
+        fps: Frames per second, from the stream or from the times of its frames; None for a single frame.
     """
 
     frames: int
@@ -58,10 +58,10 @@ def survey(name: str, content: bytes, kept: Callable[[int], int] = lambda frames
     Args:
         name: How messages call it.
         content: The file.
-        kept: How many of so many frames will be read; all, unless said otherwise.
+        kept: Returns how many of so many frames will be read; all by default.
 
     Raises:
-        DataError: If it is none, damaged, or larger than what is read.
+        DataError: If it is not a clip, is damaged, or is larger than what is read.
     """
     count, first, last, said, size = 0, None, None, None, (0, 0)
     for frame, rate in _decoded(name, content):
@@ -100,7 +100,7 @@ def read_frames(name: str, content: bytes, wanted: set[int] | None = None) -> li
 
 
 def _decoded(name: str, content: bytes) -> Iterator[tuple[av.VideoFrame, float | None]]:
-    """Yield the frames of a clip, each with the rate that its stream says."""
+    """Yield the frames of a clip, each with the frame rate of its stream."""
     if not content:
         raise DataError(f"{name} is empty; {_EXPECTED}")
     reader, count, decoded, size = _reader(content), 0, 0, None
@@ -137,7 +137,7 @@ def _reader(content: bytes) -> str | None:
 
 
 def _stream(name: str, container: InputContainer) -> av.VideoStream:
-    """Return the stream of pictures, told to refuse a frame of more pixels before there is memory for it."""
+    """Return the video stream, set to refuse a frame of too many pixels before memory is taken for it."""
     if not container.streams.video:
         raise DataError(f"{name} is not a video, or damaged after 0 frames: it has no video stream")
     stream = container.streams.video[0]

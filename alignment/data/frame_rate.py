@@ -1,4 +1,4 @@
-"""How fast the clips of a pipeline are meant to be played: rewards that judge motion have to know."""
+"""How fast the clips of a pipeline are to be played; rewards that judge motion need it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 EXPORTED = 10.0
-"""Frames per second that diffusers' `export_to_video` writes where it is not told another number."""
+"""Frames per second that diffusers' `export_to_video` writes by default."""
 
 _ARGUMENTS = ("fps", "frame_rate", "target_fps")
 """What pipelines call the rate that they are asked for."""
@@ -16,8 +16,8 @@ _ARGUMENTS = ("fps", "frame_rate", "target_fps")
 def frame_rate(pipe: Any, said: float | None, call: Mapping[str, object]) -> float:
     """Return the frames per second of what a pipeline makes.
 
-    That is what the user said; else what the pipeline is called with, or calls itself with; else what a user gets who
-    exports the clip as diffusers' documentation does.
+    That is `policy.fps`; else what the pipeline is called with, or its own default; else the rate of diffusers'
+    `export_to_video`.
 
     Args:
         pipe: The pipeline.

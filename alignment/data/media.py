@@ -41,7 +41,7 @@ class Picture:
         path: Where it is, or what it was called when it was put into a table.
         digest: Of the file's content, for the keys of caches; two files with one digest are the same picture.
         size: (width, height) after turning it upright.
-        content: The file itself, where a table holds it.
+        content: The bytes of the file, where a table holds it.
     """
 
     path: Path
@@ -76,7 +76,7 @@ class Clip:
         digest: Of the file's content.
         size: (width, height).
         frames: How many.
-        fps: Frames per second; None of a single frame.
+        fps: Frames per second; None for a single frame.
     """
 
     path: Path

@@ -24,12 +24,12 @@ SLIGHT = 0.1
 
 @dataclass
 class Shown:
-    """How a pipeline is asked for samples, and what it then hands back; found out when it is called first.
+    """How a pipeline is asked for samples, and what it returns; found out on its first call.
 
     Attributes:
-        unseen: The `output_type` of a call nobody looks at the pixels of: "latent", or "pt" where that is unknown.
+        unseen: The `output_type` of a call whose pixels are not used: "latent", or "pt" where that is unknown.
         seen: The `output_type` of all others.
-        signed: Whether pixels come in [-1, 1]; null as long as nobody has looked.
+        signed: Whether pixels come in [-1, 1]; null until that is known.
     """
 
     unseen: str = "latent"
@@ -37,7 +37,7 @@ class Shown:
     signed: bool | None = None
 
     def look_always(self) -> None:
-        """Ask for pixels in every call: the pipeline knows no output without."""
+        """Ask for pixels in every call, for a pipeline that has no other output."""
         self.unseen = self.seen
 
     def clips(self, images: Any) -> Tensor:
@@ -46,7 +46,7 @@ class Shown:
         return clips if self.signed is None else in_colour((clips / 2 + 0.5 if self.signed else clips).clamp(0, 1))
 
     def settle(self, pipe: Any, look: Callable[[], Tensor]) -> Tensor:
-        """Find out in which range pixels come: where some are not in [0, 1], numpy's tell what users get to see.
+        """Find out in which range pixels come: where some are outside [0, 1], the numpy output shows what users see.
 
         Args:
             pipe: The pipeline.

@@ -20,7 +20,7 @@ LONGEST_PROMPT = 4000
 """Characters; every text encoder in use truncates long before."""
 
 COLUMNS = ("prompt", "negative_prompt", "image", "last_image", "mask_image", "control_image", "video")
-"""Columns that are read where nothing is said: the prompt, and arguments by which most pipelines know media."""
+"""Columns that are read by default: the prompt, and the usual names of pipelines' media arguments."""
 
 
 LABEL = "label"
@@ -32,8 +32,8 @@ class Prompts:
     """The prompts of a file, in its order.
 
     Attributes:
-        texts: One or more; those that bring a picture or another text are `Prompt`s.
-        examples: What there is to learn from beside each, where that was asked for; else empty.
+        texts: One or more; those with a picture or another text are `Prompt`s.
+        examples: The samples to learn from beside each, where they were asked for; else empty.
     """
 
     texts: tuple[str, ...]
@@ -67,9 +67,9 @@ def read_prompts(
     Args:
         path: The file. Media that its records name are looked for in its folder.
         dedupe: What to do with a prompt that occurs twice; with other samples beside it, it is another record.
-        columns: Which column holds what, by the name of the pipeline's argument, where it has another name than that.
-        media: Names of the samples that every record brings to learn from, in their order.
-        frames: How many frames each of these has; anything but a whole number leaves it open.
+        columns: Which column holds what, by the name of the pipeline's argument, where the two names differ.
+        media: Names of the samples to learn from that every record holds, in order.
+        frames: How many frames each of these must have; anything but a whole number allows any.
 
     Raises:
         DataError: Naming the file and every line that cannot be used.
@@ -184,7 +184,7 @@ def _shape(sample: Picture | Clip) -> str:
 
 
 def _number_of(label: object) -> float | None:
-    """Return what a record says of its samples: a number, or true and false for 1 and -1."""
+    """Return the label of a record: a number, or true and false for 1 and -1."""
     if isinstance(label, bool):
         return 1.0 if label else -1.0
     if label is None:

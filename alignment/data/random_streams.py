@@ -29,7 +29,7 @@ class Draw:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
     def keys(self, purpose: str, numbers: Tensor) -> Tensor:
-        """Return one seed a number, int64, shaped like `numbers`."""
+        """Return one seed per number, int64, shaped like `numbers`."""
         return torch.tensor([self.key(purpose, n) for n in numbers.flatten().tolist()]).reshape(numbers.shape)
 
     def generator(self, purpose: str, *numbers: int) -> torch.Generator:

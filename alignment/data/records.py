@@ -19,7 +19,7 @@ Record = dict[str, object]
 
 
 def data_file(path: Path) -> Path:
-    """Return the file that says where media are: the one given, or what describes a folder of them."""
+    """Return the file that lists the media: the one given, or the one that describes the folder."""
     return path / LINES if (path / LINES).is_file() else path
 
 

@@ -1,4 +1,4 @@
-"""Tensors kept on disk from run to run, a file a key: written whole or not at all, made again where damaged."""
+"""Tensors kept on disk from run to run, one file per key: written whole or not at all, made again where damaged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from alignment.errors import EnvironmentProblem
 
 
 def read(folder: Path | None, key: str) -> dict[str, Tensor] | None:
-    """Return what was kept under `key`; None where there is nothing, it is damaged, or no folder to look in."""
+    """Return the tensors kept under `key`; None where there are none, they are damaged, or there is no folder."""
     if folder is None or not (folder / f"{key}.safetensors").is_file():
         return None
     try:
@@ -27,7 +27,7 @@ def write(folder: Path | None, key: str, tensors: Mapping[str, Tensor], what: st
     """Keep tensors under `key`, where there is a folder.
 
     Raises:
-        EnvironmentProblem: If it cannot be written to; `what` says of what null keeps in memory.
+        EnvironmentProblem: If it cannot be written to; `what` names the setting whose null keeps them in memory.
     """
     if folder is None:
         return

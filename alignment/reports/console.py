@@ -17,7 +17,7 @@ class Console(RichConsole):
     """A console that shows others' text as it is, and whose reader may leave early (`| head`)."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render; what rich itself says to the terminal is in control segments and stays."""
+        """Render; what rich itself sends to the terminal is in control segments and stays."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 

@@ -101,7 +101,7 @@ def grid(media: Media, captions: Sequence[str], notes: Sequence[str], width: int
     Args:
         media: What to show; a grid of pictures has one frame.
         captions: Text under each, wrapped to three lines.
-        notes: A short line above each caption, say the reward.
+        notes: A short line above each caption, such as the reward.
         width: Least width of each picture, in pixels.
     """
     clips = [frames(row) for row in media.pixels]

@@ -67,7 +67,7 @@ class ProgressLine:
 
 
 def duration(seconds: float) -> str:
-    """Return a time span in the two units that matter, say `3 min 20 s`."""
+    """Return a time span in its two largest units, such as `3 min 20 s`."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"

@@ -1,7 +1,7 @@
-"""Writes down what a run does, as it does it. The files are those of `alignment/reports/run_folder.py`.
+"""Records what a run does, as it does it. The files are those of `alignment/reports/run_folder.py`.
 
 Only the main process records. Every line of metrics is on the disk before the next step begins, so a run that is killed
-has lost none; a run that resumes first takes back what came after its checkpoint, so that no step is told twice.
+has lost none; a run that resumes first takes back what came after its checkpoint, so that no step is recorded twice.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Recorder:
         Args:
             folder: The run's folder.
             total_steps: Of the run.
-            trackers: Who else is told.
+            trackers: Trackers that get a copy.
             quiet: Show no progress.
             found: What was found out about the pipeline, for `environment.json`.
             headline: Metric shown with the progress, beside the reward.
@@ -91,7 +91,7 @@ class Recorder:
             metrics: Numbers by name, see docs/metrics.md; one that is not finite is kept as null and named.
 
         Raises:
-            ValueError: If a step is left out or told twice.
+            ValueError: If a step is left out or recorded twice.
             EnvironmentProblem: If the disk refuses the line.
         """
         if step != self._expected:
@@ -188,7 +188,7 @@ def intervals(result: Evaluated) -> dict[str, Interval]:
 
 
 def describe(found: Interval) -> str:
-    """Return an interval as a person reads it, say `0.312 [0.284, 0.341]`."""
+    """Return an interval as text, such as `0.312 [0.284, 0.341]`."""
     if math.isnan(found.low):
         return f"{found.mean:.3f}"
     return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"

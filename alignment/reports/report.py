@@ -33,7 +33,7 @@ from alignment.reports.terminal import show
 PICTURE_WIDTH = 384
 """Pictures wider than this are made smaller before they are embedded, so that a page of 1024-pixel ones stays light."""
 ABOUT_ALL = ("mean", "group_std", "zero_std_fraction", "unscored_fraction")
-"""What the record tells of a reward beside its parts."""
+"""Metrics of a reward in the record that are not parts of it."""
 SAMPLE_GRIDS = 4
 SAMPLE_WIDTH = 1400
 
@@ -215,7 +215,7 @@ def _below(value: object, *path: str) -> Any:
 
 
 def _facts(run: Mapping[str, Any], summary: Mapping[str, float], columns: Columns) -> list[tuple[str, str]]:
-    """Return what was run in a few words each; what the configuration does not say is left out."""
+    """Return what was run, in a few words per entry; what the configuration does not hold is left out."""
     rank = _below(run, "policy", "lora", "rank")
     whole = "full fine-tuning" if _below(run, "policy") else None
     said = {
@@ -278,7 +278,7 @@ def _health(columns: Columns) -> list[Chart]:
 
 
 def _constants(columns: Columns) -> list[tuple[str, str]]:
-    """Return the metrics that never changed, which a line of text says better than a curve."""
+    """Return the metrics that never changed, for which a line of text is better than a curve."""
     still = [which for which in figures.SINGLES if which.metric in columns and columns.constant(which.metric)]
     return [(which.title, f"{np.nanmax(columns[which.metric]) / which.unit:.4g}") for which in still]
 

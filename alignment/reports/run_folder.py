@@ -16,7 +16,7 @@ pictures, null for one that was not scored. Its safetensors file holds `pixels`,
 k <= n of them. The same prompts and seeds come in the same order in every evaluation of a run, so that they pair.
 
 JSON has no NaN and no infinity. A metric that is not finite is null in its line, and `"nonfinite": {METRIC: "nan"}`
-(or "inf", "-inf") in the same line says what it was.
+(or "inf", "-inf") in the same line records what it was.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> str:
-    """Return what to tell the user of a write that the disk refused."""
+    """Return the message for a write that the disk refused."""
     return (
         f"cannot write {path}: {error.strerror}; free space or fix the permission, then continue with --resume latest, "
         "or, if no checkpoint was saved yet, start afresh with output.overwrite=true"

@@ -25,7 +25,7 @@ class Interval:
 
     Attributes:
         mean: Mean over pictures; NaN when none was scored.
-        low: Lower end of the 95 % interval; NaN when one prompt says nothing about the spread between prompts.
+        low: Lower end of the 95 % interval; NaN with a single prompt, which shows no spread between prompts.
         high: Upper end.
         n: Scored pictures.
     """

@@ -25,7 +25,7 @@ def _is_read(letter: str) -> bool:
 
 
 def show(text: str) -> None:
-    """Print; whoever reads may stop early (`| head`)."""
+    """Print; the reader may stop early (`| head`)."""
     try:
         print(visible(text), flush=True)
     except BrokenPipeError:

@@ -2,8 +2,8 @@
 
 A tracker sees metrics, pictures and the resolved configuration; never the environment, the command line, the code or
 the console. W&B works without a network under `WANDB_MODE=offline`, and `wandb sync` sends the run later; its own
-variables `WANDB_PROJECT`, `WANDB_ENTITY` and `WANDB_RUN_GROUP` say where the run is filed. trackio keeps its data in
-`~/.cache/huggingface/trackio`, or where `TRACKIO_DIR` says.
+variables `WANDB_PROJECT`, `WANDB_ENTITY` and `WANDB_RUN_GROUP` set where the run is filed. trackio keeps its data in
+`~/.cache/huggingface/trackio`, or in `TRACKIO_DIR`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run's folder before its first step: refused where it holds a run, moved aside where that was asked."""
+"""A run's folder before its first step: refused where it holds a run, moved aside where the config asks for it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def holds_something(folder: Path) -> bool:
 
 
 def holds_run(folder: Path) -> bool:
-    """Return whether the folder holds more than a run that died before its first step was told leaves behind."""
+    """Return whether the folder holds more than a run leaves that died before it recorded its first step."""
     if not folder.is_dir():
         return False
     metrics = folder / run_folder.METRICS

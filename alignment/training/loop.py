@@ -76,17 +76,17 @@ class Trainer:
 
     @contextmanager
     def doing(self, what: Doing, step: int) -> Iterator[None]:
-        """Name what this process does, to those who wait for it and where its memory runs out."""
+        """Name what this process does, for processes that wait for it and for the message when memory runs out."""
         self.runtime.world.place(f"{what}, step {step}")
         with enough_memory(self.run, what, step):
             yield
 
     def context(self, step: int) -> Context:
-        """Return the surroundings of one step."""
+        """Return the context of one step."""
         return Context(step, self.policy, Draw(self.run.seed), self.runtime.world, self.run.source.reward)
 
     def experience(self, ctx: Context) -> Experience[Batch]:
-        """Return what this process's share of the step's prompts gave."""
+        """Return the experience of this process's share of the step's prompts."""
         groups = self.prompts.at(ctx.step, self.run.source.prompts, ctx.draw)
         return self.run.source(ctx, groups[self.runtime.world.share(len(groups))])
 
@@ -122,7 +122,7 @@ def learn(run: Run, ctx: Context, batch: Batch, learner: Learner) -> None:
 
 
 def rows_per_unit(objective: Objective[Batch], batch: Batch) -> int:
-    """Return how many neighbouring rows are never told apart: those of a group, or 1.
+    """Return how many neighbouring rows stay together in every split: those of a group, or 1.
 
     Raises:
         ConfigError: If a pipeline call holds less than a group.
@@ -133,7 +133,7 @@ def rows_per_unit(objective: Objective[Batch], batch: Batch) -> int:
     if (batch.chunk.view(-1, unit) != batch.chunk[::unit, None]).any():
         raise ConfigError(
             f"objective: {type(objective).__name__} compares the samples of a group, but this pipeline takes one "
-            "prompt a call; choose an objective that learns from each row by itself"
+            "prompt per call; choose an objective that learns from each row by itself"
         )
     return unit
 

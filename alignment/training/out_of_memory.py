@@ -16,7 +16,7 @@ Doing = Literal["sampling", "learning", "evaluation"]
 
 @contextmanager
 def enough_memory(run: Run, doing: Doing, step: int) -> Iterator[None]:
-    """Say what to lower where memory runs out inside the block.
+    """Report what to lower if memory runs out inside the block.
 
     Args:
         run: The run, for its values now.

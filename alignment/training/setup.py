@@ -30,7 +30,7 @@ def read_data(run: Run) -> Prompts:
 def read_held_out(run: Run) -> Prompts | None:
     """Read the prompts that a run is measured on, by the columns of its data; None where none are held out.
 
-    Samples to learn from, and what the data say of them, are no business of prompts that nobody learns from.
+    Samples to learn from and their labels are not read: nothing is learned from these prompts.
 
     Raises:
         DataError: As `read_prompts` does.
@@ -44,7 +44,7 @@ def read_held_out(run: Run) -> Prompts | None:
 
 
 def read_inputs(run: Run) -> tuple[Prompts, Prompts | None]:
-    """Read all that a run learns from and is measured on, as everything does that would train it or says that it would.
+    """Read all that a run learns from and is measured on; every command that trains or checks a run reads it so.
 
     Raises:
         DataError: As `read_prompts` does, or if a reward knows that it cannot judge some prompt.

@@ -20,14 +20,14 @@ Preference = Literal[-1, 0, 1]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two media made for one prompt, and what people said.
+    """Two media made for one prompt, and which one people prefer.
 
     Attributes:
         prompt: What was asked for.
         first: One of them.
         second: The other.
         human: Which one people prefer.
-        unit: Comparisons of one unit (a prompt, as a rule) hang together; intervals resample units.
+        unit: Comparisons of one unit (usually a prompt) depend on each other; intervals resample units.
         part: A part of the benchmark that is reported by itself, such as "count"; empty for none.
     """
 
@@ -148,7 +148,7 @@ def ranked(prompt: str, media: list[Medium], ranks: list[Any], unit: str, place:
     """Return every pair of a ranking, 0 or 1 the best; equal ranks are a tie.
 
     Raises:
-        DataError: If there is not one number a medium.
+        DataError: If there is not one number per medium.
     """
     if len(ranks) != len(media) or not all(isinstance(rank, int | float) for rank in ranks):
         raise DataError(f"{place}: {len(media)} media, and the ranks {ranks!r:.80}; expected one number each")

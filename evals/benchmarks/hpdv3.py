@@ -26,7 +26,7 @@ class HPDv3(Benchmark):
     file: str = "test.json"
 
     def read(self) -> list[Comparison]:
-        """Return the pairs, each other one turned round so that "the first is better" is never the answer to all."""
+        """Return the pairs, every second one swapped so that "the first is better" is never the answer to all."""
         folder = Path(self.folder)
         path, found = folder / self.file, []
         for number, record in enumerate(json_records(path), start=1):

@@ -22,7 +22,7 @@ _NAME = "aesthetic"
 class Aesthetic(RewardModel):
     """Score a small linear network on CLIP's unit picture vector, about 1 to 10; a clip gets the mean over its frames.
 
-    Two predictors share the name, and the head's file tells which it is: version 2 ("sac+logos+ava1-l14-linearMSE",
+    Two predictors share the name, and the head's file decides which it is: version 2 ("sac+logos+ava1-l14-linearMSE",
     five layers, what DDPO and most trainers use) and version 1 ("sa_0_4_vit_l_14_linear", one layer; VBench divides
     its score by 10). The prompt is not read.
 

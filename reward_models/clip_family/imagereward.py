@@ -63,7 +63,7 @@ class ImageReward(RewardModel):
         revision: Of that repository.
         med_config: The text encoder's configuration, likewise.
         tokenizer: A BERT vocabulary: a folder, or "owner/name" on the hub.
-        vision_heads: Attention heads of the picture encoder, which no file tells: 16 in the ViT-L of the checkpoint.
+        vision_heads: Attention heads of the picture encoder, which no file records: 16 in the ViT-L of the checkpoint.
         dtype: What the encoders compute in; the head is always float32.
         batch_size: Frames at once.
 
@@ -126,7 +126,7 @@ def _shape(state: dict[str, Tensor], key: str) -> torch.Size:
 
 
 def _vision(state: dict[str, Tensor], heads: int, dtype: Dtype) -> Any:
-    """Return BLIP's visual encoder, whose size the shapes of its weights tell."""
+    """Return BLIP's visual encoder, whose size follows from the shapes of its weights."""
     from transformers import BlipVisionConfig, BlipVisionModel
 
     width, _, patch, _ = _shape(state, "patch_embed.proj.weight")

@@ -127,7 +127,7 @@ class CosineScorer:
 
 @dataclass(frozen=True)
 class HubClip:
-    """Towers of a transformers checkpoint, preprocessed as its own files say."""
+    """Towers of a transformers checkpoint, preprocessed as its own files describe."""
 
     name: str
     model: Any

@@ -55,7 +55,7 @@ class Cached(RewardModel):
         return str(self.reward)
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Refuse what the reward refuses, and a file that cannot be."""
+        """Refuse what the reward refuses, and a file that cannot be made."""
         self.reward.check(prompts)
         if self.file is not None and not Path(self.file).absolute().parent.is_dir():
             raise RewardError(
@@ -63,11 +63,11 @@ class Cached(RewardModel):
             )
 
     def size(self) -> Size | None:
-        """Return the size of what scores."""
+        """Return the size of the inner reward."""
         return self.reward.size()
 
     def part_names(self) -> tuple[str, ...] | None:
-        """Return those of what scores."""
+        """Return those of the inner reward."""
         return self.reward.part_names()
 
     def reads_prompts(self) -> bool:
@@ -75,7 +75,7 @@ class Cached(RewardModel):
         return self.reward.reads_prompts()
 
     def waits(self) -> bool:
-        """Return whether what scores does."""
+        """Return whether the inner reward does."""
         return self.reward.waits()
 
     def load(self, *, device: torch.device) -> _CachedScorer:

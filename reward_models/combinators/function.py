@@ -24,12 +24,12 @@ class Function(RewardModel):
     """Score with a function of the pixels and the prompts.
 
     The function is called as `function(pixels, prompts)` with pixels `[B, F, 3, H, W]` in [0, 1] and B texts, without
-    gradients, and returns B numbers: a list, an array or a tensor. NaN says that a sample could not be scored; the
+    gradients, and returns B numbers: a list, an array or a tensor. NaN means that a sample could not be scored; the
     sample is then left out. Anything else that is not a finite number is an error.
 
     Attributes:
-        call: "package.module:function", importable from where the program is started. In Python the function itself
-            will do, if it stands at the top of a module, of the script or of a notebook: its name is what is kept.
+        call: "package.module:function", importable from where the program is started. In Python, the function itself
+            works too if it is defined at the top of a module, script or notebook; its name is what is kept.
     """
 
     call: str | Callable[[Tensor, Sequence[str]], object]

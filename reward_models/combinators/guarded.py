@@ -27,15 +27,15 @@ from reward_models.combinators.pieces import put_together
 
 @dataclass(frozen=True)
 class Guarded(RewardModel):
-    """Score with another reward, under a deadline, and say what its failures mean.
+    """Score with another reward, under a deadline and with a rule for its failures.
 
     With `on_failure: exclude` a batch that fails is scored again, sample by sample or group by group, and those that
     fail alone get NaN: credit leaves them out and counts them, and a run stops when there are too many. If all of them
-    fail it is an error whatever this says. With `error` the first failure is one.
+    fail, it is an error in either case. With `error` the first failure ends the run.
 
     A scorer that passes the deadline cannot be stopped, only left: its thread stays until the program ends, and the
-    scorer is not asked again. A deadline suits what waits for a server: a reward that computes in this process on a CPU
-    does so in a thread beside the program's own then, and both are slower.
+    scorer is not called again. A deadline suits rewards that wait for a server. A reward that computes on the CPU of
+    this process shares it with the main thread, and both get slower.
 
     Attributes:
         reward: What scores.
@@ -60,7 +60,7 @@ class Guarded(RewardModel):
 
     @property
     def scope(self) -> Scope:  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
-        """That of the reward."""
+        """The scope of the inner reward."""
         return self.reward.scope
 
     def check(self, prompts: Sequence[str]) -> None:
@@ -68,11 +68,11 @@ class Guarded(RewardModel):
         self.reward.check(prompts)
 
     def size(self) -> Size | None:
-        """Return the size of what scores."""
+        """Return the size of the inner reward."""
         return self.reward.size()
 
     def part_names(self) -> tuple[str, ...] | None:
-        """Return those of what scores."""
+        """Return those of the inner reward."""
         return self.reward.part_names()
 
     def reads_prompts(self) -> bool:
@@ -80,7 +80,7 @@ class Guarded(RewardModel):
         return self.reward.reads_prompts()
 
     def waits(self) -> bool:
-        """Return whether what scores does."""
+        """Return whether the inner reward does."""
         return self.reward.waits()
 
     def load(self, *, device: torch.device) -> _GuardedScorer:

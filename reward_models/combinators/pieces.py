@@ -11,7 +11,7 @@ from reward_models.base import Rewards
 
 
 def put_together(pieces: Sequence[tuple[Tensor, Rewards]], count: int, device: torch.device) -> Rewards:
-    """Return the scores of `count` samples; one of no piece has none (NaN), and none in a part that its piece lacks.
+    """Return the scores of `count` samples; NaN for a sample in no piece, and in a part that its piece lacks.
 
     Args:
         pieces: (rows, their scores).

@@ -28,11 +28,10 @@ class WeightedPart:
 
     Attributes:
         reward: What to score with.
-        weight: What the normalised score is multiplied with. Negative makes it a penalty; 0 records it, or gates by
-            it, and does no more.
+        weight: Factor of the normalised score. Negative makes it a penalty; 0 only records it, or only gates by it.
         centre: The score that counts as 0, in the part's own units.
         spread: The difference of scores that counts as 1, more than 0.
-        at_least: A gate: samples with a lower score get the sum's `gated` value. Null lets all through.
+        at_least: A gate: samples with a lower score get the sum's `gated` value. Null means no gate.
     """
 
     reward: RewardModel
@@ -50,8 +49,8 @@ class Weighted(RewardModel):
     part's own score, as it gave it, under its name, and that part's own parts as "name/part"; with gates there is one
     more, "passed", 1 or 0.
 
-    Centre and spread are constants. To normalise by the statistics of a step is the advantage's business: it sees the
-    samples of all processes, and `parts`.
+    Centre and spread are constants. An advantage can normalise by the statistics of a step: it sees the samples of all
+    processes, and `parts`.
 
     Attributes:
         parts: The terms, by a name of your own.
@@ -75,7 +74,7 @@ class Weighted(RewardModel):
             raise RewardError(f"weighted: no part has a weight: {', '.join(self.parts) or 'there are no parts'}")
         gates = [name for name, part in self.parts.items() if part.at_least is not None]
         if gates and self.gated is None:
-            raise RewardError(f"weighted: {', '.join(gates)} is a gate (at_least); say what fails it scores: gated")
+            raise RewardError(f"weighted: {', '.join(gates)} is a gate (at_least); give its failures a score: gated")
         if not gates and self.gated is not None:
             raise RewardError("weighted: gated is the score of what fails a gate, but no part has at_least")
         if gates and "passed" in self.parts:
@@ -97,7 +96,7 @@ class Weighted(RewardModel):
             part.reward.check(prompts)
 
     def size(self) -> Size | None:
-        """Return the sum over the parts; None where one does not say."""
+        """Return the sum over the parts; None where one is not known."""
         sizes = [part.reward.size() for part in self.parts.values()]
         known = [size for size in sizes if size is not None]
         return sum(known, start=Size()) if len(known) == len(sizes) else None
@@ -111,7 +110,7 @@ class Weighted(RewardModel):
         return any(part.reward.reads_prompts() for part in self.parts.values())
 
     def waits(self) -> bool:
-        """Return whether that is so of every part."""
+        """Return whether every part does."""
         return all(part.reward.waits() for part in self.parts.values())
 
     def load(self, *, device: torch.device) -> _WeightedScorer:

@@ -26,20 +26,20 @@ from reward_models.base import (
 class WinRate(RewardModel):
     """Score the mean probability that a pairwise judge prefers the sample to an opponent of its group, in [0, 1].
 
-    Opponents are those next to it when the group is laid out in a circle, in the order of its samples' own pixels: with
-    `opponents` k each sample meets the k that follow it and the k that come before. So who meets whom depends on
-    nothing but the group. A sample none of whose comparisons succeeded (NaN), or who is alone, has no score.
+    The group is laid out in a circle, in the order of its samples' pixels. With `opponents` k, each sample meets the k
+    after it and the k before it, so the pairs depend on the group alone. A sample that is alone, or whose comparisons
+    all failed (NaN), has no score.
 
     Attributes:
         judge: What compares two samples.
-        opponents: Opponents on either side of the circle, so about twice as many in all; null means everybody.
-        both_orders: Show every pair both ways round and take the mean, which cancels a judge's liking for what it is
-            shown first, at twice the price.
+        opponents: Opponents on either side of the circle, so up to twice as many in all; null means the whole group.
+        both_orders: Show every pair in both orders and take the mean. This cancels a judge's preference for the first
+            sample, at twice the cost.
         batch_size: Pairs the judge is asked about at once.
 
     Source: Pref-GRPO (arXiv 2508.20751), where all samples of a group meet. Its code shows each pair one way round,
     counts an answer that cannot be read as a draw, and rounds to three decimals; here a comparison that failed is left
-    out, so that a judge's troubles are no verdict.
+    out, so that a judge's failures do not count as verdicts.
     """
 
     judge: PairwiseJudge

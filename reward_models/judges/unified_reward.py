@@ -49,7 +49,7 @@ class UnifiedReward(PairwiseJudge):
         categories_weight: Share of a report's categories in the result; the rest is its overall winner.
         tokens: Length at which an answer is cut off.
         frames: Frames of a clip that are shown, evenly spread.
-        fps: Frames per second that are assumed of clips that do not say.
+        fps: Frames per second that are assumed of clips without a frame rate.
 
     Source: UnifiedReward (arXiv 2503.05236), -Think (2505.03318), -Flex; the group's win rate is Pref-GRPO's (arXiv
     2508.20751). There, each pair is asked in one order and an unreadable answer is a tie; here both are the business of

@@ -18,7 +18,7 @@ _OUTSIDE = 1e-3
 
 
 def check_prompts(name: str, prompts: Sequence[object]) -> None:
-    """Refuse prompts that say nothing, or that nobody means.
+    """Refuse prompts that are empty or cannot be meant.
 
     Args:
         name: Who refuses.
@@ -77,6 +77,6 @@ def per_clip(scores: Tensor, media: Media) -> Tensor:
 
 
 def warn_cut(name: str, lengths: Sequence[int], longest: int) -> None:
-    """Say once that prompts are longer than what the text encoder reads: the models were trained to cut them."""
+    """Warn once that prompts are longer than the text encoder reads; the models were trained to cut them."""
     if max(lengths, default=0) > longest:
         warnings.warn(f"{name} reads {longest} tokens of a prompt; what comes after is not scored", stacklevel=2)

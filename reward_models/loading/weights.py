@@ -117,7 +117,7 @@ def read_state(name: str, file: Path) -> dict[str, Tensor]:
 
 
 def _unreadable(name: str, file: Path, error: BaseException) -> RewardError:
-    """Return what to say of a file; what unpickling raises for bytes that are no pickle is chance."""
+    """Return the message about a file; what unpickling raises for bytes that are not a pickle is arbitrary."""
     if not isinstance(error, SafetensorError | RuntimeError | OSError | EOFError):
         return RewardError(f"{name}: {file} {_not_tensors(file, str(error))}")
     what = "it is empty" if not file.stat().st_size else _line(error).partition(". ")[0]
@@ -125,7 +125,7 @@ def _unreadable(name: str, file: Path, error: BaseException) -> RewardError:
 
 
 def _not_tensors(file: Path, said: str) -> str:
-    """Return what is wrong with a file that torch does not unpickle, from its first bytes and what torch said."""
+    """Return what is wrong with a file that torch does not unpickle, from its first bytes and torch's message."""
     with file.open("rb") as stream:
         begin = stream.read(16)
     found = re.search(r"GLOBAL ([\w.]+)", said)
@@ -236,7 +236,7 @@ def load_pretrained(
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Let transformers say nothing but errors, and leave it as it was."""
+    """Let transformers print errors only, inside the block."""
     from transformers.utils import logging
 
     shown, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

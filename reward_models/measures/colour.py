@@ -19,7 +19,7 @@ class Colour(RewardModel):
     """Score the mean over all pixels of (one channel - half the sum of the other two), in [-1, 1].
 
     Any picture has a score and any change of a pixel moves it, so training on it shows within seconds whether the
-    gradient points the right way. It says nothing of the prompt.
+    gradient points the right way. The prompt is not read.
 
     Attributes:
         channel: "red", "green" or "blue".

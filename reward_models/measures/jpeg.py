@@ -20,7 +20,7 @@ class Jpeg(RewardModel):
 
     Attributes:
         quality: JPEG quality, 1 to 95.
-        incompressible: Reward large files instead: the sign is turned round.
+        incompressible: Reward large files instead: the sign is reversed.
 
     Source: the compressibility tasks of DDPO (arXiv 2305.13301), section 5.
     """

@@ -1,7 +1,7 @@
-"""Who is connected to a reward server: so many at once, and nobody for longer than a question and its answer take.
+"""Bounds on the connections of a reward server: how many at once, and for how long each.
 
-Before its headers are whole nothing is known of a client, not even whether it has the token. So that is bounded here,
-where bytes come in, and not by the application, which hears of whole headers only.
+Before its headers are whole nothing is known of a client, not even whether it has the token. So connections are bounded
+here, where bytes come in, and not by the application, which sees whole headers only.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import uvicorn
 
 BACKLOG = 64
-"""Connections that may wait to be taken; each takes a descriptor for a moment, also where there is no room for it."""
+"""Connections that may wait to be accepted; each takes a descriptor for a moment, even if it is then closed."""
 GRACE = 30
 """Seconds that open questions have when the server is asked to leave."""
 
@@ -25,9 +25,9 @@ class Connections:
     """What clients may take of a server before it knows who they are.
 
     Attributes:
-        most: Connections at once; further ones are closed unheard.
+        most: Connections at once; further ones are closed at once.
         head: Seconds from connecting, or from the last answer, to the end of the next question's headers.
-        whole: Seconds from there to the end of the answer: more than a question has to arrive and to be answered.
+        whole: Seconds from there to the end of the answer; more than the time for a question to arrive and be answered.
     """
 
     most: int = 256

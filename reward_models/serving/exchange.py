@@ -66,7 +66,7 @@ class Exchange:
     Attributes:
         url: The server's address.
         patience: How long to try.
-        start: How one starts such a server, for messages.
+        start: How to start such a server, for messages.
     """
 
     def __init__(self, url: str, token: str | None, connections: int, patience: Patience, start: str) -> None:
@@ -98,7 +98,7 @@ class Exchange:
 
         Raises:
             Unanswered: If there was no answer in time.
-            RewardError: If there was one that repeating would not mend.
+            RewardError: If the answer is an error that a repeat would not change.
         """
         async with self._turns:
             content = await asyncio.to_thread(body)
@@ -216,6 +216,6 @@ def _seconds(header: str | None) -> float | None:
 
 
 def _quote(content: bytes) -> str:
-    """Return the start of what a server said, fit for a terminal."""
+    """Return the start of a server's message, safe for a terminal."""
     text = content[: 4 * QUOTED].decode(errors="replace")
     return "".join(c if c.isprintable() else " " for c in text)[:QUOTED].strip()

@@ -65,7 +65,7 @@ def unpack(file: bytes) -> list[KnownAnswer]:
     """Return the known answers of such a file.
 
     Raises:
-        RewardError: If it is none.
+        RewardError: If it is not such a file.
     """
     size = int.from_bytes(file[:8], "little")
     try:

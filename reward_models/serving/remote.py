@@ -29,16 +29,16 @@ _SAME = 1e-3
 class Remote(RewardModel):
     """Score on a server. Start it with `visalign serve-reward NAME`, in an environment of its own if need be.
 
-    Before anything is scored the server is asked who it is, and for its known answers, which then have to come back
-    over the same way as scores do. Every answer is looked at: its version, whose answer it is, that the model is still
-    the same, one finite score per sample. An answer that is none is asked for again, within the deadline, and never
-    becomes a number.
+    Before anything is scored, the server reports its model and its known answers, which are then scored over the same
+    route as samples. Every answer is checked: its version, its request, that the model is still the same, and one
+    finite score per sample. An invalid answer is requested again within the deadline, and never becomes a number.
 
     Attributes:
         url: Address of the server, "http://127.0.0.1:8765".
         scope: "group" where the served model compares the samples of a group.
         token_file: File with the server's token; null takes it from VISALIGN_REWARD_TOKEN, where that is set.
-        fingerprint: What the server's model has to be, as `/info` tells; null takes what is there and holds it to it.
+        fingerprint: Of the model that the server must have, as `/info` reports it; null accepts the model it has at the
+            start, and requires that it stays.
         pixels: "uint8" sends the nearest of 256 levels, as a picture file holds; "float32" what was sampled, four
             times the bytes.
         rows: Samples in one request.
@@ -87,14 +87,14 @@ class Remote(RewardModel):
         token_of(self.token_file)
 
     def waits(self) -> bool:
-        """Say that the server does the work."""
+        """Return True: the server does the work."""
         return True
 
     def load(self, *, device: torch.device) -> _RemoteScorer:
-        """Get to know the server.
+        """Connect to the server and check it.
 
         Raises:
-            RewardError: If it is not there, is not what was expected, or does not give its known answers.
+            RewardError: If it cannot be reached, has another model, or does not reproduce its known answers.
         """
         patience = Patience(self.deadline, self.attempt, self.attempts)
         exchange = Exchange(self.url, token_of(self.token_file), self.connections, patience, _START)
@@ -160,10 +160,10 @@ class _RemoteScorer:
         return put_together(answered, len(media), media.pixels.device)
 
     def examine(self, answer: KnownAnswer) -> None:
-        """Ask for a known answer, together and, where samples are scored by themselves, one by one.
+        """Score each known answer as a batch and, where samples are scored by themselves, one by one.
 
         Raises:
-            RewardError: If another one is given.
+            RewardError: If a score is not the known one.
         """
         group = torch.zeros(len(answer.media), dtype=torch.int64) if self.model.scope == "group" else None
         whole = self(media=answer.media, prompts=answer.prompts, group=group).value

@@ -1,4 +1,4 @@
-"""The HTTP side of a reward server: who may ask, how much, and what they are told."""
+"""The HTTP side of a reward server: access, limits and messages."""
 
 import asyncio
 import hmac
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # the application is made.
 
 PACKAGES = ("torch", "torchvision", "transformers", "numpy", "pillow")
-"""What scores may depend on beside weights and code; told by /info."""
+"""What scores may depend on beside weights and code; reported by /info."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Settings:
 
     Attributes:
         fingerprint: Of the reward.
-        token: What clients have to know; None lets everybody in.
+        token: What clients have to send; None admits all clients.
         limits: Of one question.
         held: Bytes of all questions held at once, from their first byte to their answer: bodies, and what is unpacked
             from them.

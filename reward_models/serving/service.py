@@ -1,4 +1,4 @@
-"""One thread that scores what many ask: questions of one shape are scored together, those that fail apart."""
+"""One thread that scores the questions of many clients: those of one shape together, those that fail apart."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Outcome:
 
     Attributes:
         rewards: Scores of its samples; NaN where there is none.
-        errors: Why there is none, one per sample; None where there is one or the model gave none.
+        errors: Why a sample has no score, one per sample; None where it has one, or where the model gave no reason.
     """
 
     rewards: Rewards
@@ -122,7 +122,7 @@ class Service:
                     return jobs
 
     def _take(self) -> list[_Job]:
-        """Take the first question and those after it that go with it; whoever asked may have gone."""
+        """Take the first question and those after it that fit with it; its client may have left."""
         jobs: list[_Job] = []
         rows = pixels = 0
         while self._waiting:

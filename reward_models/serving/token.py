@@ -1,4 +1,4 @@
-"""The word that a reward server and its clients share: from a file or the environment, never from a command line."""
+"""The secret that a reward server and its clients share: from a file or the environment, never from a command line."""
 
 from __future__ import annotations
 

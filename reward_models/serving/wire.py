@@ -1,4 +1,4 @@
-"""What a reward server and its clients say to each other: version 1 of the protocol. Nothing in it can run code.
+"""What a reward server and its clients send each other: version 1 of the protocol. Nothing in it can run code.
 
 A question is the body of `POST /v1/score`, in one of two forms:
 
@@ -52,7 +52,7 @@ class Refusal(Exception):
     Attributes:
         status: HTTP status.
         code: A word that stays the same from version to version.
-        wait: Seconds after which to ask again; None where that is no use.
+        wait: Seconds after which to ask again; None where that would not help.
     """
 
     def __init__(self, status: int, code: str, message: str, wait: int | None = None) -> None:
@@ -129,7 +129,7 @@ class ParsedQuestion:
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What has to be the same for two questions to be scored together."""
+        """What two questions must share to be scored together."""
         source = None if self.source is None else self.source.shape[1:]
         return (self.pixels.shape[1:], source, self.fps, self.group is None)
 
@@ -164,7 +164,7 @@ def read(kind: str, body: bytes, limits: Limits, claim: Claim = lambda size: Non
         kind: Content type.
         body: What came.
         limits: What it may hold.
-        claim: Asked before anything is unpacked, for the bytes that it will take.
+        claim: Called before anything is unpacked, with the bytes that it will take.
 
     Raises:
         Refusal: If it is malformed, larger than `limits`, or `claim` refuses.

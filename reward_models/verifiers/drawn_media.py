@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def check_strict(name: str, strict: float) -> None:
-    """Refuse what is no weight of the all-or-nothing score.
+    """Refuse what is not a weight of the all-or-nothing score.
 
     Raises:
         RewardError: Naming it.
@@ -41,7 +41,7 @@ def levels(name: str, pixels: Tensor) -> np.ndarray:
     """Return `[B, F, 32, 32, 3]` uint8 of pixels `[B, F, 3, H, W]` in [0, 1]; larger frames are averaged down.
 
     Raises:
-        RewardError: If frames are not square, or their side is no multiple of 32.
+        RewardError: If frames are not square, or their side is not a multiple of 32.
     """
     height, width = pixels.shape[-2:]
     if height != width or height % SIDE:

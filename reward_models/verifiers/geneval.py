@@ -42,7 +42,7 @@ class GenEval(RewardModel):
             for; "dense" is what Flow-GRPO trains on.
         detector: A Mask2Former of COCO's instances: a folder, or "owner/name" on the hub.
         revision: Of that repository.
-        clip: Tells colours: as `weights` of the CLIP score.
+        clip: The model that recognises colours: as `weights` of the CLIP score.
         architecture: As there.
         dtype: What the networks compute in.
 

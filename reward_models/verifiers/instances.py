@@ -82,7 +82,7 @@ def load_detector(name: str, source: str, *, revision: str | None, device: torch
         dtype: What it computes in.
 
     Raises:
-        RewardError: If this is no such detector.
+        RewardError: If this is not such a detector.
     """
     from transformers import AutoConfig, AutoImageProcessor, Mask2FormerForUniversalSegmentation
 

@@ -27,13 +27,13 @@ Clip = Tensor
 
 @dataclass(frozen=True)
 class JudgeInput:
-    """What a judge is shown.
+    """What a judge is shown of a batch.
 
     Attributes:
         clips: A sample per row; rows may differ in size.
         prompts: One text per row.
         sources: What each row was made from; None where there was only text.
-        fps: Frames per second of the clips; None where nobody said.
+        fps: Frames per second of the clips; None where it is not known.
     """
 
     clips: Sequence[Clip]
@@ -47,13 +47,13 @@ class Task:
     """How a yes-or-no question is put to a model that sees.
 
     Attributes:
-        instruction: What the model is told to do, before everything else.
+        instruction: What the model is asked to do, before everything else.
         criteria: What it judges by, a line each; none leaves it to the model.
         alone: The question about one picture or clip.
         against: The question about the first of two.
         reasoning: Tokens it may write before the verdict; 0 asks for the verdict at once.
         frames: Frames of a clip that are shown, evenly spread; its first and last are among them.
-        fps: Frames per second that are assumed of clips that do not say.
+        fps: Frames per second that are assumed of clips without a frame rate.
     """
 
     instruction: str = "You judge what a generator made from a text."

@@ -34,7 +34,7 @@ class UnifiedReward(RewardModel):
             before it. Null asks in ours.
         tokens: Length at which an answer is cut off.
         frames: Frames of a clip that are shown, evenly spread.
-        fps: Frames per second that are assumed of clips that do not say.
+        fps: Frames per second that are assumed of clips without a frame rate.
 
     Source: UnifiedReward (arXiv 2503.05236). Peers turn an answer that cannot be read into 0.
     """

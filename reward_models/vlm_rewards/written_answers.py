@@ -1,6 +1,6 @@
 """Reading what judges of the UnifiedReward family write.
 
-Each reader returns NaN for a text that does not say what it should: a judgement that cannot be read is none, and never
+Each reader returns NaN for a text without the expected words: a judgement that cannot be read is NaN, and never
 a tie.
 """
 
@@ -24,7 +24,7 @@ _SUM_ERROR = 0.05  # how far the two shares of an axis may be from adding up to 
 
 
 def sentence(text: str) -> float:
-    """Read "Image 1 is better", "Image 2 is better" or "equally good" off the last line that says one of them."""
+    """Read "Image 1 is better", "Image 2 is better" or "equally good" from the last line that has one of them."""
     for line in reversed(text.splitlines()):
         said = {SECOND if which == "2" else FIRST if which else TIE for which, _ in _BETTER.findall(line)}
         if said:

@@ -10,7 +10,7 @@ from reward_models.serving.exchange import InvalidAnswer
 from reward_models.vlms.base import CUE, NO, YES, spells
 
 _ROUNDING = 0.01
-"""How far above 1 the told probabilities may add up."""
+"""How far above 1 the reported probabilities may add up."""
 _NEVER = -1000.0
 """Log-probability below which servers mean -infinity (vLLM writes -9999)."""
 
@@ -43,7 +43,7 @@ def verdict_of(answer: Any, *, reasoned: bool) -> tuple[float, float]:
         return math.nan, math.nan
     told = _alternatives(tokens[place])
     listed = [sum(math.exp(p) for token, p in told if spells(token, word)) for word in (YES, NO)]
-    # What is not told is no likelier than the unlikeliest that is, nor than all that is left.
+    # A token not reported is at most as likely as the least likely reported one, and as all that is left.
     unseen = min(math.exp(min(p for _, p in told)), max(0.0, 1 - sum(math.exp(p) for _, p in told)))
     if not any(listed):
         return math.nan, math.nan
@@ -79,7 +79,7 @@ def _after_cue(tokens: Sequence[dict[str, Any]]) -> int | None:
 
 
 def _alternatives(token: dict[str, Any]) -> list[tuple[str, float]]:
-    """Return the told (token, log-probability) at one place."""
+    """Return the reported (token, log-probability) at one place."""
     try:
         told = [(str(one["token"]), float(one["logprob"])) for one in token["top_logprobs"]]
     except (KeyError, TypeError, ValueError) as error:
@@ -88,10 +88,10 @@ def _alternatives(token: dict[str, Any]) -> list[tuple[str, float]]:
     if not told or any(math.isnan(p) or p > _ROUNDING for p in chances):
         raise InvalidAnswer(f"these are not log-probabilities: {told[:4]}")
     if sum(map(math.exp, chances)) > 1 + _ROUNDING:
-        raise InvalidAnswer(f"the probabilities it tells add up to more than 1: {told[:4]}")
+        raise InvalidAnswer(f"the probabilities it reports add up to more than 1: {told[:4]}")
     if len(told) > 1 and sorted(chances)[-2] < _NEVER:
         raise InvalidAnswer(
-            "one token has all the probability, so they were taken after sampling; vLLM tells those of the model "
+            "one token has all the probability, so they were taken after sampling; vLLM reports those of the model "
             "itself with --logprobs-mode raw_logprobs"
         )
     return told

@@ -81,11 +81,11 @@ class Endpoint(Vlm):
         return f"{self.model} at {self.url}"
 
     def waits(self) -> bool:
-        """Say that the server does the reading."""
+        """Return True: the server does the reading."""
         return True
 
     def load(self, *, device: torch.device) -> EndpointReader:
-        """Return the client, once the endpoint has said that it serves the model.
+        """Return the client, once the endpoint has reported that it serves the model.
 
         Raises:
             RewardError: If it cannot be reached, or serves another model.
@@ -120,7 +120,7 @@ class EndpointReader:
     def verdicts(self, questions: Sequence[Question], *, reasoning: int = 0) -> Verdicts:
         """Return how likely yes and no are, from the log-probabilities of the answer; see `Reader`.
 
-        Of each place the endpoint tells the likeliest tokens only. Where one of the two words is not among them, its
+        For each place the endpoint reports the likeliest tokens only. Where one of the two words is not among them, its
         probability is taken to be the largest it can be, never 0; where neither is, there was no verdict.
         """
         asks = {"max_tokens": reasoning or 1, "logprobs": True, "top_logprobs": _TOP}
@@ -178,7 +178,7 @@ def _key(described: Endpoint) -> str | None:
 
 @contextmanager
 def _naming(described: Endpoint) -> Iterator[None]:
-    """Say in every error which model was asked."""
+    """Name the model in every error."""
     try:
         yield
     except RewardError as error:

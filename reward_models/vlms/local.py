@@ -28,7 +28,8 @@ class Local(Vlm):
         batch_size: Questions in one forward pass.
         side: Longest side in pixels that the model is shown; larger pictures are scaled down. Null: as they are.
         clips: Whether clips are handed over as videos, or frame by frame for models that know only pictures.
-        template: What the chat template is told besides the question. It is told not to think where it can be.
+        template: Further arguments of the chat template. By default thinking is turned off where the template allows
+            it.
     """
 
     model: str
@@ -110,7 +111,7 @@ def _check_kind(name: str, model: Any, processor: Any) -> None:
 
 
 def _template(described: Local, written: str) -> dict[str, object]:
-    """Return what the chat template is told.
+    """Return the arguments of the chat template.
 
     A template that thinks by default opens a block of thought at once, and the next word is not a verdict.
     """

@@ -36,7 +36,7 @@ class Dynamics(Protocol):
         """Return the step from departure i to the arrival of step j - 1; j = i + 1 takes one step of the grid.
 
         Raises:
-            SamplingError: If the grid is none that it is defined on.
+            SamplingError: If it is not defined on this kind of grid.
         """
         ...
 

@@ -25,7 +25,7 @@ class Grid:
             next listed time where N does not divide T.
         prediction: What the network predicts.
         flow: Whether alpha = 1 - sigma everywhere, so that sigma is the flow's time.
-        clean: For each step (cx, cv) of the clean prediction cx x + cv v, where that is none of the usual ones (EDM's
+        clean: For each step (cx, cv) of the clean prediction cx x + cv v, where it is not one of the usual forms (EDM's
             preconditioning); null follows from `prediction`.
         patches: Where elements of a state are at times of their own: masks that broadcast against the state
             `[n, *latent]`, and the grid of the elements within. What is in no mask does not move.

@@ -72,7 +72,7 @@ class Path(Protocol):
 
 @dataclass(frozen=True)
 class RectifiedFlow(Path):
-    """x = (1 - t) x0 + t eps; the network is told t times the number of training steps, or 1 - t where `inverted`."""
+    """x = (1 - t) x0 + t eps; the network is passed t times the number of training steps, or 1 - t where `inverted`."""
 
     num_train_timesteps: int = 1000
     prediction: Prediction = "flow"
@@ -134,7 +134,7 @@ class VarianceExploding(Path):
         high: Largest s.
         spread: d, the standard deviation of the data.
         sign: 0 for a raw network.
-        steps: The network is told s times this; null for log(s) / 4.
+        steps: The network is passed s times this; null for log(s) / 4.
 
     Source: EDM (arXiv 2206.00364), table 1.
     """
@@ -164,7 +164,7 @@ class VarianceExploding(Path):
         return (self._sigma(t).square() + self.spread**2).rsqrt().to(t.dtype)
 
     def network_time(self, t: Tensor) -> Tensor:
-        """Return what the network is told of s, float32."""
+        """Return what the network is passed for s, float32."""
         s = self._sigma(t)
         return (s.log() / 4 if self.steps is None else s * self.steps).float()
 
@@ -181,7 +181,7 @@ class VarianceExploding(Path):
 
 @dataclass(frozen=True)
 class TrigFlow(Path):
-    """x = cos(a) x0 + d sin(a) eps, v = d cos(a) eps - sin(a) x0; the network is told the angle a.
+    """x = cos(a) x0 + d sin(a) eps, v = d cos(a) eps - sin(a) x0; the network is passed the angle a.
 
     Attributes:
         spread: d, the standard deviation of the data.
@@ -265,7 +265,7 @@ def prediction_of(scheduler: object) -> Prediction:
 
 
 def is_flow(scheduler: object) -> bool:
-    """Return whether this scheduler's states lie on a rectified flow: it is told so, or has sigmas and nothing else."""
+    """Return whether this scheduler's states lie on a rectified flow: its config says so, or it has only sigmas."""
     config, known = scheduler.config, vars(scheduler)  # type: ignore[attr-defined]
     if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
         return True

@@ -16,12 +16,12 @@ Made = TypeVar("Made")
 
 
 def by_row(conductor: Conductor, rows: int, run: Callable[[slice, Conductor], Made]) -> list[Made]:
-    """Conduct a call for each row as `conductor` would one call with all of them; it then holds what they came to.
+    """Run one call per row, as `conductor` would run one call with all rows; it then holds their joint results.
 
-    A receiver gets all rows at once, in the order of rounds, when the last row has run: what rows have to do with each
-    other (a pair's margin, a group's shared state) is its business, so it cannot be handed a part. Until then the
-    graphs of all visits of all rows are kept. A batch of one row, as updates of such pipelines are made of, needs no
-    splitting and frees each graph in its step.
+    A receiver gets all rows at once, in the order of rounds, when the last row has run. It may compare rows (a pair's
+    margin, a group's shared state), so it cannot be passed a part of them. Until then the graphs of all visits of all
+    rows are kept. A batch of one row, as updates of such pipelines are made of, needs no splitting and frees each graph
+    in its step.
 
     Args:
         conductor: What happens to all rows.
@@ -52,7 +52,7 @@ class _Round:
     Attributes:
         action: What happens to all rows.
         rows: How many there are.
-        observed: What the rows handed to the action's receiver.
+        observed: What the rows passed to the action's receiver.
         noise: The action's noise, drawn for all rows when the first one asks.
     """
 
@@ -78,7 +78,7 @@ class _Round:
                 return self.action
 
     def tell(self) -> None:
-        """Hand the receiver what all rows brought, if the pipeline came to this round."""
+        """Pass the receiver what all rows gave, if the pipeline reached this round."""
         match self.action:
             case Look(receive) if self.observed:
                 x, v, grids = zip(*self.observed, strict=True)

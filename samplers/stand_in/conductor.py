@@ -71,14 +71,14 @@ class Skip:
 
 @dataclass(frozen=True)
 class Again:
-    """Run the networks once more as they ran when this was sampled, in a replay, and learn nothing from their answers.
+    """In a replay, run the networks again as they ran when this was sampled, and learn nothing from their outputs.
 
     The state that follows is a constant, as it is to a policy gradient.
 
     Attributes:
         state: The state that was drawn here, or null for the pipeline's own.
-        graph: Whether the networks' answers carry a graph, for pipelines in which a later round depends on them by
-            another way than the state: a cache, a moving average.
+        graph: Whether the networks' outputs carry a graph: needed where a later round depends on them in another way
+            than by the state, such as a cache or a moving average.
     """
 
     state: Tensor | None = None
@@ -93,8 +93,8 @@ class Visit:
         expected: The state this visit was recorded at; another one is an error, never a silent replay.
         receive: Called with the model output.
         state: The state for the next round, or null for the one that came in.
-        tolerance: How far another state may be off, as a share of its largest number: 0, but for a state that networks
-            computed again with another number of rows.
+        tolerance: How far the state may differ, as a share of its largest number: 0, unless networks computed the state
+            again with another number of rows.
     """
 
     expected: Tensor
@@ -190,10 +190,10 @@ class Conductor:
     Attributes:
         script: What happens in each round; a round beyond its end is native.
         times: Network times to offer in place of the scheduler's own, `[R]` or `[R, B]`; the native step then never
-            runs, because these times are on nobody's grid.
-        layout: The pipeline's loop, where a call has shown it; without it every step is all of its round.
+            runs, because these times are not on the grid of any scheduler.
+        layout: The layout of the loop, once a call has shown it; without it each step counts as a whole round.
         rows: Samples of the call; null where a state has as many. Pipelines that step the frames of a clip as rows of
-            their own have more; they are read and answered in whole samples.
+            their own have more; their states are read and returned as whole samples.
         records: The `Act` rounds.
     """
 
@@ -222,12 +222,12 @@ class Conductor:
 
     @property
     def skipping(self) -> bool:
-        """Whether the denoiser need not run in the round at hand."""
+        """Whether the denoiser need not run in this round."""
         return isinstance(self.action(self.round), Skip)
 
     @property
     def graphless(self) -> bool:
-        """Whether nothing is learned from what networks answer in the round at hand, so that they need no graph."""
+        """Whether nothing is learned from the outputs of networks in this round, so that they need no graph."""
         action = self.action(self.round)
         return isinstance(action, Skip) or (isinstance(action, Again) and not action.graph)
 
@@ -256,7 +256,7 @@ class Conductor:
             self._here, self._noise = {}, None
 
     def take_over(self, rows: Sequence[Conductor]) -> None:
-        """Take what the conductors of single rows came to for what one call with all of them came to."""
+        """Join the results of single-row conductors, as if one call had run all rows."""
         first = rows[0]
         assert all(row.round == first.round for row in rows)
         self._calls, self._edges = first._calls, first._edges

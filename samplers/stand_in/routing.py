@@ -37,7 +37,7 @@ class _Blank:
 
 
 def _scaled(blank: Any, rows: int) -> Any:
-    """Return zeros for `rows` rows; a list of tensors holds one answer per row."""
+    """Return zeros for `rows` rows; a list of tensors holds one output per row."""
 
     def zeros(part: Any) -> Any:
         if isinstance(part, list):
@@ -54,15 +54,15 @@ class Routes:
 
     Attributes:
         networks: Names of the pipeline's modules whose calls are routed: denoisers and what steers them.
-        stubs: Whether a round whose answer nobody reads goes without the network. Where a pipeline keeps something from
-            round to round (a cache, a moving average of guidance) its network has to run in every round.
+        stubs: Whether the network is left out in a round whose output is not used. Where a pipeline keeps something
+            from round to round (a cache, a moving average of guidance) its network has to run in every round.
         device: Where they run.
         autocast: Compute precision of the pipeline's networks, decoder included; null leaves it to the weights. States
             keep the pipeline's own dtype.
-        blanks: For each (network, nth call of a round): the shape of its answer. Filled by calls that run.
+        blanks: For each (network, nth call of a round): the shape of its output. Filled by calls that run.
         rounds_seen: For each network, the rounds in which it was called; a network called in one round only (a text
             encoder, a VAE) is not part of the loop and is never skipped.
-        listen: Told the name of a network and the arguments of each of its calls; null where nobody listens.
+        listen: Called with the name of a network and the arguments of each of its calls; null for none.
     """
 
     networks: tuple[str, ...]
@@ -87,7 +87,7 @@ class Routes:
         return len(self.rounds_seen[name]) > 1
 
     def answer(self, name: str, nth: int, conductor: Conductor, rows: int, run: Callable[[], Any]) -> Any:
-        """Return the network's answer, or zeros of its shape in a round whose answer nobody reads."""
+        """Return the network's output, or zeros of its shape in a round whose output is not used."""
         key = (name, nth)
         known = self.in_loop(name) and key in self.blanks
         if known and conductor.skipping and self.stubs:
@@ -99,12 +99,12 @@ class Routes:
         return out
 
     def remember(self, key: tuple[str, int], rows: int, out: Any) -> None:
-        """Keep the shape of an answer to so many rows, if it is the first."""
+        """Keep the shape of an output for so many rows, if it is the first."""
         if key not in self.blanks:
             self.blanks[key] = tree_map_only(Tensor, lambda z: _Blank(rows, tuple(z.shape), z.dtype, z.device), out)
 
     def blank(self, key: tuple[str, int], rows: int) -> Any:
-        """Return zeros of the shape of that answer to so many rows."""
+        """Return zeros of the shape of that output for so many rows."""
         return _scaled(self.blanks[key], rows)
 
     def _run(self, run: Callable[[], Any]) -> Any:

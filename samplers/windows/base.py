@@ -18,7 +18,7 @@ class Choice:
         stochastic: Steps drawn from the SDE, ascending; all others are ODE steps.
         trained: Steps that are learned from, ascending; a subset of `stochastic`.
         branch: Whether the samples of a group part only at the one stochastic step.
-        eligible: Steps that calls like this one come to train, each as often as it comes up; empty: the trained ones.
+        eligible: Steps that calls like this one may train, each as often as it may occur; empty means the trained ones.
     """
 
     stochastic: tuple[int, ...]

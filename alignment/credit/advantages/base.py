@@ -13,7 +13,7 @@ from reward_models.base import Rewards
 class Advantage(Protocol):
     """Credit of each sample, from the scores of all samples of the step on all processes.
 
-    An unscored sample (NaN) takes no part in any mean or spread and gets 0; so does a group with no spread.
+    An unscored sample (NaN) is left out of all means and spreads and gets 0. A group without spread gets 0 too.
 
     Attributes:
         home: Where `type:` in a config finds implementations.
@@ -23,7 +23,7 @@ class Advantage(Protocol):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Names of the parts of the reward that it asks for; those it takes as they come need no name."""
+        """Names of the reward's parts that it needs by name; empty where it takes whatever parts there are."""
         return ()
 
     def __call__(self, rewards: Rewards, group: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ class Chain(ByPart):
         delta: Added to the std.
         limit: Largest |A|.
 
-    Source: chain preference grouping of ThinkRL-Edit. How its authors place samples that cannot be compared was not to
-    be found; the difference of the two lengths is ours.
+    Source: chain preference grouping of ThinkRL-Edit. We did not find how its authors place samples that cannot be
+    compared; the difference of the two lengths is ours.
     """
 
     delta: float = 1e-8

@@ -14,7 +14,7 @@ from reward_models.base import Rewards
 class GDPO(ByWeight):
     """A = (sum of w_k z_k) / (its std over the step + delta), z_k the z-score of part k within the group.
 
-    A weighted sum of raw rewards listens most to the reward with the largest spread, and two samples whose sums tie get
+    A weighted sum of raw rewards is dominated by the reward with the largest spread, and two samples whose sums tie get
     the same credit however different they are. Here each part has a spread of 1 before it is weighed.
 
     Attributes:

@@ -21,8 +21,8 @@ class LogTamed(ByWeight):
     """The z-score within the group of sum w_k r'_k, with r' = log(1 + r) for parts that vary too much.
 
     How much a part varies is h = std / (mean + 1e-6) over all samples of the step; it is tamed where h is above the
-    threshold. The logarithm wants scores above -1, and h a mean above 0: anything else is an error, for a negative mean
-    would turn the comparison around.
+    threshold. The logarithm needs scores above -1, and h needs a mean above 0; anything else is an error, because a
+    negative mean would reverse the comparison.
 
     Attributes:
         threshold: The mean or the median of h over the parts (a single part is then never tamed), or a number.

@@ -16,8 +16,8 @@ from reward_models.base import Rewards
 class Min(ByPart):
     """The z-score within the group of min_k z_k, z_k the z-score of part k within the group.
 
-    Nothing is gained by raising one reward at the cost of another. A part that ties in a group says nothing there, and
-    is no candidate for the minimum.
+    Nothing is gained by raising one reward at the cost of another. A part that ties in a group is left out of the
+    minimum there.
 
     Attributes:
         delta: Added to each std.

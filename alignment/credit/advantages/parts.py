@@ -27,7 +27,7 @@ class ByWeight(Advantage):
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse weights that are no numbers."""
+        """Refuse weights that are not numbers."""
         for name, weight in self.weights.items():
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of {name} has to be finite, got {weight}")
@@ -58,11 +58,11 @@ class ByPart(Advantage):
 def parts_of(rewards: Rewards, names: Sequence[str] = ()) -> dict[str, Tensor]:
     """Return the parts `names` of a reward, in that order, `[B]` float32 each.
 
-    A sample that lacks the score of one of them is unscored (NaN) in all: what it got from the others could not be
-    compared. Without names these are all its parts, except parts of parts; a reward without parts is its own only one.
+    A sample that lacks a score in one part is unscored (NaN) in all, because its other scores could not be compared.
+    Empty `names` means all parts, except parts of parts; a reward without parts is its own only part.
 
     Raises:
-        RewardError: If there is no part of a name.
+        RewardError: If the reward has no part of one of these names.
     """
     if lacking := [name for name in names if name not in rewards.parts]:
         known = ", ".join(rewards.parts) or "none"
@@ -97,7 +97,7 @@ def placed(parts: Mapping[str, Tensor], group: Tensor, place: Callable[[Tensor],
     Args:
         parts: Of `parts_of`.
         group: `[B]` int64.
-        place: Tells the places `[n]` of samples with scores `[n, k]`.
+        place: Returns the places `[n]` of samples with scores `[n, k]`.
     """
     scores = torch.stack(list(parts.values()), dim=1)
     places = torch.full_like(scores[:, 0], torch.nan)
@@ -111,8 +111,8 @@ def placed(parts: Mapping[str, Tensor], group: Tensor, place: Callable[[Tensor],
 def conflicts(rewards: Rewards, group: Tensor) -> dict[tuple[str, str], float]:
     """Return the correlation of the credits that each two parts would give by themselves, in [-1, 1].
 
-    Below 0 one part tends to praise what the other blames. Groups in which one of the two ties tell nothing and are
-    left out; two parts that are never told apart together have no entry.
+    Below 0 one part tends to praise what the other blames. Groups in which one of the two ties are left out. A pair
+    without any group in which neither ties has no entry.
     """
     found = {}
     for one, other in combinations(top(rewards), 2):

@@ -1,4 +1,4 @@
-"""CLIP's vision tower: features that a caption can be told from."""
+"""CLIP's vision tower: features that a caption can be predicted from."""
 
 from __future__ import annotations
 

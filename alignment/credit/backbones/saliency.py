@@ -14,7 +14,7 @@ from alignment.errors import ConfigError
 
 @dataclass(frozen=True)
 class Saliency(Backbone):
-    """Seven numbers a patch: its colour, how that differs from its surroundings', and how its brightness spreads.
+    """Seven numbers per patch: its colour, how that differs from its surroundings', and how its brightness spreads.
 
     Needs no checkpoint: for pictures with a plain background, and for trying things out. What it takes for structure is
     what stands out in colour, whatever it means.

@@ -12,7 +12,7 @@ from alignment.policy.latent_grid import LatentGrid
 
 @runtime_checkable
 class Structure(Protocol):
-    """A light, frozen description of what spreads a sample's credit over its latent; `load` makes the heavy object.
+    """A light, frozen description of how credit is spread over a latent; `load` makes the heavy object.
 
     Attributes:
         home: Where `type:` in a config finds implementations.

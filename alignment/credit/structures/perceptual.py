@@ -19,7 +19,7 @@ Front = Literal["rare", "centre"]
 _NOTHING = 1e-10
 """Variance of tokens over their mean square below which they are all the same but for rounding."""
 _UNDECIDED = 1e-6
-"""Evidence for a sign, as a share of the most there can be, below which it says nothing."""
+"""Evidence for a sign, as a share of the largest possible, below which it does not count."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Pair:
         chosen: The one that was preferred.
         rejected: The other.
         reasons: What to think before the verdict when the chosen one is asked about (or stands first), and when the
-            rejected one is; None where nobody wrote it down.
+            rejected one is; None where the file has none.
     """
 
     prompt: str

@@ -22,22 +22,22 @@ RESOLVED, METRICS, SUMMARY, REWARD = "config.resolved.yaml", "metrics.jsonl", "s
 
 
 def main(path: str, overrides: Sequence[str]) -> int:
-    """Train as the config says, say how it went, and return the exit code."""
+    """Train as the config asks, report the result, and return the exit code."""
     registry.look_here()
     plan = build.build(JudgeTraining, overlay.override(overlay.read(Path(path)), overrides))
     summary = train(plan, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     for when in ("base", "final"):
         if when in summary:
             show(f"{when:6}{_told(summary[when])}")
-    show(f"the judge is in {plan.folder}; its {REWARD} is what `reward:` of a training says")
+    show(f"the judge is in {plan.folder}; its {REWARD} is the `reward:` of a training")
     return 0
 
 
 def train(plan: JudgeTraining, device: torch.device) -> dict[str, Interval]:
     """Train a judge, write its folder, and return its accuracy on the held-out pairs before and after.
 
-    The folder holds the weights, `reward.yaml` (what a training's `reward:` says to use the judge), the resolved
-    config, `metrics.jsonl` and `summary.json`.
+    The folder holds the weights, `reward.yaml` (the `reward:` of a training that uses the judge), the resolved config,
+    `metrics.jsonl` and `summary.json`.
 
     Raises:
         ConfigError: If the folder holds something already.

@@ -271,7 +271,7 @@ def test_unfinished_folders_are_ignored_then_removed(tmp_path: Path) -> None:
     [
         (lambda folder: None, "no .safetensors file"),
         (lambda folder: save_file({}, folder / "w.safetensors"), "holds no tensor"),
-        (lambda folder: (folder / "w.safetensors").write_bytes(b"12345678{}"), "no safetensors file"),
+        (lambda folder: (folder / "w.safetensors").write_bytes(b"12345678{}"), "not a safetensors file"),
         (weights(float("nan")), "is not finite"),
         (weights(float("inf"), np.float16), "is not finite"),
         (weights(float("-inf"), np.float64), "is not finite"),

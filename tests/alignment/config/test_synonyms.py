@@ -44,7 +44,7 @@ def test_words_as_people_write_them() -> None:
     for written in ("grpo", "GRPO", "FlowGRPO", "flow-grpo", "dance_grpo"):
         assert nearest(written, objectives) == "Did you mean 'clipped_surrogate'? "
     assert nearest("lr", ["learning_rate", "warmup"]) == "Did you mean 'learning_rate'? "
-    assert nearest("lr", ["name", "steps"]) == "That is said as optimizer.learning_rate. "
+    assert nearest("lr", ["name", "steps"]) == "Here it is called optimizer.learning_rate. "
     assert nearest("r", ["rank", "alpha"]) == "Did you mean 'rank'? "
     assert nearest("cfg_scale", ["zebra"]) == ""
     assert nearest("dance_sd", ["dance_sde", "ode"]) == "Did you mean 'dance_sde'? "

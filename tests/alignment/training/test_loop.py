@@ -86,7 +86,7 @@ def test_groups_stay_whole_where_an_objective_compares_their_samples(trainer: Tr
         assert (batch.group[part].bincount()[batch.group[part].unique()] == 4).all()
     with pytest.raises(ConfigError, match="groups of a step: 6 / 4 leaves 2 over"):
         list(updates(trainer.context(0), batch, 4, unit))
-    with pytest.raises(ConfigError, match="one prompt a call"):
+    with pytest.raises(ConfigError, match="one prompt per call"):
         rows_per_unit(Whole(), replace(batch, chunk=torch.arange(24)))
 
 

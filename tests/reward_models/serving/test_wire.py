@@ -90,14 +90,14 @@ def one(file):
 
 BAD = {
     "no type": ("text/plain", drawing(), 415, "expected application/x-safetensors or application/json"),
-    "empty tensors": (TENSORS, b"", 400, "no safetensors file"),
+    "empty tensors": (TENSORS, b"", 400, "not a safetensors file"),
     "empty json": (JSON, b"", 400, "JSON: "),
-    "a header of 2^60 bytes": (TENSORS, struct.pack("<Q", 2**60) + b"{}", 400, "no safetensors file"),
+    "a header of 2^60 bytes": (TENSORS, struct.pack("<Q", 2**60) + b"{}", 400, "not a safetensors file"),
     "a pickle": (
         TENSORS,
         b"\x80\x04\x95\x10\0\0\0\0\0\0\0\x8c\x05posix\x94\x8c\x06system\x94\x93\x94.",
         400,
-        "no safet",
+        "not a safet",
     ),
     "deep json": (JSON, b"[" * 100_000, 400, "JSON: "),
     "json that is no object": (JSON, b"[]", 400, "JSON: "),
@@ -119,7 +119,7 @@ BAD = {
     "no request": (TENSORS, safetensors.torch.save({"pixels": LEVELS}), 400, "__metadata__: Field required"),
     "a request that is no object": (TENSORS, tensors("[]"), 400, "request is not understood"),
     "other tensors": (TENSORS, tensors(weights=LEVELS), 400, "expected tensors pixels, source, group"),
-    "cut off": (TENSORS, tensors()[:-5], 400, "no safetensors file"),
+    "cut off": (TENSORS, tensors()[:-5], 400, "not a safetensors file"),
     "a frame rate of 0": (JSON, drawing(fps=0.0), 400, "fps: "),
     "no rows": (TENSORS, tensors({"version": 1, "id": "x", "prompts": []}, pixels=LEVELS[:0]), 422, "0 samples"),
     "prompts that do not fit": (TENSORS, tensors(pixels=LEVELS[:2]), 422, "2 samples of pixels for 3 prompts"),
