@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from alignment.config.load import load
-from alignment.config.run import Run, copies
+from alignment.config.run import Run
 from alignment.data.prompts import Prompts
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.prepare import load_policy, prepare
@@ -99,7 +99,7 @@ def _measured(run: Run) -> dict[str, float]:
     runtime = Runtime(run)
     policy = load_policy(run.policy, device=runtime.world.device, seed=0, pipe=_random_pipeline(run.policy))
     prepare(policy, ("a red circle beside two blue squares",))
-    for name in copies(run):
+    for name in run.copies:
         policy.weights.keep(name)
     runtime.attach(policy, run.optimizer)
     trainer = Trainer(run, policy, runtime, Prompts(("a red circle beside two blue squares",)))
