@@ -22,4 +22,4 @@ from alignment.api import train as train
 
 __version__: str
 
-def __getattr__(name: str) -> Any: ...
+def __getattr__(name: str) -> Any: ...  # pyright: ignore[reportIncompleteStub]  # types are found in folders

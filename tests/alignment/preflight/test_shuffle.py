@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from alignment.cli import main as cli
 from alignment.config.run import Evaluation, Optimizer
+from alignment.context import Context
 from alignment.credit.advantages.batch_norm import BatchNorm
 from alignment.credit.advantages.group_norm import GroupNorm
-from alignment.data.batches import Transitions
+from alignment.data.batches import Experience, Groups, Transitions
 from alignment.data.random_streams import Draw
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.preflight.doctor import shuffle
@@ -61,6 +62,9 @@ class Creditless(Source[Transitions]):
 
     prompts: int = 2
     produces: ClassVar[type] = Transitions
+
+    def __call__(self, ctx: Context, groups: Groups) -> Experience[Transitions]:
+        raise AssertionError("it is refused before it is asked")
 
 
 # ---- on runs ---------------------------------------------------------------------------------------------------------
