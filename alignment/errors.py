@@ -97,15 +97,3 @@ class EndedElsewhere(VisalignError):
     def __init__(self, exit_code: int) -> None:
         super().__init__("")
         self.exit_code = exit_code
-
-
-_WORDS = ("out of memory", "defaultcpuallocator", "cannot allocate memory")
-"""How a refused allocation reads: torch.OutOfMemoryError on devices, a plain RuntimeError from the CPU's allocator."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, on a device or in the machine."""
-    if isinstance(error, MemoryError):
-        return True
-    told = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in told for words in _WORDS)

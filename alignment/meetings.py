@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
-from alignment.errors import EndedElsewhere, ProcessLost, Stopped, VisalignError, is_out_of_memory
+from alignment.errors import EndedElsewhere, ProcessLost, Stopped, VisalignError
 from alignment.reports.terminal import complain
 from reward_models.base import RewardError
+from reward_models.foreign import out_of_memory
 
 PAUSE = 0.05
 """Longest pause between two looks at the store, in seconds."""
@@ -94,7 +95,7 @@ class Meetings:
             self._exchange = (what, time.monotonic())
             yield
         except RuntimeError as error:
-            if isinstance(error, VisalignError) or is_out_of_memory(error):
+            if isinstance(error, VisalignError) or out_of_memory(error):
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise self._lost(what, time.monotonic() - start, reason) from error

@@ -6,35 +6,18 @@ float32; the score of a batch is the scores of its rows, or of its groups where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from reward_models.foreign import ForeignCode
+from reward_models.errors import RewardError, broken
+from reward_models.foreign import ForeignCode, out_of_memory
 
 Scope = Literal["sample", "group"]
 """What a score depends on: the sample alone, or the samples it is compared with."""
-
-
-class RewardError(RuntimeError):
-    """A scorer failed, or answered something that is not a score."""
-
-
-@contextmanager
-def users_code(what: str) -> Iterator[None]:
-    """Run a user's code: it may raise anything or end the program, and the error has to name that code.
-
-    Raises:
-        RewardError: If it did, naming `what`; the cause stays attached.
-    """
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        raise RewardError(f"{what} raised {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 @dataclass(frozen=True)
@@ -325,6 +308,8 @@ class Loaded:
             raise
         except (OSError, RuntimeError, ValueError) as error:  # a device, a file or numbers that our own code met
             raise self._broken(error) from error
+        except MemoryError as error:
+            raise self._broken(error) from error
         if not isinstance(rewards, Rewards):
             raise RewardError(f"{self.model} answered with a {type(rewards).__name__}, expected Rewards")
         if len(rewards.value) != len(media):
@@ -338,8 +323,8 @@ class Loaded:
         """Whether the model is of this package, whose laws keep it; a stranger's model gets a copy of its own."""
         return type(self.model).__module__.partition(".")[0] == __name__.partition(".")[0]
 
-    def _broken(self, error: Exception) -> RewardError:
-        return RewardError(f"{self.model} raised {type(error).__name__}: {error}")
+    def _broken(self, error: BaseException) -> RewardError:
+        return broken(self.model, error)
 
     def _ask(self, media: Media, prompts: Sequence[str], group: Tensor | None) -> object:
         if self.model.scope == "sample":
@@ -370,10 +355,19 @@ def load_reward(model: RewardModel, *, device: torch.device) -> Loaded:
     """Return a reward model, loaded, as every caller should use it.
 
     Raises:
-        RewardError: If this is not a reward model.
+        RewardError: If this is not a reward model, or cannot be loaded.
     """
     require_reward_model(model)
-    return Loaded(model, model.load(device=device))
+    try:
+        with ForeignCode(lambda error: broken(model, error)):
+            scorer = model.load(device=device)
+    except RewardError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise broken(model, error) from error
+    return Loaded(model, scorer)
 
 
 def require_reward_model(model: object) -> None:

@@ -26,7 +26,7 @@ class ForeignCode:
     the call: what fails there failed to be called.
     """
 
-    def __init__(self, make: Callable[[Exception], Exception], calls_back: str = "") -> None:
+    def __init__(self, make: Callable[[BaseException], Exception], calls_back: str = "") -> None:
         """Prepare for errors.
 
         Args:
@@ -42,10 +42,11 @@ class ForeignCode:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, Exception) and not out_of_memory(error) and self._is_theirs(error, trace):
+        ends = isinstance(error, SystemExit)  # other people's code does not decide when the program does
+        if (ends or isinstance(error, Exception)) and not out_of_memory(error) and self._is_theirs(error, trace):
             raise self._make(error) from error
 
-    def _is_theirs(self, error: Exception, trace: TracebackType | None) -> bool:
+    def _is_theirs(self, error: BaseException, trace: TracebackType | None) -> bool:
         if _package(type(error).__module__) in OURS:
             return False
         within = None if trace is None else trace.tb_next
@@ -59,7 +60,11 @@ def _package(module: str) -> str:
     return module.partition(".")[0]
 
 
+_NO_ROOM = ("out of memory", "defaultcpuallocator", "cannot allocate memory")
+"""How a refused allocation reads: torch.OutOfMemoryError on devices, a plain RuntimeError from the CPU's allocator."""
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, on any device."""
-    asked = isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    return asked or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    """Return whether an error says that memory ran out, on a device or in the machine."""
+    said = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_ROOM)
+    return said or isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -81,7 +81,7 @@ DIFFUSERS = "stands in for a method of diffusers, whose signature differs from c
 # and an entry that is not needed any more fails.
 EXCUSED = {
     "alignment/policy/embeddings.py: Embeddings.__call__ takes **named": DIFFUSERS,
-    "reward_models/base.py: users_code catches everything": USERS,
+    "reward_models/errors.py: users_code catches everything": USERS,
     "samplers/stand_in/scheduler.py: _StandIn._conducted_step takes **named": DIFFUSERS,
     "samplers/stand_in/scheduler.py: stand_in_for.step takes **named": DIFFUSERS,
     "samplers/stand_in/routing.py: _Routed._router.call takes **named": DIFFUSERS,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from alignment import __version__
-from alignment.errors import VisalignError
+from alignment.errors import OutOfMemory, VisalignError
 from alignment.reports.terminal import complain, show, visible
 
 Commands = Any
@@ -69,11 +69,16 @@ def _answer(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         complain("visalign: interrupted")
         return INTERRUPTED
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, MemoryError) as error:
         # Here and not at the top: the modules import torch, which --help does without.
         from reward_models.base import RewardError
+        from reward_models.foreign import out_of_memory
         from samplers.errors import SamplingError
 
+        if out_of_memory(error):
+            reason = (str(error).strip() or "no more to be had").splitlines()[0]
+            _tell(f"visalign: memory ran out: {reason}. Ask for less at once, or for smaller pictures; see docs/faq.md")
+            return OutOfMemory.exit_code
         if not isinstance(error, RewardError | SamplingError):
             raise
         key = f"{KEYS[error.about]}: " if isinstance(error, SamplingError) else ""

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from alignment.config.overlay import nearest
 from alignment.errors import ConfigError
-from reward_models.base import RewardError, users_code
+from reward_models.errors import RewardError, users_code
 
 Kind = Any
 """A protocol class with a `home`, which the type system has no name for."""

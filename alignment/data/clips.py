@@ -29,8 +29,9 @@ FRAMES_AT_MOST = 10_000
 DECODED_AT_MOST = 20_000_000_000
 """Pixels of one clip, all its frames together: 10,000 frames of 1080p, some minutes of decoding."""
 
-KEPT_AT_MOST = 300_000_000
-"""Pixels of the frames of one clip that are in memory together: 0.9 GB as RGB. 129 frames of 720p are 119 million."""
+KEPT_AT_MOST = 125_000_000
+"""Pixels of the frames of one clip that are in memory together: 1.5 GB as the float32 that is scored; 129 frames of
+720p are 119 million."""
 
 _EXPECTED = "expected the content of an MP4, MOV, Matroska, WebM, AVI or GIF file"
 _ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")

@@ -114,6 +114,11 @@ def probe(policy: Policy, prompt: str) -> None:
     if conductor.round == 0:
         raise _never_stepped(policy)
     assert conductor.final is not None
+    if not conductor.final.numel():
+        raise PipelineError(
+            f"policy.call: {type(policy.pipe).__name__} makes states of shape {list(conductor.final.shape[1:])} here, "
+            "which hold nothing; ask for a larger height and width"
+        )
     policy.layout = conductor.observed_layout()
     policy.rounds, policy.probed = conductor.round, (prompt, conductor.final)
 

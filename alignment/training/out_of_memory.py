@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Literal
 
 from alignment.config.run import Run
-from alignment.errors import OutOfMemory, is_out_of_memory
-from reward_models.base import RewardError
+from alignment.errors import OutOfMemory
+from reward_models.errors import RewardError, RewardOutOfMemory
+from reward_models.foreign import out_of_memory
 
 Doing = Literal["sampling", "learning", "evaluation"]
 
@@ -28,8 +29,12 @@ def enough_memory(run: Run, doing: Doing, step: int) -> Iterator[None]:
     """
     try:
         yield
+    except RewardOutOfMemory as error:
+        raise OutOfMemory(
+            f"in {doing}, step {step}: {error}. Give the reward less at once, or another device"
+        ) from error
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RewardError) or not is_out_of_memory(error):
+        if isinstance(error, RewardError) or not out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)
         reason = (str(error).strip() or "no more to be had").splitlines()[0].rstrip(". ")[:200]

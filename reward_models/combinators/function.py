@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reward_models.base import Media, RewardError, RewardModel, Rewards, users_code
+from reward_models.base import Media, RewardModel, Rewards
+from reward_models.errors import RewardError, users_code
 
 _LARGEST = torch.finfo(torch.float32).max
 

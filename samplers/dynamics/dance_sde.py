@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,8 +32,8 @@ class DanceSDE(Dynamics):
     noise: ClassVar[tuple[str, ...]] = ("eta",)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta:
-            raise SamplingError(f"eta must be >= 0, got {self.eta}")
+        if not 0 <= self.eta < math.inf:
+            raise SamplingError(f"eta must be >= 0 and finite, got {self.eta}")
 
     @property
     def stochastic(self) -> bool:

@@ -32,8 +32,8 @@ class DDIM(Dynamics):
     noise: ClassVar[tuple[str, ...]] = ("eta",)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta:
-            raise SamplingError(f"eta must be >= 0, got {self.eta}")
+        if not 0 <= self.eta < math.inf:
+            raise SamplingError(f"eta must be >= 0 and finite, got {self.eta}")
 
     @property
     def stochastic(self) -> bool:

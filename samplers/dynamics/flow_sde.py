@@ -36,8 +36,8 @@ class FlowSDE(Dynamics):
     noise: ClassVar[tuple[str, ...]] = ("a",)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.a:
-            raise SamplingError(f"a must be >= 0, got {self.a}")
+        if not 0 <= self.a < math.inf:
+            raise SamplingError(f"a must be >= 0 and finite, got {self.a}")
 
     @property
     def stochastic(self) -> bool:

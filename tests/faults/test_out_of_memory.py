@@ -13,9 +13,9 @@ import torch
 
 from alignment.context import Context
 from alignment.data.batches import Transitions
-from alignment.errors import is_out_of_memory
 from alignment.objectives.base import Loss
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
+from reward_models.foreign import out_of_memory
 from tests.support import runs
 from tests.support.runs import left_by, prepared, train
 
@@ -73,8 +73,8 @@ def told(capfd: pytest.CaptureFixture[str]) -> str:
 def test_every_refused_allocation_is_known(how: Callable[[], None]) -> None:
     with pytest.raises((RuntimeError, MemoryError)) as raised:
         how()
-    assert is_out_of_memory(raised.value)
-    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert out_of_memory(raised.value)
+    assert not out_of_memory(RuntimeError("shapes do not match"))
 
 
 @pytest.mark.parametrize("how", [on_a_device, on_the_cpu])

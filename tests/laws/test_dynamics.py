@@ -1,5 +1,6 @@
 """What every rule of a step keeps; a new file in `samplers/dynamics/` is tested without being named here."""
 
+import math
 from contextlib import nullcontext
 from dataclasses import fields
 
@@ -105,10 +106,11 @@ def test_without_noise_it_is_the_ode(cls):
     assert not quiet(cls).stochastic
 
 
-def test_noise_below_zero_is_refused(cls):
+@pytest.mark.parametrize("level", [-0.1, math.inf])
+def test_noise_below_zero_or_without_end_is_refused(cls, level):
     for name in cls.noise:
-        with pytest.raises(SamplingError, match=rf"\b{name}\b.*-0\.1"):
-            cls(**{name: -0.1})
+        with pytest.raises(SamplingError, match=rf"\b{name}\b.*{level}"):
+            cls(**{name: level})
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])

@@ -4,7 +4,8 @@
 # floor know nothing of each other. A module stands in the room with the longest name that begins its own.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("samplers.errors", "reward_models.foreign", "alignment", "alignment.errors"),
-    ("samplers.step", "reward_models.base"),
+    ("samplers.step", "reward_models.errors"),
+    ("reward_models.base",),
     ("samplers.kernels", "samplers.paths", "reward_models", "reward_models.loading"),
     ("samplers.dynamics", "samplers.windows", "reward_models.combinators", "reward_models.measures"),
     ("samplers.multistep", "reward_models.clip_family", "reward_models.serving"),

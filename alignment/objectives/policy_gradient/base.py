@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -40,7 +41,7 @@ class Stepwise(Objective[Transitions]):
     consumes: ClassVar[type[Batch]] = Transitions
 
     def __post_init__(self) -> None:
-        if self.clip <= 0 or self.kl < 0:
+        if not 0 < self.clip < math.inf or not 0 <= self.kl < math.inf:
             raise ConfigError(f"objective needs clip > 0 and kl >= 0, got {self.clip} and {self.kl}")
 
     @property

@@ -146,8 +146,9 @@ def draw(spec: PolicySpec) -> Any:
             tokenizer = name.replace("text_encoder", "tokenizer")
             if name.startswith("text_encoder") and encoder is not None and parts.get(tokenizer) is None:
                 parts[tokenizer] = _vocabulary(encoder)
-        if "processor" in parts and parts["processor"] is None:
-            parts["processor"] = _processor(told.parts["processor"], parts["tokenizer"])
+        processor = told.parts.get("processor")
+        if processor is not None and parts["processor"] is None:
+            parts["processor"] = _processor(processor, parts["tokenizer"])
         # Tensors of the pipeline's own stay on the CPU; its networks alone are elsewhere.
         body = {"_execution_device": _HERE, "device": _HERE, "__module__": told.cls.__module__}
         pipe = type(told.cls.__name__, (told.cls,), body)(**parts, **told.settings)
