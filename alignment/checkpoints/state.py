@@ -6,16 +6,19 @@ No random generator is stored: every random number is a function of the seed, th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from alignment.checkpoints.manifest import STATE
+from alignment.checkpoints.manifest import NAME, STATE, read_manifest
 from alignment.errors import CheckpointError
 
 # Config keys that decide where a run goes. The others (name, output, evaluation, device, threads) may change.
@@ -33,6 +36,32 @@ FREE = {
 PLACES = {"data.prompts": ("data.prompts",), "policy.pipeline": ("policy.pipeline", "policy.revision")}
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW keeps of each parameter."""
+_DAMAGED = "the run cannot go on from this checkpoint; resume from an earlier one, or start a new run"
+
+
+class _Group(BaseModel):
+    """What a parameter group of an AdamW has in any case."""
+
+    model_config = ConfigDict(allow_inf_nan=False, strict=True)
+
+    params: list[int]
+    lr: float
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)]
+    eps: float
+    weight_decay: float
+
+
+class _Progress(BaseModel):
+    """What `progress.json` holds; an earlier version may lack the last three."""
+
+    model_config = ConfigDict(allow_inf_nan=False, strict=True)
+
+    step: Annotated[int, Field(ge=0)]
+    wall_seconds: Annotated[float, Field(ge=0)]
+    optimizer: Annotated[list[_Group], Field(min_length=1)]
+    moments: int | None = None
+    contents: dict[str, str] = {}
+    found: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -85,22 +114,26 @@ def read_state(folder: Path) -> TrainState:
     """Return the state written into `folder/state/`, on the CPU.
 
     Raises:
-        CheckpointError: If the checkpoint has no such part, or lacks something of it.
+        CheckpointError: If the checkpoint has no such part, lacks something of it, or is damaged; naming file and key.
     """
     source = folder / STATE
     if not source.is_dir():
         raise CheckpointError(f"{folder} has no {STATE}/ folder: it can be loaded, but a run cannot go on from it")
     progress = _read_progress(source / "progress.json")
+    if (folder / NAME).is_file() and (done := read_manifest(folder).step) != progress["step"]:
+        raise CheckpointError(
+            f"{source / 'progress.json'}: step is {progress['step']}, but {NAME} says {done}; {_DAMAGED}"
+        )
     moments = _load(source / "optimizer.safetensors")
     if len(moments) != progress.get("moments", len(moments)):
         raise CheckpointError(
-            f"{source / 'optimizer.safetensors'} holds {len(moments)} tensors, {progress['moments']} were saved: the "
-            "run cannot go on from this checkpoint; resume from an earlier one, or start a new run"
+            f"{source / 'optimizer.safetensors'} holds {len(moments)} tensors, {progress['moments']} were saved: "
+            f"{_DAMAGED}"
         )
     return TrainState(
         step=progress["step"],
         trainable=_load(source / "trainable.safetensors"),
-        optimizer=_join_optimizer(moments, progress["optimizer"]),
+        optimizer=_join_optimizer(source / "optimizer.safetensors", moments, progress["optimizer"]),
         snapshots={
             path.stem.removeprefix("snapshot-"): _load(path) for path in sorted(source.glob("snapshot-*.safetensors"))
         },
@@ -112,20 +145,32 @@ def read_state(folder: Path) -> TrainState:
 
 
 def _read_progress(path: Path) -> dict[str, Any]:
-    try:
-        progress = json.loads(path.read_text(encoding="utf-8"))
-        lacking = sorted({"step", "wall_seconds", "optimizer"} - progress.keys())
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; a run cannot go on from this checkpoint") from None
-    if lacking:
+    progress = _read_object(path)
+    if lacking := sorted({"step", "wall_seconds", "optimizer"} - progress.keys()):
         raise CheckpointError(f"{path} lacks {', '.join(lacking)}: it was written by another version of visalign")
+    try:
+        _Progress.model_validate(progress)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{path}: {key} is damaged: {first['msg'].lower()}; {_DAMAGED}") from None
     return progress
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; {_DAMAGED}") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is not a JSON object but {type(found).__name__}; {_DAMAGED}")
+    return found
 
 
 def check_fits(
     state: TrainState, trainable: Mapping[str, Tensor], snapshots: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
-    """Refuse a state that is not of these weights: tensors that are missing, too many, or of another shape.
+    """Refuse a state that is not of these weights: tensors that are missing, too many, or of another shape or dtype.
 
     Torch would take a smaller tensor for many equal numbers, and start lost moments at nothing, without a word.
 
@@ -137,11 +182,11 @@ def check_fits(
     Raises:
         CheckpointError: Naming the first few tensors that differ.
     """
-    _check_shapes("weights", state.trainable, trainable)
+    _check_tensors("weights (trainable.safetensors)", state.trainable, trainable)
     if differing := sorted(state.snapshots.keys() ^ snapshots.keys()):
         raise CheckpointError(_not_this_run("frozen copies", [f"{name} is on one side only" for name in differing]))
     for name, copy in snapshots.items():
-        _check_shapes(f"frozen copy {name}", state.snapshots[name], copy)
+        _check_tensors(f"frozen copy {name} (snapshot-{name}.safetensors)", state.snapshots[name], copy)
     if not state.optimizer["state"]:  # no update was taken yet
         return
     entries = state.optimizer["state"]
@@ -151,15 +196,20 @@ def check_fits(
         for index, weight in enumerate(trainable.values())
         for moment in MOMENTS
     }
-    _check_shapes("optimiser's moments", found, wanted)
+    _check_tensors("optimiser's moments (optimizer.safetensors)", found, wanted)
 
 
-def _check_shapes(what: str, saved: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> None:
+def _check_tensors(what: str, saved: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> None:
     lacking = [f"{name} is on one side only" for name in sorted(saved.keys() ^ here.keys())]
     other = [
         f"{name} has shape {list(saved[name].shape)}, not {list(here[name].shape)}"
         for name in sorted(saved.keys() & here.keys())
         if saved[name].shape != here[name].shape
+    ]
+    other += [
+        f"{name} has dtype {saved[name].dtype}, not {here[name].dtype}"
+        for name in sorted(saved.keys() & here.keys())
+        if saved[name].dtype != here[name].dtype
     ]
     if lacking or other:
         raise CheckpointError(_not_this_run(what, lacking + other))
@@ -173,7 +223,7 @@ def _not_this_run(what: str, differences: list[str]) -> str:
 def read_config(folder: Path) -> dict[str, object]:
     """Return the resolved config of the run that wrote `folder`; empty if it is not there any more."""
     path = folder / STATE / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return _read_object(path) if path.is_file() else {}
 
 
 def check_same_run(
@@ -245,11 +295,15 @@ def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[
     return moments, state["param_groups"]
 
 
-def _join_optimizer(moments: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
+def _join_optimizer(path: Path, moments: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in moments.items():
-        index, name = key.split(".")
-        state.setdefault(int(index), {})[name] = value
+        known = re.fullmatch(rf"([0-9]{{1,9}})\.({'|'.join(MOMENTS)})", key)
+        if known is None:
+            raise CheckpointError(f"{path}: {key!r} is not INDEX.{' or INDEX.'.join(MOMENTS)}; {_DAMAGED}")
+        if known[2] != "exp_avg" and not bool((value >= 0).all()):  # NaN is not either
+            raise CheckpointError(f"{path}: {key} has a number below zero; {_DAMAGED}")
+        state.setdefault(int(known[1]), {})[known[2]] = value
     # JSON has no tuples.
     return {"state": state, "param_groups": [{**group, "betas": tuple(group["betas"])} for group in groups]}
 
@@ -262,4 +316,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def _load(path: Path) -> dict[str, Tensor]:
     # Copied into memory of torch's own: a tensor lying in the file is aligned otherwise, which changes the last bits
     # of a matrix product.
-    return {name: tensor.clone() for name, tensor in load_file(path).items()} if path.is_file() else {}
+    try:
+        return {name: tensor.clone() for name, tensor in load_file(path).items()} if path.is_file() else {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; {_DAMAGED}") from None

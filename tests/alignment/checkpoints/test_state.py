@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from alignment.checkpoints.manifest import inspect
 from alignment.checkpoints.state import (
     TRAJECTORY,
     TrainState,
@@ -156,6 +157,42 @@ def lose_a_key(folder: Path) -> None:
     (folder / "progress.json").write_text(json.dumps(progress))
 
 
+def recast(name: str, key: str, how: Callable[[Tensor], Tensor]) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        entries = load_file(folder / name)
+        save_file({**entries, key: how(entries[key])}, folder / name)
+
+    return change
+
+
+def told(**other: object) -> Callable[[Path], None]:
+    """Write other values into the progress."""
+
+    def change(folder: Path) -> None:
+        path = folder / "progress.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **other}))
+
+    return change
+
+
+def rename_a_moment(folder: Path) -> None:
+    entries = load_file(folder / "optimizer.safetensors")
+    entries["step"] = entries.pop("0.step")
+    save_file(entries, folder / "optimizer.safetensors")
+
+
+def lose_the_betas(folder: Path) -> None:
+    path = folder / "progress.json"
+    progress = json.loads(path.read_text())
+    del progress["optimizer"][0]["betas"]
+    path.write_text(json.dumps(progress))
+
+
+def seal_another_step(folder: Path) -> None:
+    made = inspect(folder.parent, step=6, sequence=1, world_size=1, config={})
+    (folder.parent / "manifest.json").write_text(made.dumps())
+
+
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
@@ -166,6 +203,22 @@ def lose_a_key(folder: Path) -> None:
         (shrink("snapshot-ema.safetensors", "a.lora_B"), r"frozen copy ema .* a.lora_B has shape \[1\]"),
         (lose_a_key, "progress.json lacks wall_seconds"),
         (lambda folder: (folder / "progress.json").write_text("{"), "progress.json cannot be read"),
+        (lambda folder: (folder / "progress.json").write_text("[]"), "progress.json is not a JSON object but list"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json is not a JSON object but list"),
+        (lambda folder: (folder / "trainable.safetensors").write_text("{"), "trainable.safetensors cannot be read"),
+        (recast("trainable.safetensors", "scale", Tensor.long), "trainable.safetensors.* scale has dtype torch.int64"),
+        (recast("snapshot-ema.safetensors", "scale", Tensor.half), "snapshot-ema.* scale has dtype torch.float16"),
+        (recast("optimizer.safetensors", "0.exp_avg", Tensor.half), "exp_avg of 0 has dtype torch.float16, not"),
+        (recast("optimizer.safetensors", "0.exp_avg_sq", Tensor.neg), "0.exp_avg_sq has a number below zero"),
+        (recast("optimizer.safetensors", "0.step", Tensor.neg), "0.step has a number below zero"),
+        (rename_a_moment, "optimizer.safetensors: 'step' is not INDEX.exp_avg"),
+        (lose_the_betas, "progress.json: optimizer.0.betas is damaged: field required"),
+        (told(optimizer=[]), "progress.json: optimizer is damaged"),
+        (told(step="2"), "progress.json: step is damaged: input should be a valid integer"),
+        (told(step=-5), "progress.json: step is damaged: input should be greater"),
+        (told(contents=[1]), "progress.json: contents is damaged"),
+        (seal_another_step, "progress.json: step is 5, but manifest.json says 6"),
     ],
 )
 def test_a_state_that_lacks_something_or_would_be_stretched_is_refused(
