@@ -89,7 +89,10 @@ def _check_text(prompt: str, place: str) -> None:
 def _prompt_of(file: Path, prompt: str | None) -> str:
     beside = file.with_suffix(".txt")
     if beside.is_file():
-        return beside.read_text(encoding="utf-8").strip()
+        try:
+            return beside.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{beside} is not UTF-8 text: {error}; save it as UTF-8") from error
     if prompt is None:
         raise DataError(f"{file} has no prompt: write it into {beside.name} beside it, or give --prompt for all")
     _check_text(prompt, "--prompt")
@@ -149,7 +152,10 @@ def _finish(output: Path, partial: Path, scored: Sequence[dict[str, Any]]) -> No
     if output.suffix == ".csv":
         _write_csv(output, scored)
     else:
-        write_rows(output, scored)
+        try:
+            write_rows(output, scored)
+        except DataError as error:
+            raise DataError(f"{error}; every score is kept in {partial}, or ask for .csv or .jsonl") from error
     partial.unlink()
     _meaning(partial).unlink()
 

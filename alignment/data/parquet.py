@@ -60,9 +60,13 @@ def write_rows(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write records as a Parquet file.
 
     Raises:
+        DataError: If a column holds what Parquet cannot, such as numbers and texts in one.
         EnvironmentProblem: If pyarrow is not installed.
     """
-    arrow("parquet").write_table(arrow().Table.from_pylist([dict(record) for record in records]), path)
+    try:
+        arrow("parquet").write_table(arrow().Table.from_pylist([dict(record) for record in records]), path)
+    except (arrow().ArrowException, OverflowError) as error:
+        raise DataError(f"{path} cannot be written as Parquet: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -93,6 +93,24 @@ def test_other_forms_say_the_same(given: Path, ending: str) -> None:
     assert not list(given.glob("*.partial*"))
 
 
+@pytest.mark.parametrize("other", ["text", {}, 2**70])
+def test_what_parquet_cannot_hold_is_one_line_and_keeps_the_scores(
+    given: Path, capsys: pytest.CaptureFixture[str], other: object
+) -> None:
+    mixed = given / "mixed.jsonl"
+    records = [{"media": "0.png", "id": 1}, {"media": "1.png", "id": other}]
+    mixed.write_text("".join(json.dumps(record) + "\n" for record in records))
+    said = says(capsys, "colour", "--input", mixed, "--output", given / "out.parquet")
+    assert "out.parquet cannot be written as Parquet" in said
+    assert "kept in " in said
+    assert all(line["score"] is not None for line in lines(given / "out.parquet.partial.jsonl"))
+
+
+def test_a_prompt_that_is_not_text_is_one_line(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (given / "0.txt").write_bytes(b"\xff\xfe")
+    assert "0.txt is not UTF-8 text" in says(capsys, "colour", "--input", given, "--output", given / "out.jsonl")
+
+
 def test_it_continues_after_a_torn_line(given: Path) -> None:
     words = ("colour", "--input", given / "in.jsonl", "--output", given / "out.jsonl", "--batch-size", 1)
     assert score(*words) == 0
