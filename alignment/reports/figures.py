@@ -97,10 +97,12 @@ SINGLES = (
 PHASES = ("rollout", "reward", "update")
 """What `seconds/total` is made of; the rest of it is shown as other."""
 ASIDE = ("evaluation", "checkpoint")
+LARGEST = 1e300
+"""Size of a number up to which axes, bands and means over it still are numbers."""
 
 
 class Columns:
-    """The lines of `metrics.jsonl` as columns; a number that is missing or was not finite is NaN."""
+    """The lines of `metrics.jsonl` as columns; a number that is missing, not finite or beyond `LARGEST` is NaN."""
 
     def __init__(self, lines: Sequence[Mapping[str, Any]]) -> None:
         self._lines = lines
@@ -119,8 +121,19 @@ class Columns:
         return bool(np.unique(self[name][~np.isnan(self[name])]).size < 2)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        values = [math.nan if line.get(name) is None else line[name] for line in self._lines]
-        return np.array(values, dtype=np.float64)
+        values = np.array([math.nan if line.get(name) is None else line[name] for line in self._lines], np.float64)
+        return np.where(np.abs(values) > LARGEST, np.nan, values)
+
+    def beyond(self) -> list[str]:
+        """Return the names of metrics that have a number beyond `LARGEST`."""
+        return list(
+            dict.fromkeys(
+                name
+                for line in self._lines
+                for name, value in line.items()
+                if isinstance(value, int | float) and abs(value) > LARGEST
+            )
+        )
 
 
 def training_reward(columns: Columns, held_out: Mapping[int, Interval]) -> Chart:
@@ -203,6 +216,8 @@ def conflicts(columns: Columns, pairs: Mapping[tuple[str, str], str]) -> Chart:
         if np.isnan(recent).all():
             continue
         r = float(np.nanmean(recent))
+        if abs(r) > 1.01:  # no correlation; rounding alone stays far below
+            continue
         for x, y in (pair, pair[::-1]):
             at = names.index(x), names.index(y)
             axes.add_patch(Rectangle(at, 1, 1, color=SERIES[0] if r > 0 else SERIES[1], alpha=0.75 * abs(r), lw=0))

@@ -125,7 +125,10 @@ def write(folder: Path) -> Path:
     evaluations = run_folder.read_evaluations(folder)
     if not len(columns.step) and not evaluations:
         raise DataError(f"{folder} holds no run: {run_folder.METRICS} and {run_folder.EVALUATIONS}/ have nothing")
-    damaged: list[str] = []
+    damaged = [
+        f"{run_folder.METRICS}: {name} has numbers beyond {figures.LARGEST:g}, too large for a chart: they are left out"
+        for name in columns.beyond()
+    ]
     config = _text(folder / run_folder.CONFIG, damaged)
     run = _mapping_in(config, damaged)
     summary = _summary(folder / run_folder.SUMMARY, damaged)
@@ -180,7 +183,9 @@ def _text(path: Path, damaged: list[str]) -> str:
 def _mapping_in(config: str, damaged: list[str]) -> dict[str, Any]:
     """Return the configuration; empty, and named among what is damaged, where the text is none."""
     try:
-        run = yaml.safe_load(config) if config else {}
+        # A run's has no tags, and one over a value of another type raises what its constructor happens to raise.
+        tagged = any(isinstance(token, yaml.TagToken) for token in yaml.scan(config))
+        run = None if tagged else yaml.safe_load(config) if config else {}
     except (yaml.YAMLError, ValueError, RecursionError):
         run = None
     if isinstance(run, dict):

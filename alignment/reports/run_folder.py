@@ -24,6 +24,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -151,7 +152,7 @@ def _metrics_of(text: bytes, where: str) -> dict[str, Any]:
         line = json.loads(text)
     except (ValueError, RecursionError):
         line = None
-    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int) or abs(line["step"]) >= 2**63:
         raise DataError(
             f'{where}: expected a JSON object with a "step", got {text[:80]!r}; the file was edited or damaged: remove '
             "the line"
@@ -161,6 +162,11 @@ def _metrics_of(text: bytes, where: str) -> dict[str, Any]:
             raise DataError(
                 f"{where}: {name} is {json.dumps(value)[:80]}, not a number; the file was edited or damaged: remove "
                 "the line"
+            )
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise DataError(
+                f"{where}: {name} has more digits than a number of 64 bits can have; the file was edited or damaged: "
+                "remove the line"
             )
     return line
 

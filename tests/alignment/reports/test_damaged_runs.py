@@ -70,6 +70,16 @@ def line(**other: object) -> Damage:
     return damage
 
 
+def extremes(run: Path) -> None:
+    """Write the two ends of 64-bit numbers into the metrics, one line after the other."""
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    for number, value in enumerate((1e308, -1e308, 1e300, -1e300)):
+        lines[number].update(
+            dict.fromkeys((name for name in lines[number] if name not in ("step", "nonfinite")), value)
+        )
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(text)}\n" for text in lines))
+
+
 def pixels(tensor: torch.Tensor, name: str = "pixels") -> Damage:
     return lambda run: save_file({name: tensor}, run / "evaluation" / "base.safetensors")
 
@@ -86,6 +96,8 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "metrics: a step that is text": (line(step="two"), "metrics.jsonl, line 3"),
     "metrics: text": (line(loss="low"), 'metrics.jsonl, line 3: loss is "low", not a number'),
     "metrics: a list of numbers": (line(**{"reward/mean": [1.0]}), "metrics.jsonl, line 3: reward/mean is [1.0]"),
+    "metrics: an endless number": (line(loss=10**400), "metrics.jsonl, line 3: loss has more digits than"),
+    "metrics: an endless step": (line(step=10**400), "metrics.jsonl, line 3: expected"),
     "metrics: deep": (wrote("metrics.jsonl", f"{DEEP}\n"), "metrics.jsonl, line 1"),
     "metrics: a folder": (a_folder("metrics.jsonl"), "metrics.jsonl: Is a directory"),
     "evaluation: cut": (cut(BASE, 0.5), "base.json is not JSON"),
@@ -118,6 +130,9 @@ REPORTED: dict[str, tuple[Damage, str]] = {
     "config: bytes": (wrote("config.resolved.yaml", bytes(range(256))), "config.resolved.yaml is not the YAML of"),
     "config: deep": (wrote("config.resolved.yaml", DEEP), "config.resolved.yaml is not the YAML of a run"),
     "config: other types": (wrote("config.resolved.yaml", "policy: 3\nsource: [a]\nobjective: x\n"), ""),
+    "config: a tag over text": (wrote("config.resolved.yaml", "a: !!timestamp x\n"), "is not the YAML of a run"),
+    "config: a tag over no text": (wrote("config.resolved.yaml", "a: !!int ''\n"), "is not the YAML of a run"),
+    "config: a tag over another": (wrote("config.resolved.yaml", "a: !!bool x\n"), "is not the YAML of a run"),
     "config: a folder": (a_folder("config.resolved.yaml"), "config.resolved.yaml cannot be read"),
     "summary: missing": (without("summary.json"), "not finished"),
     "summary: cut": (cut("summary.json", 0.3), "summary.json is not JSON"),
@@ -125,6 +140,7 @@ REPORTED: dict[str, tuple[Damage, str]] = {
     "summary: text for numbers": (told("summary.json", wall_seconds="long"), "no number under wall_seconds"),
     "summary: infinite": (wrote("summary.json", '{"wall_seconds": Infinity}'), "no number under wall_seconds"),
     "environment: a folder": (a_folder("environment.json"), "environment.json cannot be read"),
+    "metrics: the largest numbers": (extremes, "reward/mean has numbers beyond 1e+300"),
     "metrics: cut": (cut("metrics.jsonl", 0.9), ""),
     "sample: no picture": (wrote(SAMPLE, "not a picture"), "samples/000000-train.png is not a picture"),
     "sample: cut": (cut(SAMPLE, 0.5), "samples/000000-train.png is not a picture"),
