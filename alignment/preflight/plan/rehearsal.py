@@ -139,7 +139,7 @@ class Rehearsal:
         each, over = divmod(run.source.prompts, processes)
         if over or not each:
             raise ConfigError(
-                f"source.prompts: {run.source.prompts} prompts a step do not divide over {processes} GPUs"
+                f"source.prompts: {run.source.prompts} prompts per step do not divide over {processes} GPUs"
             )
         try:
             source: Any = replace(run.source, prompts=each)  # type: ignore[type-var]  # sources are dataclasses
