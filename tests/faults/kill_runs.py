@@ -19,13 +19,13 @@ import peft
 import torch
 from diffusers import DiffusionPipeline
 
-import alignment.train
+import alignment.training.session
 from tests.support import runs
 from tests.support.runs import left_by, train
 
 # (file, function, moment, which time), counted from the fourth call of the reward, in step 3.
 POINTS = {
-    "reward": ("_collect.py", "score", "return", 1),
+    "reward": ("credited.py", "score", "return", 1),
     "between two backward passes": ("runtime.py", "learn", "return", 2),
     "behind the optimiser": ("runtime.py", "update", "return", 1),
     "between the averaged copies": ("weights.py", "refresh", "return", 1),
@@ -59,7 +59,7 @@ def trap(file: str, function: str, moment: str, time: int) -> Callable[[], None]
 
 
 # Imported here so that no child has to: they, and what loading a pipeline imports, take longer than a run.
-IMPORTED = (alignment.train, matplotlib.pyplot, peft)
+IMPORTED = (alignment.training.session, matplotlib.pyplot, peft)
 
 
 def in_a_child(folder: Path, kind: str, *more: str, point: str | None = None) -> int:
