@@ -269,7 +269,7 @@ def _opened(file: str, where: str, limits: Limits) -> Iterator[tuple[Image.Image
     except binascii.Error as error:
         raise Refusal(422, "media", f"{where} is not base64") from error
 
-    def broken(error: Exception) -> Refusal:
+    def broken(error: BaseException) -> Refusal:
         if isinstance(error, Image.DecompressionBombError):
             return Refusal(413, "too_many_pixels", f"{where} has far more than {limits.pixels} pixels")
         return Refusal(422, "media", f"{where} is not a whole {', '.join(FORMATS)} file")

@@ -67,7 +67,7 @@ def _loaded(described: Local) -> tuple[Any, Any]:
     name, revision = described.model, described.revision
     named = name if described.adapter is None else f"{name} with the adapter {described.adapter}"
 
-    def unloadable(error: Exception) -> RewardError:
+    def unloadable(error: BaseException) -> RewardError:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
         return RewardError(
             f"vlm: {named} could not be loaded: {reason}. It has to be a model for images and text with its processor, "

@@ -88,7 +88,7 @@ def redness(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
 
 RED_AND_BRIGHT = Weighted({
     "a": WeightedPart(Function(f"{__name__}:redness")),
-    "b": WeightedPart(Function("tests.faults.runs:brightness")),
+    "b": WeightedPart(Function("tests.support.runs:brightness")),
 })  # fmt: skip
 TWO = Weighted({"a": WeightedPart(Colour()), "b": WeightedPart(Colour("green"))})
 METHODS: dict[str, tuple[Source, Objective]] = {
