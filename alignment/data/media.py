@@ -202,7 +202,7 @@ def _decode(path: Path, content: bytes) -> Image.Image:
     if not content:
         raise DataError(f"{path} is empty")
 
-    def broken(error: Exception) -> DataError:
+    def broken(error: BaseException) -> DataError:
         if isinstance(error, UnidentifiedImageError):
             return DataError(f"{path} is not a picture (expected {', '.join(_FORMATS)})")
         if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):

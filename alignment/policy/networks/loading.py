@@ -39,7 +39,7 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
     if folder.is_dir():
         _check_folder(folder)
 
-    def unloadable(error: Exception) -> PipelineError:
+    def unloadable(error: BaseException) -> PipelineError:
         return PipelineError(
             f"policy.pipeline: {spec.pipeline} could not be loaded: {_reason(error)}. "
             "A pipeline is a folder written by `save_pretrained`, or a hub id"

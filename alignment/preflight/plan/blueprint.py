@@ -134,7 +134,7 @@ def draw(spec: PolicySpec) -> Any:
     """
     told = describe(spec)
 
-    def unbuildable(error: Exception) -> PipelineError:
+    def unbuildable(error: BaseException) -> PipelineError:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return PipelineError(f"policy.pipeline: {spec.pipeline} cannot be planned: {reason}")
 
