@@ -115,7 +115,7 @@ def test_alone_or_not_judged_is_not_scored():
 
 
 def test_what_is_no_probability_is_refused():
-    with pytest.raises(RewardError, match="numbers from 0 to 2; one probability a pair"):
+    with pytest.raises(RewardError, match="numbers from 0 to 2; one probability per pair"):
         rate(LikesTheFirst(scale=2.0))
 
 
