@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Held(RewardModel):
-    """Waits until it is let go; writes down what it is asked. "bad" fails, "broken" breaks the thread."""
+    """Waits until it is let go; "bad" fails, "exits" would end the program, "broken" breaks the thread."""
 
     differentiable: ClassVar[bool] = False
     go: ClassVar[threading.Event] = threading.Event()
@@ -40,8 +40,10 @@ class Held(RewardModel):
         self.go.wait(600)
         if "bad" in prompts:
             raise RewardError("a bad prompt")
+        if "exits" in prompts:
+            raise SystemExit(7)
         if "broken" in prompts:
-            raise SystemExit
+            raise GeneratorExit
         return Rewards(media.pixels.mean((1, 2, 3, 4)), {"twice": media.pixels.sum((1, 2, 3, 4))})
 
 
@@ -189,6 +191,15 @@ def test_a_thread_that_breaks_down_leaves_nobody_waiting(held):
         assert post(url, body).status_code == 500
         assert post(url).status_code == 503
         assert httpx.get(f"{url}/health", timeout=None).status_code == 503
+
+
+def test_a_scorer_that_ends_the_program_ends_one_question(held):
+    held.go.set()
+    with served(held) as url:
+        bad, exits = (post(url, write(question(prompt))) for prompt in ("bad", "exits"))
+        assert exits.status_code == bad.status_code
+        assert exits.json()["scores"] == bad.json()["scores"]
+        assert post(url).status_code == 200
 
 
 def test_models_that_compare_need_groups():

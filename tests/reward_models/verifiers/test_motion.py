@@ -137,7 +137,8 @@ def test_frames_out_of_order_do_not_move_steadily(movement, seed, order):
     shown = clip(movement, seed)
     shuffled = shown[np.random.default_rng(order).permutation(FRAMES)]
     straight, mixed = judged(movement, shown, shuffled)
-    assert mixed.motion <= straight.motion + 1e-9
+    # A shuffle may leave frames nearly in order, and whole pixels alone make a straight path less than straight.
+    assert mixed.motion <= straight.motion + 1e-3
     assert mixed.object == 1
 
 
