@@ -13,7 +13,6 @@ The answer is a JSON object (`Answer`) with one score per sample, null where the
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -266,7 +265,7 @@ def _opened(file: str, where: str, limits: Limits) -> Iterator[tuple[Image.Image
     """Yield a picture whose header has been read, and its file; what Pillow raises meanwhile becomes a refusal."""
     try:
         content = base64.b64decode(file, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # of which binascii has one kind; another says that a character is not ASCII
         raise Refusal(422, "media", f"{where} is not base64") from error
 
     def broken(error: BaseException) -> Refusal:

@@ -109,7 +109,7 @@ SCHEMA = {
     ),
     "what a dynamics says itself": (
         "name: x\ndynamics:\n  type: dance_sde\n  eta: -1",
-        "a.yaml:2: dynamics: eta must be >= 0, got -1.0",
+        "a.yaml:2: dynamics: eta must be >= 0 and finite, got -1.0",
     ),
 }
 

@@ -146,6 +146,14 @@ def test_pictures_are_counted_before_they_are_decoded():
         assert post(url, flat(500), JSON).status_code == 200
 
 
+@pytest.mark.parametrize("file", ["", "A", "AAAA", "\uf64d", "AAA\u00e9"])
+def test_what_is_no_picture_is_the_askers_mistake(file):
+    question = {"version": 1, "id": "one", "prompts": ["a"], "media": [[file]]}
+    with served(Colour()) as url:
+        answer = post(url, json.dumps(question).encode(), JSON)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "media")
+
+
 def test_pictures_of_all_questions_together_are_counted():
     waiting = Waiting()
     found = []
