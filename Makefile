@@ -34,11 +34,11 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 quickstart: $(STAMP) ## Align the tiny FLUX pipeline on the CPU and write runs/quickstart
-	$(BIN)/visalign train configs/quickstart.yaml
+	$(BIN)/visalign train quickstart
 
 quickstart-video: $(STAMP) ## Align the tiny Wan pipeline on the CPU, from text, then from a first frame
-	$(BIN)/visalign train configs/quickstart_video.yaml
-	$(BIN)/visalign train configs/quickstart_image_to_video.yaml
+	$(BIN)/visalign train quickstart_video
+	$(BIN)/visalign train quickstart_image_to_video
 
 test: $(STAMP) ## Run the whole test-suite on the CPU
 	$(PYTEST) -n 2 --dist loadgroup
@@ -82,14 +82,15 @@ bench-gpu: $(STAMP) ## Test the fused kernels on a GPU, then measure them agains
 	$(BIN)/python examples/benchmarks/kernels_gpu.py
 
 # What bench-algorithms compares: those that learn from files by their steps, those that sample by their time.
-OFFLINE := $(patsubst %,configs/quickstart_%.yaml,dpo ipo kto seppo sft)
-OTHER_TASKS := $(patsubst %,configs/quickstart_%.yaml,colour video image_to_video video_dpo video_seppo)
-ONLINE := $(filter-out $(OFFLINE) $(OTHER_TASKS),$(wildcard configs/quickstart.yaml configs/quickstart_*.yaml))
+QUICK := configs/quickstart/quickstart
+OFFLINE := $(patsubst %,$(QUICK)_%.yaml,dpo ipo kto seppo sft)
+OTHER_TASKS := $(patsubst %,$(QUICK)_%.yaml,colour video image_to_video video_dpo video_seppo)
+ONLINE := $(filter-out $(OFFLINE) $(OTHER_TASKS),$(wildcard $(QUICK).yaml $(QUICK)_*.yaml))
 EACH := --parallel 2 --threads 1 --folder runs/algorithms --table docs/algorithms_bench.md
 
 bench-recipes: $(STAMP) ## Run the quickstart's task by four methods on three seeds (half an hour)
-	$(BIN)/python -m examples.benchmarks.recipes configs/quickstart.yaml configs/quickstart_dancegrpo.yaml \
-		configs/quickstart_nft.yaml configs/quickstart_awm.yaml --parallel 2 --threads 1
+	$(BIN)/python -m examples.benchmarks.recipes $(QUICK).yaml $(QUICK)_dancegrpo.yaml \
+		$(QUICK)_nft.yaml $(QUICK)_awm.yaml --parallel 2 --threads 1
 
 bench-algorithms: $(STAMP) ## Run every algorithm on the tiny FLUX on three seeds, and write docs/algorithms_bench.md (hours; resumable)
 	$(BIN)/python -m examples.benchmarks.recipes $(OFFLINE) --steps 100 --section offline $(EACH)

@@ -1,6 +1,6 @@
 """Dynamics of your own are one dataclass; this one draws noise only while a sample is more noise than picture.
 
-visalign train configs/quickstart.yaml name=early \
+visalign train quickstart name=early \
         'source.dynamics={type: "examples.add_a_dynamics:EarlyNoise", share: 0.5}'
 """
 

@@ -1,6 +1,6 @@
 """A reward of your own is a function; this one likes dark pictures with one bright spot.
 
-visalign train configs/quickstart.yaml name=spots \
+visalign train quickstart name=spots \
         'source.reward={type: function, call: "examples.add_a_reward:one_bright_spot"}' \
         evaluation.prompts=null
 """

@@ -1,6 +1,6 @@
 """A reward with fields of its own is one dataclass; `add_a_reward.py` shows the shorter way, a plain function.
 
-visalign train configs/quickstart.yaml name=warm \
+visalign train quickstart name=warm \
         'source.reward={type: "examples.add_a_reward_model:Warmth", gain: 2.0}' evaluation.prompts=null
 """
 

@@ -1,6 +1,6 @@
 """A source of your own is one dataclass; this one samples as `on_policy` does and learns from what did well alone.
 
-visalign train configs/quickstart_nft.yaml name=winners \
+visalign train quickstart_nft name=winners \
         'source={type: "examples.add_a_source:Winners", prompts: 4, reward: {type: shapes, strict: 0.8}}'
 """
 

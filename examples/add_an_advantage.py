@@ -1,6 +1,6 @@
 """An advantage of your own is one dataclass; this one looks at places within a group and not at scores.
 
-visalign train configs/quickstart.yaml name=places \
+visalign train quickstart name=places \
         'source.advantage={type: "examples.add_an_advantage:Places"}'
 """
 

@@ -1,6 +1,6 @@
 """An objective of your own is one dataclass; this one is the policy gradient without any clip.
 
-visalign train configs/quickstart.yaml name=unclipped \
+visalign train quickstart name=unclipped \
         'objective={type: "examples.add_an_objective:Unclipped", weight: equal}'
 """
 

@@ -3,7 +3,7 @@
     python examples/one_page.py [STEPS]
 
 Each step: run the ODE to one early state a prompt, draw G actions there, finish each by ODE, score the pictures, and
-push the denoiser's output towards the actions that did better than their group. `configs/quickstart.yaml` is this
+push the denoiser's output towards the actions that did better than their group. `quickstart` is this
 method with averaging, evaluation, checkpoints and a report around it.
 """
 

@@ -32,7 +32,7 @@ from alignment.training.runtime import Runtime
 from alignment.training.setup import load
 from reward_models.base import Media
 
-RECIPE = "configs/quickstart_dancegrpo.yaml"
+RECIPE = "quickstart_dancegrpo"
 SCALAR = ["objective={type: clipped_surrogate, clip: 1e-4}"]
 MAPPED = [
     "objective={type: vipo, clip: 2e-2}",

@@ -25,7 +25,7 @@ from tests.pipelines.zoo.member import Member, builders
 from tests.support.tiny_rewards import Shelf
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.stem.startswith("quickstart"))
+RECIPES = sorted((ROOT / "configs" / "models").glob("*.yaml"))
 TWINS = {
     "FluxPipeline": "flux",
     "StableDiffusionPipeline": "stable_diffusion",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from alignment.config.shipped import may_mean_a_recipe, meant, placed, recipes, ships
 from alignment.config.synonyms import same_as
 from alignment.config.yaml_nodes import COMMAND_LINE, MAX_DEPTH, MAX_TEXT, Node, parse, show
 from alignment.errors import ConfigError
@@ -20,29 +22,23 @@ MUCH_THE_SAME = 0.75
 def read(path: Path, trail: tuple[Path, ...] = ()) -> Node:
     """Read a config file and the files it extends (relative to it; left to right, then the file itself).
 
+    In place of a file, both may name a recipe that ships, such as `quickstart_nft`.
+
     Raises:
         ConfigError: A file is missing, unreadable, not a mapping, or extends itself.
     """
-    file = os.path.normpath(path)
-    try:
-        with Path(path).open("rb") as opened:  # one that is too long is not read whole; `parse` says so
-            content = opened.read(4 * MAX_TEXT + 8)
-        text = content.decode("utf-8", "strict" if len(content) <= 4 * MAX_TEXT else "ignore")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{file}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
-    except (FileNotFoundError, ValueError):  # ValueError: a name with a null character
-        raise ConfigError(f"{file!r}: there is no such config file. {_neighbour(Path(file))}".rstrip()) from None
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    root = parse(text, file)
+    path = _file(Path(), str(path))
+    root = parse(_text(path), os.path.normpath(path))
     if not isinstance(root.value, dict):
         raise ConfigError(f"{root.where}: a config is a mapping of keys to values; this file is {show(root)}")
-    own = {key: node for key, node in root.value.items() if key != "extends"}
+    own = Node({key: node for key, node in root.value.items() if key != "extends"}, root.where)
     merged = Node({}, root.where)
-    trail = (*trail, Path(path).resolve())
+    trail = (*trail, path.resolve())
     for parent in _parents(root):
-        target = Path(path).parent / str(parent.value)
+        try:
+            target = _file(path.parent, str(parent.value))
+        except ConfigError as error:
+            raise ConfigError(f"{parent.where}: extends: {error}") from None
         if target.resolve() in trail:
             raise ConfigError(
                 f"{parent.where}: extends: {os.path.normpath(target)} goes round: it is this file, or "
@@ -53,22 +49,52 @@ def read(path: Path, trail: tuple[Path, ...] = ()) -> Node:
                 f"{parent.where}: extends: {os.path.normpath(target)} is too deep: at most {MAX_EXTENDS} files may "
                 "extend one another"
             )
-        try:
-            merged = merge(merged, read(target, trail))
-        except ConfigError as error:
-            if target.is_file():
-                raise
-            raise ConfigError(f"{parent.where}: extends: {error}") from None
-    return merge(merged, Node(own, root.where))
+        merged = merge(merged, read(target, trail))
+    return merge(merged, placed(own) if ships(path) else own)
 
 
-def _neighbour(file: Path) -> str:
-    """Return "Did you mean 'x'? " for a config beside `file` that is called much the same, or nothing."""
-    if "\0" in file.name:
+def _text(path: Path) -> str:
+    """Return the text of a config file, no more of it than `parse` takes."""
+    file = os.path.normpath(path)
+    try:
+        with path.open("rb") as opened:
+            content = opened.read(4 * MAX_TEXT + 8)
+        return content.decode("utf-8", "strict" if len(content) <= 4 * MAX_TEXT else "ignore")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{file}:{line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def _file(folder: Path, name: str) -> Path:
+    """Return the config that `name` means in a folder: a file there, else a recipe that ships.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    path = folder / name
+    given = Path(name) if Path(name).name == name else path
+    recipe = None if "\0" in name or os.path.isfile(path) else meant(given)
+    if recipe is not None:
+        if given.suffix:
+            message = f"{given} stands in {recipe} now, which is read; its name is enough: {given.stem}"
+            warnings.warn(message, stacklevel=2)
+        return recipe
+    if not os.path.lexists(path):
+        raise ConfigError(f"{os.path.normpath(path)!r}: there is no such config file. {_neighbour(given)}".rstrip())
+    return path
+
+
+def _neighbour(path: Path) -> str:
+    """Return "Did you mean 'x'? " for a config beside a file that is missing, or a recipe, of much the same name."""
+    if "\0" in path.name:
         return ""
-    beside = {other.stem: str(other) for other in sorted(file.parent.glob("*.yaml"))}
-    close = difflib.get_close_matches(file.stem, beside, n=1, cutoff=MUCH_THE_SAME)
-    return f"Did you mean '{beside[close[0]]}'? " if close else ""
+    known = {other.stem: str(other) for other in sorted(path.parent.glob("*.yaml"))}
+    if may_mean_a_recipe(path):
+        known |= {name: name for name in recipes()}
+    close = difflib.get_close_matches(path.stem, known, n=1, cutoff=MUCH_THE_SAME)
+    return f"Did you mean '{known[close[0]]}'? " if close else ""
 
 
 def _parents(root: Node) -> Sequence[Node]:

@@ -3,48 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import alignment
 from alignment.config import overlay, registry, yaml_nodes
 from alignment.config.build import build, fields_of, members, written
 from alignment.config.listing import explained
 from alignment.config.run import Run
-from alignment.config.yaml_nodes import Node
+from alignment.config.shipped import recipes
 from alignment.errors import ConfigError, EnvironmentProblem
-
-_HOME = Path(alignment.__file__).parent
-CONFIGS = _HOME / "configs" if (_HOME / "configs").is_dir() else _HOME.parent / "configs"
-"""In the package where it was installed from a wheel, beside it in a checkout."""
 
 _WIDTH = 118
 
 
-def recipes() -> dict[str, Path]:
-    """Return the file of every recipe that ships, by its name."""
-    return {file.stem: file for file in sorted(CONFIGS.glob("*.yaml"))}
-
-
 def recipe(name: str) -> Path:
-    """Return the file of a recipe: by its name, by its place in the folder of configs, or one of your own.
+    """Return the file of a recipe: by its name, with or without folder and ending, or one of your own.
 
     Raises:
         ConfigError: There is none.
     """
-    shipped, given = recipes(), Path(name)
+    given, shipped = Path(name), recipes()
     if given.is_file():
         return given
-    stem = given.name.removesuffix(".yaml")
-    if stem not in shipped:
+    if given.stem not in shipped:
         raise ConfigError(
-            f"there is no recipe {name!r}. {overlay.nearest(stem, shipped)}Give a file, or the name of one that ships; "
-            "visalign init lists them"
+            f"there is no recipe {name!r}. {overlay.nearest(given.stem, shipped)}Give a file, or the name of one that "
+            "ships; visalign init lists them"
         )
-    return shipped[stem]
+    return shipped[given.stem]
 
 
 def told() -> str:
@@ -55,8 +43,7 @@ def told() -> str:
 def init(name: str, to: str | None) -> Path:
     """Write a recipe as one whole file, every default and what each field means written out, and return its path.
 
-    Paths in a recipe count from the folder that its own folder stands in. Those that lead somewhere there are written
-    so that they lead there from the current folder, too.
+    Paths to what ships beside the recipes are written so that they lead there from the current folder.
 
     Args:
         name: The recipe.
@@ -69,7 +56,7 @@ def init(name: str, to: str | None) -> Path:
     source = recipe(name)
     target = Path(f"{source.stem}.yaml" if to is None else to)
     registry.look_here()
-    run = build(Run, _placed(overlay.read(source), source.resolve().parents[1]))
+    run = build(Run, overlay.read(source))
     made = f"# Made from the recipe {source.stem}, whole: nothing is taken from elsewhere."
     text = f"{_head(source)}\n{made}\n\n{commented(run)}".lstrip()
     try:
@@ -88,20 +75,6 @@ def _head(file: Path) -> str:
     lines = file.read_text(encoding="utf-8").splitlines()
     count = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return "\n".join(lines[:count])
-
-
-def _placed(node: Node, root: Path) -> Node:
-    """Return a node whose paths, where they lead somewhere from `root`, lead there from the current folder."""
-    match node.value:
-        case dict():
-            return Node({key: _placed(child, root) for key, child in node.value.items()}, node.where)
-        case list():
-            return Node([_placed(child, root) for child in node.value], node.where)
-        case str() if "/" in node.value and (there := root / node.value).exists():
-            inside = there.is_relative_to(Path.cwd().resolve())
-            return Node(os.path.relpath(there) if inside else str(there), node.where)
-        case _:
-            return node
 
 
 # ---- comments --------------------------------------------------------------------------------------------------------

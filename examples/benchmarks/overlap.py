@@ -24,7 +24,7 @@ from alignment.training.runtime import Runtime
 from alignment.training.setup import load
 from examples.benchmarks.conditions import conditions
 
-RECIPE = "configs/quickstart.yaml"
+RECIPE = "quickstart"
 seconds = 0.0
 
 

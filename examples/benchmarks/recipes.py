@@ -1,6 +1,6 @@
 """Run recipes for the same training time on several seeds, and set them side by side.
 
-    python -m examples.benchmarks.recipes configs/quickstart.yaml configs/quickstart_dancegrpo.yaml ...
+    python -m examples.benchmarks.recipes configs/quickstart/quickstart{,_dancegrpo}.yaml ...
 
 With `--steps` every recipe takes so many. Else each first runs a few steps to learn what a step costs here, and with
 `--seconds` takes as many as fit into that time, evaluation not counted. With neither the first one takes the steps of

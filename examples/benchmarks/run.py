@@ -34,8 +34,8 @@ from alignment.training.setup import load
 from examples.benchmarks.conditions import conditions, load_average, said
 from reward_models.base import Media
 
-RECIPE = "configs/quickstart_dancegrpo.yaml"
-QUICKSTART = "configs/quickstart.yaml"
+RECIPE = "quickstart_dancegrpo"
+QUICKSTART = "quickstart"
 
 
 def medians(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

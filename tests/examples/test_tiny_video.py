@@ -123,7 +123,7 @@ def test_a_recipe_takes_two_steps_and_shows_its_clips(recipe, smaller, tmp_path,
     monkeypatch.chdir(ROOT)
     small = ["steps=2", "source.prompts=2", "batch.updates=1", *smaller]
     held_out = ["evaluation.images_per_prompt=1", "evaluation.every=1", "evaluation.curve_images_per_prompt=1"]
-    assert cli.run(["train", f"configs/{recipe}.yaml", f"output.folder={tmp_path}", *small, *held_out]) == 0
+    assert cli.run(["train", recipe, f"output.folder={tmp_path}", *small, *held_out]) == 0
     run = tmp_path / recipe
     assert "direction" in json.loads((run / "summary.json").read_text())["evaluation"]
     assert "data:video/mp4" in (run / "report.html").read_text()

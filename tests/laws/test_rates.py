@@ -62,7 +62,7 @@ def run_training(folder: Path, *words: str) -> Path:
     prompts = (f"data.prompts={folder / 'few.txt'}", f"evaluation.prompts={folder / 'few.txt'}")
     reward = f"source.reward={{type: '{REWARD}'}}"
     there = (f"output.folder={folder}", "name=rates")
-    config = str(ROOT / "configs/quickstart_video.yaml")
+    config = "quickstart_video"
     assert cli.run(["train", config, *small, *few, *prompts, reward, *there, *words]) == 0
     return folder / "rates"
 
@@ -156,7 +156,7 @@ def test_a_pipeline_that_does_not_say_is_taken_as_diffusers_exports_it() -> None
 
 @pytest.mark.parametrize("rate", ["0", "-1", ".inf", ".nan"])
 def test_a_rate_that_is_none_is_refused(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["train", str(ROOT / "configs/quickstart_video.yaml"), f"policy.fps={rate}", "--dry-run"]) == 2
+    assert cli.run(["train", "quickstart_video", f"policy.fps={rate}", "--dry-run"]) == 2
     assert "policy.fps" in capsys.readouterr().err
 
 

@@ -23,7 +23,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from alignment.config.recipes import CONFIGS
+from alignment.config.shipped import CONFIGS
 from alignment.data.prompts import Prompts, read_prompts
 from alignment.errors import PipelineError
 from alignment.policy.latents import Ends, Latents, Sample

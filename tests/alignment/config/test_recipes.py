@@ -14,8 +14,9 @@ from hatchling.builders.wheel import WheelBuilder
 from alignment.cli import main as cli
 from alignment.config.build import fields_of
 from alignment.config.load import load
-from alignment.config.recipes import CONFIGS, init, recipes
+from alignment.config.recipes import init
 from alignment.config.run import Run
+from alignment.config.shipped import recipes
 from alignment.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -35,14 +36,14 @@ def test_it_is_the_run_of_the_recipe(name: str, tmp_path: Path, monkeypatch: pyt
 
 def test_paths_lead_where_they_led(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.run(["init", "configs/quickstart.yaml"]) == 0
+    assert cli.run(["init", "configs/quickstart/quickstart.yaml"]) == 0
     assert cli.run(["train", "quickstart.yaml", "--dry-run"]) == 0
     assert load("quickstart.yaml").policy.pipeline == str(ROOT / "assets" / "tiny_flux")
 
 
 def test_a_recipe_of_ones_own_is_made_whole_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("small.yaml").write_text(f"extends: {CONFIGS / 'quickstart.yaml'}\nname: small\nsteps: 3\n")
+    Path("small.yaml").write_text(f"extends: {recipes()['quickstart']}\nname: small\nsteps: 3\n")
     assert load(init("small.yaml", "whole.yaml")).steps == 3
 
 
@@ -80,4 +81,4 @@ def test_it_works_from_a_wheel(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert load(tmp_path / "mine.yaml") == load(CONFIGS / "flux_dev_lora_grpo.yaml")
+    assert load(tmp_path / "mine.yaml") == load("flux_dev_lora_grpo")

@@ -80,7 +80,7 @@ def counted(run: Run) -> tuple[float, float]:
 @pytest.mark.parametrize("case", CASES)
 def test_flops_of_a_step_are_torchs(case: str) -> None:
     name, changes = CASES[case]
-    run = load(f"configs/{name}.yaml", [*SMALL, *changes])
+    run = load(name, [*SMALL, *changes])
     assert planned(run) == pytest.approx(counted(run), rel=FLOPS)
 
 
@@ -139,7 +139,7 @@ def test_autocast_halves_activations() -> None:
 
 
 def test_a_plan_adds_up() -> None:
-    run = load("configs/quickstart_dancegrpo.yaml", [*SMALL, "policy.lora=null"])
+    run = load("quickstart_dancegrpo", [*SMALL, "policy.lora=null"])
     made = plan.plan(run, plan.Setup(gpu("h100")))
     denoiser = next(n for n in made.networks if n.name == "transformer")
     assert denoiser.trained == denoiser.parameters
@@ -153,7 +153,7 @@ def test_a_plan_adds_up() -> None:
 
 
 def test_sharding_divides_what_is_trained() -> None:
-    run = load("configs/quickstart_dancegrpo.yaml", [*SMALL, "policy.lora=null"])
+    run = load("quickstart_dancegrpo", [*SMALL, "policy.lora=null"])
     alone = plan.plan(run, plan.Setup(gpu("h100"), gpus=2)).memory["optimizer step"]
     shared = plan.plan(run, plan.Setup(gpu("h100"), gpus=2, sharding="fsdp2")).memory["optimizer step"]
     assert shared["optimizer"] == alone["optimizer"] / 2
@@ -161,17 +161,17 @@ def test_sharding_divides_what_is_trained() -> None:
 
 
 def test_more_gpus_do_less_each() -> None:
-    run = load("configs/quickstart_dancegrpo.yaml", SMALL)
+    run = load("quickstart_dancegrpo", SMALL)
     one, two = (plan.plan(run, plan.Setup(gpu("4090"), gpus=n)) for n in (1, 2))
     assert two.flops["rollout"] == pytest.approx(one.flops["rollout"] / 2)
 
 
 def test_the_command_prints_tables_and_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["plan", "configs/quickstart.yaml", *SMALL, "--gpu", "l40s"]) == 0
+    assert cli.run(["plan", "quickstart", *SMALL, "--gpu", "l40s"]) == 0
     told = capsys.readouterr().out
     assert "fits" in told
     assert "transformer weights" in told
-    assert cli.run(["plan", "configs/quickstart.yaml", *SMALL, "--json", "--peak-fraction", "0.2"]) == 0
+    assert cli.run(["plan", "quickstart", *SMALL, "--json", "--peak-fraction", "0.2"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["flops_per_step"]["total"] == pytest.approx(
         found["seconds_per_step"]["total"] * 0.2 * gpu("h200").half
@@ -191,7 +191,7 @@ def test_the_command_prints_tables_and_json(capsys: pytest.CaptureFixture[str]) 
     ],
 )
 def test_what_cannot_be_planned_is_said(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["plan", "configs/quickstart.yaml", *words]) == 2
+    assert cli.run(["plan", "quickstart", *words]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -199,7 +199,7 @@ def test_a_folder_of_another_class_is_refused(tmp_path: Path, capsys: pytest.Cap
     folder = shutil.copytree(ROOT / "assets/tiny_flux", tmp_path / "flux")
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "HyperPipeline"}))
-    assert cli.run(["plan", "configs/quickstart.yaml", f"policy.pipeline={folder}"]) == 2
+    assert cli.run(["plan", "quickstart", f"policy.pipeline={folder}"]) == 2
     assert "is a HyperPipeline, which this diffusers does not have" in capsys.readouterr().err
 
 
@@ -207,8 +207,8 @@ def test_no_weights_are_read(tmp_path: Path) -> None:
     folder = shutil.copytree(ROOT / "assets/tiny_flux", tmp_path / "flux")
     for file in folder.rglob("*.safetensors"):
         file.unlink()
-    run = load("configs/quickstart.yaml", [*SMALL, f"policy.pipeline={folder}"])
-    whole = load("configs/quickstart.yaml", SMALL)
+    run = load("quickstart", [*SMALL, f"policy.pipeline={folder}"])
+    whole = load("quickstart", SMALL)
     assert planned(run) == planned(whole)
 
 
@@ -247,5 +247,5 @@ def test_gpus_have_names_of_their_own() -> None:
 
 def test_a_gradient_through_the_decoder_is_not_planned_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     changes = ("data.prompts=prompts.txt", "evaluation={prompts: null}", "source.prompts=2")
-    assert cli.run(["plan", "configs/quickstart_draft.yaml", *changes]) == 2
+    assert cli.run(["plan", "quickstart_draft", *changes]) == 2
     assert "DRaFT keeps the graph of decoder and reward model" in capsys.readouterr().err
