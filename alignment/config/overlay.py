@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from alignment.config.shipped import may_mean_a_recipe, meant, placed, recipes, ships
+from alignment.config.shipped import called, from_here, layers, placed, recipes, ships
 from alignment.config.synonyms import same_as
 from alignment.config.yaml_nodes import COMMAND_LINE, MAX_DEPTH, MAX_TEXT, Node, parse, show
 from alignment.errors import ConfigError
@@ -22,7 +22,7 @@ MUCH_THE_SAME = 0.75
 def read(path: Path, trail: tuple[Path, ...] = ()) -> Node:
     """Read a config file and the files it extends (relative to it; left to right, then the file itself).
 
-    In place of a file, both may name a recipe that ships, such as `quickstart_nft`.
+    In place of a file, both may name what ships: a recipe, such as `quickstart_nft`, or a layer, `algorithms/nft`.
 
     Raises:
         ConfigError: A file is missing, unreadable, not a mapping, or extends itself.
@@ -68,32 +68,32 @@ def _text(path: Path) -> str:
 
 
 def _file(folder: Path, name: str) -> Path:
-    """Return the config that `name` means in a folder: a file there, else a recipe that ships.
+    """Return the config that `name` means in a folder: a file there, else a recipe or layer that ships.
 
     Raises:
         ConfigError: If it is neither.
     """
     path = folder / name
-    given = Path(name) if Path(name).name == name else path
-    recipe = None if "\0" in name or os.path.isfile(path) else meant(given)
-    if recipe is not None:
-        if given.suffix:
-            message = f"{given} stands in {recipe} now, which is read; its name is enough: {given.stem}"
+    shipped = {**recipes(), **layers()}
+    meant = None if "\0" in name or os.path.isfile(path) else called(folder, name)
+    if meant in shipped:
+        found = from_here(shipped[meant])
+        if meant != name:
+            message = f"{os.path.normpath(path)} stands in {found} now, which is read; its name is enough: {meant}"
             warnings.warn(message, stacklevel=2)
-        return recipe
+        return Path(found)
     if not os.path.lexists(path):
-        raise ConfigError(f"{os.path.normpath(path)!r}: there is no such config file. {_neighbour(given)}".rstrip())
+        hint = "" if "\0" in name else _neighbour(path, meant, shipped)
+        raise ConfigError(f"{os.path.normpath(path)!r}: there is no such config file. {hint}".rstrip())
     return path
 
 
-def _neighbour(path: Path) -> str:
-    """Return "Did you mean 'x'? " for a config beside a file that is missing, or a recipe, of much the same name."""
-    if "\0" in path.name:
-        return ""
+def _neighbour(path: Path, meant: str | None, shipped: Iterable[str]) -> str:
+    """Return "Did you mean 'x'? " for a config of much the same name, beside a missing one or among those that ship."""
     known = {other.stem: str(other) for other in sorted(path.parent.glob("*.yaml"))}
-    if may_mean_a_recipe(path):
-        known |= {name: name for name in recipes()}
-    close = difflib.get_close_matches(path.stem, known, n=1, cutoff=MUCH_THE_SAME)
+    if meant is not None:
+        known |= {name: name for name in shipped}
+    close = difflib.get_close_matches(meant or path.stem, known, n=1, cutoff=MUCH_THE_SAME)
     return f"Did you mean '{known[close[0]]}'? " if close else ""
 
 

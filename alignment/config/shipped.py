@@ -13,7 +13,9 @@ CONFIGS = _HOME / "configs" if (_HOME / "configs").is_dir() else _HOME.parent / 
 """In the package where it was installed from a wheel, beside it in a checkout."""
 
 FOLDERS = ("quickstart", "models")
-"""Folders of whole runs. What stands in the others is a layer of such a run, or is read by other programs."""
+"""Folders of whole runs."""
+LAYERS = "algorithms"
+"""The folder of layers: what an algorithm settles of a run, to be laid on a model's."""
 
 
 def recipes() -> dict[str, Path]:
@@ -21,19 +23,22 @@ def recipes() -> dict[str, Path]:
     return {file.stem: file for folder in FOLDERS for file in sorted((CONFIGS / folder).glob("*.yaml"))}
 
 
-def may_mean_a_recipe(path: Path) -> bool:
-    """Say whether a path where no file is looks like a recipe's.
+def layers() -> dict[str, Path]:
+    """Return the file of every layer by its name, `algorithms/NAME`."""
+    return {f"{LAYERS}/{file.stem}": file for file in sorted((CONFIGS / LAYERS).glob("*.yaml"))}
 
-    A recipe is its name alone, such as `quickstart_nft`, or `configs/NAME.yaml`, where all recipes stood once.
+
+def called(folder: Path, name: str) -> str | None:
+    """Return what a config that ships would be called, where no file in `folder` has this name; None if nothing.
+
+    Recipes are called by their names, such as `quickstart_nft`, layers `algorithms/NAME`. `configs/NAME.yaml`, where
+    all recipes stood once, is a recipe's name, too.
     """
-    name_alone = path.name == str(path) and not path.suffix
-    return name_alone or (path.suffix == ".yaml" and path.parent.resolve() == CONFIGS.resolve())
-
-
-def meant(path: Path) -> Path | None:
-    """Return the recipe that a path means where no file is; None if it means none."""
-    found = recipes().get(path.stem) if may_mean_a_recipe(path) else None
-    return None if found is None else Path(from_here(found))
+    path = Path(name)
+    if not path.suffix:
+        return name if path.name == name or path.parent == Path(LAYERS) else None
+    flat = path.suffix == ".yaml" and (folder / path).parent.resolve() == CONFIGS.resolve()
+    return path.stem if flat else None
 
 
 def ships(path: Path) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from alignment.config.load import load
-from alignment.config.shipped import CONFIGS, FOLDERS, recipes
+from alignment.config.shipped import CONFIGS, FOLDERS, LAYERS, layers, recipes
 from alignment.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -18,7 +19,7 @@ OTHERS = ("accelerate", "architectures")
 
 def test_a_recipe_stands_in_a_folder_and_its_name_is_its_own() -> None:
     files = [path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml")]
-    assert {path.parts[0] for path in files} == {*FOLDERS, *OTHERS}
+    assert {path.parts[0] for path in files} == {*FOLDERS, LAYERS, *OTHERS}
     names = Counter(path.stem for path in files if path.parts[0] in FOLDERS)
     assert set(names.values()) == {1}
     assert set(names) == set(recipes())
@@ -61,6 +62,7 @@ def test_a_file_of_ones_own_comes_before_a_recipe(tmp_path: Path, monkeypatch: p
         ("mine/quickstart.yaml", ""),
         ("quickstart.yaml", ""),
         ("nothing_like_it", ""),
+        ("algorithms/dnacegrpo", " Did you mean 'algorithms/dancegrpo'?"),
     ],
 )
 def test_a_missing_config_is_no_recipe(path: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,3 +71,36 @@ def test_a_missing_config_is_no_recipe(path: str, hint: str, tmp_path: Path, mon
     with pytest.raises(ConfigError) as caught:
         load(path)
     assert str(caught.value) == f"{path!r}: there is no such config file.{hint}"
+
+
+GIVEN = {"source.prompts": "16", "source.reward": "{type: hpsv2}"}
+MODEL = """
+policy: {pipeline: any/model, call: {height: 512, width: 512, num_inference_steps: 20}}
+data: {prompts: some.jsonl}
+"""
+
+
+@pytest.mark.parametrize("name", layers())
+def test_a_layer_on_a_model_lacks_what_it_says_that_it_lacks(name: str, tmp_path: Path) -> None:
+    own = (CONFIGS / f"{name}.yaml").read_text()
+    head = " ".join(line.lstrip("# ") for line in own.splitlines() if line.startswith("#"))
+    assert "to be laid on a " in head
+    assert "Values: " in head
+    assert "policy:" not in own
+    (tmp_path / "model.yaml").write_text(MODEL)
+    (tmp_path / "mine.yaml").write_text(f"extends: [model.yaml, {name}]\nname: mine\nsteps: 1\n")
+    asked = set(re.findall(r"source\.\w+", head))
+    run = load(tmp_path / "mine.yaml", [f"{key}={GIVEN[key]}" for key in asked])
+    assert run.policy.pipeline == "any/model"
+    for key in asked:
+        with pytest.raises(ConfigError, match=key.rpartition(".")[2]):
+            load(tmp_path / "mine.yaml", [f"{other}={GIVEN[other]}" for other in asked - {key}])
+
+
+def test_a_layer_changes_the_algorithm_of_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "extends: [flux_dev_lora_grpo, algorithms/nft]\nname: mine\nsource: {reward: {type: pickscore}}\n"
+    )
+    run, model, donor = load(tmp_path / "mine.yaml"), load("flux_dev_lora_grpo"), load("sd35_medium_lora_nft")
+    assert run.policy == model.policy
+    assert (run.source, run.objective, run.snapshots) == (donor.source, donor.objective, donor.snapshots)
