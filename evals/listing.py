@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 from alignment.config import registry
 from evals.benchmarks.base import Benchmark
@@ -32,8 +32,7 @@ def rewards() -> list[Listed]:
     found = []
     for name in registry.known(RewardModel):
         cls = registry.find(RewardModel, name)
-        own = {key: _said(inspect.getattr_static(cls, key)) for key in ("differentiable", "scope")}
-        found.append(Listed(name, _summary(cls), **own))
+        found.append(Listed(name, _summary(cls), *(_fact(cls, key) for key in ("differentiable", "scope"))))
     return found
 
 
@@ -46,7 +45,12 @@ def _summary(cls: type) -> str:
     return (inspect.getdoc(cls) or "").partition("\n")[0]
 
 
-def _said(value: object) -> str:
+def _fact(cls: type, name: str) -> str:
+    """Return what a class says of itself, or by default; "by its parts" where that hangs on what it is made of."""
+    value: object = inspect.getattr_static(cls, name)
+    made_of_nothing = all(f.default is not MISSING or f.default_factory is not MISSING for f in fields(cls))
+    if isinstance(value, property) and made_of_nothing:
+        value = value.__get__(cls())
     if isinstance(value, bool):
         return "yes" if value else "no"
     return value if isinstance(value, str) else "by its parts"

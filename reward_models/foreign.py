@@ -61,10 +61,10 @@ def _package(module: str) -> str:
 
 
 _NO_ROOM = ("out of memory", "defaultcpuallocator", "cannot allocate memory")
-"""How a refused allocation reads: torch.OutOfMemoryError on devices, a plain RuntimeError from the CPU's allocator."""
+"""How a refused allocation reads: OutOfMemoryError on devices, a plain RuntimeError from the CPU's allocator."""
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out, on a device or in the machine."""
     said = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_ROOM)
-    return said or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return said or isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)

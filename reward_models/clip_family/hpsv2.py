@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
+from PIL.Image import Image
 
 from reward_models.base import KnownAnswer, RewardModel, Size
+from reward_models.clip_family.official import Implementation, OfficialScorer, Package
 from reward_models.clip_family.towers import CosineScorer, load_open_clip, vit_h
 from reward_models.loading.inputs import check_prompts
 from reward_models.loading.sanity_samples import colours
@@ -16,6 +20,9 @@ from reward_models.loading.weights import Dtype, find_file
 
 _NAME = "hpsv2"
 _OFFICIAL = "xswu/HPSv2/HPS_v2.1_compressed.pt"
+_PACKAGE = Package(_NAME, "hpsv2.img_score", "hpsv2")
+_UNREAD = ("architecture", "antialias", "dtype", "batch_size")
+"""By the authors' package."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class HPSv2(RewardModel):
         antialias: Average when shrinking. False reproduces numbers made with torchvision before 0.17.
         dtype: What the network computes in.
         batch_size: Frames at once.
+        implementation: "official" scores through the authors' package `hpsv2` (extra `hpsv2`): ViT-H-14 in mixed
+            precision, one picture at a time, on the first GPU if there is one, without a gradient.
 
     Source: HPSv2 (arXiv 2306.09341); weights and code under Apache-2.0.
     """
@@ -42,11 +51,17 @@ class HPSv2(RewardModel):
     antialias: bool = True
     dtype: Dtype = "float32"
     batch_size: int = 32
+    implementation: Implementation = "native"
 
-    differentiable: ClassVar[bool] = True
+    @property
+    def differentiable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
+        """Whether a gradient reaches the pixels; the authors' package gives none."""
+        return self.implementation == "native"
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Refuse empty and endless prompts."""
+        """Refuse empty and endless prompts, and a package that is asked for and not there."""
+        if self.implementation == "official":
+            _PACKAGE.check(self, _UNREAD)
         check_prompts(_NAME, prompts)
 
     def size(self) -> Size | None:
@@ -61,15 +76,23 @@ class HPSv2(RewardModel):
         """None: a score is one number."""
         return ()
 
-    def load(self, *, device: torch.device) -> CosineScorer:
+    def load(self, *, device: torch.device) -> CosineScorer | OfficialScorer:
         """Return the scorer.
 
         Raises:
-            RewardError: If the checkpoint or open_clip is missing, or the checkpoint is not this model's.
+            RewardError: If the checkpoint or a package is missing, or the checkpoint is not this model's.
         """
+        if self.implementation == "official":
+            package = _PACKAGE.load()
+            return OfficialScorer(_NAME, partial(_read, package, find_file(_NAME, self.weights, self.revision)))
         file = find_file(_NAME, self.weights, self.revision)
         towers = load_open_clip(
             _NAME, file, architecture=self.architecture, device=device, dtype=self.dtype, padded=True,
             antialias=self.antialias,
         )  # fmt: skip
         return CosineScorer(towers, 1.0, self.batch_size)
+
+
+def _read(package: Any, file: Path, prompt: str, pictures: list[Image]) -> Sequence[float]:
+    """Ask the authors' package, which reads the checkpoint anew for every prompt."""
+    return package.score(pictures, prompt, cp=str(file))

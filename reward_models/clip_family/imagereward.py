@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
 from reward_models.clip_family.linear_head import linear_head
+from reward_models.clip_family.official import Implementation, OfficialScorer, Package
 from reward_models.loading.inputs import check_media, check_prompts, frames, per_clip, warn_cut
 from reward_models.loading.preprocess import centre_crop, normalise, shortest_side
 from reward_models.loading.sanity_samples import colours
@@ -30,6 +32,9 @@ from reward_models.loading.weights import (
 
 _NAME = "imagereward"
 _OFFICIAL = "THUDM/ImageReward/ImageReward.pt"
+_PACKAGE = Package(_NAME, "ImageReward", "image-reward")
+_UNREAD = ("tokenizer", "vision_heads", "dtype", "batch_size")
+"""By the authors' package."""
 
 _SIDE = 224
 _TOKENS = 35
@@ -66,6 +71,8 @@ class ImageReward(RewardModel):
         vision_heads: Attention heads of the picture encoder, which no file records: 16 in the ViT-L of the checkpoint.
         dtype: What the encoders compute in; the head is always float32.
         batch_size: Frames at once.
+        implementation: "official" scores through the authors' package `image-reward` (extra `image-reward`): ViT-L in
+            float32, one picture at a time, without a gradient.
 
     Source: ImageReward (arXiv 2304.05977); weights and code under Apache-2.0.
     """
@@ -77,27 +84,37 @@ class ImageReward(RewardModel):
     vision_heads: int = 16
     dtype: Dtype = "float32"
     batch_size: int = 32
+    implementation: Implementation = "native"
 
-    differentiable: ClassVar[bool] = True
+    @property
+    def differentiable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
+        """Whether a gradient reaches the pixels; the authors' package gives none."""
+        return self.implementation == "native"
 
     def check(self, prompts: Sequence[str]) -> None:
-        """Refuse empty and endless prompts."""
+        """Refuse empty and endless prompts, and a package that is asked for and not there."""
+        if self.implementation == "official":
+            _PACKAGE.check(self, _UNREAD)
         check_prompts(_NAME, prompts)
 
     def known_answers(self) -> Sequence[KnownAnswer]:
         """Return pictures of one colour with its name, for the official weights alone."""
         return colours() if self.weights == _OFFICIAL else ()
 
-    def load(self, *, device: torch.device) -> ImageRewardScorer:
+    def load(self, *, device: torch.device) -> ImageRewardScorer | OfficialScorer:
         """Return the scorer.
 
         Raises:
-            RewardError: If a file is missing, damaged, or the checkpoint is not this model's.
+            RewardError: If a file or a package is missing, damaged, or the checkpoint is not this model's.
         """
         from transformers import AutoTokenizer
 
+        package = _PACKAGE.load() if self.implementation == "official" else None
         file = find_file(_NAME, self.weights, self.revision)
         config = find_file(_NAME, self.med_config, self.revision)
+        if package is not None:
+            model = package.load(str(file), device=device, med_config=str(config))
+            return OfficialScorer(_NAME, partial(_ask, model))
         vocabulary = find_folder(_NAME, self.tokenizer, weights=False)
         try:
             tokenizer = AutoTokenizer.from_pretrained(vocabulary)
@@ -112,6 +129,11 @@ class ImageReward(RewardModel):
         head = linear_head(_NAME, parts["mlp"], text.config.hidden_size)
         told = Provenance((file, config), f"shorter side {_SIDE}, bicubic, centre crop; {_TOKENS} tokens")
         return ImageRewardScorer(vision.to(device), text.to(device), head.to(device), tokenizer, told, self.batch_size)
+
+
+def _ask(model: Any, prompt: str, pictures: list[Image]) -> Sequence[float]:
+    """Ask the authors' package, which gives a list of one picture no list of scores."""
+    return [model.score(prompt, picture) for picture in pictures]
 
 
 def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

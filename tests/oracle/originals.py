@@ -27,7 +27,12 @@ from ImageReward.models.BLIP.vit import VisionTransformer
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from named_weights import PROMPTS, SIZES, filled, picture
+
+from reward_models.base import Media, RewardModel
+from reward_models.clip_family.hpsv2 import HPSv2
+from reward_models.clip_family.imagereward import ImageReward as OurImageReward
 
 aesthetic_score = importlib.import_module("ImageReward.models.AestheticScore")  # a class of the same name hides it
 SIZE, FOLDER = sys.argv[1], Path(sys.argv[2])
@@ -38,6 +43,13 @@ FILES = [str(FOLDER / f"{number}.png") for number in range(len(SIZES))]
 def fill(model: torch.nn.Module) -> None:
     model.load_state_dict(filled(model.state_dict()))
     model.eval()
+
+
+def score_officially(model: RewardModel) -> list[list[float]]:
+    """Return what our way to the package gives; what it loads is what was scored here before."""
+    scorer = model.load(device=torch.device("cpu"))
+    levels = [torch.from_numpy(picture(number)).permute(2, 0, 1)[None, None] for number in range(len(SIZES))]
+    return [[scorer(media=Media(one / 255), prompts=[text]).value.item() for one in levels] for text in PROMPTS]
 
 
 def score_hpsv2() -> list[list[float]]:
@@ -71,6 +83,8 @@ def score_imagereward() -> list[list[float]]:
         model.mlp = MLP(48)
     fill(model)
     torch.save(model.state_dict(), FOLDER / "ImageReward.pt")
+    utils = importlib.import_module("ImageReward.utils")
+    utils.ImageReward = lambda device, med_config: model  # of whichever size
     with torch.no_grad():
         return [model.inference_rank(text, FILES)[1] for text in PROMPTS]
 
@@ -93,5 +107,8 @@ def score_aesthetic() -> list[float]:
 
 for number, file in enumerate(FILES):
     Image.fromarray(picture(number)).save(file)
-scores = {"hpsv2": score_hpsv2(), "imagereward": score_imagereward(), "aesthetic": score_aesthetic()}
+scores: dict[str, object] = {"hpsv2": score_hpsv2(), "imagereward": score_imagereward(), "aesthetic": score_aesthetic()}
+scores["hpsv2, officially"] = score_officially(HPSv2(weights=str(FOLDER / "HPS.pt"), implementation="official"))
+files = {"weights": str(FOLDER / "ImageReward.pt"), "med_config": str(FOLDER / "med_config.json")}
+scores["imagereward, officially"] = score_officially(OurImageReward(**files, implementation="official"))
 (FOLDER / "scores.json").write_text(json.dumps(scores))

@@ -128,6 +128,12 @@ def test_imagereward(scored: Path) -> None:
     assert difference(scored, "imagereward", ours(model, PROMPTS)) < PARITY
 
 
+@pytest.mark.parametrize("name", ["hpsv2", "imagereward"])
+def test_our_way_to_the_package_gives_its_scores(scored: Path, name: str) -> None:
+    scores = json.loads((scored / "scores.json").read_text())
+    assert scores[f"{name}, officially"] == scores[name]
+
+
 def test_aesthetic(scored: Path) -> None:
     model = Aesthetic(
         head=str(scored / "head.pth"), backbone=str(scored / "clip.pt"), architecture=str(scored / "clip.json")
