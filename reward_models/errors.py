@@ -24,12 +24,14 @@ def broken(what: object, error: BaseException) -> RewardError:
 
 @contextmanager
 def users_code(what: str) -> Iterator[None]:
-    """Run a user's code: it may raise anything or end the program, and the error has to name that code.
+    """Run a user's code: it may raise anything or try to end the program, and the error has to name that code.
 
     Raises:
         RewardError: If it did, naming `what`; the cause stays attached.
     """
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:  # that is for who sits at the keyboard
+        raise
+    except BaseException as error:
         raise broken(what, error) from error

@@ -42,8 +42,10 @@ class ForeignCode:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        ends = isinstance(error, SystemExit)  # other people's code does not decide when the program does
-        if (ends or isinstance(error, Exception)) and not out_of_memory(error) and self._is_theirs(error, trace):
+        # Other people's code does not decide when the program ends; who sits at the keyboard does.
+        if error is None or isinstance(error, KeyboardInterrupt) or out_of_memory(error):
+            return
+        if self._is_theirs(error, trace):
             raise self._make(error) from error
 
     def _is_theirs(self, error: BaseException, trace: TracebackType | None) -> bool:

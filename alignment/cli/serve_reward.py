@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import math
 import resource
@@ -13,7 +14,7 @@ from alignment.config import build
 from alignment.config.device import parse_device
 from alignment.errors import ConfigError, EnvironmentProblem
 from alignment.reports.terminal import show
-from reward_models.base import Loaded, RewardModel, load_reward
+from reward_models.base import Loaded, RewardError, RewardModel, load_reward
 from reward_models.loading.extras import extra
 from reward_models.loading.fingerprint import fingerprint
 from reward_models.serving.connections import Connections, server_of
@@ -73,7 +74,7 @@ def main(name: str, overrides: Sequence[str], serving: Serving) -> int:
     Raises:
         ConfigError: If there is no such reward, or it may not be served like this.
         EnvironmentProblem: If the address cannot be had.
-        RewardError: If the reward cannot be loaded, or does not give its known answers.
+        RewardError: If the reward cannot be loaded, does not give its known answers, or breaks down for good.
     """
     for package in ("uvicorn", "fastapi"):
         extra("serve-reward", package, "serve")
@@ -87,12 +88,15 @@ def main(name: str, overrides: Sequence[str], serving: Serving) -> int:
         settings = Settings(fingerprint(loaded), token, serving.limits, patience=serving.patience)
         service = Service(loaded, rows=serving.rows, queue=serving.queue, pixels=serving.limits.total)
         server = server_of(application(service, settings), connections)
+        service.when_broken = functools.partial(setattr, server, "should_exit", True)
         host, port = listener.getsockname()[:2]
         show(
             f"{loaded.model} {settings.fingerprint} at http://{f'[{host}]' if ':' in host else host}:{port}, "
             f"{len(answers)} known answers given, {'with' if token else 'without'} a token"
         )
         server.run(sockets=[listener])
+    if service.broke_down:
+        raise RewardError(f"{loaded.model} ended the thread that scores; the traceback above says how")
     return 0
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from reward_models.base import Loaded, Media, RewardError, Rewards
 from reward_models.combinators.pieces import put_together
+from reward_models.errors import broken
+from reward_models.foreign import out_of_memory
 from reward_models.serving.wire import Limits, ParsedQuestion, Refusal
 
 
@@ -39,18 +42,25 @@ class _Job:
 class Service:
     """A loaded reward behind a queue.
 
+    What a model raises, and memory that runs out, answer the question that met them. Anything else is a fault of ours
+    or an interrupt: then all who wait are told, and nothing is answered any more.
+
     Attributes:
         loaded: What scores.
         rows: Most samples scored in one call.
         linger: Seconds to wait for more of them.
         queue: Questions that may wait; more are refused.
         pixels: Most pixels of questions that are scored together; one with more is scored alone.
+        when_broken: Called in the end, from the thread that scores, if that breaks down.
+        broke_down: Whether it has.
     """
 
     def __init__(
         self, loaded: Loaded, *, rows: int = 16, linger: float = 0.002, queue: int = 256, pixels: int = Limits.total
     ) -> None:
         self.loaded, self.rows, self.linger, self.queue, self.pixels = loaded, rows, linger, queue, pixels
+        self.when_broken: Callable[[], object] = lambda: None
+        self.broke_down = False
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -95,20 +105,24 @@ class Service:
         self._thread.join()
 
     def _work(self) -> None:
-        try:
+        with ExitStack() as at_the_end:
+            at_the_end.callback(self._break_down)
             while jobs := self._next():
                 start = time.monotonic()
                 self._answer(jobs)
                 self._seconds += 0.1 * ((time.monotonic() - start) / len(jobs) - self._seconds)
-        finally:
-            # Also where the thread breaks down: nobody waits for an answer that does not come.
-            with self._changed:
-                self._closing = True
-                left = list(self._waiting)
-                self._waiting.clear()
-            for job in left:
-                if job.answer.set_running_or_notify_cancel():
-                    job.answer.set_exception(Refusal(503, "stopping", "the scorer has broken down", wait=5))
+            at_the_end.pop_all()
+
+    def _break_down(self) -> None:
+        """Take no more, and refuse all who wait: nobody waits for an answer that does not come."""
+        with self._changed:
+            self._closing = self.broke_down = True
+            left = list(self._waiting)
+            self._waiting.clear()
+        for job in left:
+            if job.answer.set_running_or_notify_cancel():
+                job.answer.set_exception(Refusal(503, "stopping", "the scorer has broken down", wait=5))
+        self.when_broken()
 
     def _next(self) -> list[_Job]:
         """Return questions to be scored together, when there are some; none when it is time to leave."""
@@ -144,7 +158,7 @@ class Service:
     def _answer(self, jobs: list[_Job]) -> None:
         unsent = list(jobs)
         try:
-            verdicts = self._score(jobs)
+            verdicts = self._score([job.asked for job in jobs])
             for job, verdict in zip(jobs, verdicts, strict=True):
                 job.answer.set_result(verdict)
                 unsent.remove(job)
@@ -152,14 +166,11 @@ class Service:
             for job in unsent:
                 job.answer.set_exception(Refusal(500, "broken", "the scorer has broken down"))
 
-    def _score(self, jobs: list[_Job]) -> list[Outcome]:
-        questions = [job.asked for job in jobs]
+    def _score(self, questions: Sequence[ParsedQuestion]) -> list[Outcome]:
         if len(questions) == 1:
             return [self._score_apart(questions[0])]
-        medias = [asked.media for asked in questions]
-        texts = [text for asked in questions for text in asked.prompts]
         try:
-            rewards = self._call(_joined(medias), texts, _apart([asked.group for asked in questions]))
+            rewards = self._call(questions)
         except RewardError:
             return [self._score_apart(asked) for asked in questions]
         ends = torch.tensor([len(asked) for asked in questions]).cumsum(0).tolist()
@@ -170,31 +181,48 @@ class Service:
 
     def _score_apart(self, asked: ParsedQuestion) -> Outcome:
         """Score one question in calls of at most `rows`; where one fails, sample by sample or group by group."""
-        media, everything = asked.media, torch.arange(len(asked))
+        everything = torch.arange(len(asked))
         smallest = list(everything.split(1))
         pieces = list(everything.split(self.rows))
         if self.loaded.model.scope == "group" and asked.group is not None:
             pieces = smallest = [(asked.group == one).nonzero()[:, 0] for one in asked.group.unique()]
         found: list[tuple[Tensor, Rewards | str]] = []
         for rows in pieces:
-            answer = self._try(media, asked, rows)
+            answer = self._try(asked, rows)
             if isinstance(answer, str) and pieces is not smallest:
-                found += [(row, self._try(media, asked, row)) for row in rows.split(1)]
+                found += [(row, self._try(asked, row)) for row in rows.split(1)]
             else:
                 found.append((rows, answer))
         return _verdict(found, len(asked))
 
-    def _try(self, media: Media, asked: ParsedQuestion, rows: Tensor) -> Rewards | str:
-        group = None if asked.group is None else asked.group[rows]
+    def _try(self, asked: ParsedQuestion, rows: Tensor) -> Rewards | str:
         try:
-            return self._call(media[rows], [asked.prompts[row] for row in rows.tolist()], group)
+            return self._call([asked], rows)
         except RewardError as error:
             return str(error)
 
-    def _call(self, media: Media, prompts: Sequence[str], group: Tensor | None) -> Rewards:
-        with torch.no_grad():
-            rewards = self.loaded(media=media, prompts=prompts, group=group)
-        return Rewards(rewards.value.cpu(), {name: part.cpu() for name, part in rewards.parts.items()})
+    def _call(self, questions: Sequence[ParsedQuestion], rows: Tensor | None = None) -> Rewards:
+        """Score questions together, or some rows of one.
+
+        Raises:
+            RewardError: If the model fails, or there is no memory for their pixels.
+        """
+        try:
+            with torch.no_grad():
+                parts = [asked if rows is None else asked[rows] for asked in questions]
+                prompts = [text for asked in parts for text in asked.prompts]
+                rewards = self.loaded(
+                    media=_joined([asked.media for asked in parts]),
+                    prompts=prompts,
+                    group=_apart([asked.group for asked in parts]),
+                )
+            return Rewards(rewards.value.cpu(), {name: part.cpu() for name, part in rewards.parts.items()})
+        except RewardError:
+            raise
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise broken(self.loaded.model, error) from error
 
 
 def _verdict(found: Sequence[tuple[Tensor, Rewards | str]], count: int) -> Outcome:
@@ -210,6 +238,8 @@ def _verdict(found: Sequence[tuple[Tensor, Rewards | str]], count: int) -> Outco
 
 
 def _joined(medias: Sequence[Media]) -> Media:
+    if len(medias) == 1:
+        return medias[0]
     sources = [media.source for media in medias]
     source = _joined([one for one in sources if one is not None]) if sources[0] is not None else None
     return Media(torch.cat([media.pixels for media in medias]), medias[0].fps, source)

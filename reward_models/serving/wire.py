@@ -16,7 +16,7 @@ import base64
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -125,6 +125,11 @@ class ParsedQuestion:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def __getitem__(self, rows: Tensor) -> ParsedQuestion:
+        source, group = (None if one is None else one[rows] for one in (self.source, self.group))
+        prompts = tuple(self.prompts[row] for row in rows.tolist())
+        return replace(self, prompts=prompts, pixels=self.pixels[rows], source=source, group=group)
 
     @property
     def shape(self) -> tuple[object, ...]:

@@ -8,14 +8,21 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+import httpx
 import pytest
 import torch
 
 from alignment.cli import main as cli
-from reward_models.base import Media, load_reward
+from reward_models.base import Media, RewardModel, Rewards, load_reward
 from reward_models.serving.remote import Remote
+from tests.support.questions import post
 
 ROOT = Path(__file__).parents[3]
 TOKEN = "a-token-of-more-than-16-letters"
@@ -102,6 +109,39 @@ def test_an_address_that_is_taken(capfd: pytest.CaptureFixture[str]) -> None:
 )
 def test_what_cannot_be_served(capfd: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
     assert says in refused(capfd, *words)[1]
+
+
+@dataclass(frozen=True)
+class Interrupting(RewardModel):
+    """Raises what passes through every handler."""
+
+    differentiable: ClassVar[bool] = False
+
+    def load(self, *, device: torch.device) -> Interrupting:
+        return self
+
+    def __call__(self, *, media: Media, prompts: Sequence[str]) -> Rewards:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_breaks_down_ends_the_program(capfd: pytest.CaptureFixture[str]) -> None:
+    """A process that runs and answers nobody would be found out by its clients alone."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    found: list[int] = []
+
+    def ask() -> None:
+        while not found:
+            with suppress(httpx.TransportError):  # until it listens
+                found.append(post(f"http://127.0.0.1:{port}").status_code)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    code = cli.run(["serve-reward", f"{__name__}:Interrupting", "--port", str(port), "--device", "cpu"])
+    asking.join()
+    assert (code, found) == (2, [500])
+    assert "visalign: Interrupting ended the thread that scores" in capfd.readouterr().err
 
 
 ABSENT = ("accelerate", "av", "diffusers", "httpx", "jinja2", "matplotlib", "peft", "rich", "scipy", "transformers")

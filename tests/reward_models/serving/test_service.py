@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Held(RewardModel):
-    """Waits until it is let go; "bad" fails, "exits" would end the program, "broken" breaks the thread."""
+    """Waits until it is let go; "bad" fails, "exits" and "leaves" would end more than that, "interrupted" does."""
 
     differentiable: ClassVar[bool] = False
     go: ClassVar[threading.Event] = threading.Event()
@@ -42,8 +42,10 @@ class Held(RewardModel):
             raise RewardError("a bad prompt")
         if "exits" in prompts:
             raise SystemExit(7)
-        if "broken" in prompts:
+        if "leaves" in prompts:
             raise GeneratorExit
+        if "interrupted" in prompts:
+            raise KeyboardInterrupt
         return Rewards(media.pixels.mean((1, 2, 3, 4)), {"twice": media.pixels.sum((1, 2, 3, 4))})
 
 
@@ -187,19 +189,35 @@ def test_a_server_that_is_asked_to_leave_answers_first(held):
 def test_a_thread_that_breaks_down_leaves_nobody_waiting(held):
     held.go.set()
     with served(held) as url:
-        body = write(question("broken"))
+        body = write(question("interrupted"))
         assert post(url, body).status_code == 500
         assert post(url).status_code == 503
         assert httpx.get(f"{url}/health", timeout=None).status_code == 503
 
 
-def test_a_scorer_that_ends_the_program_ends_one_question(held):
+@pytest.mark.parametrize("prompt", ["exits", "leaves"])
+def test_a_scorer_that_ends_the_program_ends_one_question(held, prompt):
     held.go.set()
     with served(held) as url:
-        bad, exits = (post(url, write(question(prompt))) for prompt in ("bad", "exits"))
-        assert exits.status_code == bad.status_code
-        assert exits.json()["scores"] == bad.json()["scores"]
+        bad, ends = (post(url, write(question(said))) for said in ("bad", prompt))
+        assert ends.status_code == bad.status_code
+        assert ends.json()["scores"] == bad.json()["scores"]
         assert post(url).status_code == 200
+
+
+def test_pixels_for_which_there_is_no_memory_cost_one_question(held):
+    """Levels take a quarter of what a model is given; these take next to nothing, and would take 12 petabytes."""
+    held.go.set()
+    service = Service(load_reward(held, device=CPU), linger=0.0, pixels=10**18)
+    pixels = torch.zeros(1, 1, 3, 1, 1, dtype=torch.uint8).expand(2, 1, 3, 2**24, 2**25)
+    asked = [ParsedQuestion("id", ("a", "b"), None, pixels), question("c"), question("d")]
+    answers = [service.ask(one) for one in asked]
+    refused, *others = (answer.result(60) for answer in answers)
+    assert refused.rewards.value.isnan().all()
+    assert all("can't allocate memory" in str(error) for error in refused.errors)
+    for one, other in zip(asked[1:], others, strict=True):
+        torch.testing.assert_close(other.rewards.value, value(one))
+    service.close()
 
 
 def test_models_that_compare_need_groups():
