@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from reward_models.errors import RewardError, broken
-from reward_models.foreign import ForeignCode, out_of_memory
+from reward_models.foreign import ForeignCode, globals_kept, out_of_memory
 
 Scope = Literal["sample", "group"]
 """What a score depends on: the sample alone, or the samples it is compared with."""
@@ -302,7 +302,7 @@ class Loaded:
         try:
             if not self._leaves_pixels_alone:
                 media, group = media.copy(), None if group is None else group.clone()
-            with ForeignCode(self._broken):
+            with globals_kept(self.model), ForeignCode(self._broken):
                 rewards = self._ask(media, tuple(prompts), group)
         except RewardError:
             raise
@@ -359,7 +359,7 @@ def load_reward(model: RewardModel, *, device: torch.device) -> Loaded:
     """
     require_reward_model(model)
     try:
-        with ForeignCode(lambda error: broken(model, error)):
+        with globals_kept(model), ForeignCode(lambda error: broken(model, error)):
             scorer = model.load(device=device)
     except RewardError:
         raise

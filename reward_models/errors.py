@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from reward_models.foreign import out_of_memory
+from reward_models.foreign import globals_kept, out_of_memory
 
 
 class RewardError(RuntimeError):
@@ -26,11 +26,14 @@ def broken(what: object, error: BaseException) -> RewardError:
 def users_code(what: str) -> Iterator[None]:
     """Run a user's code: it may raise anything or try to end the program, and the error has to name that code.
 
+    What it sets for the whole process is put back.
+
     Raises:
         RewardError: If it did, naming `what`; the cause stays attached.
     """
     try:
-        yield
+        with globals_kept(what):
+            yield
     except KeyboardInterrupt:  # that is for who sits at the keyboard
         raise
     except BaseException as error:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -56,6 +60,42 @@ class ForeignCode:
         modules = [str(frame.f_globals.get("__name__")) for frame in frames]
         acting = [name for name in modules if _package(name) not in NEUTRAL]
         return self._calls_back not in modules and (not acting or _package(acting[-1]) not in OURS)
+
+
+def _set_device(device: torch.device) -> None:
+    # Naming the CPU, which is the default, would put a layer between every operation and torch.
+    torch.set_default_device(None if device.type == "cpu" else device)
+
+
+_GLOBAL: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "default device": (torch.get_default_device, _set_device),
+    "gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "deterministic algorithms": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    "current folder": (os.getcwd, os.chdir),
+}
+"""What code may set for the whole process, with how to ask for it and to set it."""
+
+
+@contextmanager
+def globals_kept(what: object) -> Iterator[None]:
+    """Put back what the code in the block sets for the whole process, and warn of it: others would compute otherwise.
+
+    Args:
+        what: Names the code.
+    """
+    before = {name: ask() for name, (ask, _) in _GLOBAL.items()}
+    try:
+        yield
+    finally:
+        for name, (ask, put) in _GLOBAL.items():
+            if (now := ask()) != before[name]:
+                put(before[name])
+                warnings.warn(
+                    f"{what} set the {name} of the process to {now}; it is {before[name]} again", stacklevel=3
+                )
 
 
 def _package(module: str) -> str:

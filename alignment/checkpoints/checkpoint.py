@@ -152,6 +152,8 @@ class Checkpoints:
         Raises:
             CheckpointError: If there is none, it is damaged, or it is of another number of processes.
         """
+        if not str(which):
+            raise CheckpointError(f"--resume is empty; give {LATEST}, or the path of a checkpoint")
         path = self._latest() if str(which) == LATEST else self._named(Path(which))
         processes = read_manifest(path).world_size
         if processes != self.world_size:

@@ -10,11 +10,12 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import pydantic
+import torch
 
 from alignment.config import overlay, registry, yaml_nodes
 from alignment.config.yaml_nodes import COMMAND_LINE, Node
@@ -22,6 +23,8 @@ from alignment.errors import ConfigError, FieldError, MissingError
 from reward_models.base import RewardError
 
 T = TypeVar("T")
+LARGEST = torch.finfo(torch.float32).max
+"""Every number of a config meets float32 sooner or later, and one beyond it would become infinite there."""
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
 
@@ -225,7 +228,7 @@ def _adapter(expected: Any) -> pydantic.TypeAdapter:
 
 def _leaf(expected: Any, node: Node, key: str) -> object:
     try:
-        return _adapter(expected).validate_python(yaml_nodes.plain(node), strict=True)
+        value = _adapter(expected).validate_python(yaml_nodes.plain(node), strict=True)
     except pydantic.errors.PydanticSchemaGenerationError:
         fail(node, key, f"the type {expected} cannot be written in a config")
     except pydantic.ValidationError:
@@ -234,6 +237,19 @@ def _leaf(expected: Any, node: Node, key: str) -> object:
         if yaml_nodes.show(node) in choices:
             hint = f"Put it in quotes: '{yaml_nodes.show(node)}'"
         fail(node, key, f"got {yaml_nodes.show(node)}, expected {words(expected)}. {hint}".rstrip(". "))
+    for number in _floats(value):
+        if not abs(number) <= LARGEST:
+            fail(node, key, f"got {number}, expected a finite number, of at most {LARGEST:.2g} either way")
+    return value
+
+
+def _floats(value: object) -> Iterator[float]:
+    """Yield the numbers of a value that are floating-point."""
+    if isinstance(value, float):
+        yield value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    for item in inner:
+        yield from _floats(item)
 
 
 def _join(key: str, name: str) -> str:

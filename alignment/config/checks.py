@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import textwrap
@@ -11,10 +10,13 @@ from pathlib import Path
 
 import torch
 
+from alignment.config.places import unwritable
 from alignment.config.run import Run
 from alignment.config.schedule import check_dynamics, check_noise, read_scheduler
 from alignment.data.records import data_file, read_records
 from alignment.errors import ConfigError, VisalignError
+from alignment.policy.call_arguments import checked_arguments
+from alignment.policy.networks.loading import declared_class
 from alignment.policy.networks.spec import PolicySpec
 from reward_models.base import RewardError, require_reward_model
 from samplers.errors import SamplingError
@@ -23,6 +25,10 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LONGEST_NAME = 200
 """Characters; file systems take 255 bytes, and a run that is moved aside gets a longer name."""
 
+LARGEST_CALL = {"num_inference_steps": 10_000, "height": 2**15, "width": 2**15, "num_frames": 2**14}
+"""What nobody means to exceed. Larger numbers are slips, and would take all memory before anything could be said."""
+PIXELS_AT_MOST = 2**31
+"""Of a sample, all frames together: a thousand frames of 1920 x 1080."""
 FOLLOWING = ("reference", "behaviour", "ema")
 """The frozen copies that the loop keeps for whoever names them."""
 
@@ -45,6 +51,9 @@ def check(run: Run, world_size: int) -> None:
     for key, message in (*values(run), *_geometry(run, world_size), *_files(run), *_rewards(run)):
         raise ConfigError(f"{key}: {message}")
     check_scheduler(run, read_scheduler(run.policy.pipeline), run.policy.call.get("num_inference_steps"))
+    if Path(run.policy.pipeline).is_dir() and (kind := declared_class(run.policy)) is not None:
+        checked_arguments(kind, run.policy.call, "policy.call")
+        checked_arguments(kind, run.evaluation.call, "evaluation.call")
     if run.output.report_to:  # whose libraries take seconds to import
         from alignment.reports.trackers import check_trackers
 
@@ -81,8 +90,6 @@ def values(run: Run) -> Iterator[Problem]:
     elif len(run.name) > LONGEST_NAME:
         yield "name", f"got {len(run.name)} characters; it names a folder: use at most {LONGEST_NAME}"
     yield from _numbers(run)
-    if math.isinf(run.optimizer.learning_rate):
-        yield "optimizer.learning_rate", f"got {run.optimizer.learning_rate}, expected a finite number"
     yield from _policy(run.policy)
     yield from _call(run)
     yield from _copies(run)
@@ -94,7 +101,7 @@ def values(run: Run) -> Iterator[Problem]:
 
 def _policy(policy: PolicySpec) -> Iterator[Problem]:
     """Look at which weights are trained, in which precision, and at how fast clips are."""
-    if policy.fps is not None and not 0 < policy.fps < math.inf:
+    if policy.fps is not None and policy.fps <= 0:
         yield "policy.fps", f"got {policy.fps}, expected more than 0 frames per second, or null for the pipeline's own"
     if policy.lora is not None and policy.trainable is not None:
         yield (
@@ -124,11 +131,21 @@ def _policy(policy: PolicySpec) -> Iterator[Problem]:
 
 def call_sizes(call: Mapping[str, object], key: str) -> Iterator[Problem]:
     """Yield what is wrong with the numbers of a call that count pixels, frames or steps; null is the pipeline's own."""
-    for name in ("num_inference_steps", "height", "width", "num_frames"):
-        size = call.get(name, 1)
-        own = size is None and name != "num_inference_steps"
-        if not own and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            yield f"{key}.{name}", f"got {size!r}, expected a whole number of at least 1"
+    counted = 1
+    for name, most in LARGEST_CALL.items():
+        size = call.get(name)
+        if name in call and (size is not None or name == "num_inference_steps"):
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                yield f"{key}.{name}", f"got {size!r}, expected a whole number of at least 1"
+            elif size > most:
+                yield f"{key}.{name}", f"got {size}, expected at most {most}"
+            elif name != "num_inference_steps":
+                counted *= size
+    if counted > PIXELS_AT_MOST:
+        yield (
+            key,
+            f"{counted:,} pixels per sample, expected at most {PIXELS_AT_MOST:,}: lower height, width or num_frames",
+        )
 
 
 def _call(run: Run) -> Iterator[Problem]:
@@ -206,9 +223,6 @@ def _copies(run: Run) -> Iterator[Problem]:
             "it sets when the behaviour copy is refreshed, but nothing in this run reads that copy; set "
             "objective.anchor or source.weights to behaviour, or leave it out",
         )
-    for name, least in run.snapshots.above.items():
-        if not math.isfinite(least):
-            yield f"snapshots.above.{name}", f"got {least}, expected a finite number"
 
 
 def _rows(run: Run) -> Iterator[Problem]:
@@ -311,12 +325,14 @@ def _files(run: Run) -> Iterator[Problem]:
         if name is not None and not Path(name).exists():
             yield key, f"there is no file {name} (paths are relative to the current folder, {Path.cwd()})"
     yield from _pipeline(run.policy.pipeline)
-    folder = Path(run.output.folder)
-    exists = next(path for path in (folder / run.name, folder, *folder.absolute().parents) if path.exists())
-    if not exists.is_dir():
-        yield "output.folder", f"{exists} is a file, so the run cannot have the folder {folder / run.name}"
-    elif not os.access(exists, os.W_OK | os.X_OK):
-        yield "output.folder", f"{exists} cannot be written to; choose another folder or mend its permissions"
+    for key, folder in {"output.folder": Path(run.output.folder, run.name), **_caches(run)}.items():
+        if problem := unwritable(folder):
+            yield key, problem
+
+
+def _caches(run: Run) -> Mapping[str, Path]:
+    cache = run.policy.embedding_cache
+    return {} if cache is None else {"policy.embedding_cache": Path(cache)}
 
 
 def _rewards(run: Run) -> Iterator[Problem]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,44 +10,22 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from alignment.errors import ConfigError, ForwardProcessError, PipelineError, PipelineRefused
+from alignment.errors import ForwardProcessError, PipelineError, PipelineRefused
+from alignment.policy.call_arguments import parameters
 from reward_models.foreign import ForeignCode
 from samplers import ReplayMismatch
 
 _SEEDS_SHOWN = 4
 """Seeds that an error names: enough to call the pipeline with by hand."""
 
-_OURS = (
-    "self", "prompt", "generator", "latents", "output_type", "return_dict",
-    "num_images_per_prompt", "num_videos_per_prompt",
-)  # fmt: skip
-"""Arguments of a pipeline's `__call__` that the policy gives."""
-
 ROUNDING = 1e-2
 """What encoders that run twice may differ by in bfloat16; what is missing makes numbers of unit size another."""
 
 
-def checked_arguments(pipe: Any, arguments: dict[str, object], key: str) -> dict[str, object]:
-    """Return `arguments` if the pipeline's `__call__` takes them all and the policy does not set them itself."""
-    known = _parameters(pipe)
-    for name in arguments:
-        if name in _OURS:
-            raise ConfigError(f"{key}.{name} cannot be set: every row is one prompt, with its own random stream")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"{key}.{name}: {type(pipe).__name__} takes no such argument.{hint}")
-    return dict(arguments)
-
-
 def taken(pipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of `given` that the pipeline's `__call__` takes: some know no prompt, some no generator."""
-    known = _parameters(pipe)
+    known = parameters(type(pipe))
     return {name: value for name, value in given.items() if name in known}
-
-
-def _parameters(pipe: Any) -> list[str]:
-    return list(inspect.signature(type(pipe).__call__).parameters)
 
 
 def asking(pipe: Any) -> ForeignCode:

@@ -20,13 +20,14 @@ from alignment.data.frame_rate import frame_rate
 from alignment.data.pixels import Shown
 from alignment.errors import ForwardProcessError, PipelineError
 from alignment.policy.between import Between, Receive, replaying
+from alignment.policy.call_arguments import checked_arguments
 from alignment.policy.call_forms import Form, arrange
 from alignment.policy.door import Door, call_natively, fresh_routes
 from alignment.policy.embeddings import Embeddings
 from alignment.policy.encodings import Encodings
 from alignment.policy.latents import Ends, Latents
 from alignment.policy.networks.weights import Weights
-from alignment.policy.pipeline_call import checked_arguments, taken
+from alignment.policy.pipeline_call import taken
 from alignment.policy.prepared import Prepared
 from alignment.policy.visits import how_visits_go, visiting
 from reward_models.base import Media
@@ -70,7 +71,7 @@ class Policy:
         self.pipe, self.device = door.pipe, door.device
         self.experts, self.trainable = weights.experts, weights.trainable
         self.component, self.denoiser = next(iter(self.experts.items()))
-        self.arguments = checked_arguments(self.pipe, self.spec.call, "policy.call")
+        self.arguments = checked_arguments(type(self.pipe), self.spec.call, "policy.call")
         cache = None if self.spec.embedding_cache is None else Path(self.spec.embedding_cache)
         self.embeddings, self.encodings = Embeddings(self.pipe, cache), Encodings(self.pipe)
         self.ends = Ends(self._state_shape, self._show)

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from alignment.errors import PipelineError
 from alignment.policy.between import ROUNDS_AT_MOST, Seen, first_round, two_rounds
+from alignment.policy.call_arguments import checked_arguments
 from alignment.policy.call_forms import Form, brings_pictures, find_form, first_accepted, makes_two
 from alignment.policy.door import Door, PipelineDoor, fresh_routes
 from alignment.policy.networks.loading import experts, load_pipeline
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.networks.weights import Weights
-from alignment.policy.pipeline_call import alike, blaming, checked_arguments
+from alignment.policy.pipeline_call import alike, blaming
 from alignment.policy.policy import ONE_ROW, Policy
 from alignment.policy.prepared import Prepared
 from alignment.policy.replay_check import check_replay
@@ -65,7 +66,7 @@ def prepare(
         PipelineError: If the pipeline cannot be trained.
     """
     pipe = policy.pipe
-    other = checked_arguments(pipe, arguments or {}, "evaluation.call")
+    other = checked_arguments(type(pipe), arguments or {}, "evaluation.call")
     check_media(pipe, {"policy.call": policy.arguments, "evaluation.call": other}, prompts, held_out)
     pictured = brings_pictures(prompts, policy.arguments)
     policy.embeddings.settle(mixed=not pictured)

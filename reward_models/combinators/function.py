@@ -113,6 +113,11 @@ class _FunctionScorer:
             raise RewardError(f"function {self.name} returned a tensor without numbers: {error}") from error
         if not isinstance(items, Sequence) or isinstance(items, str | bytes):
             raise RewardError(f"function {self.name} returned a {type(answer).__name__}, expected {count} numbers")
+        if isinstance(answer, Tensor | np.ndarray) and answer.ndim != 1:
+            raise RewardError(
+                f"function {self.name} returned an array of shape {list(answer.shape)}, expected [{count}]: one number "
+                "per sample, without further axes"
+            )
         if len(items) != count:
             raise RewardError(f"function {self.name} returned {len(items)} numbers for {count} samples")
         numbers: list[Any] = [_number(item) for item in items]

@@ -133,6 +133,7 @@ class _WeightedScorer:
     def __call__(self, *, media: Media, prompts: Sequence[str], group: Tensor | None = None) -> Rewards:
         """Score with every part and add up."""
         device = media.pixels.device
+        unscored = torch.zeros(len(media), dtype=torch.bool, device=device)
         value = torch.zeros(len(media), dtype=torch.float32, device=device)
         passed = torch.ones(len(media), dtype=torch.float32, device=device)
         parts = {}
@@ -142,11 +143,14 @@ class _WeightedScorer:
             # Left out rather than multiplied: 0 times a missing score would still be missing.
             if term.weight:
                 value = value + term.weight * (score - term.centre) / term.spread
+                unscored = unscored | score.isnan()
             if term.at_least is not None:
                 kept = (score >= term.at_least).float().masked_fill(score.isnan(), torch.nan)
                 passed = passed * kept
             parts[name] = rewards.value
             parts.update({f"{name}/{sub}": score for sub, score in rewards.parts.items()})
+        if not bool((value.isfinite() | unscored).all()):  # infinite, or NaN where infinities cancel
+            raise RewardError("weighted: the sum is larger than float32 can hold; give smaller weights")
         if self.model.gated is not None:
             missing = value.isnan() | passed.isnan()
             value = torch.where(passed == 1, value, self.model.gated).masked_fill(missing, torch.nan)

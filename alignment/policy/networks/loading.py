@@ -87,6 +87,20 @@ def pipeline_class(name: str | None) -> Any:
     return getattr(diffusers, name)
 
 
+def declared_class(spec: PolicySpec) -> Any | None:
+    """Return the class of the pipeline, from its index alone; None where only loading it tells."""
+    import diffusers
+
+    try:
+        described = diffusers.DiffusionPipeline.load_config(
+            spec.pipeline, local_files_only=Path(spec.pipeline).is_dir()
+        )
+    except (OSError, ValueError):  # loading it says what is wrong
+        return None
+    name = str(spec.pipeline_class or (described.get("_class_name") if isinstance(described, dict) else None))
+    return getattr(diffusers, name) if name in dir(diffusers) else None
+
+
 def _check_folder(folder: Path) -> None:
     """Refuse a folder that lacks what its index lists."""
     if not (folder / "model_index.json").is_file():

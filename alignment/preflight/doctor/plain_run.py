@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import diffusers
 import torch
 import yaml
 from PIL import Image
@@ -17,7 +15,8 @@ from alignment.config import checks
 from alignment.config.load import load
 from alignment.config.run import Run
 from alignment.errors import ConfigError
-from alignment.policy.networks.spec import PolicySpec
+from alignment.policy.call_arguments import parameters
+from alignment.policy.networks.loading import declared_class
 from alignment.preflight.doctor.laws_of_the_pipeline import FEW, PICTURES, PLAIN, PROMPTS, SIDE, STEPS
 
 
@@ -44,7 +43,8 @@ def plain_run(pipeline: str, call: Sequence[str], overrides: Sequence[str], fold
     run = load(str(path), [*words, *overrides])
     for key, message in checks.call_sizes(run.policy.call, "policy.call"):
         raise ConfigError(f"{key}: {message}")
-    known = _parameters(run.policy)
+    kind = declared_class(run.policy)
+    known = () if kind is None else parameters(kind)
     arguments = {STEPS: FEW, **run.policy.call} if STEPS in known else run.policy.call
     _write_prompts(folder, [name for name in PICTURES if name in known and name not in arguments], arguments)
     return replace(run, policy=replace(run.policy, call=arguments))
@@ -58,16 +58,6 @@ def _read_call(path: Path) -> Mapping[str, object]:
     if not isinstance(arguments, dict):
         raise ConfigError(f"--call {path}: expected arguments by name, such as `height: 64`, got {arguments!r:.60}")
     return arguments
-
-
-def _parameters(spec: PolicySpec) -> Collection[str]:
-    """Return the names of the arguments of the pipeline's `__call__`; none where its class is not known yet."""
-    try:
-        described = diffusers.DiffusionPipeline.load_config(spec.pipeline)
-    except (OSError, ValueError):  # loading it says what is wrong
-        return ()
-    name = str(spec.pipeline_class or (described.get("_class_name") if isinstance(described, dict) else None))
-    return inspect.signature(getattr(diffusers, name).__call__).parameters if name in dir(diffusers) else ()
 
 
 def _write_prompts(folder: Path, pictures: Sequence[str], call: Mapping[str, object]) -> None:

@@ -249,8 +249,9 @@ def test_nothing_to_resume_from(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint; start afresh"):
         Checkpoints(tmp_path / "absent", keep=1).find()
     checkpoints = saved(tmp_path, 7)
-    with pytest.raises(CheckpointError, match="there is: checkpoint-7"):
-        checkpoints.find("checkpoint-8")
+    for which, says in {"checkpoint-8": "there is: checkpoint-7", "": "--resume is empty; give latest, or"}.items():
+        with pytest.raises(CheckpointError, match=says):
+            checkpoints.find(which)
     (tmp_path / "checkpoint-7" / "README.md").unlink()
     with pytest.raises(CheckpointError, match=r"no intact checkpoint: .*README.md is missing"):
         checkpoints.find()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 import pytest
@@ -103,6 +102,13 @@ VALUES = {
         "policy.dtype: without policy.lora the trained weights are float32",
     ),
     "an infinite rate": ("optimizer.learning_rate=.inf", "optimizer.learning_rate: got inf"),
+    "a rate beyond float32": ("optimizer.learning_rate=" + "9" * 50, "optimizer.learning_rate: got 1e+50"),
+    "infinite guidance": ("policy.call.guidance_scale=.inf", "policy.call.guidance_scale: got inf"),
+    "a height beyond memory": ("policy.call.height=1000000000", "height: got 1000000000, expected at most 32768"),
+    "pixels beyond memory": (
+        "policy.call={height: 32768, width: 32768, num_frames: 9}",
+        "policy.call: 9,663,676,416 pixels per sample, expected at most 2,147,483,648",
+    ),
     "a rank beyond any layer": ("policy.lora.rank=5000", "policy.lora.rank: got 5000, expected at most 4096"),
     "a scale of nothing": ("policy.lora.alpha=0", "policy.lora.alpha: got 0, expected more than 0"),
     "steps for ever": ("steps=1000000001", "steps: got 1000000001, expected at most"),
@@ -189,10 +195,37 @@ def test_an_output_folder_that_is_a_file_is_refused(path: Path, tmp_path: Path) 
     assert refused(load(path)).startswith(f"output.folder: {tmp_path}/runs is a file")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_output_folder_that_cannot_be_written_is_refused(path: Path, tmp_path: Path) -> None:
-    (tmp_path / "runs").mkdir(mode=0o500)
-    assert "cannot be written to" in refused(load(path))
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that nobody writes to, root neither")
+@pytest.mark.parametrize("key", ["output.folder", "policy.embedding_cache"])
+def test_folders_that_nobody_can_write_to_are_refused(path: Path, key: str) -> None:
+    assert refused(load(path, [f"{key}=/proc/mine"])).startswith(f"{key}: /proc cannot be written to (")
+    assert refused(load(path, [f"{key}={'x' * 300}/y"])).startswith(f"{key}: {'x' * 40}... has 300 bytes")
+
+
+def test_looking_whether_a_folder_can_be_written_leaves_nothing(path: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    checks.check(load(path, [f"policy.embedding_cache={tmp_path}/cache"]), 1)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("guidance_scale=abc", "got 'abc', but FluxPipeline takes a number there"),
+        ("max_sequence_length=1.5", "got 1.5, but FluxPipeline takes a whole number there"),
+        ("max_sequence_length=true", "got True, but FluxPipeline takes a whole number there"),
+        ("max_sequence_length=-3", "got -3, but FluxPipeline takes a whole number from 0 to 1000000 there"),
+        ("max_sequence_length=9999999", "got 9999999, but FluxPipeline takes a whole number from 0 to 1000000 there"),
+        ("hight=64", "FluxPipeline takes no such argument. Did you mean 'height'?"),
+    ],
+)
+@pytest.mark.parametrize("key", ["policy.call", "evaluation.call"])
+def test_arguments_are_looked_at_before_anything_is_loaded(path: Path, key: str, argument: str, says: str) -> None:
+    index = '{"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}'
+    write(path.parent, index, "pipeline/model_index.json")
+    fine = f"{key}={{max_sequence_length: 64, guidance_scale: 4}}"
+    checks.check(load(path, [fine]), 1)
+    assert refused(load(path, [fine, f"{key}.{argument}"])) == f"{key}.{argument.partition('=')[0]}: {says}"
 
 
 def test_the_launcher_says_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,6 +63,19 @@ def leaves(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
     raise SystemExit(7)
 
 
+def cancels(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+    raise asyncio.CancelledError
+
+
+def doubles(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+    torch.set_default_dtype(torch.float64)
+    return pixels.mean((1, 2, 3, 4))
+
+
+def in_a_column(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+    return pixels.mean((1, 2, 3, 4))[:, None]
+
+
 @pytest.mark.parametrize(
     ("function", "says"),
     [
@@ -72,6 +86,8 @@ def leaves(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         (without_numbers, ":without_numbers returned a tensor without numbers"),
         (without_numbers_in_a_list, ":without_numbers_in_a_list returned tensor("),
         (leaves, "raised SystemExit: 7"),
+        (cancels, "raised CancelledError"),
+        (in_a_column, "returned an array of shape [6, 1], expected [6]"),
         (constant, ":constant gave all 6 samples of the first step the same score 0.5"),
     ],
 )
@@ -127,6 +143,12 @@ def test_a_reward_that_fails_later_loses_nothing(folder: Path, capfd: pytest.Cap
     assert [path.name for path in (folder / "runs" / "run").glob("checkpoint-*")] == ["checkpoint-2"]
     assert train(folder, "grpo", *failing, "--resume", "latest") == 0
     assert left_by(folder / "runs" / "run") == left_by(folder / "runs" / "whole")
+
+
+def test_what_a_reward_sets_for_the_whole_process_is_put_back(folder: Path) -> None:
+    with pytest.warns(UserWarning, match=":doubles set the default dtype of the process to torch.float64"):
+        assert train(folder, "grpo", *SMALL, judged_by(doubles)) == 0
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_a_sample_without_a_score_is_counted_and_left_out(folder: Path) -> None:

@@ -1,3 +1,7 @@
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +19,8 @@ ANSWERS = {
     "unscored": [1.0, float("nan")],
     "short": [1.0],
     "matrix": torch.ones(2, 1),
+    "column": np.ones((2, 1)),
+    "rows": [[1.0], [2.0]],
     "words": ["good", "bad"],
     "text": "ok",
     "single": 1.0,
@@ -57,7 +63,9 @@ def test_nan_stays_unscored():
     ("kind", "message"),
     [
         ("short", "1 numbers for 2 samples"),
-        ("matrix", "sample 0, not a finite number"),
+        ("matrix", r"an array of shape \[2, 1\], expected \[2\]: one number per sample"),
+        ("column", r"an array of shape \[2, 1\], expected \[2\]: one number per sample"),
+        ("rows", r"returned \[1.0\] for sample 0, not a finite number"),
         ("words", "'good' for sample 0"),
         ("text", "returned a str"),
         ("single", "returned a float"),
@@ -69,6 +77,27 @@ def test_what_is_not_a_score_is_refused_and_the_function_named(kind, message):
     with pytest.raises(RewardError, match=message) as error:
         score("answering", kind, "")
     assert f"{__name__}:answering" in str(error.value)
+
+
+def setting(pixels, prompts):
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    os.chdir("/")
+    return [1.0, 2.0] if prompts[0] == "works" else {}["lost"]
+
+
+@pytest.mark.parametrize("outcome", ["works", "fails"])
+def test_what_it_sets_for_the_whole_process_is_put_back_and_told(outcome):
+    before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), Path.cwd()
+    fails = nullcontext() if outcome == "works" else pytest.raises(RewardError)
+    with pytest.warns(UserWarning, match="setting set the") as told, fails:
+        score("setting", outcome, "")
+    assert (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), Path.cwd()) == before
+    said = " ".join(str(warning.message) for warning in told)
+    assert "set the default dtype of the process to torch.float64; it is torch.float32 again" in said
+    for name in ("number of threads", "current folder"):  # of gradients the scorer has a context of its own
+        assert f"function {__name__}:setting set the {name} of the process" in said
 
 
 def test_an_exception_is_reported_with_its_cause():

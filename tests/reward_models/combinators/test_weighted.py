@@ -66,6 +66,14 @@ def test_numbers_of_a_part_are_finite(field, number):
         Weighted({"red": WeightedPart(Colour(), **{field: number})}, gated=-1.0)
 
 
+@pytest.mark.parametrize("weights", [(1e308,), (1e38, 1e38, 1e38, 1e38), (1e308, -1e308)])
+def test_a_sum_beyond_float32_is_refused_and_never_taken_for_a_missing_score(weights):
+    parts = {f"red{number}": WeightedPart(Colour(), weight) for number, weight in enumerate(weights)}
+    red = Media(torch.eye(3)[:1, None, :, None, None].expand(3, 1, 3, 8, 8))
+    with pytest.raises(RewardError, match="the sum is larger than float32 can hold; give smaller weights"):
+        Weighted(parts).load(device=CPU)(media=red, prompts=[""] * 3)
+
+
 def test_what_fails_a_gate_scores_a_finite_number():
     with pytest.raises(RewardError, match="gated has to be finite, got -inf"):
         Weighted({"red": WeightedPart(Colour(), at_least=0.5)}, gated=-math.inf)

@@ -1,0 +1,28 @@
+"""Places on a disk that a run writes to: whether it can, before it has anything to write."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+LONGEST_PART = 255
+"""Bytes of a name between two slashes, on every file system in use."""
+
+
+def unwritable(folder: Path) -> str | None:
+    """Return why nothing can be written to a folder, which may not be there yet; None where that works.
+
+    It is tried, with a folder that is gone at once: permissions do not tell of disks that are read-only, or of root.
+    """
+    for part in folder.parts:
+        if (size := len(os.fsencode(part))) > LONGEST_PART:
+            return f"{part[:40]}... has {size} bytes, and a name has at most {LONGEST_PART}; shorten it"
+    exists = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not exists.is_dir():
+        return f"{exists} is a file, so there can be no folder {folder}"
+    try:
+        with tempfile.TemporaryDirectory(prefix=".visalign-", dir=exists):
+            return None
+    except OSError as error:
+        return f"{exists} cannot be written to ({error.strerror}); choose another folder or mend its permissions"
