@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import xxhash
 from torch import Tensor
 
 from alignment.data.clips import CLIPS, read_frames, survey
-from alignment.data.media import picture_of
+from alignment.data.media import picture_of, read_file
 from alignment.errors import DataError
 from reward_models.base import Media
 
@@ -54,10 +55,7 @@ class Medium:
         if self.content is not None:
             return self.content
         assert self.path is not None
-        try:
-            content = self.path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
+        content = read_file(self.path)
         if not content:
             raise DataError(f"{self.path} is empty")
         return content
@@ -71,12 +69,23 @@ class Medium:
         """Return its frames, `[F, 3, H, W]` float32 in [0, 1]; a picture is one frame.
 
         Raises:
-            DataError: As `media` does.
+            DataError: As `levels` does.
         """
         return self.media(frames).pixels[0]
 
     def media(self, frames: int = FRAMES) -> Media:
-        """Return it as what a reward model takes: one row, and of a clip the frames per second that are left of it.
+        """Return it as what a reward model takes: one row.
+
+        Args:
+            frames: Most frames of a clip.
+
+        Raises:
+            DataError: As `levels` does.
+        """
+        return as_media([self.levels(frames)])
+
+    def levels(self, frames: int = FRAMES) -> Levels:
+        """Decode it, and keep of a clip the frames per second that are left of it.
 
         Args:
             frames: Most frames of a clip.
@@ -86,15 +95,52 @@ class Medium:
         """
         place, content = str(self.path or self.name), self.read()
         if not self.moving:
-            return Media(_tensor([np.asarray(picture_of(place, content))]), fps=None)
+            return Levels([np.array(picture_of(place, content))], fps=None)
         found = survey(place, content, lambda count: min(count, frames))
         # Two passes over the file, so that no more than the chosen frames are in memory.
         chosen = np.linspace(0, found.frames - 1, min(frames, found.frames)).round().astype(int).tolist()
         fps = None
         if found.fps is not None and len(chosen) > 1:
             fps = found.fps * (len(chosen) - 1) / (found.frames - 1)
-        return Media(_tensor(read_frames(place, content, set(chosen))), fps=fps)
+        return Levels(read_frames(place, content, set(chosen)), fps=fps)
 
 
-def _tensor(frames: list[np.ndarray]) -> Tensor:
-    return (torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255)[None]
+@dataclass(frozen=True)
+class Levels:
+    """A medium that was decoded: a quarter of the memory that its scoring takes.
+
+    Attributes:
+        frames: Each `[H, W, 3]` uint8.
+        fps: Frames per second of a clip; None for pictures.
+    """
+
+    frames: list[np.ndarray]
+    fps: float | None
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What media must share to be rows of one batch: shape and rate."""
+        return (len(self.frames), *self.frames[0].shape, self.fps)
+
+    @property
+    def size(self) -> int:
+        """Its pixels, all frames together."""
+        return len(self.frames) * self.frames[0].shape[0] * self.frames[0].shape[1]
+
+
+def as_media(batch: Sequence[Levels], alter: Callable[[Tensor], Tensor] | None = None) -> Media:
+    """Return media of one kind as rows for a reward model.
+
+    Args:
+        batch: The media, one or more.
+        alter: What is done to the frames of each, `[F, 3, H, W]` in [0, 1]; it keeps their shape.
+    """
+    count, height, width, channels = len(batch[0].frames), *batch[0].frames[0].shape
+    pixels = torch.empty(len(batch), count, channels, height, width)  # filled in place: one copy, not three
+    for row, levels in zip(pixels, batch, strict=True):
+        for filled, frame in zip(row, levels.frames, strict=True):
+            filled.copy_(torch.from_numpy(frame).permute(2, 0, 1))
+        row.div_(255)
+        if alter is not None:
+            row.copy_(alter(row))
+    return Media(pixels, fps=batch[0].fps)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from alignment.data.clips import KEPT_AT_MOST
 from alignment.errors import ConfigError
-from evals.medium import FRAMES, Medium
-from reward_models.base import Loaded, Media, RewardError, RewardModel
+from evals.medium import FRAMES, Levels, Medium, as_media
+from reward_models.base import RewardError, RewardModel, load_reward
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class MediumScore:
 _NAMED = 3
 """How many media a message names."""
 
-_WAITING = 4
-"""Batches of media that may wait for others of their shape and rate; then the fullest goes as it is."""
+PIXELS_AT_ONCE = KEPT_AT_MOST
+"""In one call, or one medium that has more; as many wait for others of their shape and rate, then the most go."""
 
 Key = tuple[str, str, str]
 """Prompt, medium, and what was done to the medium."""
@@ -73,7 +74,7 @@ class BatchScorer:
                 f"{self.model} compares the samples of a group; only rewards that score a sample by itself can be "
                 "measured one by one"
             )
-        self._loaded = Loaded(self.model, self.model.load(device=self.device))
+        self._loaded = load_reward(self.model, device=self.device)
 
     def scores(
         self,
@@ -96,7 +97,7 @@ class BatchScorer:
 
         Args:
             requests: What to score; repetitions are scored once.
-            alter: What is done to the frames first.
+            alter: What is done to the frames of each first; it keeps their shape.
             name: The name of that change.
             done: Called with the number of requests scored since its last call.
 
@@ -107,9 +108,9 @@ class BatchScorer:
         keys = [(request.prompt, request.medium.digest, name) for request in requests]
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.known}
         done(len(keys) - len(missing))
-        for batch in self._batches(missing, alter):
-            pixels = torch.cat([media.pixels for _, media in batch]).to(self.device)
-            media = Media(pixels, fps=batch[0][1].fps)
+        for batch in self._batches(missing):
+            media = as_media([levels for _, levels in batch], alter)
+            media = replace(media, pixels=media.pixels.to(self.device))
             try:
                 with torch.no_grad():
                     rewards = self._loaded(media=media, prompts=[prompt for (prompt, _, _), _ in batch])
@@ -121,19 +122,22 @@ class BatchScorer:
             done(len(batch))
         return [self.known[key] for key in keys]
 
-    def _batches(
-        self, missing: dict[Key, Request], alter: Callable[[Tensor], Tensor] | None
-    ) -> Iterator[list[tuple[Key, Media]]]:
-        """Yield media in batches of one shape and rate."""
-        waiting: dict[tuple[torch.Size, float | None], list[tuple[Key, Media]]] = {}
+    def _batches(self, missing: dict[Key, Request]) -> Iterator[list[tuple[Key, Levels]]]:
+        """Yield media in batches of one shape and rate; what waits for others is bounded by its pixels."""
+        waiting: dict[tuple[object, ...], list[tuple[Key, Levels]]] = {}
         for key, request in missing.items():
-            media = request.medium.media(self.frames)
-            media = media if alter is None else replace(media, pixels=alter(media.pixels[0])[None])
-            batch = waiting.setdefault((media.pixels.shape, media.fps), [])
-            batch.append((key, media))
-            if len(batch) == self.batch_size or sum(map(len, waiting.values())) > _WAITING * self.batch_size:
-                yield waiting.pop(max(waiting, key=lambda kind: len(waiting[kind])))
+            levels = request.medium.levels(self.frames)
+            batch = waiting.setdefault(levels.kind, [])
+            batch.append((key, levels))
+            if len(batch) == max(1, min(self.batch_size, PIXELS_AT_ONCE // levels.size)):
+                yield waiting.pop(levels.kind)
+            elif sum(map(_pixels, waiting.values())) > PIXELS_AT_ONCE:
+                yield waiting.pop(max(waiting, key=lambda kind: _pixels(waiting[kind])))
         yield from waiting.values()
+
+
+def _pixels(batch: Sequence[tuple[Key, Levels]]) -> int:
+    return sum(levels.size for _, levels in batch)
 
 
 def _called(names: Sequence[str]) -> str:

@@ -27,6 +27,9 @@ from reward_models.foreign import ForeignCode
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 """Decoders that are tried; every other one stays out of reach of a file's content."""
 
+BYTES_AT_MOST = 2**31
+"""Of one file: an hour of 1080p."""
+
 _CLIPS_IN_MEMORY = 4
 
 _IN_MEMORY = 64
@@ -115,7 +118,7 @@ def find_clip(folder: Path, value: object) -> Clip:
         DataError: If there is no such file inside the folder, or no video that can be decoded to its end.
     """
     path = find(folder, value)
-    content = _read(path)
+    content = read_file(path)
     found = survey(str(path), content)
     return Clip(path, xxhash.xxh3_128_hexdigest(content), found.size, found.frames, found.fps)
 
@@ -136,7 +139,7 @@ def find_picture(folder: Path, value: object) -> Picture:
             return _described(Path(str(value.get("path") or "a picture in the table")), content, embedded=content)
         value = value.get("path")
     path = find(folder, value)
-    return _described(path, _read(path))
+    return _described(path, read_file(path))
 
 
 def find(folder: Path, name: object) -> Path:
@@ -177,7 +180,7 @@ def picture_of(name: str, content: bytes) -> Image.Image:
 
 @functools.lru_cache(_IN_MEMORY)
 def _decoded(picture: Picture) -> Image.Image:
-    content = picture.content if picture.content is not None else _read(picture.path)
+    content = picture.content if picture.content is not None else read_file(picture.path)
     if xxhash.xxh3_128_hexdigest(content) != picture.digest:
         raise DataError(f"{picture.path} changed since the run began; media must stay as they were")
     return _decode(picture.path, content)
@@ -185,14 +188,23 @@ def _decoded(picture: Picture) -> Image.Image:
 
 @functools.lru_cache(_CLIPS_IN_MEMORY)
 def _frames(clip: Clip) -> list[Image.Image]:
-    content = _read(clip.path)
+    content = read_file(clip.path)
     if xxhash.xxh3_128_hexdigest(content) != clip.digest:
         raise DataError(f"{clip.path} changed since the run began; media must stay as they were")
     return [Image.fromarray(frame) for frame in read_frames(str(clip.path), content)]
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """Return the content of a picture or clip.
+
+    Raises:
+        DataError: If it cannot be read, is a pipe or a device, which may have no end, or has more bytes than is read.
+    """
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is not a file")
+        if (size := path.stat().st_size) > BYTES_AT_MOST:
+            raise DataError(f"{path} has {size:,} bytes, and at most {BYTES_AT_MOST:,} are read; cut or compress it")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from alignment.data.media import PIXELS_AT_MOST, find_clip, find_picture
 from alignment.errors import DataError
+from evals.medium import Medium
 
 RED = (255, 0, 0)
 JPEG_ROUNDING = 12  # of 255: chroma is quantised
@@ -161,3 +163,14 @@ def test_bad_clips_are_refused(tmp_path: Path) -> None:
         (tmp_path / "b.mp4").write_bytes(content)
         with pytest.raises(DataError, match=r"b\.mp4"):
             find_clip(tmp_path, "b.mp4")
+
+
+def test_so_many_bytes_are_read_and_pipes_are_not(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")  # reading it would wait for ever
+    with (tmp_path / "b.png").open("wb") as file:
+        file.truncate(2**31 + 1)  # of which nothing is on the disk
+    for name, says in {"a.png": "a.png is not a file", "b.png": "has 2,147,483,649 bytes, and at most"}.items():
+        with pytest.raises(DataError, match=says):
+            find_picture(tmp_path, name)
+        with pytest.raises(DataError, match=says):
+            Medium.file(tmp_path / name).read()
