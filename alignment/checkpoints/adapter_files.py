@@ -1,83 +1,70 @@
-"""Adapters on the disk, in the layout of diffusers: a file for each trained network."""
+"""Adapters on the disk, as diffusers lays them out: a file for each trained network, and for each frozen adapter."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers.loaders.lora_base import LoraBaseMixin
-from peft import LoraConfig, inject_adapter_in_model
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import safe_open
+import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor
 
-from alignment.errors import CheckpointError
-from alignment.policy.networks.tuning import ADAPTER, adapter_layers
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
-"""The file that `load_lora_weights` looks for."""
-_SETTINGS = "lora_adapter_metadata"
+from alignment.policy.networks.adapters import SETTINGS, Adapter, config_of
+from alignment.policy.networks.tuning import ADAPTER
+from alignment.policy.networks.weights import Weights
 
 
-def file_name(component: str, main: str) -> str:
-    """Return the name of a component's file; the main one has the name that diffusers looks for."""
-    return LORA_FILE if component == main else f"pytorch_lora_weights_{component}.safetensors"
+def frozen_file(number: int, component: str, main: str) -> str:
+    """Return the name of the file of a frozen adapter, by its number in `policy.adapters`."""
+    return f"frozen_adapter_{number}{'' if component == main else f'_{component}'}.safetensors"
 
 
-def write_adapters(network: Any, path: Path, prefix: str) -> None:
-    """Write the adapters of `network`.
+def trained_adapters(weights: Weights) -> dict[str, Adapter]:
+    """Return the trained adapters that are in place now, by component, as an update of the pipeline that was loaded."""
+    found: dict[str, Adapter] = {}
+    for k, (name, network) in enumerate(weights.experts.items()):
+        # PEFT's own names, for UNets too: diffusers' older names cover attention alone; a file of both loads by half.
+        tensors = get_peft_model_state_dict(network, adapter_name=ADAPTER)
+        found[name] = Adapter(name, tensors, network.peft_config[ADAPTER])
+        if weights.taken_out is not None:
+            prefix = f"{name}." if k else ""
+            began = {key.removeprefix(prefix): z for key, z in weights.taken_out.items() if key.startswith(prefix)}
+            found[name] = _without(found[name], began, network)
+    return found
+
+
+def _without(adapter: Adapter, began: Mapping[str, Tensor], network: torch.nn.Module) -> Adapter:
+    """Return an adapter less what it took out of its network's weights: the two side by side, twice the rank."""
+    modules: Mapping[str, Any] = dict(network.named_modules())
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name in adapter.modules:
+        (a, b), (a0, b0) = (
+            [found[f"{name}.lora_{side}{kind}.weight"] for side in "AB"]
+            for found, kind in ((adapter.weights, ""), (began, f".{ADAPTER}"))
+        )
+        parts[name] = {"A": torch.cat([a, a0]), "B": torch.cat([b, -b0], 1)}
+    alphas = {name: modules[name].scaling[ADAPTER] * len(part["A"]) for name, part in parts.items()}
+    weights = {f"{name}.lora_{side}.weight": z for name, part in parts.items() for side, z in part.items()}
+    return Adapter(adapter.origin, weights, config_of(parts, alphas, rslora=False))
+
+
+def write_adapter(adapter: Adapter, path: Path, prefix: str) -> None:
+    """Write an adapter.
 
     Args:
-        network: With adapters.
+        adapter: The adapter of one network.
         path: A file that does not exist.
         prefix: First part of every name; the main component's, for loaders ask for that whatever they load into.
     """
-    # PEFT's own names, for UNets too: diffusers' older names cover attention alone, and a file of both loads by half.
-    weights = get_peft_model_state_dict(network, adapter_name=ADAPTER)
-    settings = network.peft_config[ADAPTER].to_dict()
-    # JSON has no sets, and theirs is another order in every process.
-    settings = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
-    # Where every pipeline's `save_lora_weights` ends; called here because not every pipeline has one.
-    LoraBaseMixin.write_lora_layers(
-        state_dict={f"{prefix}.{name}": value.contiguous() for name, value in weights.items()},
-        save_directory=str(path.parent),
-        is_main_process=True,
-        weight_name=path.name,
-        save_function=None,  # type: ignore[arg-type]  # None means safetensors
-        safe_serialization=True,
-        lora_adapter_metadata={f"{prefix}.{key}": value for key, value in settings.items()},
-    )
+    told = {f"{prefix}.{key}": value for key, value in written(adapter.config).items()}
+    header = {"format": "pt", SETTINGS: json.dumps(told, indent=2, sort_keys=True)}
+    save_file({f"{prefix}.{name}": z.detach().cpu().contiguous() for name, z in adapter.weights.items()}, path, header)
 
 
-def read_adapters(network: Any, path: Path, prefix: str) -> None:
-    """Put the adapters of a file written here into a network without any.
-
-    Raises:
-        CheckpointError: If they were trained on another network.
-    """
-    with safe_open(path, framework="pt") as file:
-        weights = {name.removeprefix(f"{prefix}."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = json.loads(file.metadata()[_SETTINGS])
-    modules = dict(network.named_modules())
-    for name, value in weights.items():
-        target, _, matrix = name.rpartition(".lora_")
-        side = 1 if matrix.startswith("A") else 0  # A takes the layer's inputs in, B gives its outputs out
-        shape = tuple(modules[target].weight.shape) if target in modules else ()
-        if not shape or shape[side] != value.shape[side]:
-            raise CheckpointError(
-                f"{path} holds adapters of another network than {type(network).__name__}: {name} has shape "
-                f"{tuple(value.shape)}, and the layer it is for {f'has shape {shape}' if shape else 'is not there'}; "
-                "give the pipeline that it was trained on with `--pipeline PATH`"
-            )
-    config = LoraConfig(**{name.removeprefix(f"{prefix}."): value for name, value in header.items()})
-    inject_adapter_in_model(config, network, ADAPTER)
-    set_peft_model_state_dict(network, weights, ADAPTER)
-
-
-def fold_in(network: Any) -> None:
-    """Fold the adapters of `network` into the weights they adapt, and take them away."""
-    adapted = set(map(id, adapter_layers(network)))
-    for name, layer in [(name, module) for name, module in network.named_modules() if id(module) in adapted]:
-        base = layer.get_base_layer()
-        base.weight.data += layer.get_delta_weight(ADAPTER).detach().to(base.weight.dtype)
-        network.set_submodule(name, base)
+def written(config: LoraConfig) -> dict[str, object]:
+    """Return the settings of an adapter as JSON can hold them: it has no sets, whose order differs by process."""
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}

@@ -10,7 +10,7 @@ import functools
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,9 +22,11 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.loaders.peft import PeftAdapterMixin
 
 from alignment import __version__
-from alignment.checkpoints.adapter_files import file_name, write_adapters
+from alignment.checkpoints.adapter_files import frozen_file, trained_adapters, write_adapter
 from alignment.errors import CheckpointError
+from alignment.policy.networks.adapter_places import file_name
 from alignment.policy.networks.loading import experts
+from alignment.policy.networks.weights import Weights
 from alignment.reports.terminal import visible
 
 CARD, CARD_DATA = "README.md", "card.json"
@@ -56,22 +58,28 @@ class Card:
     task: str = "text-to-image"
 
 
-def write_artifacts(folder: Path, pipe: Any, component: str, *, lora: bool, card: Card) -> None:
-    """Write the trained weights that are in place now, and their card.
+def write_artifacts(folder: Path, pipe: Any, weights: Weights, card: Card) -> None:
+    """Write the trained weights that are in place now, the frozen adapters under them, and their card.
 
     Args:
         folder: An existing folder.
         pipe: A diffusers pipeline.
-        component: Name of the trained component; experts that take over from it are written with it.
-        lora: Whether adapters were trained; otherwise whole components are written.
+        weights: Its trained weights. Of adapters, a file for each trained network and one for each frozen adapter is
+            written; otherwise whole components, which have the frozen adapters in them.
         card: The model card.
     """
-    for name, network in experts(pipe).items():
-        if lora:
-            write_adapters(network, folder / file_name(name, component), component)
-        else:
+    main = next(iter(weights.experts))
+    if weights.spec.lora is None:
+        for name, network in weights.experts.items():
             network.save_pretrained(folder / name)
-    write_card(folder, pipe, component, layout=_layout(pipe, component) if lora else "component", card=card)
+    else:
+        for name, adapter in trained_adapters(weights).items():
+            write_adapter(adapter, folder / file_name(name, main), main)
+        for k, (adapters, _) in enumerate(weights.brought.frozen):
+            for name, adapter in adapters.items():
+                write_adapter(adapter, folder / frozen_file(k, name, main), main)
+    layout = "component" if weights.spec.lora is None else _layout(pipe, main)
+    write_card(folder, pipe, main, layout=layout, card=card)
 
 
 def _layout(pipe: Any, component: str) -> SavedLayout:
@@ -109,11 +117,23 @@ def write_card(folder: Path, pipe: Any, component: str, *, layout: SavedLayout, 
         base_name=base_name,
         component=component,
         files={name: file_name(name, component) for name in experts(pipe) if name != component},
+        frozen=_frozen(folder, shown["config"]["policy"].get("adapters") or (), tuple(experts(pipe))),
         classes={"pipeline": type(pipe).__name__, "component": type(pipe.components[component]).__name__},
         version=__version__,
         interval=_interval,
     )
     (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def _frozen(folder: Path, adapters: Sequence[Mapping[str, Any]], components: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what each component needs to be as it was under the trained adapters, where it needs something."""
+    main, found = components[0], []
+    for component in components:
+        named = [(k, frozen_file(k, component, main), told["weight"]) for k, told in enumerate(adapters)]
+        files = [(f"frozen_{k}", file, weight) for k, file, weight in named if (folder / file).is_file()]
+        if files:
+            found.append({"component": component, "files": files})
+    return found
 
 
 def read_card(folder: Path) -> Card:

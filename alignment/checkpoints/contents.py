@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from alignment.data.batches import inputs_of
 from alignment.data.prompts import Prompts
+from alignment.policy.networks.adapters import Adapter
+from alignment.policy.networks.weights import Brought
 
 _SAMPLED = 256
 """Numbers read of each weight: reading all of a large pipeline would take longer than loading it."""
@@ -55,6 +57,28 @@ def pipeline_digest(pipe: Any) -> str:
         if isinstance(component, nn.Module):
             for key, weight in component.named_parameters():
                 digest.update(f"{key} {list(weight.shape)}".encode() + _sample(weight))
+    return digest.hexdigest()[:16]
+
+
+def adapters_digests(brought: Brought) -> dict[str, str]:
+    """Return hashes of the adapters that a run began with, by the config's key: all of their numbers, and scales."""
+    found = {}
+    if brought.frozen:
+        told = [[weight, _adapters_digest(adapters)] for adapters, weight in brought.frozen]
+        found["policy.adapters"] = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    if brought.start is not None:
+        found["policy.lora.start"] = _adapters_digest(brought.start)
+    return found
+
+
+def _adapters_digest(adapters: Mapping[str, Adapter]) -> str:
+    digest = hashlib.sha256()
+    for component, adapter in sorted(adapters.items()):
+        config = adapter.config
+        scales = [config.r, config.lora_alpha, config.rank_pattern, config.alpha_pattern, config.use_rslora]
+        digest.update(json.dumps([component, scales], sort_keys=True).encode())
+        for name, weight in sorted(adapter.weights.items()):
+            digest.update(f"{name} {list(weight.shape)}".encode() + weight.to(torch.float64).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

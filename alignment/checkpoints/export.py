@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 
-from alignment.checkpoints.adapter_files import LORA_FILE, file_name, fold_in, read_adapters
+from alignment.checkpoints.adapter_files import frozen_file
 from alignment.checkpoints.artifacts import CARD, CARD_DATA, Card, read_card, write_card
 from alignment.checkpoints.manifest import verify
 from alignment.data.tensor_files import heed_umask
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem
+from alignment.policy.networks.adapter_places import LORA_FILE, file_name
+from alignment.policy.networks.adapters import Adapter, read_adapters
 from alignment.policy.networks.loading import denoiser_name, experts, load_pipeline, no_progress_bars
 from alignment.policy.networks.spec import PolicySpec
+from alignment.policy.networks.tuning import fold
 from alignment.reports.terminal import show
 
 Form = Literal["lora", "merged", "full"]
@@ -59,7 +63,8 @@ def export(checkpoint: Path, to: Path, form: Form, pipeline: str | None = None) 
     try:
         temporary.mkdir(parents=True)
         if form == "lora":
-            for path in (*checkpoint.glob("pytorch_lora_weights*"), checkpoint / CARD, checkpoint / CARD_DATA):
+            files = (*checkpoint.glob("pytorch_lora_weights*"), *checkpoint.glob("frozen_adapter_*"))
+            for path in (*files, checkpoint / CARD, checkpoint / CARD_DATA):
                 shutil.copyfile(path, temporary / path.name)
         else:
             with no_progress_bars():
@@ -74,11 +79,16 @@ def export(checkpoint: Path, to: Path, form: Form, pipeline: str | None = None) 
 
 def _write_pipeline(checkpoint: Path, to: Path, card: Card, pipeline: str | None) -> None:
     pipe = _base(card, pipeline)
-    component = denoiser_name(pipe)
-    for name, network in experts(pipe).items():
-        if (checkpoint / LORA_FILE).is_file():
-            read_adapters(network, _there(checkpoint / file_name(name, component), pipe), component)
-            fold_in(network)
+    component, networks = denoiser_name(pipe), experts(pipe)
+    adapters: Mapping[str, Adapter] = {}
+    if (checkpoint / LORA_FILE).is_file():
+        for name in networks:
+            _there(checkpoint / file_name(name, component), pipe)
+        adapters = _read(checkpoint, pipe, networks)
+        _fold_frozen(checkpoint, card, pipe, networks)
+    for name, network in networks.items():
+        if name in adapters:
+            fold(network, adapters[name], 1.0)
         else:
             trained = type(network).from_pretrained(_there(checkpoint / name, pipe), torch_dtype=network.dtype)
             if (told := _shape(trained)) != (wanted := _shape(network)):
@@ -90,6 +100,23 @@ def _write_pipeline(checkpoint: Path, to: Path, card: Card, pipeline: str | None
             pipe.register_modules(**{name: trained})
     pipe.save_pretrained(to)
     write_card(to, pipe, component, layout="pipeline", card=card)
+
+
+def _read(place: Path, pipe: Any, networks: Mapping[str, Any]) -> Mapping[str, Adapter]:
+    try:
+        return read_adapters("checkpoint", str(place), pipe, networks)
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; give the pipeline that it was trained on with `--pipeline PATH`") from error
+
+
+def _fold_frozen(checkpoint: Path, card: Card, pipe: Any, networks: Mapping[str, Any]) -> None:
+    """Fold in what training was on top of, from the checkpoint's own copies."""
+    main = next(iter(networks))
+    for k, frozen in enumerate(card.config["policy"].get("adapters") or ()):
+        for name, network in networks.items():
+            file = checkpoint / frozen_file(k, name, main)
+            if file.is_file():
+                fold(network, _read(file, pipe, {name: network})[name], frozen["weight"])
 
 
 def _base(card: Card, pipeline: str | None) -> Any:

@@ -33,7 +33,12 @@ FREE = {
     "batch.microbatch",
 }
 # Where the content of a key is, which may change where the content does not.
-PLACES = {"data.prompts": ("data.prompts",), "policy.pipeline": ("policy.pipeline", "policy.revision")}
+PLACES = {
+    "data.prompts": ("data.prompts",),
+    "policy.adapters": ("policy.adapters",),
+    "policy.lora.start": ("policy.lora.start",),
+    "policy.pipeline": ("policy.pipeline", "policy.revision"),
+}
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW keeps of each parameter."""
 _DAMAGED = "the run cannot go on from this checkpoint; resume from an earlier one, or start a new run"

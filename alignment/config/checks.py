@@ -16,6 +16,7 @@ from alignment.config.schedule import check_dynamics, check_noise, read_schedule
 from alignment.data.records import data_file, read_records
 from alignment.errors import ConfigError, VisalignError
 from alignment.policy.call_arguments import checked_arguments
+from alignment.policy.networks.adapter_places import misplaced
 from alignment.policy.networks.loading import declared_class
 from alignment.policy.networks.spec import PolicySpec
 from reward_models.base import RewardError, require_reward_model
@@ -169,7 +170,7 @@ def _numbers(run: Run) -> Iterator[Problem]:
         "steps": (run.steps, 1),
         "threads": (1 if run.threads is None else run.threads, 1),
         "timeout": (run.timeout, 1),
-        "policy.lora.rank": (1 if run.policy.lora is None else run.policy.lora.rank, 1),
+        "policy.lora.rank": (1 if run.policy.lora is None else run.policy.lora.usual_rank, 1),
         "batch.updates": (run.batch.updates, 1),
         "batch.microbatch": (run.batch.microbatch, 1),
         "source.prompts": (run.source.prompts, 1),
@@ -325,6 +326,7 @@ def _files(run: Run) -> Iterator[Problem]:
         if name is not None and not Path(name).exists():
             yield key, f"there is no file {name} (paths are relative to the current folder, {Path.cwd()})"
     yield from _pipeline(run.policy.pipeline)
+    yield from misplaced(run.policy)
     for key, folder in {"output.folder": Path(run.output.folder, run.name), **_caches(run)}.items():
         if problem := unwritable(folder):
             yield key, problem
@@ -374,7 +376,6 @@ def _pipeline(name: str) -> Iterator[Problem]:
 def describe(run: Run, world_size: int) -> str:
     """Describe in a paragraph what the run would do."""
     policy, source, evaluation = run.policy, run.source, run.evaluation
-    trains = f"LoRA adapters of rank {policy.lora.rank}" if policy.lora else "the denoiser's own weights"
     shape = source.shape(None)
     samples = f" x {shape.group_size} samples = {shape.groups * shape.group_size} pictures or clips"
     if source.reward is None:
@@ -384,7 +385,7 @@ def describe(run: Run, world_size: int) -> str:
         given = f"{type(source).__name__} makes {source.prompts} prompts{samples} on"
         scored = f"{type(source.reward).__name__} scores them, "
     sentences = [
-        f"This run, {run.name}, would train {trains} of {policy.pipeline} for {run.steps} steps.",
+        f"This run, {run.name}, would train {policy.trains} for {run.steps} steps.",
         f"In each, {given} {world_size} process{'es' if world_size > 1 else ''}, {scored}and "
         f"{type(run.objective).__name__} learns from them in {run.batch.updates} "
         f"update{'s' if run.batch.updates > 1 else ''}, at most {run.batch.microbatch} rows in a backward pass.",

@@ -16,7 +16,7 @@ from alignment.policy.call_forms import Form, brings_pictures, find_form, first_
 from alignment.policy.door import Door, PipelineDoor, fresh_routes
 from alignment.policy.networks.loading import experts, load_pipeline
 from alignment.policy.networks.spec import PolicySpec
-from alignment.policy.networks.weights import Weights
+from alignment.policy.networks.weights import Weights, bring
 from alignment.policy.pipeline_call import alike, blaming
 from alignment.policy.policy import ONE_ROW, Policy
 from alignment.policy.prepared import Prepared
@@ -35,12 +35,13 @@ def load_policy(spec: PolicySpec, *, device: torch.device, seed: int, pipe: Any 
         pipe: The pipeline, where it is loaded already.
 
     Raises:
-        ConfigError: If the pipeline does not take the call arguments, or has not what is to be trained.
+        ConfigError: If the pipeline does not take the call arguments, has not what is to be trained, or brought
+            adapters are not its own.
         PipelineError: If it cannot be conducted.
     """
     pipe = load_pipeline(spec, device) if pipe is None else pipe
-    door = PipelineDoor(pipe, fresh_routes(pipe, spec, device))
-    return Policy(door, Weights(experts(pipe), spec, seed))
+    door, networks = PipelineDoor(pipe, fresh_routes(pipe, spec, device)), experts(pipe)
+    return Policy(door, Weights(networks, spec, seed, bring(spec, pipe, networks)))
 
 
 def prepare(

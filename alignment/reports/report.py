@@ -222,11 +222,12 @@ def _below(value: object, *path: str) -> Any:
 
 def _facts(run: Mapping[str, Any], summary: Mapping[str, float], columns: Columns) -> list[tuple[str, str]]:
     """Return what was run, in a few words per entry; what the configuration does not hold is left out."""
-    rank = _below(run, "policy", "lora", "rank")
+    lora, rank = _below(run, "policy", "lora"), _below(run, "policy", "lora", "rank")
+    adapted = "LoRA" if rank is None else f"LoRA, rank {rank}"
     whole = "full fine-tuning" if _below(run, "policy") else None
     said = {
         "Pipeline": _below(run, "policy", "pipeline"),
-        "Training": whole if rank is None else f"LoRA, rank {rank}",
+        "Training": whole if lora is None else adapted,
         "Objective": _below(run, "objective", "type"),
         "Source": _below(run, "source", "type"),
         "Reward": _below(run, "source", "reward", "type"),

@@ -251,7 +251,7 @@ class Session:
         if self._recorder is None:
             return
         begin = time.perf_counter()
-        run, policy = self.trainer.run, self.trainer.policy
+        policy = self.trainer.policy
         state = TrainState(
             step=done,
             trainable={name: p.detach() for name, p in policy.trainable.items()},
@@ -267,7 +267,7 @@ class Session:
             write_state(folder, state)
             with policy.using("ema" if "ema" in policy.snapshots else "live"):
                 card = Card(self._config, done, self._table)
-                write_artifacts(folder, policy.pipe, policy.component, lora=run.policy.lora is not None, card=card)
+                write_artifacts(folder, policy.pipe, policy.weights, card)
 
         self.checkpoints.save(done, write)
         self._saving = time.perf_counter() - begin

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignment.checkpoints.contents import pipeline_digest, prompts_digest
+from alignment.checkpoints.contents import adapters_digests, pipeline_digest, prompts_digest
 from alignment.config import checks
 from alignment.config.run import Run
 from alignment.data.batches import Pairs, Samples
@@ -80,6 +80,7 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     pipe = load_pipeline(run.policy, runtime.world.device)
     contents["policy.pipeline"] = pipeline_digest(pipe)
     policy = load_policy(run.policy, device=runtime.world.device, seed=Draw(run.seed).key("adapters"), pipe=pipe)
+    contents |= adapters_digests(policy.weights.brought)
     scheduler = pipe.components.get("scheduler")
     checks.check_scheduler(run, scheduler, None)
     visits = issubclass(run.source.produces, Samples | Pairs)

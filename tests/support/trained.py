@@ -13,8 +13,9 @@ from torch import Tensor
 
 from alignment.checkpoints.artifacts import Card, write_artifacts
 from alignment.checkpoints.checkpoint import Checkpoints
-from alignment.policy.networks.spec import Lora
-from alignment.policy.networks.tuning import add_lora, unfreeze
+from alignment.policy.networks.loading import experts
+from alignment.policy.networks.spec import Lora, PolicySpec
+from alignment.policy.networks.weights import Weights
 from tests.support.tiny import FLUX_CALL, picture, tiny_flux, tiny_sd15
 
 RANK, ALPHA = 4, 6  # unequal, so that a lost alpha shows
@@ -69,14 +70,13 @@ def trained(folder: Path, family: str, *, lora: bool) -> Trained:
     pipe.save_pretrained(base)
     pipe = quiet(DiffusionPipeline.from_pretrained(base))
     before = picture(pipe)
-    denoiser = pipe.components[component]
-    weights = add_lora(denoiser, Lora(RANK, ALPHA), seed=0) if lora else unfreeze(denoiser, None)
+    weights = Weights(experts(pipe), PolicySpec(str(base), lora=Lora(RANK, ALPHA) if lora else None), seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for weight in weights.values():
+        for weight in weights.trainable.values():
             weight += 0.1 * torch.randn(weight.shape, generator=generator)
     config = config_of(base, lora=lora)
-    write = lambda target: write_artifacts(target, pipe, component, lora=lora, card=card_of(config))  # noqa: E731
+    write = lambda target: write_artifacts(target, pipe, weights, card_of(config))  # noqa: E731
     checkpoint = Checkpoints(folder / "run", keep=1, config=config).save(7, write)
     return Trained(base, checkpoint, component, before, picture(pipe), pipe)
 

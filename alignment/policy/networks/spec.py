@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from alignment.errors import ConfigError
+from alignment.errors import ConfigError, FieldError
+
+RANK = 16
+"""Of an adapter that nobody gave a rank."""
 
 
 @dataclass(frozen=True)
@@ -13,17 +18,76 @@ class Lora:
     """Train low-rank adapters, through PEFT.
 
     Attributes:
-        rank: Rank of each update.
-        alpha: Scale of the update is alpha / rank; null means alpha = rank.
-        targets: Name endings of the modules to adapt; null means every linear layer inside the denoiser's blocks.
+        rank: Rank of each update; null means 16, or the ranks of `start`.
+        alpha: Scale of the update is alpha / rank; null means alpha = rank, or as in `start`.
+        targets: Name endings of the modules to adapt; null means every linear layer inside the denoiser's blocks, or
+            those that `start` adapts.
         merge: Fold the adapters into the weights while sampling: faster, for one more copy of the adapted weights in
             memory. Rollouts then differ from the pass with gradient by rounding.
+        start: Adapter to go on training: a safetensors file or its folder (diffusers', PEFT's, kohya's or ComfyUI's
+            names), or a hub id. It is then the reference, too.
+        ranks: Other ranks, by the ending of the modules' names (a regular expression, as PEFT's rank_pattern).
+        dora: Train the magnitude of each weight's rows apart from their direction (DoRA).
+        rslora: Scale by alpha / sqrt(rank) (rank-stabilised LoRA).
+        init: "gaussian" begins at the pipeline itself, by a zero in each update; "pissa" takes the largest singular
+            values of each weight for its update and keeps the rest frozen, which is the pipeline itself, too.
     """
 
-    rank: int = 16
+    rank: int | None = None
     alpha: int | None = None
     targets: tuple[str, ...] | None = None
     merge: bool = False
+    start: str | None = None
+    ranks: dict[str, int] = field(default_factory=dict)
+    dora: bool = False
+    rslora: bool = False
+    init: Literal["gaussian", "pissa"] = "gaussian"
+
+    def __post_init__(self) -> None:
+        own = {name: value for name, value in vars(self).items() if name not in ("rank", "merge", "start")}
+        given = [name for name, value in own.items() if value not in (None, False, {}, "gaussian")]
+        if self.start is not None and given:
+            raise FieldError(given[0], f"{self.start} brings its own {given[0]}; leave it out, or leave out start")
+        if self.dora and self.merge:
+            raise FieldError(
+                "merge", "the rows of a DoRA weight are scaled, too, and are not folded in; set it to false"
+            )
+        if self.init == "pissa" and self.dora:
+            raise FieldError("init", "pissa changes the weights whose magnitudes DoRA starts from; use one of the two")
+        for pattern, rank in self.ranks.items():
+            if rank < 1:
+                raise FieldError(f"ranks.{pattern}", f"got {rank}, expected at least 1")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise FieldError(f"ranks.{pattern}", f"it is not a regular expression: {error}") from error
+
+    @property
+    def usual_rank(self) -> int:
+        """Rank of each update whose rank nothing else says."""
+        return RANK if self.rank is None else self.rank
+
+    @property
+    def starts_from_nothing(self) -> bool:
+        """Whether switching the adapters off gives the weights that training begins at."""
+        return self.start is None and self.init != "pissa"
+
+
+@dataclass(frozen=True)
+class FrozenAdapter:
+    """An adapter that is not trained, folded into the weights under what is.
+
+    Attributes:
+        path: A safetensors file or its folder, or a hub id, as in `policy.lora.start`.
+        weight: Times its own scale.
+    """
+
+    path: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight) or self.weight == 0:
+            raise FieldError("weight", f"got {self.weight}, expected a finite number other than 0")
 
 
 @dataclass(frozen=True)
@@ -40,6 +104,8 @@ class PolicySpec:
         fps: Frames a second of the clips it makes, for rewards that judge motion and for what is written; null takes
             `fps` or `frame_rate` of its call, or 10, as diffusers exports.
         lora: Adapters to train; null trains the denoiser's own weights.
+        adapters: Frozen adapters, folded into the denoiser in this order before anything else: they are present in
+            rollouts, replays and evaluations, in the reference, and in what is exported as a whole pipeline.
         trainable: With full fine-tuning: patterns (regular expressions) of parameter names to train; null means all.
         dtype: Storage of the frozen weights. Trained weights are always float32.
         autocast: Compute precision of denoiser and decoder, the same in rollout and in the pass with gradient
@@ -66,6 +132,7 @@ class PolicySpec:
     call: dict[str, object] = field(default_factory=dict)
     fps: float | None = None
     lora: Lora | None = None
+    adapters: tuple[FrozenAdapter, ...] = ()
     trainable: tuple[str, ...] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     autocast: Literal["bfloat16"] | None = None
@@ -84,3 +151,19 @@ class PolicySpec:
             what = "rounded weights cannot be trained" if self.lora is None else "adapters cannot be folded into them"
             do = "train adapters (policy.lora: {})" if self.lora is None else "set policy.lora.merge: false"
             raise ConfigError(f"policy.quantize: {self.quantize} keeps the denoiser's weights rounded: {what}; {do}")
+        if self.quantize is not None and (self.adapters or (self.lora is not None and self.lora.init == "pissa")):
+            raise FieldError(
+                "quantize",
+                f"{self.quantize} keeps the denoiser's weights rounded, and "
+                + ("nothing can be folded into them" if self.adapters else "pissa takes a part out of them")
+                + ("; export a merged pipeline first, and train on that" if self.adapters else "; use init: gaussian"),
+            )
+
+    @property
+    def trains(self) -> str:
+        """What is trained of what, in words."""
+        what = "the denoiser's own weights"
+        if self.lora is not None:
+            new = f"LoRA adapters of rank {self.lora.usual_rank}"
+            what = new if self.lora.start is None else f"the LoRA adapters {self.lora.start}"
+        return f"{what} of {self.pipeline}" + "".join(f" and {one.weight} x {one.path}" for one in self.adapters)

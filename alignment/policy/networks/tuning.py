@@ -9,9 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.utils import set_peft_model_state_dict
+from peft.utils.other import get_pattern_key
 from torch import nn
 
 from alignment.errors import ConfigError
+from alignment.policy.networks.adapters import Adapter
 from alignment.policy.networks.spec import Lora
 
 ADAPTER = "default"
@@ -33,29 +37,30 @@ def lora_targets(denoiser: nn.Module) -> list[str]:
     ]
 
 
-def add_lora(denoiser: Any, lora: Lora, seed: int) -> dict[str, nn.Parameter]:
+def add_lora(denoiser: Any, lora: Lora, seed: int, start: Adapter | None = None) -> dict[str, nn.Parameter]:
     """Add float32 adapters and return their weights by name.
 
-    The second matrix of each adapter starts at zero, so the first step starts from the reference itself.
+    Without `start` the first step starts from the denoiser itself.
+
+    Args:
+        denoiser: The network.
+        lora: How adapters are made.
+        seed: Of new ones.
+        start: Those to go on with.
 
     Raises:
-        ConfigError: If the targets bind no module.
+        ConfigError: If the targets bind no module, or the rank is not that of `start`.
     """
     from diffusers.loaders.peft import PeftAdapterMixin
-    from peft import LoraConfig, inject_adapter_in_model
 
-    targets = list(lora.targets) if lora.targets is not None else lora_targets(denoiser)
-    alpha = lora.alpha if lora.alpha is not None else lora.rank
-    names = [name for name, _ in denoiser.named_modules()]
-    if not any(name == t or name.endswith("." + t) for t in targets for name in names):
-        linear = sorted({n.rsplit(".", 1)[-1] for n, m in denoiser.named_modules() if isinstance(m, nn.Linear)})
+    config = _fresh(denoiser, lora) if start is None else start.config
+    if start is not None and lora.rank is not None and start.ranks != {lora.rank}:
+        found = ", ".join(map(str, sorted(start.ranks)))
         raise ConfigError(
-            f"policy.lora.targets {targets} bind no module of {type(denoiser).__name__}; "
-            f"its linear layers end in {', '.join(linear)}"
+            f"{start.origin} has rank {found}, but policy.lora.rank is {lora.rank}; leave policy.lora.rank out"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian")
         if issubclass(type(denoiser), PeftAdapterMixin):
             denoiser.add_adapter(config, ADAPTER)
         else:  # what diffusers' own method does, for networks that lack it
@@ -63,8 +68,57 @@ def add_lora(denoiser: Any, lora: Lora, seed: int) -> dict[str, nn.Parameter]:
     trainable = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
     for parameter in trainable.values():
         parameter.data = parameter.data.float()
+    if start is not None:
+        set_peft_model_state_dict(denoiser, dict(start.weights), ADAPTER)
     _refuse_keywords(denoiser)
     return trainable
+
+
+def _fresh(denoiser: nn.Module, lora: Lora) -> LoraConfig:
+    """Return what PEFT makes new adapters from."""
+    targets = list(lora.targets) if lora.targets is not None else lora_targets(denoiser)
+    names = [name for name, _ in denoiser.named_modules()]
+    bound = [name for name in names if any(name == t or name.endswith("." + t) for t in targets)]
+    if not bound:
+        linear = sorted({n.rsplit(".", 1)[-1] for n, m in denoiser.named_modules() if isinstance(m, nn.Linear)})
+        raise ConfigError(
+            f"policy.lora.targets {targets} bind no module of {type(denoiser).__name__}; "
+            f"its linear layers end in {', '.join(linear)}"
+        )
+    for pattern in lora.ranks:
+        if not any(get_pattern_key([pattern], name) == pattern != name or name == pattern for name in bound):
+            raise ConfigError(
+                f"policy.lora.ranks.{pattern} is the ending of no adapted module of {type(denoiser).__name__}; those "
+                f"end in {', '.join(sorted({name.rsplit('.', 1)[-1] for name in bound}))}"
+            )
+    return LoraConfig(
+        r=lora.usual_rank,
+        lora_alpha=lora.usual_rank if lora.alpha is None else lora.alpha,
+        target_modules=targets,
+        init_lora_weights=lora.init,
+        rank_pattern=dict(lora.ranks),
+        alpha_pattern=dict(lora.ranks) if lora.alpha is None else {},
+        use_dora=lora.dora,
+        use_rslora=lora.rslora,
+    )
+
+
+def fold(network: Any, adapter: Adapter, weight: float) -> None:
+    """Fold an adapter, times `weight`, into the weights of the layers it is for."""
+    inject_adapter_in_model(adapter.config, network, ADAPTER)
+    set_peft_model_state_dict(network, dict(adapter.weights), ADAPTER)
+    for layer in adapter_layers(network):
+        layer.scale_layer(weight)
+    fold_in(network)
+
+
+def fold_in(network: Any) -> None:
+    """Fold the adapters of `network` into the weights they adapt, and take them away."""
+    adapted = set(map(id, adapter_layers(network)))
+    for name, layer in [(name, module) for name, module in network.named_modules() if id(module) in adapted]:
+        layer.merge(adapter_names=[ADAPTER])
+        network.set_submodule(name, layer.get_base_layer())
+    del network.peft_config
 
 
 def _refuse_keywords(denoiser: nn.Module) -> None:

@@ -3,13 +3,51 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from alignment.errors import ConfigError
+from alignment.policy.networks.adapters import Adapter, check_apart, read_adapters
 from alignment.policy.networks.spec import PolicySpec
-from alignment.policy.networks.tuning import adapter_layers, add_lora, merged, unfreeze, without
+from alignment.policy.networks.tuning import adapter_layers, add_lora, fold, merged, unfreeze, without
+
+
+@dataclass(frozen=True)
+class Brought:
+    """Adapters that a run does not begin without, by the component that each is for.
+
+    Attributes:
+        frozen: What is folded into the weights before anything else, with its weight, in this order.
+        start: What goes on being trained; None where new adapters are.
+    """
+
+    frozen: Sequence[tuple[Mapping[str, Adapter], float]] = ()
+    start: Mapping[str, Adapter] | None = None
+
+
+def bring(spec: PolicySpec, pipe: Any, networks: Mapping[str, Any]) -> Brought:
+    """Read the adapters that `spec` names; nothing in the pipeline is changed.
+
+    Raises:
+        ConfigError: If one of them is not there, cannot be read, or is not of these networks.
+    """
+    frozen = [
+        (read_adapters(f"policy.adapters.{k}.path", adapter.path, pipe, networks), adapter.weight)
+        for k, adapter in enumerate(spec.adapters)
+    ]
+    start = None
+    if spec.lora is not None and spec.lora.start is not None:
+        start = read_adapters("policy.lora.start", spec.lora.start, pipe, networks)
+        if lacking := networks.keys() - start.keys():
+            raise ConfigError(
+                f"policy.lora.start: {spec.lora.start} has adapters of the {' and '.join(start)} alone, and the "
+                f"{' and '.join(sorted(lacking))} is trained, too"
+            )
+    check_apart([adapters for adapters, _ in frozen], start)
+    return Brought(frozen, start)
 
 
 class Weights:
@@ -17,18 +55,26 @@ class Weights:
 
     Attributes:
         spec: What of them is trained.
+        brought: Adapters that training began with.
         experts: The networks by name; the first is the main one.
         trainable: Trained parameters by name, float32; a further network's begin with its own name.
         adapters: Layers of the networks that carry one.
         snapshots: Named frozen copies of `trainable`.
     """
 
-    def __init__(self, networks: Mapping[str, Any], spec: PolicySpec, seed: int) -> None:
-        self.spec = spec
+    def __init__(self, networks: Mapping[str, Any], spec: PolicySpec, seed: int, brought: Brought = Brought()) -> None:
+        self.spec, self.brought = spec, brought
         self.experts = dict(networks)
         self.trainable: dict[str, nn.Parameter] = {}
+        for adapters, weight in brought.frozen:
+            for name, adapter in adapters.items():
+                fold(self.experts[name], adapter, weight)
+        start = brought.start or {}
         for k, (name, network) in enumerate(self.experts.items()):
-            chosen = add_lora(network, spec.lora, seed + k) if spec.lora else unfreeze(network, spec.trainable)
+            if spec.lora is None:
+                chosen = unfreeze(network, spec.trainable)
+            else:
+                chosen = add_lora(network, spec.lora, seed + k, start.get(name))
             self.trainable |= {f"{name}.{key}" if k else key: p for key, p in chosen.items()}
             if spec.gradient_checkpointing:
                 network.enable_gradient_checkpointing()
@@ -37,19 +83,31 @@ class Weights:
         self.adapters = [layer for network in self.experts.values() for layer in adapter_layers(network)]
         self._folded = False
         self.snapshots: dict[str, dict[str, Tensor]] = {}
+        if spec.lora is not None and spec.lora.init == "pissa":
+            self.keep("reference")
+
+    @property
+    def reference_is_off(self) -> bool:
+        """Whether the reference is the adapters switched off, and no copy of what training began at."""
+        return self.spec.lora is not None and self.spec.lora.starts_from_nothing
+
+    @property
+    def taken_out(self) -> Mapping[str, Tensor] | None:
+        """What new adapters took out of the weights they adapt, so that weights and adapters began as the weights."""
+        return self.snapshots["reference"] if self.spec.lora is not None and self.spec.lora.init == "pissa" else None
 
     @contextlib.contextmanager
     def using(self, name: str) -> Iterator[None]:
         """Put a frozen copy of the trained weights in place: "reference", "behaviour" or "ema"; "live" changes nothing.
 
-        With adapters the reference is the adapter switched off.
+        With new adapters the reference is the adapter switched off.
         """
         if name == "live":
             yield
             return
         if self._folded:
             raise RuntimeError(f"the live adapters are folded in: choose the weights ({name}) before sampling()")
-        if name == "reference" and self.spec.lora:
+        if name == "reference" and self.reference_is_off:
             with without(self.adapters):
                 yield
         else:
@@ -82,8 +140,8 @@ class Weights:
             parameter.data, frozen[key] = frozen[key], parameter.data
 
     def keep(self, name: str) -> None:
-        """Start the frozen copy `name` at the live weights; the reference of an adapter needs none."""
-        if name in self.snapshots or (name == "reference" and self.spec.lora):
+        """Start the frozen copy `name` at the live weights; the reference of a new adapter needs none."""
+        if name in self.snapshots or (name == "reference" and self.reference_is_off):
             return
         self.snapshots[name] = {key: p.detach().clone() for key, p in self.trainable.items()}
 

@@ -16,12 +16,13 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from alignment.checkpoints.adapter_files import file_name
+from alignment.checkpoints.adapter_files import trained_adapters
 from alignment.checkpoints.artifacts import Card, write_artifacts
 from alignment.checkpoints.checkpoint import Checkpoints
 from alignment.checkpoints.state import TrainState, read_state, write_state
 from alignment.config import checks
 from alignment.errors import CheckpointError
+from alignment.policy.networks.adapter_places import file_name
 from alignment.policy.networks.loading import experts, pipeline_class, trained_scheduler
 from alignment.policy.networks.tuning import ADAPTER
 from alignment.preflight.doctor.subject import PAIR, Finding, NotApplicable, Subject, at_most, more_than
@@ -240,7 +241,7 @@ def training_changes_the_output(subject: Subject) -> Finding:
 def reference_is_adapter_off(subject: Subject) -> Finding:
     """The reference is the policy as it was before training, whatever became of the trained weights."""
     policy = subject.policy
-    if policy.spec.lora is None and "reference" not in policy.snapshots:
+    if not policy.weights.reference_is_off and "reference" not in policy.snapshots:
         raise NotApplicable("no objective of this run asks for the reference")
     before = subject.latents()
     with subject.moved(), policy.using("reference"):
@@ -270,7 +271,7 @@ def checkpoint_reopens(subject: Subject) -> Finding:
 
 def saved_checkpoint(subject: Subject, folder: Path) -> Path:
     """Save the policy as it is into a run folder, as training would, and return the verified checkpoint."""
-    policy, run = subject.policy, subject.trainer.run
+    policy = subject.policy
     config = yaml.safe_load(subject.resolved)
     checkpoints = Checkpoints(folder, 1, config)
 
@@ -278,8 +279,7 @@ def saved_checkpoint(subject: Subject, folder: Path) -> Path:
         live = {name: p.detach() for name, p in policy.trainable.items()}
         optimizer = subject.trainer.runtime.optimizer.state_dict()
         write_state(into, TrainState(1, live, optimizer, policy.snapshots, 0.0, config))
-        card = Card(config, 1, {})
-        write_artifacts(into, policy.pipe, policy.component, lora=run.policy.lora is not None, card=card)
+        write_artifacts(into, policy.pipe, policy.weights, Card(config, 1, {}))
 
     return checkpoints.find(checkpoints.save(1, write))
 
@@ -314,9 +314,10 @@ def _lost_in_diffusers(subject: Subject, folder: Path) -> int:
     kind = pipeline_class(policy.spec.pipeline_class)
     plain = kind.from_pretrained(policy.spec.pipeline, revision=policy.spec.revision)
     load_adapters(plain, policy.component, folder)
+    adapters = trained_adapters(policy.weights)
     for name, network in policy.experts.items():
         there = plain.components[name]
-        mine, theirs = (get_peft_model_state_dict(model, adapter_name=ADAPTER) for model in (network, there))
+        mine, theirs = adapters[name].weights, get_peft_model_state_dict(there, adapter_name=ADAPTER)
         lost += len(mine.keys() ^ theirs.keys())
         lost += sum(not torch.equal(mine[key].cpu(), theirs[key].to(mine[key].dtype)) for key in {*mine} & {*theirs})
         lost += sum(a != b for a, b in zip(_scales(network), _scales(there), strict=True))

@@ -27,7 +27,7 @@ from alignment.errors import ConfigError, PipelineError, VisalignError
 from alignment.objectives.base import Loss
 from alignment.policy.call_forms import Form, brings_pictures, first_accepted
 from alignment.policy.networks.loading import experts
-from alignment.policy.networks.weights import Weights
+from alignment.policy.networks.weights import Weights, bring
 from alignment.policy.policy import Policy
 from alignment.preflight.plan import blueprint
 from alignment.preflight.plan.counting_door import CPU, TOY, CountingDoor
@@ -41,9 +41,11 @@ from samplers import LoopLayout
 
 def rehearsed(run: Run) -> tuple[Policy, CountingDoor]:
     """Return the policy of a run, over its pipeline without weights, and the door that counts its calls."""
-    spec = replace(run.policy, compile=False, embedding_cache=None)
+    # What is folded in takes no room of its own.
+    spec = replace(run.policy, compile=False, embedding_cache=None, adapters=())
     pipe = blueprint.draw(spec)
-    weights = Weights(experts(pipe), spec, 0)
+    networks = experts(pipe)
+    weights = Weights(networks, spec, 0, bring(spec, pipe, networks))
     door = CountingDoor(pipe, spec, weights)
     policy = Policy(door, weights)
     policy.latents = blueprint.BlankLatents(pipe, TOY)

@@ -74,6 +74,8 @@ class JudgeTraining:
             )
         if self.lora is not None and self.vlm.adapter is not None:
             raise ConfigError("reward.vlm.adapter: an adapter is already there; train all weights (lora: null)")
+        if self.lora is not None and self.lora != Lora(self.lora.rank, self.lora.alpha, self.lora.targets):
+            raise ConfigError("lora: judges are trained with rank, alpha and targets; leave out the rest")
         if self.lora is None and self.reward.vlm.dtype != "float32":
             raise ConfigError(f"reward.vlm.dtype: all weights are trained in float32, got {self.reward.vlm.dtype}")
         if min(self.steps, self.batch, self.microbatch) < 1 or self.every < 0:
@@ -230,7 +232,7 @@ def _with_lora(model: Any, lora: Lora, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets = "all-linear" if lora.targets is None else list(lora.targets)
-    settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=targets)
+    settings = LoraConfig(r=lora.usual_rank, lora_alpha=lora.alpha or lora.usual_rank, target_modules=targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

@@ -21,14 +21,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alignment.checkpoints.adapter_files import LORA_FILE
 from alignment.checkpoints.artifacts import CARD, CARD_DATA, Card, read_card, write_artifacts, write_card
 from alignment.checkpoints.checkpoint import Checkpoints
 from alignment.checkpoints.export import export
 from alignment.checkpoints.manifest import verify
 from alignment.errors import CheckpointError
-from alignment.policy.networks.spec import Lora
-from alignment.policy.networks.tuning import add_lora
+from alignment.policy.networks.adapter_places import LORA_FILE
+from alignment.policy.networks.loading import experts
+from alignment.policy.networks.spec import Lora, PolicySpec
+from alignment.policy.networks.weights import Weights
 from tests.support.tiny import call_of, tiny_flux
 from tests.support.trained import ALPHA, RANK, SAME, Trained, card_of, config_of, trained
 
@@ -110,16 +111,16 @@ def test_rank_alpha_and_targets_travel_in_the_header(case: str, runs: dict[str, 
 
 def test_equal_weights_are_recognised(tmp_path: Path) -> None:
     pipe, checkpoints = tiny_flux(), Checkpoints(tmp_path, keep=2)
-    weights = add_lora(pipe.transformer, Lora(RANK), seed=0)
+    weights = Weights(experts(pipe), PolicySpec("some/base", lora=Lora(RANK)), seed=0)
 
     def write(folder: Path) -> None:
-        write_artifacts(folder, pipe, "transformer", lora=True, card=card_of(config_of("some/base", lora=True)))
+        write_artifacts(folder, pipe, weights, card_of(config_of("some/base", lora=True)))
 
     checkpoints.save(1, write)
     with pytest.warns(UserWarning, match="very weights of step 1"):
         checkpoints.save(2, write)
     with torch.no_grad():
-        next(iter(weights.values()))[0, 0] += 1e-3
+        next(iter(weights.trainable.values()))[0, 0] += 1e-3
     verify(checkpoints.save(3, write), previous=tmp_path / "checkpoint-2")
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FluxTransformer2DModel
 
-from alignment.checkpoints.adapter_files import LORA_FILE
 from alignment.checkpoints.artifacts import CARD, CARD_DATA
 from alignment.checkpoints.export import export, main
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem, PipelineError
+from alignment.policy.networks.adapter_places import LORA_FILE
 from tests.support.tiny import picture, tiny_flux
 from tests.support.trained import SAME, Trained, quiet, trained
 

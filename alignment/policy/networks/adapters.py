@@ -1,0 +1,307 @@
+"""Low-rank adapters that people bring: found, read, and named as the modules that they adapt.
+
+A file may name modules as the pipeline's networks do (diffusers, PEFT; with underscores for dots, kohya's tools), and
+is then read number by number. Or it uses the names that a model's authors gave, which ComfyUI keeps; what those mean is
+diffusers' to say. Every name has to be understood and every matrix has to fit before anything is changed.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+from peft import LoraConfig
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from alignment.errors import ConfigError
+from alignment.policy.networks.adapter_places import Place
+from reward_models.foreign import ForeignCode
+
+SETTINGS = "lora_adapter_metadata"
+"""Where diffusers writes how an adapter was made, in the header of its file."""
+
+_PREFIXES = ("base_model.model.", "unet.", "transformer.", "diffusion_model.", "model.diffusion_model.")
+"""What tools write before the names of modules."""
+_FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")
+"""What they write before names with underscores for dots."""
+_PARTS = {
+    "lora_A": "A", "lora_down": "A", "lora.down": "A", "lora_linear_layer.down": "A",
+    "lora_B": "B", "lora_up": "B", "lora.up": "B", "lora_linear_layer.up": "B",
+    "lora_magnitude_vector": "magnitude", "dora_scale": "magnitude", "alpha": "alpha",
+}  # fmt: skip
+_NAME = re.compile(rf"(.+?)\.({'|'.join(map(re.escape, _PARTS))})(?:(?:\.[^.]+)?\.weight)?")
+_FACTORS = re.compile(r"\.(hada_w|lokr_w|oft_|glora|diff$)")
+"""Parts of what is no low-rank adapter."""
+
+Parts = dict[str, dict[str, Tensor]]
+"""Tensors by what they are ("A", "B", "alpha", "magnitude"), by module."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A low-rank adapter of one network.
+
+    Attributes:
+        origin: Where it comes from, for messages.
+        weights: Its tensors by PEFT's names, without that of the adapter: `MODULE.lora_A.weight`.
+        config: What PEFT makes of it.
+    """
+
+    origin: str
+    weights: Mapping[str, Tensor]
+    config: LoraConfig
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules it adapts."""
+        return tuple(name.removesuffix(".lora_A.weight") for name in self.weights if name.endswith(".lora_A.weight"))
+
+    @property
+    def ranks(self) -> set[int]:
+        """Ranks of its updates."""
+        return {len(weight) for name, weight in self.weights.items() if name.endswith(".lora_A.weight")}
+
+
+def read_adapters(key: str, place: str, pipe: Any, networks: Mapping[str, Any]) -> dict[str, Adapter]:
+    """Return the adapters of a file, a folder or a hub id, by the component that they are for.
+
+    Args:
+        key: Of the config, for messages.
+        place: Where they are.
+        pipe: The pipeline, whose class knows its authors' names of modules.
+        networks: Its trained networks by name, the main one first; nothing in them is changed.
+
+    Raises:
+        ConfigError: If there is none, it is no safetensors file, a number in it is not finite, or it is of other
+            modules than those of the networks.
+    """
+    main = next(iter(networks))
+    found = Place(key, place).files(main, tuple(networks))
+    return {
+        component: _Reading(f"{key}: {path}", pipe, component, main, networks[component]).adapter(path, settings)
+        for component, (path, settings) in found.items()
+    }
+
+
+def check_apart(stack: Sequence[Mapping[str, Adapter]], trained: Mapping[str, Adapter] | None = None) -> None:
+    """Refuse adapters that do not add up: a magnitude (DoRA) is that of a weight with one update.
+
+    Args:
+        stack: Frozen adapters by component, in their order.
+        trained: What is trained on top, where that comes from a file.
+
+    Raises:
+        ConfigError: Naming the first layer that two of them touch.
+    """
+    everything = [*stack, *([] if trained is None else [trained])]
+    for k, later in enumerate(everything):
+        for component, adapter in later.items():
+            for other in (earlier[component] for earlier in everything[:k] if component in earlier):
+                shared = [name for name in adapter.modules if name in set(other.modules)]
+                if shared and (adapter.config.use_dora or other.config.use_dora):
+                    dora = adapter if adapter.config.use_dora else other
+                    raise ConfigError(
+                        f"{adapter.origin} and {other.origin} touch the same layer {shared[0]} of the {component}, and "
+                        f"{dora.origin.partition(': ')[2]} is a DoRA: its magnitudes are those of one update; leave "
+                        "one of the two out"
+                    )
+
+
+def config_of(parts: Mapping[str, Mapping[str, Tensor]], scales: Mapping[str, float], *, rslora: bool) -> LoraConfig:
+    """Return what makes PEFT build adapters of these shapes and scales.
+
+    Args:
+        parts: Matrices "A" and "B", and perhaps "magnitude", by module.
+        scales: Alpha by module.
+        rslora: Whether alpha is divided by the root of the rank.
+    """
+    ranks = {name: len(part["A"]) for name, part in parts.items()}
+    rank = collections.Counter(ranks.values()).most_common(1)[0][0]
+    alpha = collections.Counter(scales.values()).most_common(1)[0][0]
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT takes any number
+        rank_pattern={f"^{re.escape(name)}": r for name, r in ranks.items() if r != rank},
+        alpha_pattern={f"^{re.escape(name)}": a for name, a in scales.items() if a != alpha},
+        target_modules="|".join(map(re.escape, sorted(parts))),  # text is matched whole, a list by its endings
+        use_dora=any("magnitude" in part for part in parts.values()),
+        use_rslora=rslora,
+    )
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One file, read for one network.
+
+    Attributes:
+        where: Key and path, for messages.
+        pipe: The pipeline.
+        component: Name of the network.
+        main: Name of the main one, which files of any of them may use.
+        network: The network.
+    """
+
+    where: str
+    pipe: Any
+    component: str
+    main: str
+    network: Any
+
+    def adapter(self, path: Path, settings: Mapping[str, object]) -> Adapter:
+        tensors, header = self._tensors(path)
+        parts = self._parts(tensors)
+        told = settings or self._settings(header)
+        self._check(parts)
+        scales = {name: _alpha(name, part, told) for name, part in parts.items()}
+        if odd := next((name for name, alpha in scales.items() if not 0 < alpha < math.inf), None):
+            raise ConfigError(f"{self.where}: the scale (alpha) of {odd} is {scales[odd]}, expected more than 0")
+        whole = {name: alpha if alpha % 1 else int(alpha) for name, alpha in scales.items()}
+        config = config_of(parts, whole, rslora=bool(told.get("use_rslora", False)))
+        weights: dict[str, Tensor] = {}
+        for name, part in parts.items():
+            weights |= {f"{name}.lora_A.weight": part["A"], f"{name}.lora_B.weight": part["B"]}
+            if "magnitude" in part:
+                weights[f"{name}.lora_magnitude_vector"] = part["magnitude"]
+        return Adapter(self.where, weights, config)
+
+    def _tensors(self, path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{self.where} is not a whole safetensors file: {str(error).rstrip('. ')}") from error
+        if not tensors:
+            raise ConfigError(f"{self.where} holds no tensor")
+        for name, tensor in tensors.items():
+            if not bool(tensor.isfinite().all()):
+                raise ConfigError(f"{self.where}: {name} is not finite (NaN or infinity)")
+        return tensors, header or {}
+
+    def _settings(self, header: Mapping[str, str]) -> Mapping[str, object]:
+        if SETTINGS not in header:
+            return {}
+        try:
+            told = json.loads(header[SETTINGS])
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{self.where}: {SETTINGS} in its header is not JSON: {error}") from error
+        if not isinstance(told, dict):
+            raise ConfigError(f"{self.where}: {SETTINGS} in its header is not a JSON object")
+        return {key.removeprefix(f"{self.component}.").removeprefix(f"{self.main}."): v for key, v in told.items()}
+
+    def _parts(self, tensors: Mapping[str, Tensor]) -> Parts:
+        """Return the tensors by module, whichever names the file uses."""
+        parts, unknown = self._known(tensors)
+        if not unknown:
+            return parts
+        kind = type(self.pipe)
+        if factors := next((name for name in unknown if _FACTORS.search(name)), None):
+            raise ConfigError(f"{self.where} is no low-rank adapter: {factors} is another kind of factor (LyCORIS)")
+        reason = ""
+        if issubclass(kind, LoraBaseMixin):
+            try:
+                parts, strange = self._known(self._by_diffusers(dict(tensors)))
+                if not strange:
+                    return parts
+                unknown = strange if len(strange) < len(unknown) else unknown
+            except ConfigError as error:
+                reason = f" (diffusers: {error})"
+        some = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        raise ConfigError(
+            f"{self.where} is an adapter of another base than this {kind.__name__}, or in names that nobody knows: "
+            f"{len(unknown)} of its {len(tensors)} tensors are of no module of the {self.component}: {some}{reason}"
+        )
+
+    def _by_diffusers(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors as diffusers renames those of the model's authors."""
+        config: Any = self.network.config
+        named = {"unet_config": config} if self.component == "unet" else {}
+        refused = lambda error: ConfigError((str(error).strip() or type(error).__name__).splitlines()[0][:200])  # noqa: E731
+        with ForeignCode(refused):
+            made: Any = type(self.pipe).lora_state_dict(tensors, **named)
+        state, alphas = made if isinstance(made, tuple) else (made, {})
+        with ForeignCode(refused):
+            state = convert_unet_state_dict_to_peft(state)
+            # An alpha has the name of its matrix, where it has not that of the module.
+            scales = convert_unet_state_dict_to_peft({k.removesuffix(".alpha"): v for k, v in (alphas or {}).items()})
+        for name, alpha in scales.items():
+            matrix = _NAME.fullmatch(name)
+            state[f"{name if matrix is None else matrix[1]}.alpha"] = torch.tensor(float(alpha))
+        return state
+
+    def _known(self, tensors: Mapping[str, Tensor]) -> tuple[Parts, list[str]]:
+        """Return the tensors whose names are those of modules, and the names that are not."""
+        layers = {name: module for name, module in self.network.named_modules() if _shape(module) is not None}
+        flat = {name.replace(".", "_"): name for name in layers}
+        parts, unknown = Parts(), []
+        for name, tensor in tensors.items():
+            found = _NAME.fullmatch(name)
+            module = None if found is None else self._module(found[1], layers, flat)
+            if found is None or module is None:
+                unknown.append(name)
+            else:
+                parts.setdefault(module, {})[_PARTS[found[2]]] = tensor
+        return parts, unknown
+
+    def _module(self, name: str, layers: Iterable[str], flat: Mapping[str, str]) -> str | None:
+        if name in layers:
+            return name
+        for prefix in _FLAT:
+            if name.startswith(prefix) and name.removeprefix(prefix) in flat:
+                return flat[name.removeprefix(prefix)]
+        for prefix in (f"{self.component}.", f"{self.main}.", *_PREFIXES):
+            if name.startswith(prefix):
+                return self._module(name.removeprefix(prefix), layers, flat)
+        return None
+
+    def _check(self, parts: Parts) -> None:
+        """Refuse matrices that are not there, or do not fit the layer they are for."""
+        modules = dict(self.network.named_modules())
+        for name, part in parts.items():
+            if lacking := [side for side in ("A", "B") if side not in part]:
+                raise ConfigError(f"{self.where}: the adapter of {name} lacks its matrix {' and '.join(lacking)}")
+            shape = _shape(modules[name])
+            assert shape is not None
+            a, b = part["A"], part["B"]
+            if a.ndim < 2 or b.ndim < 2 or (b.shape[0], *a.shape[1:]) != shape or a.shape[0] != b.shape[1]:
+                raise ConfigError(
+                    f"{self.where} is an adapter of another network than this {type(self.network).__name__}: for "
+                    f"{name} it has matrices of shapes {list(a.shape)} and {list(b.shape)}, the layer has {list(shape)}"
+                )
+            if "magnitude" in part:
+                part["magnitude"] = _magnitude(part["magnitude"], len(shape))
+
+
+def _shape(module: nn.Module) -> tuple[int, ...] | None:
+    """Return the shape of a layer's weight, rounded or not; None of what no adapter is for."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return tuple(module.weight.shape)
+    return None
+
+
+def _magnitude(found: Tensor, dimensions: int) -> Tensor:
+    """Return magnitudes as PEFT has them: `[n]` of a linear layer's n rows, `[1, n, 1, 1]` of a convolution's."""
+    return found.flatten() if dimensions == 2 else found.reshape(1, -1, *[1] * (dimensions - 2))
+
+
+def _alpha(name: str, part: Mapping[str, Tensor], told: Mapping[str, object]) -> float:
+    """Return the alpha of a module: a tensor beside the matrices, or what the settings say, or the rank."""
+    if "alpha" in part:
+        return float(part["alpha"])
+    pattern = told.get("alpha_pattern")
+    if isinstance(pattern, dict) and (key := get_pattern_key(list(map(str, pattern)), name)) in pattern:
+        return float(pattern[key])
+    usual = told.get("lora_alpha")
+    return float(usual) if isinstance(usual, int | float) else float(len(part["A"]))

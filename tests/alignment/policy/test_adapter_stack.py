@@ -1,0 +1,152 @@
+"""Adapters under those that are trained, and kinds of new ones."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from alignment.checkpoints.adapter_files import trained_adapters, write_adapter
+from alignment.checkpoints.artifacts import CARD, write_artifacts
+from alignment.checkpoints.checkpoint import Checkpoints
+from alignment.checkpoints.export import export
+from alignment.errors import ConfigError
+from alignment.policy.networks.adapter_places import LORA_FILE
+from alignment.policy.networks.spec import FrozenAdapter, Lora, PolicySpec
+from alignment.policy.networks.tuning import add_lora
+from alignment.policy.policy import Policy
+from tests.support.adapters import save
+from tests.support.policies import DYNAMICS, build, perturb, plan, replayed, transitions
+from tests.support.tiny import FLUX_CALL, picture, tiny_flux
+from tests.support.trained import card_of, config_of, quiet
+
+FOLDED = 1e-5
+"""Folded into the weights, adapters add up in another order than beside them."""
+
+ODD = Lora(2, alpha=3)
+"""An alpha that is not the rank."""
+
+
+def shown(policy: Policy) -> Tensor:
+    """Return the picture that a policy makes as a user would: what `picture` makes of a plain pipeline."""
+    return policy.generate(("a red circle",), torch.tensor([0]), {}).pixels[0, 0].permute(1, 2, 0)
+
+
+def test_frozen_adapters_are_in_all_that_the_policy_does(flux_folder: Path, tmp_path: Path) -> None:
+    """Rollout, replay, evaluation and reference are those of plain diffusers with the same adapters and weights."""
+    weights = {"one": 0.7, "two": -0.4}
+    plain = quiet(DiffusionPipeline.from_pretrained(flux_folder))
+    for name in weights:
+        save(tiny_flux(), tmp_path / name, Lora(2, targets=("to_q", "to_v") if name == "one" else ("to_q", "to_k")))
+        plain.load_lora_weights(str(tmp_path / name), adapter_name=name)
+    plain.set_adapters(list(weights), list(weights.values()))
+    stack = tuple(FrozenAdapter(str(tmp_path / name), weight) for name, weight in weights.items())
+    policy = build(flux_folder, FLUX_CALL, adapters=stack, lora=Lora(2))
+    bare = build(flux_folder, FLUX_CALL)
+    wanted = picture(plain)
+    seen = shown(policy)
+    torch.testing.assert_close(seen, wanted, atol=FOLDED, rtol=0)
+    assert (shown(bare) - wanted).abs().max() > 0.01
+    _, batch = transitions(policy, plan(policy, DYNAMICS["flux"][0]))
+    assert all(torch.equal(v, batch.velocity[:, k]) for k, v in enumerate(replayed(policy, batch)))
+    perturb(policy)
+    with policy.using("reference"):
+        kept = shown(policy)
+    torch.testing.assert_close(kept, wanted, atol=FOLDED, rtol=0)
+
+
+def test_adapters_that_do_not_add_up_are_refused(flux_folder: Path, tmp_path: Path) -> None:
+    save(tiny_flux(), tmp_path / "plain", Lora(2))
+    save(tiny_flux(), tmp_path / "dora", Lora(2, dora=True))
+    stack = (FrozenAdapter(str(tmp_path / "plain")), FrozenAdapter(str(tmp_path / "dora")))
+    with pytest.raises(ConfigError, match=r"touch the same layer \S+ of the transformer, and .*dora.* is a DoRA"):
+        build(flux_folder, FLUX_CALL, adapters=stack, ready=False)
+    with pytest.raises(ConfigError, match=r"touch the same layer"):
+        build(flux_folder, FLUX_CALL, adapters=stack[:1], lora=Lora(start=str(tmp_path / "dora")), ready=False)
+    with pytest.raises(ConfigError, match="weight: got nan, expected a finite number other than 0"):
+        FrozenAdapter("style", float("nan"))
+    with pytest.raises(ConfigError, match=r"quantize: 8bit .* nothing can be folded into them; export a merged"):
+        PolicySpec("somewhere", lora=Lora(), quantize="8bit", adapters=stack)
+
+
+def test_what_training_was_on_top_of_is_exported_with_it(flux_folder: Path, tmp_path: Path) -> None:
+    """A checkpoint holds its own copies: the whole pipeline and the card's code both make the policy's picture."""
+    save(tiny_flux(), tmp_path / "style", Lora(2))
+    stack = (FrozenAdapter(str(tmp_path / "style"), 0.5),)
+    policy = build(flux_folder, FLUX_CALL, adapters=stack, lora=ODD)
+    perturb(policy)
+    wanted = shown(policy)
+    config = config_of(flux_folder, lora=True)
+    config["policy"]["adapters"] = [{"path": "gone", "weight": 0.5}]
+    write = lambda folder: write_artifacts(folder, policy.pipe, policy.weights, card_of(config))  # noqa: E731
+    checkpoint = Checkpoints(tmp_path / "run", keep=1, config=config).save(7, write)
+    export(checkpoint, tmp_path / "whole", "merged")
+    whole = picture(quiet(DiffusionPipeline.from_pretrained(tmp_path / "whole")))
+    torch.testing.assert_close(whole, wanted, atol=FOLDED, rtol=0)
+    export(checkpoint, tmp_path / "lora", "lora")
+    code = re.search(r"```python\n(.*?)result = pipe\(", (tmp_path / "lora" / CARD).read_text(), re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code[1].replace("THIS_FOLDER", str(tmp_path / "lora")), names)
+    torch.testing.assert_close(picture(quiet(names["pipe"])), wanted, atol=FOLDED, rtol=0)
+
+
+# ---- other kinds of new adapters -------------------------------------------------------------------------------------
+
+KINDS = {
+    "dora": Lora(2, dora=True),
+    "rslora": Lora(4, rslora=True),
+    "pissa": Lora(2, alpha=3, init="pissa"),
+    "ranks": Lora(2, ranks={"to_q": 3, "to_k": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_begin_at_the_pipeline_and_are_exported_as_they_are(kind: str, flux_folder: Path, tmp_path: Path) -> None:
+    """The first answer is the pipeline's, and so is the reference's; plain diffusers has what was learned, too."""
+    bare, policy = build(flux_folder, FLUX_CALL), build(flux_folder, FLUX_CALL, lora=KINDS[kind])
+    policy.weights.keep("reference")
+    begin = shown(bare)
+    for name in ("live", "reference"):
+        with policy.using(name):
+            torch.testing.assert_close(shown(policy), begin, atol=FOLDED, rtol=0)
+    perturb(policy, 0.05)
+    moved = shown(policy)
+    with policy.using("reference"):
+        torch.testing.assert_close(shown(policy), begin, atol=FOLDED, rtol=0)
+    write_adapter(trained_adapters(policy.weights)[policy.component], tmp_path / LORA_FILE, policy.component)
+    plain = quiet(DiffusionPipeline.from_pretrained(flux_folder))
+    before = picture(plain)
+    plain.load_lora_weights(str(tmp_path))
+    torch.testing.assert_close(picture(plain), moved, atol=FOLDED, rtol=0)
+    assert (moved - before).abs().max() > 100 * FOLDED
+
+
+def test_ranks_and_kinds_are_those_asked_for() -> None:
+    network = tiny_flux().transformer
+    add_lora(network, KINDS["ranks"], 0)
+    attention = network.transformer_blocks[0].attn
+    layers = (attention.to_q, attention.to_k, attention.to_v)
+    found = [(layer.r["default"], layer.scaling["default"]) for layer in layers]
+    assert found == [(3, 1.0), (1, 1.0), (2, 1.0)]
+    network = tiny_flux().transformer
+    add_lora(network, KINDS["rslora"], 0)
+    assert network.transformer_blocks[0].attn.to_q.scaling == {"default": 2.0}  # 4 / sqrt(4)
+    with pytest.raises(ConfigError, match=r"policy.lora.ranks.to_z is the ending of no adapted module"):
+        add_lora(tiny_flux().transformer, Lora(2, ranks={"to_z": 3}), 0)
+
+
+def test_kinds_that_exclude_each_other_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"merge: the rows of a DoRA weight are scaled"):
+        Lora(dora=True, merge=True)
+    with pytest.raises(ConfigError, match=r"init: pissa changes the weights whose magnitudes DoRA starts from"):
+        Lora(dora=True, init="pissa")
+    with pytest.raises(ConfigError, match=r"ranks.to_q: got 0, expected at least 1"):
+        Lora(ranks={"to_q": 0})
+    with pytest.raises(ConfigError, match=r"quantize: 8bit .* pissa takes a part out of them; use init: gaussian"):
+        PolicySpec("somewhere", lora=Lora(init="pissa"), quantize="8bit")
