@@ -13,8 +13,7 @@ import torch
 from alignment.config.places import unwritable
 from alignment.config.run import Run
 from alignment.config.schedule import check_dynamics, check_noise, read_scheduler
-from alignment.data.records import data_file, read_records
-from alignment.errors import ConfigError, VisalignError
+from alignment.errors import ConfigError
 from alignment.policy.call_arguments import checked_arguments
 from alignment.policy.networks.adapter_places import misplaced
 from alignment.policy.networks.loading import declared_class
@@ -97,7 +96,6 @@ def values(run: Run) -> Iterator[Problem]:
     yield from _rows(run)
     yield from _rounds(run)
     yield from _credit(run)
-    yield from _records(run)
 
 
 def _policy(policy: PolicySpec) -> Iterator[Problem]:
@@ -282,23 +280,6 @@ def _credit(run: Run) -> Iterator[Problem]:
                 f"{type(advantage).__name__} reads the part {part!r} of the reward, but "
                 f"{type(reward).__name__} has {', '.join(known) or 'no parts'}",
             )
-
-
-def _records(run: Run) -> Iterator[Problem]:
-    """Check how many records there are to learn from, where that is known before reading."""
-    file = data_file(Path(run.data.prompts))
-    if not run.source.media or not file.exists():
-        return
-    try:
-        count = sum(1 for _ in read_records(file, ("prompt",)))
-    except VisalignError:
-        return
-    if count < run.source.prompts:
-        yield (
-            "source.prompts",
-            f"got {run.source.prompts}, but {run.data.prompts} holds {count} records, so that a step would learn from "
-            f"the same sample twice; use at most {count}, or more data",
-        )
 
 
 def _geometry(run: Run, world_size: int) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ from alignment.config.run import Run
 from alignment.data.batches import Pairs, Samples
 from alignment.data.prompts import LABEL, Prompts, read_prompts
 from alignment.data.random_streams import Draw
-from alignment.errors import DataError
+from alignment.errors import ConfigError, DataError
 from alignment.policy.networks.loading import load_pipeline
 from alignment.policy.prepare import load_policy, prepare
 from alignment.training.loop import Trainer
@@ -47,10 +47,16 @@ def read_inputs(run: Run) -> tuple[Prompts, Prompts | None]:
     """Read all that a run learns from and is measured on; every command that trains or checks a run reads it so.
 
     Raises:
+        ConfigError: If there are fewer samples than a step learns from.
         DataError: As `read_prompts` does, or if a reward knows that it cannot judge some prompt.
         EnvironmentProblem: As `read_prompts` does.
     """
     prompts, held_out = read_data(run), read_held_out(run)
+    if run.source.media and len(prompts.texts) < run.source.prompts:
+        raise ConfigError(
+            f"source.prompts: got {run.source.prompts}, but {run.data.prompts} holds {len(prompts.texts)} records, so "
+            f"that a step would learn from the same sample twice; use at most {len(prompts.texts)}, or more data"
+        )
     if run.source.reward is not None:
         _check_judged(run.source.reward, run.data.prompts, prompts)
     if held_out is not None and run.measure is not None:

@@ -171,7 +171,6 @@ batch: {{microbatch: 64}}
 @pytest.mark.parametrize(
     ("source", "objective", "says"),
     [
-        ("offline\n  prompts: 16", "sft", ":7: source.prompts: got 16, but "),
         ("offline\n  prompts: 4\n  rows_per_group: 1", "kto", ":8: source.rows_per_group: got 1, but KTO compares"),
         ("offline\n  prompts: 4\n  rows_per_group: 3", "sft", ":5: source: source.prompts must be a multiple"),
         ("semi_policy\n  prompts: 4\n  kept: 1", "seppo", ":5: source: source needs every >= 1 and kept >= 2"),
@@ -188,6 +187,20 @@ def test_runs_that_cannot_work_are_refused_with_file_line_and_key(
     with pytest.raises(ConfigError) as caught:
         load(file)
     assert says in str(caught.value)
+
+
+def test_a_step_does_not_learn_from_the_same_sample_twice(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(labelled(folder, wanted=True, count=12))
+    repeated = data.with_name("repeated.jsonl")
+    lines = data.read_text().splitlines(keepends=True)
+    repeated.write_text("".join([*lines, *lines[:4]]))
+    file = tmp_path / "small.yaml"
+    text = CONFIG.format(folder=folder, data=repeated, source="offline\n  prompts: 16", objective="sft")
+    file.write_text(text.replace("{prompts:", "{dedupe: drop, prompts:"))
+    assert cli.run(["train", str(file), "--dry-run"]) == 2
+    assert "repeated.jsonl holds 12 records, so that a step" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_dry_run_reads_the_samples_and_says_what_it_would_do(
