@@ -191,4 +191,4 @@ def _one_row_a_sample(parted: Recorded, group_size: int) -> Recorded:
 
     step = Step(*(each(number) for number in (parted.step.a, parted.step.b, parted.step.std)))
     x_next = parted.x_next.flatten(0, 1)[:, None]
-    return Recorded(each(parted.x), each(parted.velocity), x_next, step, parted.grid)
+    return Recorded(each(parted.x), each(parted.model_output), x_next, step, parted.grid)

@@ -208,7 +208,7 @@ class Transitions(Batch):
         index: `[n, K]` int64, the round of the pipeline's loop.
         x: `[n, K, *latent]` float32, as the pipeline held it.
         x_next: `[n, K, A, *latent]` float32, after rounding to the dtype the pipeline was handed.
-        velocity: `[n, K, *latent]` float32, the model output that drew the actions.
+        model_output: `[n, K, *latent]` float32, the model output that drew the actions.
         coefficients: `[n, K, 3]` float32: (a, b, std) of the step taken; `[n, K, 1, *latent, 3]` where elements of a
             state have times of their own (several streams, tokens), in shapes that broadcast against it.
         advantage: `[n, A]` float32, or `[n, A, *map]` with a map that broadcasts against the latent.
@@ -218,7 +218,7 @@ class Transitions(Batch):
     index: Tensor
     x: Tensor
     x_next: Tensor
-    velocity: Tensor
+    model_output: Tensor
     coefficients: Tensor
     advantage: Tensor
     mean_std: Tensor

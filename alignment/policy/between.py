@@ -12,7 +12,7 @@ from alignment.data.batches import Transitions
 from samplers import Again, Conductor, Grid, Look, Native, Round, Skip, Visit
 
 Receive = Callable[[int, Tensor], None]
-"""receive(k, velocity): the model output `[n, *latent]` of the k-th visit, with its graph where there is one."""
+"""receive(k, model_output): the model output `[n, *latent]` of the k-th visit, with its graph where there is one."""
 
 ROUNDS_AT_MOST = 10_000
 """Rounds a script covers where nobody knows yet how many the pipeline takes."""

@@ -39,7 +39,7 @@ WATCHED = 16
 class _Answer:
     """What a visit came to: the model output, and its gradient in a fixed direction by watched tensor."""
 
-    velocity: Tensor
+    model_output: Tensor
     gradients: Sequence[Tensor]
 
 
@@ -87,8 +87,8 @@ def _check_rows(policy: Policy, prompts: Sequence[str]) -> None:
     batch = _recorded(policy, texts, torch.tensor([0, 0, 1]), sorted({0, min(1, policy.rounds - 1)}))
     answers: dict[int, Tensor] = {}
     policy.replay(batch, lambda k, v: answers.update({k: v.float()}), grad=False)
-    for k, velocity in answers.items():
-        apart = difference(velocity, batch.velocity[:, k])
+    for k, model_output in answers.items():
+        apart = difference(model_output, batch.model_output[:, k])
         if not apart <= ROWS_TOLERANCE:
             raise PipelineError(
                 f"{len(batch)} rows of one call do not come out again in their {batch.index[0, k] + 1}. round (the "
@@ -117,10 +117,10 @@ def _recorded(policy: Policy, prompts: Sequence[str], seeds: Tensor, rounds: Seq
         policy.call(conductor, tuple(prompts), seeds, pixels=False)
     except SamplingError as error:
         raise PipelineError(str(error)) from error
-    steps = {k: (r.x, r.velocity, r.x_next) for k, r in conductor.records.items()}
+    steps = {k: (r.x, r.model_output, r.x_next) for k, r in conductor.records.items()}
     steps |= {k: (x.float(), v.float(), x.float()) for k, (x, v) in seen.items()}  # nothing follows the last round
-    x, velocity, x_next = (torch.stack(z, 1) for z in zip(*(steps[k] for k in rounds), strict=True))
-    if not bool(velocity.isfinite().all()):  # which would equal nothing, not even itself
+    x, model_output, x_next = (torch.stack(z, 1) for z in zip(*(steps[k] for k in rounds), strict=True))
+    if not bool(model_output.isfinite().all()):  # which would equal nothing, not even itself
         raise NumericsError(
             f"{type(policy.pipe).__name__}: the pipeline's own output is not finite before anything was trained. Its "
             "weights hold NaN, or a network overflows in its dtype; check policy.pipeline, or compute in float32 "
@@ -135,7 +135,7 @@ def _recorded(policy: Policy, prompts: Sequence[str], seeds: Tensor, rounds: Seq
         index=torch.tensor(rounds).expand(len(seeds), -1),
         x=x,
         x_next=x_next[:, :, None],
-        velocity=velocity,
+        model_output=model_output,
         coefficients=torch.zeros(len(seeds), len(rounds), 3),  # of the densities, which nobody asks for here
         advantage=torch.ones(len(seeds), 1),
         mean_std=torch.ones(len(seeds)),
@@ -149,18 +149,18 @@ def _answers(policy: Policy, visit: Callable[[Receive], None], *, kept: bool) ->
     watched = trained[:: max(1, len(trained) // WATCHED) | 1]
     answers: list[_Answer] = []
 
-    def receive(k: int, velocity: Tensor) -> None:
-        if not velocity.requires_grad:
+    def receive(k: int, model_output: Tensor) -> None:
+        if not model_output.requires_grad:
             raise PipelineError(f"the model's answer has no gradient in visit {k + 1}")
-        direction = torch.randn(velocity.shape, generator=torch.Generator().manual_seed(k)).to(velocity.device)
+        direction = torch.randn(model_output.shape, generator=torch.Generator().manual_seed(k)).to(model_output.device)
         try:
-            along = (velocity.float() * direction).sum()
+            along = (model_output.float() * direction).sum()
             gradients = torch.autograd.grad(along, watched, retain_graph=kept, materialize_grads=True)
         except RuntimeError as error:  # a graph that leads into an earlier round's, which is gone
             if out_of_memory(error):
                 raise
             raise PipelineError(str(error).partition("\n")[0]) from error
-        answers.append(_Answer(velocity.detach().float(), gradients))
+        answers.append(_Answer(model_output.detach().float(), gradients))
 
     visit(receive)
     return answers
@@ -172,7 +172,7 @@ def _compare(batch: Transitions, found: Sequence[_Answer], whole: Sequence[_Answ
         where = (
             f"its {batch.index[0, k] + 1}. round does not come out again in a second call with the same random numbers"
         )
-        apart = difference(answer.velocity, batch.velocity[:, k])
+        apart = difference(answer.model_output, batch.model_output[:, k])
         if not apart <= ANSWER_TOLERANCE:
             raise PipelineError(f"{where} (the model's answers differ by {apart:.2g} of the largest)")
         size = sum(float(g.square().sum()) for g in wanted.gradients) ** 0.5

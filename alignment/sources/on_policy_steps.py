@@ -167,7 +167,7 @@ class OnPolicySteps(Source[Transitions]):
             index=torch.tensor(choice.trained).expand(n, -1),
             x=torch.stack([s.x for s in steps], 1),
             x_next=torch.stack([s.x_next for s in steps], 1),
-            velocity=torch.stack([s.velocity for s in steps], 1),
+            model_output=torch.stack([s.model_output for s in steps], 1),
             coefficients=rows_of([s.step for s in steps], n),
             advantage=credit.unflatten(0, (n, -1)),
             mean_std=torch.full((n,), path.mean_std),

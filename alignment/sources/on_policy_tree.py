@@ -217,7 +217,7 @@ class OnPolicyTree(Source[Transitions]):
             index=torch.full((n, 1), self.splits[depth]),
             x=node.x[:, None],
             x_next=node.x_next[:, None],
-            velocity=node.velocity[:, None],
+            model_output=node.model_output[:, None],
             coefficients=rows_of([node.step], n),
             advantage=credit.reshape(n, self.branching),
             mean_std=torch.full((n,), mean_std(tree[d].step for d in self.depths)),

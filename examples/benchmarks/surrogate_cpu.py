@@ -33,7 +33,7 @@ SHAPES = {  # rows, latent, map
 CLIP = 2e-2
 
 
-def plain(velocity: Tensor, actions: Actions, advantage: Tensor) -> Tensor:
+def plain(model_output: Tensor, actions: Actions, advantage: Tensor) -> Tensor:
     """Return the loss of scalar GRPO, `[n]`."""
     step, x, x_next = actions.step, actions.x, actions.x_next[:, 0]
 
@@ -43,27 +43,27 @@ def plain(velocity: Tensor, actions: Actions, advantage: Tensor) -> Tensor:
         return density.flatten(1).mean(dim=1)
 
     with torch.no_grad():
-        old = log_prob(actions.velocity)
-    ratio = torch.exp(log_prob(velocity) - old)
+        old = log_prob(actions.model_output)
+    ratio = torch.exp(log_prob(model_output) - old)
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - CLIP, 1 + CLIP))
 
 
 def jobs(rows: int, latent: tuple[int, ...], positions: tuple[int, ...]) -> dict[str, Callable[[], Tensor]]:
     """Return what is compared; each runs one loss and its backward pass."""
-    x, old, velocity = torch.randn(3, rows, *latent)
+    x, old, model_output = torch.randn(3, rows, *latent)
     step = Step.of(1.0, -0.05, 0.1)
     x_next = (step.mean(x, old) + 0.1 * torch.randn(rows, *latent))[:, None]
     actions, credit, maps = Actions(x, x_next, old, step), torch.randn(rows, 1), torch.rand(rows, 1, *positions)
     laid = credit.reshape(rows, 1, *(1,) * len(latent)) * maps
-    velocity = (old + 0.01 * velocity).requires_grad_()
+    model_output = (old + 0.01 * model_output).requires_grad_()
 
     def with_gradient(loss: Tensor) -> Tensor:
-        return torch.autograd.grad(loss.sum(), velocity)[0]
+        return torch.autograd.grad(loss.sum(), model_output)[0]
 
     return {
-        "plain scalar": lambda: with_gradient(plain(velocity, actions, credit[:, 0])),
-        "ours, scalar": lambda: with_gradient(clipped_surrogate(velocity, actions, credit, CLIP, "mean")[0]),
-        "ours, map": lambda: with_gradient(clipped_surrogate(velocity, actions, laid, CLIP, "sum")[0]),
+        "plain scalar": lambda: with_gradient(plain(model_output, actions, credit[:, 0])),
+        "ours, scalar": lambda: with_gradient(clipped_surrogate(model_output, actions, credit, CLIP, "mean")[0]),
+        "ours, map": lambda: with_gradient(clipped_surrogate(model_output, actions, laid, CLIP, "sum")[0]),
     }
 
 

@@ -115,7 +115,7 @@ class Recorded:
     """One stochastic step as it was taken: states and model output in float32, and the grid it was a step of."""
 
     x: Tensor
-    velocity: Tensor
+    model_output: Tensor
     x_next: Tensor
     step: Step
     grid: Grid
@@ -123,12 +123,12 @@ class Recorded:
     @classmethod
     def cat(cls, rows: Sequence[Recorded]) -> Recorded:
         """Return the step that these rows took side by side."""
-        x, v, x_next = zip(*((row.x, row.velocity, row.x_next) for row in rows), strict=True)
+        x, v, x_next = zip(*((row.x, row.model_output, row.x_next) for row in rows), strict=True)
         return cls(torch.cat(x), torch.cat(v), torch.cat(x_next), Step.cat([row.step for row in rows]), rows[0].grid)
 
     def to(self, device: torch.device) -> Recorded:
         """Return it on `device`."""
-        x, v, x_next = (state.to(device) for state in (self.x, self.velocity, self.x_next))
+        x, v, x_next = (state.to(device) for state in (self.x, self.model_output, self.x_next))
         return Recorded(x, v, x_next, self.step.to(device), self.grid)
 
 

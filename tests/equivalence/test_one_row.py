@@ -85,11 +85,11 @@ def test_rollouts_and_their_replay(both, case, choice):
     (path, batch), (wanted, whole) = (transitions(policy, plan(policy, FAMILIES[case], choice)) for policy in both)
     near(path.x0, wanted.x0)
     near(path.pixels, wanted.pixels)
-    for name in ("x", "x_next", "velocity", "coefficients"):
+    for name in ("x", "x_next", "model_output", "coefficients"):
         near(getattr(batch, name), getattr(whole, name))
-    for k, velocity in enumerate(replayed(one, batch)):
-        assert len(velocity) == len(batch)
-        assert log_ratio(batch, k, velocity).exp().sub(1).abs().max() <= RATIO
+    for k, model_output in enumerate(replayed(one, batch)):
+        assert len(model_output) == len(batch)
+        assert log_ratio(batch, k, model_output).exp().sub(1).abs().max() <= RATIO
 
 
 def test_rows_are_what_they_are_alone(both, case):

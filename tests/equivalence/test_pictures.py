@@ -171,8 +171,8 @@ def test_a_replay_meets_every_row_with_its_picture(
 ) -> None:
     batch = rolled_out(policy, case, prompts, shared_noise=shared_noise)
     for part in parts(batch, 2):
-        for k, velocity in enumerate(replayed(policy, batch[part])):
-            assert log_ratio(batch[part], k, velocity).abs().max() <= RATIO
+        for k, model_output in enumerate(replayed(policy, batch[part])):
+            assert log_ratio(batch[part], k, model_output).abs().max() <= RATIO
 
 
 def test_a_clean_sample_method_learns_from_rows_with_pictures(policy: Policy, prompts: tuple[Prompt, ...]) -> None:

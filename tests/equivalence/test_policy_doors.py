@@ -80,8 +80,8 @@ def test_branches_of_a_shared_state_have_ratio_one_too(case, policy_of):
     for k in range(3):
         _, batch = transitions(policy, plan(policy, dynamics, Choice((k,), (k,), branch=True)))
         assert batch.x_next.shape[:3] == (2, 1, GROUP)
-        (velocity,) = replayed(policy, batch)
-        assert log_ratio(batch, 0, velocity).exp().sub(1).abs().max() <= RATIO
+        (model_output,) = replayed(policy, batch)
+        assert log_ratio(batch, 0, model_output).exp().sub(1).abs().max() <= RATIO
 
 
 @pytest.mark.parametrize("case", ["flux", "sd15 guided"])
@@ -176,12 +176,12 @@ def test_autocast_computes_both_passes_alike(policy_of):
     policy = policy_of("flux", autocast="bfloat16")
     perturb(policy)
     _, batch = transitions(policy, plan(policy, FlowSDE()))
-    assert batch.velocity.dtype == torch.float32
-    assert torch.equal(batch.velocity, batch.velocity.bfloat16().float())
+    assert batch.model_output.dtype == torch.float32
+    assert torch.equal(batch.model_output, batch.model_output.bfloat16().float())
     # The same rows in the same order: bfloat16 products depend on how many there are.
-    for k, velocity in enumerate(replayed(policy, batch[torch.arange(6)])):
+    for k, model_output in enumerate(replayed(policy, batch[torch.arange(6)])):
         if k > 0:  # in round 0 the rollout ran one row a prompt
-            assert log_ratio(batch, k, velocity).exp().sub(1).abs().max() <= RATIO
+            assert log_ratio(batch, k, model_output).exp().sub(1).abs().max() <= RATIO
 
 
 def test_the_pipeline_is_whole_after_a_call_that_failed(policy_of, folder_of):

@@ -35,7 +35,7 @@ def test_the_reference_is_the_adapter_switched_off(case, policy_of, folder_of):
         reference = replayed(policy, batch)
     again = replayed(policy, batch)
     for k in range(3):
-        torch.testing.assert_close(reference[k], batch.velocity[:, k], atol=ROWS, rtol=ROWS)
+        torch.testing.assert_close(reference[k], batch.model_output[:, k], atol=ROWS, rtol=ROWS)
         assert (live[k] - reference[k]).abs().max() > 1e-3
         assert torch.equal(live[k], again[k])
 
@@ -82,7 +82,7 @@ def test_whole_denoisers_train_with_a_frozen_copy_as_reference(policy_of):
     before = {name: p.detach().clone() for name, p in policy.trainable.items()}
     with policy.using("reference"):
         reference = replayed(policy, batch)
-    torch.testing.assert_close(reference[1], batch.velocity[:, 1], atol=ROWS, rtol=ROWS)
+    torch.testing.assert_close(reference[1], batch.model_output[:, 1], atol=ROWS, rtol=ROWS)
     assert all(torch.equal(p, before[name]) for name, p in policy.trainable.items())
 
 

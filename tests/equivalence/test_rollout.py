@@ -42,7 +42,7 @@ def same(one, other):
     torch.testing.assert_close(one.pixels, other.pixels, atol=PATH, rtol=PATH)
     assert one.records.keys() == other.records.keys()
     for k, record in one.records.items():
-        for name in ("x", "velocity", "x_next"):
+        for name in ("x", "model_output", "x_next"):
             torch.testing.assert_close(getattr(record, name), getattr(other.records[k], name), atol=PATH, rtol=PATH)
 
 
@@ -147,7 +147,7 @@ def test_looking_at_a_round_returns_the_state_there(policy, dynamics):
     x, v, grid = observe_prefix(policy.call, PROMPTS, torch.tensor([10, 11]), 2, policy.rounds)
     record = sample(policy.call, plan(policy, dynamics, Choice((2,), (2,), branch=True))).records[2]
     assert torch.equal(x.float(), record.x)
-    assert torch.equal(v.float(), record.velocity)
+    assert torch.equal(v.float(), record.model_output)
     assert len(grid) == policy.rounds
     assert grid.arrivals[-1][1] < 0.05
 

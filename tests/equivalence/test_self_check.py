@@ -67,8 +67,8 @@ def test_a_pipeline_with_a_memory_is_replayed_with_its_network_in_every_round(fr
     assert not policy.stubs
     perturb(policy)
     _, batch = transitions(policy, plan(policy, FlowSDE(), Choice((1, 2), (1, 2)), share_prefix=False))
-    for k, velocity in enumerate(replayed(policy, batch)):
-        assert log_ratio(batch, k, velocity).exp().sub(1).abs().max() <= RATIO
+    for k, model_output in enumerate(replayed(policy, batch)):
+        assert log_ratio(batch, k, model_output).exp().sub(1).abs().max() <= RATIO
 
 
 def late(policy, first=3):
@@ -89,8 +89,8 @@ def test_what_starts_in_the_last_round_is_found_out(fresh):
     assert policy.between is Between.RUN
     perturb(policy)
     _, batch = transitions(policy, plan(policy, FlowSDE(), Choice((3,), (3,)), share_prefix=False))
-    (velocity,) = replayed(policy, batch)
-    assert log_ratio(batch, 0, velocity).exp().sub(1).abs().max() <= RATIO
+    (model_output,) = replayed(policy, batch)
+    assert log_ratio(batch, 0, model_output).exp().sub(1).abs().max() <= RATIO
 
 
 def cache(policy):

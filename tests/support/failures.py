@@ -89,35 +89,35 @@ class OtherStd(OnPolicySteps):
 
 
 @dataclass(frozen=True)
-class OtherVelocity(OnPolicySteps):
+class OtherModelOutput(OnPolicySteps):
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Transitions]:
         made = super().__call__(ctx, groups)
-        return replace(made, batch=replace(made.batch, velocity=made.batch.velocity + 0.1))
+        return replace(made, batch=replace(made.batch, model_output=made.batch.model_output + 0.1))
 
 
 @dataclass(frozen=True)
 class Greedy(ClippedSurrogate):
     """Pulls whatever the reward says."""
 
-    def loss(self, batch: Transitions, k: int, velocity: Tensor, reference: Tensor | None) -> Loss:
-        loss = super().loss(batch, k, velocity, reference)
-        return replace(loss, per_row=loss.per_row + velocity.square().flatten(1).mean(1))
+    def loss(self, batch: Transitions, k: int, model_output: Tensor, reference: Tensor | None) -> Loss:
+        loss = super().loss(batch, k, model_output, reference)
+        return replace(loss, per_row=loss.per_row + model_output.square().flatten(1).mean(1))
 
 
 @dataclass(frozen=True)
 class Even(ClippedSurrogate):
     """Takes bad for good."""
 
-    def loss(self, batch: Transitions, k: int, velocity: Tensor, reference: Tensor | None) -> Loss:
-        return super().loss(replace(batch, advantage=batch.advantage.abs()), k, velocity, reference)
+    def loss(self, batch: Transitions, k: int, model_output: Tensor, reference: Tensor | None) -> Loss:
+        return super().loss(replace(batch, advantage=batch.advantage.abs()), k, model_output, reference)
 
 
 @dataclass(frozen=True)
 class Uphill(ClippedSurrogate):
     """Has the value of the loss and the gradient of its negative."""
 
-    def loss(self, batch: Transitions, k: int, velocity: Tensor, reference: Tensor | None) -> Loss:
-        loss = super().loss(batch, k, velocity, reference)
+    def loss(self, batch: Transitions, k: int, model_output: Tensor, reference: Tensor | None) -> Loss:
+        loss = super().loss(batch, k, model_output, reference)
         return replace(loss, per_row=2 * loss.per_row.detach() - loss.per_row)
 
 
@@ -125,8 +125,8 @@ class Uphill(ClippedSurrogate):
 class Meaned(ClippedSurrogate):
     """Divides by the rows of the microbatch, which the runtime does as well."""
 
-    def loss(self, batch: Transitions, k: int, velocity: Tensor, reference: Tensor | None) -> Loss:
-        loss = super().loss(batch, k, velocity, reference)
+    def loss(self, batch: Transitions, k: int, model_output: Tensor, reference: Tensor | None) -> Loss:
+        loss = super().loss(batch, k, model_output, reference)
         return replace(loss, per_row=loss.per_row / len(batch))
 
 
@@ -134,11 +134,11 @@ class Meaned(ClippedSurrogate):
 class Loose(ClippedSurrogate):
     """Computes its KL term without a graph."""
 
-    def loss(self, batch: Transitions, k: int, velocity: Tensor, reference: Tensor | None) -> Loss:
+    def loss(self, batch: Transitions, k: int, model_output: Tensor, reference: Tensor | None) -> Loss:
         with torch.no_grad():
-            term = super().loss(batch, k, velocity, reference).per_row
-            term = term - super().loss(batch, k, velocity, None).per_row
-        loss = super().loss(batch, k, velocity, None)
+            term = super().loss(batch, k, model_output, reference).per_row
+            term = term - super().loss(batch, k, model_output, None).per_row
+        loss = super().loss(batch, k, model_output, None)
         return replace(loss, per_row=loss.per_row + term)
 
 
@@ -146,8 +146,8 @@ class Loose(ClippedSurrogate):
 class Idle(ClippedSurrogate):
     """Learns nothing."""
 
-    def loss(self, batch: Transitions, k: int, velocity: Tensor, reference: Tensor | None) -> Loss:
-        loss = super().loss(batch, k, velocity, reference)
+    def loss(self, batch: Transitions, k: int, model_output: Tensor, reference: Tensor | None) -> Loss:
+        loss = super().loss(batch, k, model_output, reference)
         return replace(loss, per_row=0 * loss.per_row)
 
 
@@ -218,7 +218,7 @@ BROKEN: dict[str, tuple[str, Source, Objective, Spoil | None]] = {
     "another network": ("training changes the output", STEPS, SURROGATE, use_a_copy),
     "lost reference": ("reference is adapter off", STEPS, replace(SURROGATE, kl=0.1), lose_the_reference),
     "another std": ("actions follow their density", OtherStd(**(vars(STEPS) | {"group_size": 64})), SURROGATE, None),
-    "another velocity": ("first ratio", OtherVelocity(**vars(STEPS)), SURROGATE, None),
+    "another model output": ("first ratio", OtherModelOutput(**vars(STEPS)), SURROGATE, None),
     "denoiser that always runs": ("replay runs what it trains", STEPS, SURROGATE, never_skip),
     "one time a call": ("times of rows", *NFT_RUN, one_time_a_call),
     "no graph": ("gradient reaches all", STEPS, SURROGATE, detach),

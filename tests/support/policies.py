@@ -97,7 +97,7 @@ def transitions(policy: Policy, made: RolloutPlan) -> tuple[Trajectory, Transiti
         index=torch.tensor(made.choice.trained).expand(n, -1),
         x=torch.stack([s.x for s in steps], 1),
         x_next=torch.stack([s.x_next for s in steps], 1),
-        velocity=torch.stack([s.velocity for s in steps], 1),
+        model_output=torch.stack([s.model_output for s in steps], 1),
         coefficients=rows_of([s.step for s in steps], n),
         advantage=torch.ones(n, steps[0].x_next.shape[1]),
         mean_std=torch.full((n,), path.mean_std),
@@ -137,11 +137,13 @@ def plain(folder: Path, prompts: tuple[str, ...], seeds: list[int], call: dict[s
     return pipe(list(prompts), generator=generator, output_type="pt", **texts).images
 
 
-def log_ratio(batch: Transitions, k: int, velocity: Tensor) -> Tensor:
+def log_ratio(batch: Transitions, k: int, model_output: Tensor) -> Tensor:
     """Return the log ratio of each action, `[n, A]`, averaged over elements."""
     step = Step.from_coefficients(batch.coefficients[:, k])
     x, x_next = batch.x[:, k, None], batch.x_next[:, k]
-    now, before = (step.log_prob(x, v[:, None], x_next).flatten(2).mean(2) for v in (velocity, batch.velocity[:, k]))
+    now, before = (
+        step.log_prob(x, v[:, None], x_next).flatten(2).mean(2) for v in (model_output, batch.model_output[:, k])
+    )
     return now - before
 
 

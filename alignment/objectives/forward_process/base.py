@@ -63,8 +63,8 @@ class Matching(Objective[Samples]):
         points = self.draw(ctx, batch)
         of_output = self.of_outputs(ctx, batch, points)
 
-        def receive(k: int, velocity: Tensor) -> None:
-            loss = of_output(k, velocity.float())
+        def receive(k: int, model_output: Tensor) -> None:
+            loss = of_output(k, model_output.float())
             learn(Loss(loss.per_row / self.points, loss.metrics))
 
         ctx.policy.visit(batch, [(p.x, p.t) for p in points], receive, grad=True)
@@ -82,8 +82,8 @@ class Imitation(Matching):
         """Return the weighed error."""
         weight = self.weight(batch.advantage)
 
-        def of_output(k: int, velocity: Tensor) -> Loss:
-            error = mean_square(velocity - points[k].target)
+        def of_output(k: int, model_output: Tensor) -> Loss:
+            error = mean_square(model_output - points[k].target)
             told = {"imitation/error": error.detach(), "imitation/weight": weight, "imitation/weight_max": weight}
             return Loss(weight * error, told)
 
@@ -124,8 +124,8 @@ class Gains(Matching):
         frozen = frozen_outputs(ctx, batch, points, self.anchor)
         group = torch.unique(batch.group, return_inverse=True)[1]
 
-        def of_output(k: int, velocity: Tensor) -> Loss:
-            gain = -error_change(velocity, frozen[k], points[k].target)
+        def of_output(k: int, model_output: Tensor) -> Loss:
+            gain = -error_change(model_output, frozen[k], points[k].target)
             loss = self.of_gains(gain, batch, group)
             return Loss(loss.per_row, {"gain/mean": gain.detach(), **loss.metrics})
 

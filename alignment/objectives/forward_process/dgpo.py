@@ -66,15 +66,15 @@ class DGPO(Matching):
         """Return the loss against the behaviour policy and the reference."""
         old = frozen_outputs(ctx, batch, points, "behaviour")
         reference = frozen_outputs(ctx, batch, points, "reference")
-        return lambda k, velocity: self.loss(batch, points[k], velocity, old[k], reference[k])
+        return lambda k, model_output: self.loss(batch, points[k], model_output, old[k], reference[k])
 
-    def loss(self, batch: Samples, point: Point, velocity: Tensor, old: Tensor, reference: Tensor) -> Loss:
-        """Return the loss of one noised copy; `velocity` has the graph."""
-        lost = batch.advantage * error_change(velocity.detach(), reference, point.target)
+    def loss(self, batch: Samples, point: Point, model_output: Tensor, old: Tensor, reference: Tensor) -> Loss:
+        """Return the loss of one noised copy; `model_output` has the graph."""
+        lost = batch.advantage * error_change(model_output.detach(), reference, point.target)
         _, index, count = torch.unique(batch.group, return_inverse=True, return_counts=True)
         pull = torch.sigmoid(self.beta * lost.new_zeros(len(count)).index_add(0, index, lost) / count)[index]
-        ratio = (-error_change(velocity, old, point.target)).exp()
-        drift = mean_square(velocity - reference)
+        ratio = (-error_change(model_output, old, point.target)).exp()
+        drift = mean_square(model_output - reference)
         metrics = {
             "ratio/mean": ratio.detach(),
             "ratio/max": ratio.detach(),
@@ -82,7 +82,7 @@ class DGPO(Matching):
             "clip/fraction": ((ratio - 1).abs() > self.clip).float(),
             "dgpo/pull": pull,
             "kl/reference": drift.detach(),
-            "matching/error": mean_square(velocity.detach() - point.target),
+            "matching/error": mean_square(model_output.detach() - point.target),
         }
         surrogate = batch.advantage + clipped(ratio, batch.advantage, self.clip)
         return Loss(pull * surrogate + self.kl * drift, metrics)

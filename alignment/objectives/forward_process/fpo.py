@@ -58,12 +58,12 @@ class FPO(Matching):
         reference = frozen_outputs(ctx, batch, points, "reference") if self.kl > 0 else None
         value, slope = self.surrogate(self._gain(old, now).mean(dim=0), batch.advantage)
 
-        def of_output(k: int, velocity: Tensor) -> Loss:
-            gain = self._gain(old[k], noise_error(path, points[k], velocity))
+        def of_output(k: int, model_output: Tensor) -> Loss:
+            gain = self._gain(old[k], noise_error(path, points[k], model_output))
             per_row = value + slope * (gain - gain.detach())
             metrics = {"matching/error": now[k]} | _ratio_metrics(self._gain(old, now), self.clip)
             if reference is not None:
-                drift = mean_square(velocity - reference[k])
+                drift = mean_square(model_output - reference[k])
                 per_row, metrics["kl/reference"] = per_row + self.kl * drift, drift.detach()
             return Loss(per_row, metrics)
 
@@ -86,10 +86,10 @@ class FPO(Matching):
         return torch.stack([noise_error(ctx.policy.path, point, outputs[k]) for k, point in enumerate(points)])
 
 
-def noise_error(path: Path, point: Point, velocity: Tensor) -> Tensor:
-    """Return the mean squared error of the noise that `velocity` predicts, `[n]`, whatever the network predicts."""
+def noise_error(path: Path, point: Point, model_output: Tensor) -> Tensor:
+    """Return the mean squared error of the noise that `model_output` predicts, `[n]`, whatever the network predicts."""
     factor = share_of_noise(path, point.t)
-    return mean_square(expand(factor, velocity) * (velocity - point.target))
+    return mean_square(expand(factor, model_output) * (model_output - point.target))
 
 
 def _ratio_metrics(gain: Tensor, clip: float) -> dict[str, Tensor]:

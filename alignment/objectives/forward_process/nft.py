@@ -55,14 +55,16 @@ class NFT(Matching):
         old = frozen_outputs(ctx, batch, points, "behaviour")
         reference = frozen_outputs(ctx, batch, points, "reference") if self.kl > 0 else old
         path = ctx.policy.path
-        return lambda k, velocity: self.loss(path, batch, points[k], velocity, old[k], reference[k])
+        return lambda k, model_output: self.loss(path, batch, points[k], model_output, old[k], reference[k])
 
-    def loss(self, path: Path, batch: Samples, point: Point, velocity: Tensor, old: Tensor, reference: Tensor) -> Loss:
-        """Return the loss of one noised copy; `velocity` has the graph."""
+    def loss(
+        self, path: Path, batch: Samples, point: Point, model_output: Tensor, old: Tensor, reference: Tensor
+    ) -> Loss:
+        """Return the loss of one noised copy; `model_output` has the graph."""
         r = (batch.advantage / (2 * self.limit) + 0.5).clamp(0, 1)
-        positive = self._distance(path, batch, point, self.beta * velocity + (1 - self.beta) * old)
-        negative = self._distance(path, batch, point, (1 + self.beta) * old - self.beta * velocity)
-        drift = mean_square(velocity - reference)
+        positive = self._distance(path, batch, point, self.beta * model_output + (1 - self.beta) * old)
+        negative = self._distance(path, batch, point, (1 + self.beta) * old - self.beta * model_output)
+        drift = mean_square(model_output - reference)
         per_row = (r * positive + (1 - r) * negative) * self.limit / self.beta + self.kl * drift
         metrics = {"kl/reference": drift.detach(), "nft/positive": positive.detach(), "nft/negative": negative.detach()}
         return Loss(per_row, metrics)

@@ -55,7 +55,7 @@ def frozen_outputs(ctx: Context, batch: Batch, points: list[Point], name: str) -
     return outputs
 
 
-def error_change(velocity: Tensor, frozen: Tensor, target: Tensor) -> Tensor:
+def error_change(model_output: Tensor, frozen: Tensor, target: Tensor) -> Tensor:
     """Return how much larger the error of one model output is than another's, `[n]`.
 
     mean |v - v*|^2 - mean |f - v*|^2 = mean (v - f)(v + f - 2 v*), which is exactly 0 where the two are equal.
@@ -63,11 +63,11 @@ def error_change(velocity: Tensor, frozen: Tensor, target: Tensor) -> Tensor:
     multiply it by thousands.
 
     Args:
-        velocity: v, `[n, *latent]`, with graph.
+        model_output: v, `[n, *latent]`, with graph.
         frozen: f, the other model output.
         target: v*, what a perfect network answers.
     """
-    return ((velocity - frozen) * (velocity + frozen - 2 * target)).flatten(1).mean(dim=1)
+    return ((model_output - frozen) * (model_output + frozen - 2 * target)).flatten(1).mean(dim=1)
 
 
 def mean_square(difference: Tensor) -> Tensor:

@@ -55,16 +55,16 @@ class WeightedMatching(Matching):
         """Return the loss against the behaviour policy, and the anchor."""
         old = frozen_outputs(ctx, batch, points, "behaviour")
         anchor = frozen_outputs(ctx, batch, points, self.anchor) if self.snapshots[-1] == "reference" else old
-        return lambda k, velocity: self.loss(batch, points[k], velocity, old[k], anchor[k])
+        return lambda k, model_output: self.loss(batch, points[k], model_output, old[k], anchor[k])
 
-    def loss(self, batch: Samples, point: Point, velocity: Tensor, old: Tensor, anchor: Tensor) -> Loss:
-        """Return the loss of one noised copy; `velocity` has the graph."""
+    def loss(self, batch: Samples, point: Point, model_output: Tensor, old: Tensor, anchor: Tensor) -> Loss:
+        """Return the loss of one noised copy; `model_output` has the graph."""
         w = {"one": torch.ones_like(point.t), "t": point.t, "t_squared": point.t.square()}[self.weighting]
-        error = matching_error(velocity, point.target)
+        error = matching_error(model_output, point.target)
         ratio = (w * (matching_error(old, point.target) - error)).exp()
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         surrogate = torch.maximum(-batch.advantage * ratio, -batch.advantage * clipped)
-        drift = mean_square(velocity - anchor)
+        drift = mean_square(model_output - anchor)
         metrics = {
             "ratio/mean": ratio.detach(),
             "ratio/max": ratio.detach(),

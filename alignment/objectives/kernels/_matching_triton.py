@@ -46,8 +46,8 @@ class _MeanSquare(torch.autograd.Function):
     """An error whose gradient was computed with it; the target has none."""
 
     @staticmethod
-    def forward(ctx: Any, velocity: Tensor, wanted: Tensor) -> Tensor:
-        v, wanted = velocity.contiguous(), wanted.contiguous()
+    def forward(ctx: Any, model_output: Tensor, wanted: Tensor) -> Tensor:
+        v, wanted = model_output.contiguous(), wanted.contiguous()
         size = math.prod(v.shape[1:])
         block = 1 << (min(size, BLOCK) - 1).bit_length()
         grid = (len(v), -(-size // block))
@@ -74,6 +74,6 @@ def noised_pair(x0: Tensor, noise: Tensor, mix: tuple[Tensor, Tensor, Tensor, Te
     return x, wanted
 
 
-def matching_error(velocity: Tensor, wanted: Tensor) -> Tensor:
+def matching_error(model_output: Tensor, wanted: Tensor) -> Tensor:
     """Return the mean square of each row's error, `[n]` float32; see `matching.matching_error`."""
-    return _MeanSquare.apply(velocity, wanted)  # type: ignore[return-value]
+    return _MeanSquare.apply(model_output, wanted)  # type: ignore[return-value]

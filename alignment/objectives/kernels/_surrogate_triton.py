@@ -123,7 +123,7 @@ class _Known(torch.autograd.Function):
     """A loss whose gradient was computed with it."""
 
     @staticmethod
-    def forward(ctx: Any, velocity: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
+    def forward(ctx: Any, model_output: Tensor, loss: Tensor, grad: Tensor) -> Tensor:
         ctx.save_for_backward(grad)
         return loss.clone()
 
@@ -133,18 +133,18 @@ class _Known(torch.autograd.Function):
         return grad * upstream[0].reshape(-1, *(1,) * (grad.ndim - 1)).to(grad.dtype), None, None
 
 
-def _ready(actions: Actions, velocity: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    numbers = actions.step.coefficients.to(velocity.device, torch.float32).expand(len(velocity), 3).contiguous()
-    arrays = (velocity.detach(), actions.velocity, actions.x, actions.x_next)
+def _ready(actions: Actions, model_output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    numbers = actions.step.coefficients.to(model_output.device, torch.float32).expand(len(model_output), 3).contiguous()
+    arrays = (model_output.detach(), actions.model_output, actions.x, actions.x_next)
     v, old, x, x_next = (z.contiguous() for z in arrays)
     return v, old, x, x_next, numbers
 
 
 def clipped_map(
-    velocity: Tensor, actions: Actions, advantage: Tensor, layout: MemoryLayout, clip: float, channels: Channels
+    model_output: Tensor, actions: Actions, advantage: Tensor, layout: MemoryLayout, clip: float, channels: Channels
 ) -> tuple[Tensor, Ratios]:
     """Return the loss and ratios of a map of credit; see `surrogate.clipped_surrogate`."""
-    v, old, x, x_next, numbers = _ready(actions, velocity)
+    v, old, x, x_next, numbers = _ready(actions, model_output)
     n, count, positions = len(v), x_next.shape[1], layout.slabs * layout.positions
     credit = advantage.to(torch.float32).reshape(n, count, positions).contiguous()
     grad = torch.empty_like(v)
@@ -157,14 +157,14 @@ def clipped_map(
     )  # fmt: skip
     loss, total, outside = (told[..., i].sum(dim=1) / (count * positions) for i in (0, 1, 4))
     ratios = Ratios(total, told[..., 2].amax(dim=1), told[..., 3].amin(dim=1), outside)
-    return _Known.apply(velocity, loss, grad), ratios  # type: ignore[return-value]
+    return _Known.apply(model_output, loss, grad), ratios  # type: ignore[return-value]
 
 
 def clipped_scalar(
-    velocity: Tensor, actions: Actions, advantage: Tensor, clip: float, channels: Channels
+    model_output: Tensor, actions: Actions, advantage: Tensor, clip: float, channels: Channels
 ) -> tuple[Tensor, Ratios]:
     """Return the loss and ratios of one credit a sample; see `surrogate.clipped_surrogate`."""
-    v, old, x, x_next, numbers = _ready(actions, velocity)
+    v, old, x, x_next, numbers = _ready(actions, model_output)
     n, count, size = len(v), x_next.shape[1], math.prod(v.shape[1:])
     block = 1 << (min(size, 2048) - 1).bit_length()
     grid = (n, -(-size // block))
@@ -177,4 +177,4 @@ def clipped_scalar(
     grad = torch.empty_like(v)
     _pull[grid](v, x, x_next, numbers, pull.contiguous(), grad, count, size, BLOCK=block, num_warps=WARPS)
     loss = clipped(ratio, advantage, clip).mean(dim=1)
-    return _Known.apply(velocity, loss, grad), Ratios.of(ratio, clip)  # type: ignore[return-value]
+    return _Known.apply(model_output, loss, grad), Ratios.of(ratio, clip)  # type: ignore[return-value]

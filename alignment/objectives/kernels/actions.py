@@ -24,13 +24,13 @@ class Actions:
     Attributes:
         x: `[n, *latent]`, the states.
         x_next: `[n, A, *latent]`, the actions drawn from each.
-        velocity: `[n, *latent]`, the network output that drew them.
+        model_output: `[n, *latent]`, the network output that drew them.
         step: The three numbers.
     """
 
     x: Tensor
     x_next: Tensor
-    velocity: Tensor
+    model_output: Tensor
     step: Step
 
 

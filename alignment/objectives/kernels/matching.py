@@ -25,18 +25,18 @@ def noised_pair(path: Path, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tenso
     return noised(path, x0, noise, t).to(x0.dtype), target(path, x0, noise, t).to(x0.dtype)
 
 
-def matching_error(velocity: Tensor, wanted: Tensor) -> Tensor:
+def matching_error(model_output: Tensor, wanted: Tensor) -> Tensor:
     """Return the mean square of each row's error, `[n]`, at least in float32, with its gradient.
 
     A weight of a row multiplies what is returned.
 
     Args:
-        velocity: `[n, *latent]`, the network's answer, with graph.
+        model_output: `[n, *latent]`, the network's answer, with graph.
         wanted: `[n, *latent]`, what a perfect network answers.
     """
-    if fused(velocity, wanted):
+    if fused(model_output, wanted):
         from alignment.objectives.kernels._matching_triton import matching_error as kernel
 
-        return kernel(velocity, wanted)
+        return kernel(model_output, wanted)
     wanted = wanted.to(torch.promote_types(wanted.dtype, torch.float32))
-    return (velocity - wanted).square().flatten(1).mean(dim=1)
+    return (model_output - wanted).square().flatten(1).mean(dim=1)

@@ -13,7 +13,7 @@ from samplers.step import expand
 
 
 def clipped_surrogate(
-    velocity: Tensor, actions: Actions, advantage: Tensor, clip: float, channels: Channels
+    model_output: Tensor, actions: Actions, advantage: Tensor, clip: float, channels: Channels
 ) -> tuple[Tensor, Ratios]:
     """Return each row's mean of max(-A rho, -A clip(rho, 1 - clip, 1 + clip)), and what is told of its ratios.
 
@@ -22,7 +22,7 @@ def clipped_surrogate(
     advantage all of the latent is one position.
 
     Args:
-        velocity: `[n, *latent]`, the network output now, with graph.
+        model_output: `[n, *latent]`, the network output now, with graph.
         actions: What was recorded.
         advantage: `[n, A]`, or `[n, A, *map]` with a map that broadcasts against the latent.
         clip: Range of the ratio.
@@ -36,29 +36,34 @@ def clipped_surrogate(
     """
     if not actions.step.random:
         raise ValueError("a step with std 0 has no density: choose a stochastic dynamics for the trained steps")
-    if fused(velocity, actions.x) and one_a_row(actions.step):
-        latent = velocity.shape[1:]
+    if fused(model_output, actions.x) and one_a_row(actions.step):
+        latent = model_output.shape[1:]
         scalar = advantage.ndim == 2
         layout = None if scalar else layout_of(latent, advantage.shape[2:])
         if scalar or layout is not None:
-            return _fused(velocity, actions, advantage, layout, clip, channels)
-    ratio = ratio_of(log_ratio(velocity, actions, advantage, channels))
+            return _fused(model_output, actions, advantage, layout, clip, channels)
+    ratio = ratio_of(log_ratio(model_output, actions, advantage, channels))
     return clipped(ratio, advantage, clip).flatten(1).mean(dim=1), Ratios.of(ratio, clip)
 
 
 def _fused(
-    velocity: Tensor, actions: Actions, advantage: Tensor, layout: MemoryLayout | None, clip: float, channels: Channels
+    model_output: Tensor,
+    actions: Actions,
+    advantage: Tensor,
+    layout: MemoryLayout | None,
+    clip: float,
+    channels: Channels,
 ) -> tuple[Tensor, Ratios]:
     from alignment.objectives.kernels import _surrogate_triton as kernels
 
     if layout is None:
-        return kernels.clipped_scalar(velocity, actions, advantage, clip, channels)
-    return kernels.clipped_map(velocity, actions, advantage, layout, clip, channels)
+        return kernels.clipped_scalar(model_output, actions, advantage, clip, channels)
+    return kernels.clipped_map(model_output, actions, advantage, layout, clip, channels)
 
 
-def log_ratio(velocity: Tensor, actions: Actions, advantage: Tensor, channels: Channels) -> Tensor:
+def log_ratio(model_output: Tensor, actions: Actions, advantage: Tensor, channels: Channels) -> Tensor:
     """Return log rho of each action at each position, `[n, A]` or `[n, A, *map]`; see `clipped_surrogate`."""
-    each = _elementwise(velocity, actions)
+    each = _elementwise(model_output, actions)
     axes = list(range(2, each.ndim))
     if advantage.ndim > 2:
         axes = [axis for axis in axes if advantage.shape[axis] == 1]
@@ -68,14 +73,14 @@ def log_ratio(velocity: Tensor, actions: Actions, advantage: Tensor, channels: C
     return each.sum(axes, keepdim=keep) if channels == "sum" else each.mean(axes, keepdim=keep)
 
 
-def _elementwise(velocity: Tensor, actions: Actions) -> Tensor:
+def _elementwise(model_output: Tensor, actions: Actions) -> Tensor:
     """Return log rho of each element, `[n, A, *latent]` float32.
 
     With d mu = b (v - v_old) and e = x' - a x - b v_old, it is d mu (e - d mu / 2) / std^2: exactly 0 where v is v_old,
     and two large densities need not cancel. An element without noise is no part of the action.
     """
     step = actions.step
-    x, old, v = actions.x[:, None].float(), actions.velocity[:, None].float(), velocity[:, None].float()
+    x, old, v = actions.x[:, None].float(), actions.model_output[:, None].float(), model_output[:, None].float()
     shift = expand(step.b, x) * (v - old)
     variance = expand(step.std, actions.x_next).square()
     moved = shift * ((actions.x_next.float() - expand(step.a, x) * x - expand(step.b, x) * old) - shift / 2)

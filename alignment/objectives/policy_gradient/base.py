@@ -57,28 +57,28 @@ class Stepwise(Objective[Transitions]):
                 ctx.policy.replay(batch, lambda k, v: reference.update({k: v.float()}), grad=False)
         ctx.policy.replay(batch, lambda k, v: learn(self.loss(batch, k, v, reference.get(k))), grad=True)
 
-    def loss(self, batch: Transitions, k: int, velocity: Tensor, reference: Tensor | None) -> Loss:
+    def loss(self, batch: Transitions, k: int, model_output: Tensor, reference: Tensor | None) -> Loss:
         """Return the loss of the k-th trained step, each row's 1/K share.
 
         Args:
             batch: n rows, K steps, A actions.
             k: Column of the step.
-            velocity: `[n, *latent]`, the model output now, with graph.
+            model_output: `[n, *latent]`, the model output now, with graph.
             reference: The same under the reference weights, where there is a KL term.
         """
         step = Step.from_coefficients(batch.coefficients[:, k])
-        surrogate, ratios = self.surrogate(step, batch, k, velocity)
+        surrogate, ratios = self.surrogate(step, batch, k, model_output)
         loss = self._step_weight(step, batch) * surrogate
         metrics = _ratio_metrics(ratios, int(batch.index[0, k]))
         if reference is not None:
             x = batch.x[:, k]
-            divergence = step.kl(x[:, None], velocity[:, None], reference[:, None]).flatten(1).mean(dim=1)
+            divergence = step.kl(x[:, None], model_output[:, None], reference[:, None]).flatten(1).mean(dim=1)
             loss = loss + self.kl * divergence
             metrics["kl/reference"] = divergence.detach()
         return Loss(loss / batch.index.shape[1], metrics)
 
     @abstractmethod
-    def surrogate(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> tuple[Tensor, Ratios]:
+    def surrogate(self, step: Step, batch: Transitions, k: int, model_output: Tensor) -> tuple[Tensor, Ratios]:
         """Return what is minimised at the k-th trained step, `[n]`, and what is told of its ratios."""
 
     def pull(self, step: Step) -> Tensor:
@@ -103,9 +103,9 @@ class Surrogate(Stepwise):
     are in those units (for 65,536 elements, 1e-4 allows a summed log ratio of 6.55).
     """
 
-    def surrogate(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> tuple[Tensor, Ratios]:
+    def surrogate(self, step: Step, batch: Transitions, k: int, model_output: Tensor) -> tuple[Tensor, Ratios]:
         """Return the loss of ratios and credit, averaged over actions."""
-        ratio = ratio_of(log_ratio(velocity, actions(step, batch, k), batch.advantage, "mean"))
+        ratio = ratio_of(log_ratio(model_output, actions(step, batch, k), batch.advantage, "mean"))
         return self.of_ratio(ratio, batch.advantage).mean(dim=1), Ratios.of(ratio, self.clip)
 
     @abstractmethod
@@ -115,7 +115,7 @@ class Surrogate(Stepwise):
 
 def actions(step: Step, batch: Transitions, k: int) -> Actions:
     """Return what was done at the k-th trained step."""
-    return Actions(batch.x[:, k], batch.x_next[:, k], batch.velocity[:, k], step)
+    return Actions(batch.x[:, k], batch.x_next[:, k], batch.model_output[:, k], step)
 
 
 def _ratio_metrics(ratios: Ratios, index: int) -> dict[str, Tensor]:

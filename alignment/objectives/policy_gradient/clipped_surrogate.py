@@ -32,6 +32,6 @@ class ClippedSurrogate(Stepwise):
 
     clip: float = 1e-4
 
-    def surrogate(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> tuple[Tensor, Ratios]:
+    def surrogate(self, step: Step, batch: Transitions, k: int, model_output: Tensor) -> tuple[Tensor, Ratios]:
         """Return the clipped loss."""
-        return clipped_surrogate(velocity, actions(step, batch, k), batch.advantage, self.clip, "mean")
+        return clipped_surrogate(model_output, actions(step, batch, k), batch.advantage, self.clip, "mean")

@@ -38,16 +38,16 @@ class GuardedSurrogate(Stepwise):
         """Return |b|: the ratio of this objective is mean(b (v - v_old) z), without the density's 1 / std."""
         return per_row(step.b.abs())
 
-    def surrogate(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> tuple[Tensor, Ratios]:
+    def surrogate(self, step: Step, batch: Transitions, k: int, model_output: Tensor) -> tuple[Tensor, Ratios]:
         """Return the clipped loss of centred ratios."""
-        ratio = ratio_of(self.centred_ratio(step, batch, k, velocity))
+        ratio = ratio_of(self.centred_ratio(step, batch, k, model_output))
         return clipped(ratio, batch.advantage, self.clip).mean(dim=1), Ratios.of(ratio, self.clip)
 
-    def centred_ratio(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> Tensor:
+    def centred_ratio(self, step: Step, batch: Transitions, k: int, model_output: Tensor) -> Tensor:
         """Return what stands for log rho: the mean over elements of d mu z, `[n, A]`."""
-        old = batch.velocity[:, k]
+        old = batch.model_output[:, k]
         # The shift of the mean, exactly 0 where the model outputs are equal.
-        shift = (expand(step.b, old) * (velocity.float() - old.float()))[:, None]
+        shift = (expand(step.b, old) * (model_output.float() - old.float()))[:, None]
         drawn = batch.x_next[:, k] - step.mean(batch.x[:, k], old)[:, None]  # std z
         std = expand(step.for_actions().std, drawn)
         return (shift * torch.where(std > 0, drawn / std, 0)).flatten(2).mean(dim=2)

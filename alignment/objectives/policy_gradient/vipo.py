@@ -37,6 +37,6 @@ class ViPO(Stepwise):
     channels: Channels = "sum"
     spatial: ClassVar[bool] = True
 
-    def surrogate(self, step: Step, batch: Transitions, k: int, velocity: Tensor) -> tuple[Tensor, Ratios]:
+    def surrogate(self, step: Step, batch: Transitions, k: int, model_output: Tensor) -> tuple[Tensor, Ratios]:
         """Return the clipped loss, averaged over positions."""
-        return clipped_surrogate(velocity, actions(step, batch, k), batch.advantage, self.clip, self.channels)
+        return clipped_surrogate(model_output, actions(step, batch, k), batch.advantage, self.clip, self.channels)

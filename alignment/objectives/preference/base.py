@@ -65,8 +65,8 @@ class Pairwise(Objective[Pairs]):
         frozen = frozen_outputs(ctx, batch, points, self.anchor)
         chosen: list[Tensor] = []  # its graph waits for the rejected side of the same point
 
-        def receive(k: int, velocity: Tensor) -> None:
-            drift = error_change(velocity.float(), frozen[k], points[k].target)
+        def receive(k: int, model_output: Tensor) -> None:
+            drift = error_change(model_output.float(), frozen[k], points[k].target)
             if k % 2 == 0:
                 chosen.append(drift)
             else:

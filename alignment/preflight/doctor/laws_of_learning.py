@@ -113,9 +113,9 @@ def actions_follow_their_density(subject: Subject) -> Finding:
 
 
 def _stored(batch: Transitions, k: int) -> tuple[Step, Tensor, Tensor, Tensor]:
-    """Return the k-th step of each row with its (x, velocity, x_next), each with an axis of actions."""
+    """Return the k-th step of each row with its (x, model_output, x_next), each with an axis of actions."""
     step = Step.from_coefficients(batch.coefficients[:, k])
-    return step, batch.x[:, k, None], batch.velocity[:, k, None], batch.x_next[:, k]
+    return step, batch.x[:, k, None], batch.model_output[:, k, None], batch.x_next[:, k]
 
 
 def first_ratio(subject: Subject) -> Finding:
@@ -130,9 +130,9 @@ def first_ratio(subject: Subject) -> Finding:
     channels = trainer.run.objective.channels
     errors: list[float] = []
 
-    def receive(k: int, velocity: Tensor) -> None:
+    def receive(k: int, model_output: Tensor) -> None:
         done = actions(Step.from_coefficients(batch.coefficients[:, k]), batch, k)
-        ratio = log_ratio(velocity.detach(), done, batch.advantage, channels).exp()
+        ratio = log_ratio(model_output.detach(), done, batch.advantage, channels).exp()
         errors.append((ratio - 1).abs().max().item())
 
     with subject.moved():
@@ -194,8 +194,10 @@ def gradient_reaches_all(subject: Subject) -> Finding:
     policy, batch = subject.policy, subject.credited
     generator = subject.ctx.draw.generator("doctor cotangent")
 
-    def pull(k: int, velocity: Tensor) -> None:
-        (velocity.float() * torch.randn(velocity.shape, generator=generator).to(velocity.device)).sum().backward()
+    def pull(k: int, model_output: Tensor) -> None:
+        (
+            model_output.float() * torch.randn(model_output.shape, generator=generator).to(model_output.device)
+        ).sum().backward()
 
     # Moved first: an adapter whose second matrix is still zero passes nothing on to its first.
     with subject.moved():

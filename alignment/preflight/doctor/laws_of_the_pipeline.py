@@ -150,8 +150,10 @@ def gradient(subject: Subject) -> Finding:
     policy, batch = subject.policy, subject.transitions
     draws = subject.ctx.draw.generator("doctor cotangent")
 
-    def pull(k: int, velocity: Tensor) -> None:
-        (velocity.float() * torch.randn(velocity.shape, generator=draws).to(velocity.device)).sum().backward()
+    def pull(k: int, model_output: Tensor) -> None:
+        (
+            model_output.float() * torch.randn(model_output.shape, generator=draws).to(model_output.device)
+        ).sum().backward()
 
     with subject.moved():
         policy.replay(batch, pull, grad=True)

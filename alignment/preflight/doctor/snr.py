@@ -42,7 +42,7 @@ PURE = 1 - 1e-9
 """The largest share: gradients that are all the same."""
 BANDS = 4
 """Bands of time that a forward-process objective is looked at in."""
-BY_STEP = ("index", "x", "x_next", "velocity", "coefficients")
+BY_STEP = ("index", "x", "x_next", "model_output", "coefficients")
 """What transitions hold for each step."""
 CHUNK = 2**20
 """Elements of gradients taken to float64 at once."""

@@ -49,7 +49,7 @@ def transitions(credit: Tensor, maps: Tensor, packed: bool) -> Transitions:
         index=torch.zeros(ROWS, 1, dtype=torch.int64),
         x=x,
         x_next=(A * x + B * v)[:, :, None] + STD * torch.randn(ROWS, 1, ACTIONS, *latent),
-        velocity=v,
+        model_output=v,
         coefficients=torch.tensor([A, B, STD]).expand(ROWS, 1, 3),
         advantage=credit.reshape(ROWS, ACTIONS, *(1,) * len(latent)) * laid,
         mean_std=torch.full((ROWS,), STD),
@@ -57,7 +57,7 @@ def transitions(credit: Tensor, maps: Tensor, packed: bool) -> Transitions:
 
 
 def gradient(objective: ViPO | ClippedSurrogate, batch: Transitions, at: Tensor | None = None) -> Tensor:
-    v = (batch.velocity[:, 0] if at is None else at).clone().requires_grad_()
+    v = (batch.model_output[:, 0] if at is None else at).clone().requires_grad_()
     (found,) = torch.autograd.grad(objective.loss(batch, 0, v, None).per_row.sum(), v)
     return found
 
@@ -80,7 +80,7 @@ def test_p4_positions_learn_as_much_as_they_are_credited(packed: bool) -> None:
     credit, maps = torch.randn(ROWS, ACTIONS), torch.rand(ROWS, ACTIONS, HEIGHT, WIDTH)
     maps[..., 2:] = 0
     batch = transitions(credit, maps, packed)
-    moved = batch.velocity[:, 0] + 0.01 * torch.randn_like(batch.velocity[:, 0])
+    moved = batch.model_output[:, 0] + 0.01 * torch.randn_like(batch.model_output[:, 0])
     found = gradient(ViPO(), batch, moved)
     picture = found.transpose(1, 2).unflatten(2, (HEIGHT, WIDTH)) if packed else found
     assert not picture[..., 2:].any()
@@ -91,7 +91,7 @@ def test_p4_positions_learn_as_much_as_they_are_credited(packed: bool) -> None:
 
 def test_p7_positions_add_up_to_the_scalar_ratio(packed: bool) -> None:
     batch = transitions(torch.ones(ROWS, ACTIONS), torch.ones(ROWS, ACTIONS, HEIGHT, WIDTH), packed)
-    step, v = Step.from_coefficients(batch.coefficients[:, 0]), torch.randn_like(batch.velocity[:, 0])
+    step, v = Step.from_coefficients(batch.coefficients[:, 0]), torch.randn_like(batch.model_output[:, 0])
     here = log_ratio(v, actions(step, batch, 0), batch.advantage, "sum")
     assert here.shape == batch.advantage.shape
     scalar = log_ratio(v, actions(step, batch, 0), batch.advantage.flatten(2)[:, :, 0], "mean")
@@ -100,7 +100,7 @@ def test_p7_positions_add_up_to_the_scalar_ratio(packed: bool) -> None:
 
 def test_each_position_is_clipped_by_itself(packed: bool) -> None:
     batch = transitions(torch.ones(ROWS, ACTIONS), torch.ones(ROWS, ACTIONS, HEIGHT, WIDTH), packed)
-    moved = batch.velocity[:, 0] + 0.3 * torch.randn_like(batch.velocity[:, 0])
+    moved = batch.model_output[:, 0] + 0.3 * torch.randn_like(batch.model_output[:, 0])
     step = Step.from_coefficients(batch.coefficients[:, 0])
     ratio = log_ratio(moved, actions(step, batch, 0), batch.advantage, "sum").exp()
     dead = (ratio > 1 + ViPO().clip).all(dim=1)  # of every action
@@ -166,7 +166,7 @@ def test_a_policy_of_a_few_positions_climbs_and_flipped_credit_takes_it_down(sig
         drawn = transitions(torch.ones(ROWS, ACTIONS), maps, packed=False)
         noise = torch.randn(ROWS, 1, ACTIONS, CHANNELS, HEIGHT, WIDTH)
         old = v.expand(ROWS, 1, -1, -1, -1)
-        batch = replace(drawn, velocity=old, x_next=(A * drawn.x + B * old)[:, :, None] + STD * noise)
+        batch = replace(drawn, model_output=old, x_next=(A * drawn.x + B * old)[:, :, None] + STD * noise)
         reward = -(batch.x_next[:, 0, :, :, 0, 0] - 3).square().mean(dim=2)
         credit = GroupNorm()(Rewards(reward.flatten()), batch.group.repeat_interleave(ACTIONS)).view(ROWS, ACTIONS)
         laid = credit.reshape(ROWS, ACTIONS, 1, 1, 1) * maps[:, :, None]

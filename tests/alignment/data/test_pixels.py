@@ -141,5 +141,5 @@ def test_a_pipeline_of_one_picture_a_call_that_knows_no_latents(kind, tmp_path):
     assert made.shape == (3, 16, 16)
     assert torch.equal(made[0], made[1])
     _, batch = transitions(policy, plan(policy, DDIM()))
-    for k, velocity in enumerate(replayed(policy, batch)):
-        torch.testing.assert_close(velocity, batch.velocity[:, k], atol=ROWS, rtol=ROWS)
+    for k, model_output in enumerate(replayed(policy, batch)):
+        torch.testing.assert_close(model_output, batch.model_output[:, k], atol=ROWS, rtol=ROWS)

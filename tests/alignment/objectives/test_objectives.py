@@ -49,7 +49,7 @@ def transitions(advantage: Tensor) -> Transitions:
         index=torch.zeros(ROWS, 1, dtype=torch.int64),
         x=x,
         x_next=(A * x + B * v)[:, :, None] + STD * noise,
-        velocity=v,
+        model_output=v,
         coefficients=torch.tensor([A, B, STD]).expand(ROWS, 1, 3),
         advantage=advantage,
         mean_std=torch.full((ROWS,), MEAN_STD),
@@ -97,7 +97,7 @@ def log_prob(batch: Transitions, v: Tensor) -> Tensor:
 def test_at_ratio_one_the_loss_is_minus_the_credit_and_its_gradient_the_policy_gradient() -> None:
     advantage = torch.randn(ROWS, ACTIONS)
     batch = transitions(advantage)
-    old = batch.velocity[:, 0]
+    old = batch.model_output[:, 0]
     objective = ClippedSurrogate(clip=1e-4)
     torch.testing.assert_close(objective.loss(batch, 0, old, None).per_row, -advantage.mean(dim=1))
     expected = gradient(lambda v: -(advantage * log_prob(batch, v)).mean(dim=1), old)
@@ -108,10 +108,10 @@ def test_at_ratio_one_the_loss_is_minus_the_credit_and_its_gradient_the_policy_g
 def test_the_collapsed_gradient_is_one_cotangent() -> None:
     """dL/dv = -mean_i A_i z_i b / (std D): the group needs one backward pass."""
     batch = transitions(torch.randn(ROWS, ACTIONS))
-    z = (batch.x_next[:, 0] - (A * batch.x[:, 0] + B * batch.velocity[:, 0])[:, None]) / STD
+    z = (batch.x_next[:, 0] - (A * batch.x[:, 0] + B * batch.model_output[:, 0])[:, None]) / STD
     credit = batch.advantage[:, :, None, None]
     expected = -(credit * z).mean(dim=1) * B / STD / z[0, 0].numel()
-    found = gradient(lambda v: ClippedSurrogate().loss(batch, 0, v, None).per_row, batch.velocity[:, 0])
+    found = gradient(lambda v: ClippedSurrogate().loss(batch, 0, v, None).per_row, batch.model_output[:, 0])
     torch.testing.assert_close(found, expected, rtol=FLOAT32, atol=FLOAT32 * expected.abs().max().item())
 
 
@@ -121,8 +121,8 @@ def test_the_gradient_is_cut_where_the_ratio_has_gone_far_enough(sign: float, mo
     """Praised and already likelier than 1 + clip, or blamed and already less likely than 1 - clip: nothing is left."""
     batch = transitions(torch.full((ROWS, ACTIONS), sign))
     batch = batch.__class__(**{**vars(batch), "x_next": batch.x_next[:, :, :1], "advantage": batch.advantage[:, :1]})
-    towards = gradient(lambda v: log_prob(batch, v), batch.velocity[:, 0])
-    v = batch.velocity[:, 0] + (0.2 if more_likely else -0.2) * towards / towards.norm()
+    towards = gradient(lambda v: log_prob(batch, v), batch.model_output[:, 0])
+    v = batch.model_output[:, 0] + (0.2 if more_likely else -0.2) * towards / towards.norm()
     objective = ClippedSurrogate(clip=1e-4)
     ratio = objective.loss(batch, 0, v, None).metrics["ratio/mean"]
     assert bool((ratio > 1 + 1e-4).all()) == more_likely
@@ -131,7 +131,7 @@ def test_the_gradient_is_cut_where_the_ratio_has_gone_far_enough(sign: float, mo
     if more_likely == (sign > 0):
         assert torch.equal(found, torch.zeros_like(found))
     else:
-        weighed = gradient(lambda v: -sign * (log_prob(batch, v) - log_prob(batch, batch.velocity[:, 0])).exp(), v)
+        weighed = gradient(lambda v: -sign * (log_prob(batch, v) - log_prob(batch, batch.model_output[:, 0])).exp(), v)
         torch.testing.assert_close(found, weighed, rtol=1e-4, atol=1e-4 * weighed.abs().max().item())
 
 
@@ -148,7 +148,7 @@ def test_the_divergence_is_that_of_torch_distributions() -> None:
 @pytest.mark.parametrize(("weight", "factor"), [("true", 1.0), ("equal", STD / abs(B)), ("sigma", STD / MEAN_STD)])
 def test_a_step_weight_multiplies_the_surrogate(weight: str, factor: float) -> None:
     batch = transitions(torch.randn(ROWS, ACTIONS))
-    v = batch.velocity[:, 0]
+    v = batch.model_output[:, 0]
     plain, weighed = (ClippedSurrogate(weight=w).loss(batch, 0, v, None).per_row for w in ("true", weight))
     torch.testing.assert_close(weighed, factor * plain)
 
@@ -160,7 +160,7 @@ def test_a_gaussian_policy_walks_straight_to_the_best_action() -> None:
         action = mean + STD * torch.randn(actions)
         credit = GroupNorm()(Rewards(-(action[0] - 3).square()), torch.zeros(actions, dtype=torch.int64))
         batch = transitions(credit[None])[torch.tensor([0])]
-        batch = replace(batch, x=torch.zeros(1, 1, 1), x_next=action[:, None, :, None], velocity=mean[:, None])
+        batch = replace(batch, x=torch.zeros(1, 1, 1), x_next=action[:, None, :, None], model_output=mean[:, None])
         batch = replace(batch, coefficients=torch.tensor([[[0.0, 1.0, STD]]]))
         mean = mean - 0.1 * gradient(lambda v, b=batch: ClippedSurrogate().loss(b, 0, v, None).per_row, mean)
         away.append(abs(mean.item() - 3))
@@ -172,7 +172,7 @@ def test_a_gaussian_policy_walks_straight_to_the_best_action() -> None:
 @pytest.mark.parametrize("moved", [0.0, 0.1], ids=["at the policy that acted", "elsewhere"])
 def test_no_credit_is_no_gradient_at_all(kind: type[Stepwise], moved: float) -> None:
     batch = transitions(torch.zeros(ROWS, ACTIONS))
-    v = batch.velocity[:, 0] + moved * torch.randn(ROWS, *LATENT)
+    v = batch.model_output[:, 0] + moved * torch.randn(ROWS, *LATENT)
     found = gradient(lambda z: kind().loss(batch, 0, z, None).per_row, v)
     assert torch.equal(found, torch.zeros_like(found))
 
@@ -199,9 +199,9 @@ def guarded(batch: Transitions, v: Tensor) -> Tensor:
 def test_the_guarded_ratio_is_the_plain_one_centred_and_scaled() -> None:
     """It is std (log rho + mean |d mu|^2 / (2 std^2)), as the paper writes it."""
     batch = transitions(torch.randn(ROWS, ACTIONS))
-    v = batch.velocity[:, 0] + 0.1 * torch.randn(ROWS, *LATENT)
-    plain = log_prob(batch, v) - log_prob(batch, batch.velocity[:, 0])
-    shift = (B * (v - batch.velocity[:, 0])).square().flatten(1).mean(dim=1, keepdim=True)
+    v = batch.model_output[:, 0] + 0.1 * torch.randn(ROWS, *LATENT)
+    plain = log_prob(batch, v) - log_prob(batch, batch.model_output[:, 0])
+    shift = (B * (v - batch.model_output[:, 0])).square().flatten(1).mean(dim=1, keepdim=True)
     expected = STD * (plain + shift / (2 * STD**2))
     torch.testing.assert_close(guarded(batch, v).double(), expected.double(), rtol=1e-3, atol=1e-6)
 
@@ -209,24 +209,24 @@ def test_the_guarded_ratio_is_the_plain_one_centred_and_scaled() -> None:
 def test_the_guarded_ratio_is_one_on_average_and_the_plain_one_below() -> None:
     batch = transitions(torch.randn(ROWS, ACTIONS))
     many = 20_000
-    start = (A * batch.x + B * batch.velocity)[:, :, None]
+    start = (A * batch.x + B * batch.model_output)[:, :, None]
     batch = replace(batch, x_next=start + STD * torch.randn(ROWS, 1, many, *LATENT))
-    v = batch.velocity[:, 0] + 1.0
+    v = batch.model_output[:, 0] + 1.0
     noise = (B / many**0.5) * 5  # five standard errors of a mean of d mu z, at most |d mu| each
     assert guarded(batch, v).mean(dim=1).abs().max() <= abs(noise)
-    assert (log_prob(batch, v) - log_prob(batch, batch.velocity[:, 0])).mean(dim=1).max() < 0
+    assert (log_prob(batch, v) - log_prob(batch, batch.model_output[:, 0])).mean(dim=1).max() < 0
 
 
 def test_the_guarded_ratio_spreads_alike_whatever_the_std() -> None:
     """Var log rho = mean(d mu^2) / D."""
     batch, many = transitions(torch.randn(ROWS, ACTIONS)), 20_000
     shift, noise = B * torch.randn(ROWS, *LATENT), torch.randn(ROWS, 1, many, *LATENT)
-    start = (A * batch.x + B * batch.velocity)[:, :, None]
+    start = (A * batch.x + B * batch.model_output)[:, :, None]
     expected = shift.square().flatten(1).mean(dim=1) / shift[0].numel()
     for std in (0.05, 2.0):
         coefficients = torch.tensor([A, B, std]).expand(ROWS, 1, 3)
         drawn = replace(batch, x_next=start + std * noise, coefficients=coefficients)
-        spread = guarded(drawn, batch.velocity[:, 0] + shift / B).var(dim=1)
+        spread = guarded(drawn, batch.model_output[:, 0] + shift / B).var(dim=1)
         torch.testing.assert_close(spread, expected, rtol=SPREAD, atol=0)
 
 

@@ -26,7 +26,7 @@ ROUNDING = 1e-4  # relative, of a gradient through float32 densities
 
 def gradient(objective: Stepwise, step: Step, batch: Transitions, noise: Tensor) -> Tensor:
     """Return dL/dv of one step whose actions the noise drew."""
-    x, v = batch.x[:, 0], batch.velocity[:, 0]
+    x, v = batch.x[:, 0], batch.model_output[:, 0]
     taken = replace(
         batch,
         coefficients=step.coefficients.expand(len(batch), 1, 3),

@@ -66,7 +66,7 @@ def test_where_things_are_changes_nothing(folder: Path, change: dict[str, object
     policies = build(folder, FLUX_CALL, **change), build(folder, FLUX_CALL)
     (path, batch), (wanted, other) = (transitions(policy, plan(policy, FlowSDE())) for policy in policies)
     torch.testing.assert_close(path.pixels, wanted.pixels)
-    torch.testing.assert_close(batch.velocity, other.velocity)
+    torch.testing.assert_close(batch.model_output, other.model_output)
 
 
 def test_encoders_and_decoder_are_offloaded_and_the_denoiser_is_not(folder: Path) -> None:

@@ -225,9 +225,9 @@ def test_bad_settings_are_refused(wrong: dict[str, float]) -> None:
 def test_the_change_of_an_error_does_not_drown_in_the_error() -> None:
     generator = torch.Generator().manual_seed(0)
     frozen, target = (torch.randn(2, 4096, generator=generator) for _ in range(2))
-    velocity = frozen + 1e-5 * torch.randn(2, 4096, generator=generator)
-    exact = mean_square(velocity.double() - target.double()) - mean_square(frozen.double() - target.double())
-    found = error_change(velocity, frozen, target)
+    model_output = frozen + 1e-5 * torch.randn(2, 4096, generator=generator)
+    exact = mean_square(model_output.double() - target.double()) - mean_square(frozen.double() - target.double())
+    found = error_change(model_output, frozen, target)
     # v - f is exact in float32; then each term is rounded by 1e-7, of terms that cancel to a fiftieth of their size.
     assert found.double().numpy() == pytest.approx(exact.numpy(), rel=1e-4)
     assert error_change(frozen, frozen, target).eq(0).all()

@@ -60,7 +60,7 @@ def test_every_depth_has_its_nodes_and_every_leaf_its_score(trainer: Trainer) ->
 def test_a_tree_of_one_split_is_a_branching_window(trainer: Trainer) -> None:
     tree = grown(trainer, OnPolicyTree(PROMPTS, FlowSDE(), REWARD, splits=(2,), branching=6))
     window = grown(trainer, OnPolicySteps(PROMPTS, REWARD, FlowSDE(), Branch((2,)), group_size=6))
-    for name in ("seeds", "group", "index", "x", "x_next", "velocity", "coefficients", "advantage"):
+    for name in ("seeds", "group", "index", "x", "x_next", "model_output", "coefficients", "advantage"):
         torch.testing.assert_close(getattr(tree, name), getattr(window, name), rtol=0, atol=0, msg=name)
     assert torch.equal(tree.mean_std, window.mean_std)
 
@@ -93,7 +93,7 @@ def test_pruned_depths_have_no_rows_and_the_others_are_as_they_were(trainer: Tra
     assert len(pruned) == sum(rows.values())
     for depth, count in rows.items():
         before, after = at(whole, depth), at(pruned, depth)
-        for name in ("seeds", "group", "index", "x", "x_next", "velocity", "coefficients"):
+        for name in ("seeds", "group", "index", "x", "x_next", "model_output", "coefficients"):
             assert torch.equal(getattr(after, name), getattr(before, name)), name
         # Each depth's share of a mean over rows: a third of all before, now one in as many as are trained.
         torch.testing.assert_close(

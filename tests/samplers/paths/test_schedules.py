@@ -163,9 +163,9 @@ def test_tokens_have_times_of_their_own():
     record = conductor.records[1]
     assert record.step.random
     assert torch.equal(after[:, 0], x[:, 0])
-    density = record.step.log_prob(record.x, record.velocity, record.x_next)
+    density = record.step.log_prob(record.x, record.model_output, record.x_next)
     assert torch.equal(density[:, 0], torch.zeros_like(density[:, 0]))
-    z = (record.x_next - record.step.mean(record.x, record.velocity)) / record.step.std.clamp(min=1e-9)
+    z = (record.x_next - record.step.mean(record.x, record.model_output)) / record.step.std.clamp(min=1e-9)
     torch.testing.assert_close(z[:, 1:], torch.ones_like(z[:, 1:]), atol=1e-3, rtol=0)
 
 

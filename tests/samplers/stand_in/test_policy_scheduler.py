@@ -90,10 +90,10 @@ def test_an_act_is_recorded_as_it_was_stored(base):
     conductor = Conductor([Native(), Act(CoefficientPreserving(0.5), noise)])
     states = conducted(base, conductor, torch.randn(2, 4).bfloat16())
     record = conductor.records[1]
-    assert record.x.dtype == record.velocity.dtype == record.x_next.dtype == torch.float32
+    assert record.x.dtype == record.model_output.dtype == record.x_next.dtype == torch.float32
     assert torch.equal(record.x, states[1].float())
     assert torch.equal(record.x_next, states[2].float())
-    again = record.step.sample(record.x, record.velocity, noise(record.x)).to(states[2].dtype)
+    again = record.step.sample(record.x, record.model_output, noise(record.x)).to(states[2].dtype)
     assert torch.equal(again, states[2])
     assert list(conductor.records) == [1]
 
@@ -238,12 +238,12 @@ def test_the_action_is_all_streams_jointly(base):
     record = conductor.records[1]
     assert record.x.shape == (2, 17)
     assert record.step.std.ndim == 0
-    assert torch.equal(record.step.sample(record.x, record.velocity, noise(record.x)), record.x_next)
+    assert torch.equal(record.step.sample(record.x, record.model_output, noise(record.x)), record.x_next)
     seen = []
     script = [Skip(record.x), Visit(record.x, seen.append, record.x_next)]
     made.conduct(Conductor(script, layout=observed.observed_layout()))
     again = pair(made, states)
-    assert torch.equal(seen[0], record.velocity)
+    assert torch.equal(seen[0], record.model_output)
     assert all(torch.equal(one, other) for one, other in zip(own, again, strict=True))
 
 
@@ -271,7 +271,7 @@ def test_a_stream_that_waits_is_where_it_was_left(base):
     record = conductor.records[2]
     assert torch.equal(record.x[:, :4], states[1])
     assert torch.equal(record.x_next, torch.cat([states[1], states[2]], dim=1))
-    assert (record.velocity[:, :4] == 0).all()
+    assert (record.model_output[:, :4] == 0).all()
     assert not layout.in_step
 
 
