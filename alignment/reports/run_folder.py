@@ -188,6 +188,10 @@ def write_evaluation(folder: Path, name: str, step: int, result: Evaluated) -> N
     write_json(folder / EVALUATIONS / f"{name}.json", {**description, "scores": scores})
 
 
+LARGEST = torch.finfo(torch.float32).max
+"""Of a score, which is float32."""
+
+
 class Described(BaseModel):
     """What an evaluation's JSON holds; see the layout above."""
 
@@ -197,7 +201,7 @@ class Described(BaseModel):
     fps: Annotated[float, Field(gt=0)] | None
     prompts: list[str]
     seeds: list[Annotated[int, Field(ge=-(2**63), lt=2**63)]]
-    scores: dict[str, list[float | None]]
+    scores: dict[str, list[Annotated[float, Field(ge=-LARGEST, le=LARGEST)] | None]]
     inputs: list[dict[str, str]] | None = None
 
 

@@ -8,12 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from alignment.checkpoints.manifest import NAME, inspect
+from alignment.policy.between import Between
 from tests.support import runs
 from tests.support.runs import STEPS, left_by, prepared, train
 
@@ -154,8 +156,8 @@ def test_nothing_to_resume_from_is_said_and_leaves_no_folder(
     assert not (folder / "runs" / "nowhere").exists()
 
 
-def without(folder: Path, name: str, file: str) -> Path:
-    """Return a copy of the straight run that ends at step 4, whose sealed checkpoint lacks a part of its state."""
+def altered(folder: Path, name: str, alter: Callable[[Path], object]) -> Path:
+    """Return a copy of the straight run that ends at step 4, with another state in its sealed checkpoint."""
     run = folder / "runs" / name
     shutil.copytree(folder / "runs" / "straight", run)
     for later in (5, STEPS):
@@ -163,17 +165,42 @@ def without(folder: Path, name: str, file: str) -> Path:
     checkpoint = run / "checkpoint-4"
     before = json.loads((checkpoint / NAME).read_text())
     (checkpoint / NAME).unlink()
-    (checkpoint / "state" / file).unlink()
+    alter(checkpoint / "state")
     config = json.loads((checkpoint / "state" / "config.json").read_text())
     sealed = inspect(checkpoint, step=4, sequence=before["sequence"], world_size=1, config=config)
     (checkpoint / NAME).write_text(sealed.dumps())
     return run
 
 
+def found_otherwise(state: Path) -> None:
+    """Write what a pipeline would be found to be by libraries that keep its guidance from round to round."""
+    progress = json.loads((state / "progress.json").read_text())
+    assert progress["found"]["between"] == Between.SKIPPED.value
+    progress["found"] |= {"between": Between.WHOLE.value, "rounds": 5}
+    (state / "progress.json").write_text(json.dumps(progress))
+
+
+def left_in(run: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_a_pipeline_that_is_found_to_be_another_is_refused_naming_both(
+    folder: Path, straight: dict[str, object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = altered(folder, "found", found_otherwise)
+    before = left_in(run)
+    assert train(folder, "grpo", "name=found", "output.keep=9", "--resume", "latest") == 2
+    said = capfd.readouterr().err
+    assert "the pipeline is not found to be what it was when the checkpoint was written" in said
+    assert f"between was '{Between.WHOLE.value}', now it is '{Between.SKIPPED.value}'; rounds was 5, now it is" in said
+    assert "Traceback" not in said
+    assert left_in(run) == before
+
+
 def test_a_state_without_its_moments_is_refused(
     folder: Path, straight: dict[str, object], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    without(folder, "no-moments", "optimizer.safetensors")
+    altered(folder, "no-moments", lambda state: (state / "optimizer.safetensors").unlink())
     assert train(folder, "grpo", "name=no-moments", "--resume", "latest") == 2
     assert "optimizer.safetensors holds 0 tensors" in capfd.readouterr().err
 
@@ -192,6 +219,6 @@ def test_fewer_steps_than_were_done_are_refused(
 def test_a_state_without_its_averaged_weights_is_refused(
     folder: Path, straight: dict[str, object], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    without(folder, "no-ema", "snapshot-ema.safetensors")
+    altered(folder, "no-ema", lambda state: (state / "snapshot-ema.safetensors").unlink())
     assert train(folder, "grpo", "name=no-ema", "--resume", "latest") == 2
     assert "frozen copies are not this run's: ema is on one side only" in capfd.readouterr().err

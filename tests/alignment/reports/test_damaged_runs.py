@@ -80,6 +80,18 @@ def extremes(run: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(text)}\n" for text in lines))
 
 
+def scored(*numbers: float) -> Damage:
+    """Write these numbers, over and over, as the scores of the first evaluation."""
+
+    def damage(run: Path) -> None:
+        described = json.loads((run / BASE).read_text())
+        for metric, column in described["scores"].items():
+            described["scores"][metric] = [numbers[row % len(numbers)] for row in range(len(column))]
+        (run / BASE).write_text(json.dumps(described))
+
+    return damage
+
+
 def pixels(tensor: torch.Tensor, name: str = "pixels") -> Damage:
     return lambda run: save_file({name: tensor}, run / "evaluation" / "base.safetensors")
 
@@ -110,6 +122,8 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "evaluation: too few prompts": (told(BASE, prompts=["a cat"]), "is damaged: 1 prompts"),
     "evaluation: seeds without end": (told(BASE, seeds=[2**70]), "base.json is damaged: seeds.0"),
     "evaluation: scores of text": (told(BASE, scores={"strict": ["good"]}), "base.json is damaged: scores.strict.0"),
+    "evaluation: scores beyond float32": (scored(0.5, 1e300), "base.json is damaged: scores."),
+    "evaluation: a score that is below all": (scored(-3.5e38), "base.json is damaged: scores."),
     "evaluation: no frames a second": (told(BASE, fps=0), "base.json is damaged: fps"),
     "evaluation: a folder": (a_folder(BASE), "base.json: Is a directory"),
     "pixels: missing": (without("evaluation/base.safetensors"), "base.safetensors is missing or damaged"),
@@ -142,6 +156,9 @@ REPORTED: dict[str, tuple[Damage, str]] = {
     "environment: a folder": (a_folder("environment.json"), "environment.json cannot be read"),
     "metrics: the largest numbers": (extremes, "reward/mean has numbers beyond 1e+300"),
     "metrics: cut": (cut("metrics.jsonl", 0.9), ""),
+    "evaluation: the largest scores": (scored(3.4e38, -3.4e38), "e+3"),
+    "evaluation: the largest scores alone": (scored(3.4e38), "3.4e+38"),
+    "evaluation: the smallest scores": (scored(1e-45, 0.0, -1e-45), ""),
     "sample: no picture": (wrote(SAMPLE, "not a picture"), "samples/000000-train.png is not a picture"),
     "sample: cut": (cut(SAMPLE, 0.5), "samples/000000-train.png is not a picture"),
     "sample: empty": (wrote(SAMPLE, ""), "samples/000000-train.png is not a picture"),
