@@ -13,7 +13,7 @@ from samplers.dynamics.base import Dynamics, take
 from samplers.errors import SamplingError, without_noise
 from samplers.multistep import SecondOrder, strides
 from samplers.paths.grid import Grid
-from samplers.stand_in.conductor import Act, Conductor, Look, Native, Recorded, Round, Skip, Solve
+from samplers.stand_in.conductor import Act, Again, Conductor, Look, Native, Recorded, Round, Skip, Solve
 from samplers.step import Step, mean_std
 from samplers.windows.base import Choice
 
@@ -47,8 +47,8 @@ class RolloutPlan:
         noise: Their noise.
         tail: Most denoiser calls for the steps after the window, by a second-order solver, or, as a float, their share
             of those steps; null takes every step, natively.
-        share_prefix: Run the common prefix of a group once per prompt. The result is the same; turn it off to measure
-            the gain.
+        share_prefix: Run the common prefix of a group once per prompt. The result is the same, unless the pipeline
+            keeps something from round to round; turn it off there, or to measure the gain.
     """
 
     prompts: tuple[str, ...]
@@ -163,7 +163,7 @@ def _script(plan: RolloutPlan, first: int | None, parted: Recorded | None) -> li
     script: list[Round] = []
     for k in range(window_end):
         if parted is not None and first is not None and k <= first:
-            script.append(Skip(parted.x_next.flatten(0, 1) if k == first else None))
+            script.append(_common(plan, parted.x_next.flatten(0, 1) if k == first else None))
         elif k in stochastic:
             script.append(Act(plan.dynamics, _noise_of_round(plan.noise, k)))
         else:
@@ -175,6 +175,11 @@ def _script(plan: RolloutPlan, first: int | None, parted: Recorded | None) -> li
     for i, j in strides(window_end, plan.rounds, min(calls, left)):
         script += [Solve(solver, to=j), *([Skip()] * (j - i - 1))]
     return script
+
+
+def _common(plan: RolloutPlan, state: Tensor | None) -> Round:
+    """Return what a sample does in a round that its group has in common; `state` is where the group parts to."""
+    return Skip(state) if plan.share_prefix else Again(state)
 
 
 def _noise_of_round(noise: Noise, k: int) -> Callable[[Tensor], Tensor]:

@@ -96,6 +96,11 @@ class OnPolicySteps(Source[Transitions]):
 
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Transitions]:
         """Sample, score and credit."""
+        if self.tail is not None and not ctx.policy.stubs:
+            raise ConfigError(
+                f"source.tail: {type(ctx.policy.pipe).__name__} keeps something from round to round, so no rounds "
+                "can be left out; set tail to null"
+            )
         watch = Stopwatch()
         size = ctx.policy.form.prompts_per_call(groups.prompts, self.prompts_per_call)
         calls = [groups[i : i + size] for i in range(0, len(groups), size)]

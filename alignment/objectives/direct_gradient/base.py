@@ -15,7 +15,7 @@ from alignment.data.batches import Batch, Starts
 from alignment.errors import PipelineError
 from alignment.objectives.base import Learn, Loss, Objective
 from reward_models.base import Rewards
-from samplers import Conductor, Native, Round, Skip
+from samplers import Again, Conductor, Native, Round, Skip
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ class Direct(Objective[Starts]):
         assert ctx.reward is not None  # `checks` refuses a run without
         first, rounds = self.first(ctx), ctx.policy.rounds
         states = self.states(ctx, batch, first) if first else [None]
+        before = Skip if ctx.policy.stubs else Again  # what is kept from round to round is made anew, without a graph
         for state in states:
-            start = [*([Skip()] * (first - 1)), Skip(state)] if first else []
+            start = [*([before()] * (first - 1)), before(state)] if first else []
             with torch.enable_grad():
                 pixels = self._pixels(ctx, batch, Conductor([*start, *self.finish(first, rounds)]))
                 media = ctx.policy.media(batch.prompts, pixels.float())

@@ -59,6 +59,11 @@ class DRaFT(Direct):
         """
         if self.noises is None:
             return super().states(ctx, batch, first)
+        if not ctx.policy.stubs:
+            raise PipelineError(
+                f"objective.noises: {type(ctx.policy.pipe).__name__} keeps something from round to round, so its "
+                "answer to a state that was noised again depends on others; set noises to null"
+            )
         seen: list[Grid] = []
         look = Look(lambda x, v, grid: seen.append(grid))
         conductor = Conductor([*([Native()] * first), look, *([Native()] * (ctx.policy.rounds - first - 1))])
