@@ -64,8 +64,8 @@ def adapters_digests(brought: Brought) -> dict[str, str]:
     """Return hashes of the adapters that a run began with, by the config's key: all of their numbers, and scales."""
     found = {}
     if brought.frozen:
-        told = [[weight, _adapters_digest(adapters)] for adapters, weight in brought.frozen]
-        found["policy.adapters"] = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        digests = [[weight, _adapters_digest(adapters)] for adapters, weight in brought.frozen]
+        found["policy.adapters"] = hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
     if brought.start is not None:
         found["policy.lora.start"] = _adapters_digest(brought.start)
     return found
@@ -83,12 +83,12 @@ def _adapters_digest(adapters: Mapping[str, Adapter]) -> str:
 
 
 def _settings(config: Any) -> Any:
-    told = config.to_dict() if hasattr(config, "to_dict") else config
-    if not isinstance(told, Mapping):
-        return told
+    settings = config.to_dict() if hasattr(config, "to_dict") else config
+    if not isinstance(settings, Mapping):
+        return settings
     return {
         str(key): _settings(value)
-        for key, value in told.items()
+        for key, value in settings.items()
         if not str(key).startswith("_") and str(key) not in _UNTOLD
     }
 

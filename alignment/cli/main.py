@@ -146,7 +146,7 @@ def _init(args: argparse.Namespace) -> int:
     from alignment.config import recipes
 
     if args.recipe is None:
-        show(recipes.told())
+        show(recipes.list_recipes())
         return 0
     written = recipes.init(args.recipe, args.to)
     show(f"wrote {written}; visalign train {written} --dry-run says what it lacks here")

@@ -189,8 +189,8 @@ def _construct(cls: type, given: dict[str, Node], node: Node, key: str) -> objec
     lacking, values = [], {}
     if missing:
         verb = "is" if len(missing) == 1 else "are"
-        said = f"{cls.__name__} needs {', '.join(missing)}, which {verb} missing. {listed}"
-        lacking.append(": ".join(part for part in (node.where, key, said) if part))
+        message = f"{cls.__name__} needs {', '.join(missing)}, which {verb} missing. {listed}"
+        lacking.append(": ".join(part for part in (node.where, key, message) if part))
     for name, child in given.items():
         try:
             values[name] = _value(fields[name][0], child, _join(key, name))

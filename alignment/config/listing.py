@@ -77,8 +77,8 @@ def listing_json(root: type, name: str | None) -> str:
     """
     found = kinds(root)
     wanted = ["run", *found] if name is None else [name if name == "run" else _meant(name, found)]
-    told = {key: _described(root) if key == "run" else _types(found[key]) for key in wanted}
-    return json.dumps(told, indent=2)
+    described = {key: _described(root) if key == "run" else _types(found[key]) for key in wanted}
+    return json.dumps(described, indent=2)
 
 
 def _types(kind: Kind) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def recipe(name: str) -> Path:
     return shipped[given.stem]
 
 
-def told() -> str:
+def list_recipes() -> str:
     """Return a line for each recipe that ships: its name, and what it says of itself."""
     return "\n".join(f"{name:32}{_head(file).partition(chr(10))[0].lstrip('# ')}" for name, file in recipes().items())
 

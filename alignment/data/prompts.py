@@ -89,9 +89,9 @@ def read_prompts(
     prompts = reader.prompts if dedupe == "keep" else _without_repeats(reader, tell=dedupe == "error")
     _check_alike(reader, prompts)
     if reader.problems:
-        told = [f"{place}: {problem}" for place, problem in sorted(reader.problems, key=_number)]
-        more = f" (and {len(told) - 5} more)" if len(told) > 5 else ""
-        raise DataError(f"{path}: " + "; ".join(told[:5]) + more)
+        lines = [f"{place}: {problem}" for place, problem in sorted(reader.problems, key=_number)]
+        more = f" (and {len(lines) - 5} more)" if len(lines) > 5 else ""
+        raise DataError(f"{path}: " + "; ".join(lines[:5]) + more)
     return Prompts(tuple(prompts.values()), tuple(reader.examples[place] for place in prompts) if media else ())
 
 

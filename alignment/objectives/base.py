@@ -38,19 +38,19 @@ Learn = Callable[[Loss], None]
 class Objective(Protocol[B_contra]):
     """Turns rows of experience into losses.
 
-    What others want to know of an objective it says here: a field of that name says it, or a property does.
+    The facts below are read-only for others: an objective has a field of that name, or a property.
 
     Attributes:
         home: Where `type:` in a config finds implementations.
         consumes: The batch type.
-        signed: Whether credit pushes: none of it gives no gradient, and the opposite gives the opposite one, at the
-            weights that were compared with. False where credit only weighs what is imitated, or sets a target.
+        signed: Whether the gradient turns with the credit where the policy equals its frozen copies: zero credit gives
+            zero, opposite credit the opposite. False where credit weighs what is imitated, or sets a target.
         snapshots: Frozen copies of the trained weights it reads: "reference", "behaviour" or "ema".
-        spatial: Whether it takes an advantage that is a map over the latent, and needs one.
+        spatial: Whether it takes (and needs) an advantage that is a map over the latent.
         whole_groups: Whether a row's loss depends on the other rows of its group, so that a group is learned from as
             a whole: no update and no microbatch splits one.
         differentiates: Whether it takes the reward's own gradient, which then has to reach the pixels.
-        headline: The metric that says in one number how learning goes, shown beside the reward at every step.
+        headline: The one metric that is shown beside the reward at every step.
     """
 
     home: ClassVar[str] = "alignment.objectives"
@@ -68,7 +68,7 @@ class Objective(Protocol[B_contra]):
 
     @fact
     def kl(self) -> float:
-        """Weight of the distance to a frozen copy; above 0 only where a field of that name can switch it off."""
+        """Weight of the distance to a frozen copy; 0 where no field of that name can switch it off."""
         return 0.0
 
     @fact
@@ -78,7 +78,7 @@ class Objective(Protocol[B_contra]):
 
     @fact
     def times(self) -> Times | None:
-        """Distribution of the times to which clean samples are noised; None where they are not."""
+        """Distribution of the times to which clean samples are noised; None where none are."""
         return None
 
     @property
@@ -87,12 +87,12 @@ class Objective(Protocol[B_contra]):
         ...
 
     def check_rounds(self, rounds: int) -> None:
-        """Refuse a pipeline call of `rounds` denoising steps; nothing, unless an objective has a say in it.
+        """Refuse a pipeline call of `rounds` denoising steps that this objective cannot work with; by default none.
 
         Raises:
             ConfigError: If it cannot work with so many.
         """
 
     def __call__(self, ctx: Context, batch: B_contra, learn: Learn) -> None:
-        """Evaluate the policy on one microbatch and hand every loss to `learn`."""
+        """Evaluate the policy on one microbatch and pass every loss to `learn`."""
         ...

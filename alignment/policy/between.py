@@ -1,4 +1,4 @@
-"""What a replay does round by round, and what becomes of the rounds that nobody learns from."""
+"""What a replay does round by round, and what happens in the rounds that are not trained."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATE_TOLERANCE = 1e-4
 
 
 class Between(Enum):
-    """What becomes of the rounds of a replay that nobody learns from, cheapest first; which is exact is proved."""
+    """What happens in the rounds of a replay that are not trained, cheapest first; checked to be exact."""
 
     SKIPPED = "they go without the networks"
     RUN = "their networks run again, without a graph"
@@ -35,14 +35,14 @@ def replaying(
     """Return the rounds of a call that visits recorded states again.
 
     Where networks have to run in rounds that are not visited, the pipeline's own states follow, as they did when the
-    batch was sampled, and a state that was drawn is handed over.
+    batch was sampled, and drawn states are put in place.
 
     Args:
         batch: Rows of one chunk.
         columns: Which of its trained steps are visited, in order.
-        receive: Told the column and the model output.
+        receive: Called with the column and the model output.
         rounds: Of a call.
-        between: What becomes of the other rounds.
+        between: What happens in the other rounds.
     """
     skips, graph, index = between is Between.SKIPPED, between is Between.WHOLE, batch.index[0].tolist()
     last = index[columns[-1]]

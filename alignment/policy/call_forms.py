@@ -1,8 +1,8 @@
-"""How the rows of a call are told to a pipeline, where they bring pictures.
+"""How the rows of a call are passed to a pipeline, when they bring pictures.
 
-Pipelines agree on texts: a list has one a row. They do not agree on pictures: a list of them is one a row here, several
-for every row there, and refused elsewhere; some take one row a call. What a pipeline makes of a form is measured, by
-comparing its rows with the same rows run alone.
+Pipelines agree on texts: a list has one per row. They do not agree on pictures: a list is one per row for some, several
+for every row for others, and refused by the rest; some take one row per call. Which form a pipeline takes is measured:
+its rows are compared with the same rows run alone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Answer = TypeVar("Answer")
 
 
 class Form(Enum):
-    """One way to tell a pipeline about n rows, most useful first."""
+    """One way to pass n rows to a pipeline, most useful first."""
 
     ROWS = "a prompt and a picture a row"
     SHARED = "a prompt a row, one picture for all of them"
@@ -65,7 +65,7 @@ class Form(Enum):
         return self is Form.ROWS
 
     def same(self, prompt: str) -> object:
-        """Return what rows of one call have to have in common.
+        """Return what the rows of one call must share.
 
         Rows that share a picture share their prompt, too, as those of a group do: prompts that were read together with
         a picture have any length, and do not fit into one call.
@@ -110,7 +110,7 @@ def arrange(form: Form, pipe: Any, prompts: Sequence[str], common: Mapping[str, 
     Args:
         form: How.
         pipe: The pipeline.
-        prompts: One a row, with what they bring.
+        prompts: One per row, with what they bring.
         common: Arguments of every call; texts and pictures among them are those of rows that bring no others.
 
     Raises:
@@ -164,7 +164,7 @@ def check_inputs(pipe: Any, files: Mapping[str, Sequence[str]], common: Mapping[
 
 
 def find_form(pipe: Any, prompts: Sequence[str], observe: Observe, *, pictured: bool) -> Form:
-    """Return the first form that gives what its rows give alone.
+    """Return the first form whose rows come out as they do alone.
 
     Args:
         pipe: The pipeline.
@@ -196,11 +196,11 @@ def find_form(pipe: Any, prompts: Sequence[str], observe: Observe, *, pictured: 
 
 
 def first_accepted(call: Callable[[Form], Answer], otherwise: Callable[[], None] | None = None) -> Answer:
-    """Return the answer to a call with one row: told in lists of one, or without lists where those are refused.
+    """Return the result of a call with one row: passed in lists of one, or without lists if those are refused.
 
     Args:
         call: Makes it.
-        otherwise: Changes something for another try, where all forms are refused.
+        otherwise: Changes something for a second try, if all forms are refused.
     """
     try:
         return call(Form.SHARED)
@@ -215,7 +215,7 @@ def first_accepted(call: Callable[[Form], Answer], otherwise: Callable[[], None]
 
 
 def makes_two(call: Call, prompt: str, rounds: int) -> bool:
-    """Return whether the pipeline makes two rows in one call, to the end, and each of them as it makes it alone."""
+    """Return whether the pipeline makes two rows in one call, each as it makes it alone."""
 
     def state(rows: int, *, pixels: bool) -> Tensor:
         conductor = Conductor([Native(), *([Skip()] * (rounds - 1))])

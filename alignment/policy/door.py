@@ -1,4 +1,4 @@
-"""The way through a pipeline's own `__call__`, which a conductor takes."""
+"""The way through a pipeline's own `__call__`, which a conductor uses."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from alignment.policy.networks.loading import loop_networks, own_scheduler, trained_scheduler
 from alignment.policy.networks.spec import PolicySpec
-from alignment.policy.pipeline_call import asking, global_stream, output, same_states
+from alignment.policy.pipeline_call import calling_pipeline, global_stream, output, same_states
 from samplers import Conductor, Routes, stand_in_for
 
 
 class Door(Protocol):
-    """Conducts calls of a pipeline, or does as if.
+    """Conducts calls of a pipeline, or counts what they would cost.
 
     Attributes:
         pipe: The diffusers pipeline.
         device: Where everything runs.
         scheduler: The stand-in that is conducted; the forward process and the grid are read from it.
-        stubs: Whether a round whose answer nobody reads goes without the networks.
+        stubs: Whether a round whose model output is not read skips the networks.
     """
 
     pipe: Any
@@ -38,7 +38,7 @@ class Door(Protocol):
             seeds: `[n]` keys of the rows.
 
         Returns:
-            What the pipeline hands back: latents or pixels, by `given["output_type"]`.
+            What the pipeline returns: latents or pixels, by `given["output_type"]`.
         """
         ...
 
@@ -52,7 +52,7 @@ class PipelineDoor:
         scheduler: The stand-in that is conducted.
         native: The pipeline's own scheduler.
         routes: What is known of its networks.
-        stubs: Whether a round whose answer nobody reads goes without them.
+        stubs: Whether a round whose model output is not read skips them.
     """
 
     def __init__(self, pipe: Any, routes: Routes) -> None:
@@ -65,7 +65,7 @@ class PipelineDoor:
 
         Raises:
             PipelineRefused: If the pipeline raises.
-            PipelineError: If it does not come by recorded states again.
+            PipelineError: If it does not reach recorded states again.
         """
         vars(self.pipe)["scheduler"] = self.scheduler
         self.scheduler.conduct(conductor)
@@ -74,7 +74,8 @@ class PipelineDoor:
             call = type(self.pipe).__call__
             routed, drawn = self.routes.on(self.pipe, conductor, len(seeds)), global_stream(seeds, self.device)
             call = inspect.unwrap(call) if torch.is_grad_enabled() else call
-            with same_states(self.pipe, seeds, own=conductor.times is not None), asking(self.pipe), routed, drawn:
+            same = same_states(self.pipe, seeds, own=conductor.times is not None)
+            with same, calling_pipeline(self.pipe), routed, drawn:
                 return output(call(self.pipe, **given))
         finally:
             self.scheduler.conduct(None)
@@ -82,7 +83,7 @@ class PipelineDoor:
 
 
 def fresh_routes(pipe: Any, spec: PolicySpec, device: torch.device) -> Routes:
-    """Return routes that know nothing yet: call arguments decide the shapes of a network's answers."""
+    """Return new routes: call arguments decide the shapes of model outputs."""
     return Routes(loop_networks(pipe), device, None if spec.autocast is None else torch.bfloat16)
 
 

@@ -1,4 +1,4 @@
-"""Prompt embeddings, computed once a prompt: a memory of a pipeline's own `encode_prompt`.
+"""Prompt embeddings, computed once per prompt: a memory of a pipeline's own `encode_prompt`.
 
 Nothing here knows a model. An answer is a tensor, a list of tensors, or a tuple of those and of nothing. For each kind
 of call, the first prompt is encoded alone and twice over: what doubles is indexed by row, what does not is shared by
@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignment.data import tensor_files
 from alignment.errors import PipelineError, PipelineRefused
-from alignment.policy.pipeline_call import asking
+from alignment.policy.pipeline_call import calling_pipeline
 
 _IN_MEMORY = 4096
 """Prompts kept in memory where a folder holds them all; a T5-XXL embedding of 512 tokens takes 4 MB."""
@@ -103,7 +103,7 @@ class Embeddings:
         """Answer as `encode_prompt` does, from memory where it can.
 
         Raises:
-            PipelineError: For a prompt that was never embedded, after the text encoders have left.
+            PipelineError: For a prompt that was never embedded, once the text encoders are released.
         """
         bound = self._signature.bind(*args, **named)
         bound.apply_defaults()
@@ -117,7 +117,7 @@ class Embeddings:
         return _collate(rows, torch.device(arguments.get("device") or self._pipe._execution_device))
 
     def settle(self, *, mixed: bool, bare: bool = False) -> None:
-        """Say what calls will be like.
+        """Set what calls will be like.
 
         Args:
             mixed: Whether rows of one call may have different prompts: answers that do not fit together are kept if
@@ -127,7 +127,7 @@ class Embeddings:
         self._mixed, self._bare, self.passed_on = mixed, bare, 0
 
     def release(self) -> None:
-        """Take the text encoders out of the pipeline, where every answer was kept; `restore` puts them back."""
+        """Take the text encoders out of the pipeline, if every embedding was kept; `restore` puts them back."""
         if not self.cacheable or self.passed_on or not self.answered:
             return
         self._released = True
@@ -135,7 +135,7 @@ class Embeddings:
         vars(self._pipe).update(dict.fromkeys(self._aside))
 
     def restore(self) -> None:
-        """Put the text encoders back: the pipeline wants them for more than its prompts."""
+        """Put the text encoders back: the pipeline needs them for more than its prompts."""
         vars(self._pipe).update(self._aside)
         self._released = self.cacheable = False
 
@@ -192,7 +192,7 @@ class Embeddings:
         else:
             doubled = {name: 2 if name == "batch_size" else _twice(v) for name, v in arguments.items()}
             try:
-                with asking(self._pipe):
+                with calling_pipeline(self._pipe):
                     answer_to_two = self._encode(**doubled)
                 twice = _parts(answer_to_two)
             except PipelineRefused:  # some encode one picture a call
@@ -251,7 +251,7 @@ def _joined(column: Sequence[Tensor | None], layout: RowLayout, device: torch.de
 
 
 def _one_by_one(arguments: Arguments, count: int) -> Iterator[Arguments]:
-    """Yield the arguments of each row: one text or picture a row is taken apart, the rest is common."""
+    """Yield the arguments of each row: texts and pictures one per row, the rest shared."""
     for i in range(count):
         yield {
             name: v[i : i + 1] if isinstance(v, list | Tensor) and _is_by_row(v) and len(v) == count else v
@@ -272,7 +272,7 @@ def _twice(value: Any) -> Any:
 
 
 def _repeated(part: Tensor | list[Tensor] | None) -> Tensor | list[Tensor] | None:
-    """Return what two rows would have answered: parts of one row are taken for parts by row."""
+    """Return what two rows would have given: parts of one row are taken for parts by row."""
     if isinstance(part, Tensor):
         return torch.cat([part, part]) if part.ndim and len(part) == 1 else part
     return None if part is None else part * 2
@@ -312,13 +312,13 @@ def _layout(once: Tensor | list[Tensor] | None, twice: Tensor | list[Tensor] | N
 
 
 def _digest(arguments: Arguments) -> str:
-    """Return a name for these arguments; where they compute does not matter."""
-    told = {name: [v] if isinstance(v, Image) else v for name, v in arguments.items() if name != "device"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=_content).encode()).hexdigest()
+    """Return a name for these arguments, whatever device they are on."""
+    described = {name: [v] if isinstance(v, Image) else v for name, v in arguments.items() if name != "device"}
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=_content).encode()).hexdigest()
 
 
 def _content(value: object) -> object:
-    """Return what tells a value apart that JSON does not know."""
+    """Return what identifies a value that JSON cannot hold."""
     if isinstance(value, Image):
         return [value.mode, value.size, xxhash.xxh3_128_hexdigest(value.tobytes())]
     if isinstance(value, Tensor):
@@ -328,19 +328,19 @@ def _content(value: object) -> object:
 
 
 def _fingerprint(pipe: Any) -> str:
-    """Return a name for what makes embeddings of prompts: vocabularies, configuration, samples of every weight."""
+    """Return a name for what makes prompt embeddings: vocabularies, configuration, samples of every weight."""
     digest = hashlib.sha256(type(pipe).__name__.encode())
     for name, component in sorted(pipe.components.items()):
         if isinstance(component, PreTrainedTokenizerBase):
-            told = json.dumps([component.get_vocab(), component.model_max_length], sort_keys=True)
-            digest.update(f"{name}{told}".encode())
+            described = json.dumps([component.get_vocab(), component.model_max_length], sort_keys=True)
+            digest.update(f"{name}{described}".encode())
     for name, encoder in sorted(text_encoders(pipe).items()):
         add_network(digest, name, encoder)
     return digest.hexdigest()[:16]
 
 
 def add_network(digest: Any, name: str, network: Any) -> None:
-    """Add what makes a network's answers to a digest: its configuration, samples of every weight."""
+    """Add what decides a network's outputs to a digest: its configuration, samples of every weight."""
     digest.update(f"{name}{network.config}".encode())
     for key, weight in network.named_parameters():
         flat = weight.detach().flatten()

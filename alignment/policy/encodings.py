@@ -1,4 +1,4 @@
-"""Pictures that a pipeline starts from, encoded once each: a memory of the VAE's own `encode`.
+"""Pictures that a pipeline starts from, each encoded once: a memory of the VAE's own `encode`.
 
 What is kept is the distribution that `encode` returns, before anything is drawn from it: a pipeline that samples its
 image latents draws them from its generators as it would have, so a row draws the same ones in rollout and replay. Each
@@ -37,12 +37,12 @@ class Encodings:
             vars(vae)["encode"] = self
 
     def __call__(self, x: Tensor, return_dict: bool = True) -> Any:
-        """Answer as `encode` does, from memory where it met a row of `x` before."""
+        """Return what `encode` does, from memory for rows of `x` that were encoded before."""
         rows = [self._row(row, return_dict) for row in x.split(1)]
         return rows[0] if len(rows) == 1 else _joined(rows)
 
     def forget(self) -> None:
-        """Keep nothing."""
+        """Forget everything."""
         self._known.clear()
 
     def _row(self, x: Tensor, return_dict: bool) -> Any:

@@ -22,7 +22,7 @@ _LAYOUTS = {"CogVideoX": "tchw", "ConsisID": "tchw", "StableVideoDiffusion": "tc
 class LatentGrid:
     """The positions of a state: what one vector of its channels stands for.
 
-    A pipeline that packs patches of latents into tokens has a position a token.
+    A pipeline that packs patches of latents into tokens has one position per token.
 
     Attributes:
         frames: Positions in time; 1 for pictures.
@@ -53,7 +53,7 @@ def latent_grid(pipe: Any, state: torch.Size, pixels: torch.Size) -> LatentGrid:
         pixels: Shape of what it makes, `[..., F, 3, H, W]`.
 
     Raises:
-        PipelineError: If the state is no grid, as where several streams are denoised together.
+        PipelineError: If the state is not a grid, for instance when several streams are denoised together.
     """
     frames, height, width = pixels[-4], pixels[-2], pixels[-1]
     name = type(pipe).__name__
@@ -78,6 +78,6 @@ def latent_grid(pipe: Any, state: torch.Size, pixels: torch.Size) -> LatentGrid:
 
 
 def _rows(tokens: int, aspect: float) -> int | None:
-    """Return how many rows a picture of this height / width has when it is cut into so many squares, if it can be."""
+    """Return the number of rows of a picture of this height / width, cut into so many squares; None if it cannot be."""
     fitting = [h for h in range(1, tokens + 1) if tokens % h == 0 and abs(h - aspect * tokens / h) < max(aspect, 1.0)]
     return min(fitting, key=lambda h: abs(math.log(h * h / (aspect * tokens))), default=None)

@@ -1,9 +1,9 @@
 """The encode door: pictures and clips as the states that a pipeline's loop ends with.
 
-Between the last state x of the loop and what the VAE decodes, pipelines move numbers about and scale them: they unpack
-tokens, part frames, multiply, shift. Each number z_j that is decoded then is scale_j x_index(j) + shift_j, and a few
+Between the last state x of the loop and what the VAE decodes, pipelines move numbers and scale them: they unpack
+tokens, separate frames, multiply, shift. Each number z_j that is decoded is scale_j x_index(j) + shift_j, and a few
 calls without the denoiser tell all three: with states of zeros, of ones, and of the digits of each element's number.
-Turned round, that makes a state of what the VAE encodes, without a line about any model. A pipeline that does anything
+Inverted, that makes a state of what the VAE encodes, with no code about any model. A pipeline that does anything
 else to its last state is refused, and the first sample has to come back through the pipeline's own decoder.
 """
 
@@ -72,7 +72,7 @@ class DecodedLayout:
     shift: Tensor
 
     def state(self, decoded: Tensor) -> Tensor:
-        """Return the state `[*shape]` float32 that is decoded from these numbers, flat."""
+        """Return the state `[*shape]` float32 whose decoded numbers are these, flat."""
         return ((decoded.double()[self.where] - self.shift) / self.scale).float().reshape(self.shape)
 
 
@@ -84,7 +84,7 @@ def read_layout(decoded: Callable[[Tensor], Tensor], shape: torch.Size) -> Decod
         shape: Of a state.
 
     Raises:
-        ValueError: If that is not a matter of places, scales and shifts.
+        ValueError: If it is not a permutation with scales and shifts.
     """
     count = shape.numel()
     shift = decoded(torch.zeros(shape))
@@ -116,7 +116,7 @@ class Latents:
     """
 
     def __init__(self, pipe: Any, device: torch.device, ends: Ends, folder: Path | None, *, check: bool = True) -> None:
-        """Encode with the VAE of `pipe`; `folder` keeps latents on disk, `check` has a sample come back first."""
+        """Encode with the VAE of `pipe`; `folder` keeps latents on disk, `check` has one sample decoded again first."""
         self._pipe, self._device, self._ends, self._folder, self._checked = pipe, device, ends, folder, check
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._layout: DecodedLayout | None = None
@@ -138,7 +138,7 @@ class Latents:
         return torch.stack([self._state(sample) for sample in samples])
 
     def check(self, samples: Sequence[Sample]) -> None:
-        """Refuse samples that are not as long as what the pipeline makes.
+        """Refuse samples with another number of frames than the pipeline makes.
 
         Raises:
             DataError: Naming the first of them.
@@ -206,7 +206,7 @@ class Latents:
         return z.flatten().cpu()
 
     def _check(self, sample: Sample, pixels: Tensor, state: Tensor) -> None:
-        """Have a sample come back through the pipeline's own decoder."""
+        """Check that a sample comes back through the pipeline's own decoder."""
         back = self._shown(state).flatten().double()
         pixels = pixels.flatten().double()
         apart, limit = (back - pixels).square().mean().sqrt().item(), max(RETURNS[0], RETURNS[1] * pixels.std().item())
@@ -223,7 +223,7 @@ class Latents:
     # ---- the pipeline ----------------------------------------------------------------------------------------------
 
     def _look(self) -> DecodedLayout:
-        """Return how states lie in what is decoded; found out when it is first asked."""
+        """Return how states lie in what is decoded; found out on the first call."""
         if self._layout is None:
             shape = self._ends.shape()
             made = self._shown(torch.zeros(shape))
@@ -249,13 +249,13 @@ class Latents:
     def _shown(self, state: Tensor) -> Tensor:
         """Return what the pipeline makes of a last state, `[F, 3, H, W]`, and note which pieces it decodes."""
         pieces: list[torch.Size] = []
-        with heard(self._vae, lambda z: pieces.append(z.shape)):
+        with observe_decoder(self._vae, lambda z: pieces.append(z.shape)):
             made = self._ends.show(state)
         self._pieces = pieces
         return made
 
     def _decoded(self, state: Tensor) -> Tensor:
-        """Return what of a last state is decoded, flat: what the VAE is handed, or the pixels where there is none."""
+        """Return what is decoded of a last state, flat: the input of the VAE, or the pixels if there is none."""
         if self._vae is None:
             return self._ends.show(state).double().flatten()
         found: list[Tensor] = []
@@ -263,13 +263,13 @@ class Latents:
         def listen(z: Tensor) -> None:
             found.append(z.detach().double().flatten().cpu())
             if len(found) == len(self._pieces):
-                raise _Heard
+                raise _DecoderSeen
 
         dtype = next(self._vae.parameters()).dtype
         try:
-            with heard(self._vae, listen):
+            with observe_decoder(self._vae, listen):
                 self._ends.show(state)
-        except _Heard:
+        except _DecoderSeen:
             if next(self._vae.parameters()).dtype != dtype:  # some decode in float32, and were left before the way back
                 self._vae.to(dtype)
         return torch.cat(found)
@@ -296,8 +296,8 @@ class Latents:
         return None if kept is None else kept.get("x")
 
 
-class _Heard(Exception):
-    """Leaves a pipeline as soon as all that it decodes was seen."""
+class _DecoderSeen(Exception):
+    """Leaves a pipeline as soon as everything it decodes was observed."""
 
 
 def autoencoder(pipe: Any) -> Any:
@@ -317,8 +317,8 @@ def autoencoder(pipe: Any) -> Any:
 
 
 @contextmanager
-def heard(vae: Any, listen: Callable[[Tensor], None]) -> Iterator[None]:
-    """Have `listen` see what the VAE is handed to decode; None has nothing to decode."""
+def observe_decoder(vae: Any, listen: Callable[[Tensor], None]) -> Iterator[None]:
+    """Pass what the VAE is given to decode to `listen`; without a VAE there is nothing."""
     if vae is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Calling a pipeline of any kind: which arguments it takes, what its errors mean to a user, what it hands back."""
+"""Calling any pipeline: which arguments it takes, what its errors mean to a user, what it returns."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ ROUNDING = 1e-2
 """What encoders that run twice may differ by in bfloat16; what is missing makes numbers of unit size another."""
 
 
-def taken(pipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of `given` that the pipeline's `__call__` takes: some know no prompt, some no generator."""
+def accepted_arguments(pipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `given` that the pipeline's `__call__` takes; some take no prompt, some no generator."""
     known = parameters(type(pipe))
     return {name: value for name, value in given.items() if name in known}
 
 
-def asking(pipe: Any) -> ForeignCode:
-    """Return the door through which a pipeline, or a part of it, is called: what it raises is a `PipelineRefused`.
+def calling_pipeline(pipe: Any) -> ForeignCode:
+    """Return the context in which a pipeline, or a part of it, is called: its errors become `PipelineRefused`.
 
     Nothing beneath the conductor is the pipeline's: that is us, or the objective that learns from a round.
     """
@@ -42,7 +42,7 @@ def _said(error: BaseException) -> str:
 
 
 def cause(error: PipelineRefused) -> str:
-    """Return what the pipeline said, in a line; some errors say little without their kind."""
+    """Return the pipeline's error in one line, with its class where the text alone says little."""
     said = error.__cause__
     assert said is not None
     kind = f"{type(said).__name__}: " if isinstance(said, LookupError | AttributeError) else ""
@@ -50,8 +50,8 @@ def cause(error: PipelineRefused) -> str:
 
 
 @contextlib.contextmanager
-def blaming(key: str, pipe: Any) -> Iterator[None]:
-    """Name the call arguments in what a pipeline raises on its first call with them."""
+def naming_key(key: str, pipe: Any) -> Iterator[None]:
+    """Name the key of the call arguments in the error of a pipeline's first call with them."""
     try:
         yield
     except PipelineRefused as error:
@@ -61,7 +61,7 @@ def blaming(key: str, pipe: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def same_states(pipe: Any, seeds: Tensor, *, own: bool) -> Iterator[None]:
-    """Say what it means that a pipeline met another state than the one that was recorded, or `own`: made elsewhere."""
+    """Explain the error of a pipeline that reached another state than the recorded one, or than one of `own` making."""
     try:
         yield
     except ReplayMismatch as error:
@@ -79,7 +79,7 @@ def same_states(pipe: Any, seeds: Tensor, *, own: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def global_stream(seeds: Tensor, device: torch.device) -> Iterator[None]:
-    """Fix the global random stream, from which some pipelines draw in spite of the generators they were handed."""
+    """Fix the global random stream, from which some pipelines draw although they are given generators."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seed = int(seeds[0]) if len(seeds) else 0
         # Not torch.manual_seed: it tells every kind of device, and those not in use each keep where they were told.
@@ -90,12 +90,12 @@ def global_stream(seeds: Tensor, device: torch.device) -> Iterator[None]:
 
 
 def output(answer: Any) -> Any:
-    """Return what a call with `return_dict=False` made: the first of a tuple, or what comes without one."""
+    """Return the result of a call with `return_dict=False`: the first of a tuple, or the value itself."""
     return answer[0] if isinstance(answer, tuple) else answer
 
 
-def alike(found: Any, wanted: Any) -> bool:
-    """Return whether two structures of arguments hold the same, tensors but for rounding."""
+def are_alike(found: Any, wanted: Any) -> bool:
+    """Return whether two structures of arguments are equal, tensors up to rounding."""
     (ours, tree), (theirs, other) = tree_flatten(found), tree_flatten(wanted)
     return tree == other and all(_same(a, b) for a, b in zip(ours, theirs, strict=True))
 

@@ -1,7 +1,7 @@
 """The policy: a diffusers pipeline whose denoiser is trained, reached through the pipeline alone.
 
 There is no denoising code here. Three ways lead through the pipeline's own `__call__`, conducted by the scheduler
-stand-in: `call` samples, `replay` visits recorded states again, `visit` visits states one made oneself.
+stand-in: `call` samples, `replay` visits recorded states again, `visit` visits states of the caller's making.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from alignment.policy.embeddings import Embeddings
 from alignment.policy.encodings import Encodings
 from alignment.policy.latents import Ends, Latents
 from alignment.policy.networks.weights import Weights
-from alignment.policy.pipeline_call import taken
+from alignment.policy.pipeline_call import accepted_arguments
 from alignment.policy.prepared import Prepared
 from alignment.policy.visits import how_visits_go, visiting
 from reward_models.base import Media
@@ -51,18 +51,18 @@ class Policy:
         denoiser: That component.
         experts: All trained components by name: `denoiser`, and those that take over from it at some time.
         trainable: Trained parameters by name, float32; a further expert's begin with its component's name.
-        arguments: What the pipeline is called with each time, the rows apart.
+        arguments: Arguments of every pipeline call, without those of the rows.
         shown: How it is asked for samples.
         layout: Its loop; found out by `prepare`, as what follows.
         rounds: Denoising steps of a call.
-        form: How rows that bring pictures are told to the pipeline.
+        form: How rows that bring pictures are passed to the pipeline.
         probed: The prompt that was run to learn the loop, and the state `[1, *latent]` it ended with.
         prepared: What was found out.
         embeddings: Memory of the pipeline's text encoders.
         encodings: Memory of what its VAE encodes within calls.
         ends: What the pipeline makes of states.
         latents: The states that samples of files are.
-        share_states: Whether `replay` runs a state that several rows share once; false exists to be measured against.
+        share_states: Whether `replay` runs a state that several rows share once; false is there for measurements.
         device: Where everything runs.
     """
 
@@ -101,7 +101,7 @@ class Policy:
 
     @property
     def between(self) -> Between:
-        """What becomes of rounds that nobody learns from; decided by `prepare`."""
+        """What happens in rounds that are not trained; decided by `prepare`."""
         return self._between
 
     @between.setter
@@ -110,7 +110,7 @@ class Policy:
 
     @property
     def stubs(self) -> bool:
-        """Whether rounds that nobody learns from go without the denoiser."""
+        """Whether rounds that are not trained skip the denoiser."""
         return self._between is Between.SKIPPED
 
     @property
@@ -131,7 +131,7 @@ class Policy:
     def call(
         self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool, grad: bool = False
     ) -> Tensor | None:
-        """Run the pipeline once, or once a row where it takes one row a call; see `samplers.Call`.
+        """Run the pipeline once, or once per row if it takes one row per call; see `samplers.Call`.
 
         With `grad` a graph leads from the pixels through the decoder to every round in which networks run.
         """
@@ -150,7 +150,7 @@ class Policy:
             grad: Whether the model output carries a graph.
 
         Raises:
-            PipelineError: If the pipeline does not come by the recorded states again.
+            PipelineError: If the pipeline does not reach the recorded states again.
         """
         leaders, follows = one_of_each_state(batch)
         if len(leaders) == len(batch) or not self.share_states:
@@ -169,16 +169,16 @@ class Policy:
             self._differentiable(Conductor(script), batch.prompts, batch.seeds, grad)
 
     def replay_whole(self, batch: Transitions, receive: Receive) -> None:
-        """Visit the recorded states in one call, all of whose rounds are one graph: what others have to come to."""
+        """Visit the recorded states in one call with one graph over all rounds: what other ways are compared with."""
         columns = list(range(batch.index.shape[1]))
         script = replaying(batch, columns, receive, self.rounds, Between.WHOLE)
         self._differentiable(Conductor(script), batch.prompts, batch.seeds, grad=True)
 
     def visit(self, batch: Batch, points: Sequence[tuple[Tensor, Tensor]], receive: Receive, *, grad: bool) -> None:
-        """Visit states of one's own making: `points` holds (x `[n, *latent]`, t `[n]` in [0, 1]) pairs.
+        """Visit states of the caller's making: `points` holds (x `[n, *latent]`, t `[n]` in [0, 1]) pairs.
 
-        The first round is a stub that hands the pipeline the first state. The rest is as in `replay`. Where `row_times`
-        is false, the rows of a point have to share their time.
+        The first round is a stub that gives the pipeline the first state. The rest is as in `replay`. If `row_times` is
+        false, the rows of a point must share their time.
         """
         assert self.layout is not None
         name = type(self.pipe).__name__
@@ -195,12 +195,12 @@ class Policy:
             raise PipelineError(f"{name} takes one step here: no state can be handed to it")
         for first in range(0, len(points), most):
             part = [(x, t.to(self.device)) for x, t in points[first : first + most]]
-            heard: Receive = lambda k, v, first=first: receive(first + k, v)  # noqa: E731
-            conductor = visiting(self.path, part, heard, self.rounds, self.layout)
+            observe_decoder: Receive = lambda k, v, first=first: receive(first + k, v)  # noqa: E731
+            conductor = visiting(self.path, part, observe_decoder, self.rounds, self.layout)
             self._differentiable(conductor, batch.prompts, batch.seeds, grad)
 
     def generate(self, prompts: Sequence[str], seeds: Tensor, arguments: dict[str, object]) -> Media:
-        """Make pictures as a user would: the pipeline's own `__call__` and its own scheduler.
+        """Make pictures as a user would: with the pipeline's own `__call__` and scheduler.
 
         Args:
             prompts: One text a row.
@@ -224,7 +224,7 @@ class Policy:
 
     @functools.cached_property
     def row_times(self) -> bool:
-        """Whether the pipeline takes a time for each row; found out when it is first asked, after `probe`."""
+        """Whether the pipeline takes a time for each row; found out on the first call, after `probe`."""
         assert self.probed is not None
         prompt, state = self.probed
         rows = torch.arange(2)
@@ -249,11 +249,12 @@ class Policy:
     def given(
         self, prompts: Sequence[str], seeds: Tensor, output_type: str, arguments: dict[str, object] | None = None
     ) -> dict[str, object]:
-        """Return the arguments of one call with a row a prompt."""
+        """Return the arguments of one call with one row per prompt."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
         bare = self.form is Form.BARE
         own = {"generator": generators[0] if bare else generators, "output_type": output_type, "return_dict": False}
-        return taken(self.pipe, arrange(self.form, self.pipe, prompts, self.arguments | (arguments or {})) | own)
+        rows = arrange(self.form, self.pipe, prompts, self.arguments | (arguments or {}))
+        return accepted_arguments(self.pipe, rows | own)
 
     def _run(self, conductor: Conductor, prompts: Sequence[str], seeds: Tensor, *, pixels: bool) -> Tensor | None:
         conductor.layout = self.layout

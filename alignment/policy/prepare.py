@@ -1,4 +1,4 @@
-"""Getting a policy ready: the pipeline is loaded, run to learn its ways, and told every prompt there will be."""
+"""Getting a policy ready: the pipeline is loaded, probed, and shown every prompt there will be."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alignment.policy.door import Door, PipelineDoor, fresh_routes
 from alignment.policy.networks.loading import experts, load_pipeline
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.networks.weights import Weights, bring
-from alignment.policy.pipeline_call import alike, blaming
+from alignment.policy.pipeline_call import are_alike, naming_key
 from alignment.policy.policy import ONE_ROW, Policy
 from alignment.policy.prepared import Prepared
 from alignment.policy.replay_check import check_replay
@@ -52,14 +52,15 @@ def prepare(
     *,
     visits: bool = False,
 ) -> Prepared:
-    """Get ready to train: probe the pipeline, embed every prompt, drop the text encoders where all was kept.
+    """Get ready to train: probe the pipeline, embed every prompt, release the text encoders if all were kept.
 
     Args:
         policy: What is trained; what was found out is set on it.
         prompts: What will be sampled and trained.
         held_out: What will be generated only.
         arguments: What `generate` will be called with, where that differs from the policy's own arguments.
-        visits: Whether states of one's own will be visited: then it is found out if rows may have their own times.
+        visits: Whether states of the caller's making will be visited: then it is found out if rows may have times of
+            their own.
 
     Raises:
         ConfigError: If call arguments do not fit the pipeline.
@@ -74,12 +75,12 @@ def prepare(
     probe(policy, prompts[0])
     policy.form = _find_form(policy, prompts, held_out, pictured=pictured)
     policy.embeddings.settle(mixed=policy.form.mixes, bare=policy.form is Form.BARE)
-    with blaming("policy.call", pipe):
+    with naming_key("policy.call", pipe):
         _embed(policy, policy.door, prompts, {}, known=True)
-    with blaming("evaluation.call", pipe):
+    with naming_key("evaluation.call", pipe):
         _embed(policy, _another_door(policy), held_out, other, known=False)
     check_replay(policy, prompts)
-    with blaming("policy.call, policy.decode", pipe):  # the first time that pixels are made
+    with naming_key("policy.call, policy.decode", pipe):  # the first time that pixels are made
         made = policy.shown.settle(pipe, lambda: _blank(policy, prompts[0]))
     check_picture_size(pipe, policy.arguments, made)
     _release(policy, [(prompts[0], {}), *((prompt, other) for prompt in held_out[:1])])
@@ -111,7 +112,7 @@ def probe(policy: Policy, prompt: str) -> None:
         policy.call(conductor, (prompt,), ONE_ROW, pixels=False)
         return conductor
 
-    with blaming("policy.call", policy.pipe):
+    with naming_key("policy.call", policy.pipe):
         conductor = first_accepted(listen, policy.shown.look_always)
     if conductor.round == 0:
         raise _never_stepped(policy)
@@ -126,7 +127,7 @@ def probe(policy: Policy, prompt: str) -> None:
 
 
 def _find_form(policy: Policy, prompts: Sequence[str], held_out: Sequence[str], *, pictured: bool) -> Form:
-    """Return how rows are told to the pipeline, which was probed with one."""
+    """Return how rows are passed to the pipeline, which was probed with one."""
     if policy.form.single:
         return policy.form
 
@@ -140,7 +141,7 @@ def _find_form(policy: Policy, prompts: Sequence[str], held_out: Sequence[str], 
             return torch.cat([x.flatten(1), v.flatten(1)], 1).float()
         raise _never_stepped(policy)
 
-    with blaming("policy.call", policy.pipe):
+    with naming_key("policy.call", policy.pipe):
         policy.form = find_form(policy.pipe, [*prompts, *held_out], observe, pictured=pictured)
     if policy.form.single or makes_two(policy.call, prompts[0], policy.rounds):
         return policy.form
@@ -148,7 +149,7 @@ def _find_form(policy: Policy, prompts: Sequence[str], held_out: Sequence[str], 
 
 
 def _embed(policy: Policy, door: Door, prompts: Sequence[str], arguments: dict[str, object], *, known: bool) -> None:
-    """Run the pipeline on each prompt without its denoiser, so that it asks for the prompt's embeddings.
+    """Run the pipeline on each prompt without its denoiser, so that the prompt is embedded.
 
     Args:
         policy: Whose prompts.
@@ -172,29 +173,32 @@ def _blank(policy: Policy, prompt: str) -> Tensor:
 
 
 def _release(policy: Policy, calls: Sequence[tuple[str, dict[str, object]]]) -> None:
-    """Let the text encoders leave where every answer was kept, unless the networks are then told something else."""
+    """Release the text encoders if every embedding was kept, unless the networks are then given something else."""
     embeddings = policy.embeddings
     if not embeddings.cacheable:
         return
-    told = [_told(policy, *call) for call in calls]
+    before_release = [_network_arguments(policy, *call) for call in calls]
     embeddings.release()
     if not embeddings.released:
         return
     try:
-        same = all(alike(_told(policy, *call), before) for call, before in zip(calls, told, strict=True))
+        same = all(
+            are_alike(_network_arguments(policy, *call), before)
+            for call, before in zip(calls, before_release, strict=True)
+        )
     except PipelineError:  # encoders serve something else, too
         same = False
     if not same:
         embeddings.restore()
 
 
-def _told(policy: Policy, prompt: str, arguments: dict[str, object]) -> list[Any]:
-    """Return what the networks of a call are told in its first round, in order."""
-    door, told = _another_door(policy), list[Any]()
-    door.routes.listen = lambda name, given: told.append((name, given))
+def _network_arguments(policy: Policy, prompt: str, arguments: dict[str, object]) -> list[Any]:
+    """Return the arguments of the networks in the first round of a call, in order."""
+    door, received = _another_door(policy), list[Any]()
+    door.routes.listen = lambda name, given: received.append((name, given))
     with torch.no_grad(), contextlib.suppress(Seen):
         door.conduct(first_round(), policy.given((prompt,), ONE_ROW, policy.shown.unseen, arguments), ONE_ROW)
-    return told
+    return received
 
 
 def _takes_row_times(policy: Policy) -> bool | None:
@@ -205,7 +209,7 @@ def _takes_row_times(policy: Policy) -> bool | None:
 
 
 def _another_door(policy: Policy) -> PipelineDoor:
-    """Return a door to the same pipeline that knows nothing of its networks yet."""
+    """Return a door to the same pipeline with new routes."""
     return PipelineDoor(policy.pipe, fresh_routes(policy.pipe, policy.spec, policy.device))
 
 

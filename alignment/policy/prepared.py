@@ -10,18 +10,18 @@ from alignment.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was found out; a run that is resumed has to find the same, or it would go on as another one.
+    """What was found out; a resumed run must find the same, or it would continue as another run.
 
     Attributes:
         pipeline: Class of the pipeline.
         scheduler: Class of the scheduler that is conducted.
         rounds: Denoising steps of a call.
-        form: How rows are told to the pipeline.
-        between: What becomes of rounds that nobody learns from.
-        row_times: Whether rows may be visited at times of their own; None where nobody asked, or no state of one's own
-            can be handed over.
+        form: How rows are passed to the pipeline.
+        between: What happens in rounds that are not trained.
+        row_times: Whether rows may be visited at times of their own; None if not asked, or if the pipeline takes no
+            state of the caller's.
         kept: Whether every prompt's embedding is kept.
-        released: Encoders that left memory.
+        released: Encoders that were released.
     """
 
     pipeline: str
@@ -43,13 +43,13 @@ class Prepared:
             parts.append(f"{', '.join(self.released)} left memory")
         return f"{self.pipeline}: {'; '.join(parts)}"
 
-    def told(self) -> Mapping[str, object]:
+    def as_json(self) -> Mapping[str, object]:
         """Return it as JSON can hold it."""
         return {**asdict(self), "released": list(self.released)}
 
 
 def check_same_finds(saved: Mapping[str, object], here: Mapping[str, object]) -> None:
-    """Refuse to go on where the pipeline was found to be otherwise than when the checkpoint was written.
+    """Refuse to continue if the pipeline differs from what was found when the checkpoint was written.
 
     Args:
         saved: What was found out then; empty where a checkpoint does not say.

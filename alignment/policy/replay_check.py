@@ -1,9 +1,10 @@
-"""Which replay of a pipeline is exact: proved on the pipeline itself, before anything is trained.
+"""Which replay of a pipeline is exact: checked on the pipeline itself, before anything is trained.
 
 A pipeline may keep something from round to round: a cache of keys and values, a moving average of guidance. A replay
-that goes without some rounds may then have other answers, or the same answers and another gradient, because what was
-kept is a function of the weights, too. So the first, a middle and the last round are visited again, in one row and in
-several, from one noise and from two. Answers have to be the sampler's, gradients those of one graph through all rounds.
+that skips some rounds may then have other model outputs, or the same with another gradient, because what was kept is a
+function of the weights, too. So the first, a middle and the last round are visited again, in one row and in
+several, from one noise and from two. Model outputs have to be the sampler's, gradients those of one graph over all
+rounds.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ WATCHED = 16
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a visit came to: the model output, and its gradient in a fixed direction by watched tensor."""
+    """The result of a visit: the model output, and its gradient in a fixed direction by watched tensor."""
 
     model_output: Tensor
     gradients: Sequence[Tensor]
@@ -143,7 +144,7 @@ def _recorded(policy: Policy, prompts: Sequence[str], seeds: Tensor, rounds: Seq
 
 
 def _answers(policy: Policy, visit: Callable[[Receive], None], *, kept: bool) -> list[_Answer]:
-    """Return what each visit comes to; `kept` keeps the graph of earlier visits, which may be a part of later ones."""
+    """Return the result of each visit; `kept` keeps the graph of earlier visits, which later ones may use."""
     trained = list(policy.trainable.values())
     # An odd stride: adapters come in pairs, one of which starts at zero and leaves the other without a gradient.
     watched = trained[:: max(1, len(trained) // WATCHED) | 1]
@@ -167,7 +168,7 @@ def _answers(policy: Policy, visit: Callable[[Receive], None], *, kept: bool) ->
 
 
 def _compare(batch: Transitions, found: Sequence[_Answer], whole: Sequence[_Answer]) -> None:
-    """Refuse answers that are not the recorded ones, and gradients that are not those of the whole graph."""
+    """Refuse model outputs other than the recorded ones, and gradients other than those of the whole graph."""
     for k, (answer, wanted) in enumerate(zip(found, whole, strict=True)):
         where = (
             f"its {batch.index[0, k] + 1}. round does not come out again in a second call with the same random numbers"

@@ -1,4 +1,4 @@
-"""Sizes that a pipeline would round without a word: refused before anything is trained."""
+"""Sizes that a pipeline would silently round: refused before anything is trained."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def check_picture_size(pipe: Any, call: Mapping[str, object], made: Tensor) -> N
 def check_clips(prompts: Sequence[str], call: Mapping[str, object]) -> None:
     """Refuse clips that are not as long as what is made of them, or not as long as each other.
 
-    Clips that are all equally long and shorter than what is made are what it goes on from: that is said, not refused.
+    Equally long clips that are shorter than what is made are continued by the pipeline: a warning, not an error.
 
     Raises:
         DataError: Naming the first clip that does not fit, with the arithmetic.

@@ -1,4 +1,4 @@
-"""Visits to states of one's own making, and the times that a pipeline is offered for them."""
+"""Visits to states of the caller's making, and the times that a pipeline is offered for them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ APART = 2.0**-7
 
 
 def times_offered(path: Path, times: Sequence[Tensor], before: int, after: int) -> Tensor:
-    """Return network times for visits at `times`, and for rounds around them in which nobody looks at the network.
+    """Return network times for visits at `times`, and for the rounds around them, whose model outputs are not read.
 
     No time comes twice in a row because of those rounds: some pipelines leave out a step that would arrive where it
     left.
@@ -40,7 +40,7 @@ def times_offered(path: Path, times: Sequence[Tensor], before: int, after: int) 
         after: Rounds after the last.
 
     Returns:
-        `[R]`, one time a round, as a pipeline knows it from its own scheduler; `[R, B]` where rows differ.
+        `[R]`, one time per round, as a pipeline knows it from its own scheduler; `[R, B]` where rows differ.
     """
 
     def falling(t: Tensor, count: int) -> list[Tensor]:
@@ -52,14 +52,14 @@ def times_offered(path: Path, times: Sequence[Tensor], before: int, after: int) 
 
 
 def visiting(path: Path, points: Sequence[Point], receive: Receive, rounds: int, layout: LoopLayout) -> Conductor:
-    """Return the conductor of a call that visits states of one's own making.
+    """Return the conductor of a call that visits states of the caller's making.
 
-    The first round is a stub that hands the pipeline the first state.
+    The first round is a stub that gives the pipeline the first state.
 
     Args:
         path: The forward process.
         points: What is visited.
-        receive: Told the number of the point and the model output.
+        receive: Called with the number of the point and the model output.
         rounds: Of a call.
         layout: The pipeline's loop.
     """
@@ -73,10 +73,10 @@ def visiting(path: Path, points: Sequence[Point], receive: Receive, rounds: int,
 
 
 def how_visits_go(visit: Callable[..., None], x: Tensor) -> tuple[bool, bool]:
-    """Return whether rows may be visited at times of their own, and whether states have to be visited one a call.
+    """Return whether rows may have times of their own, and whether states must be visited one per call.
 
-    Both are compared with one state and one time a call. The answer to a visit may depend on the others of its call:
-    some networks are told the next time.
+    Both are compared with one state and one time per call. A model output may depend on the other visits of its call:
+    some networks are given the next time.
 
     Args:
         visit: Called with points, pairs of states and times, and a receiver.

@@ -225,7 +225,7 @@ def _facts(run: Mapping[str, Any], summary: Mapping[str, float], columns: Column
     lora, rank = _below(run, "policy", "lora"), _below(run, "policy", "lora", "rank")
     adapted = "LoRA" if rank is None else f"LoRA, rank {rank}"
     whole = "full fine-tuning" if _below(run, "policy") else None
-    said = {
+    labels = {
         "Pipeline": _below(run, "policy", "pipeline"),
         "Training": whole if lora is None else adapted,
         "Objective": _below(run, "objective", "type"),
@@ -236,7 +236,7 @@ def _facts(run: Mapping[str, Any], summary: Mapping[str, float], columns: Column
         "Time": duration(summary["wall_seconds"]) if "wall_seconds" in summary else None,
         "Peak memory": f"{summary['peak_memory_bytes'] / 2**30:.2f} GiB" if "peak_memory_bytes" in summary else None,
     }
-    return [(label, str(value)) for label, value in said.items() if value is not None]
+    return [(label, str(value)) for label, value in labels.items() if value is not None]
 
 
 def _comparisons(base: Evaluated, final: Evaluated) -> list[MetricChange]:
@@ -272,8 +272,8 @@ def _curves(columns: Columns, evaluations: Mapping[str, tuple[int, Evaluated]]) 
         if len(found.get(part, ())) < 2 and f"reward/{part}" in columns
     ]
     pairs = {pair: f"conflict/{'~'.join(pair)}" for pair in combinations(parts, 2)}
-    told = {pair: metric for pair, metric in pairs.items() if metric in columns}
-    return [*charts, figures.conflicts(columns, told)] if told else charts
+    known = {pair: metric for pair, metric in pairs.items() if metric in columns}
+    return [*charts, figures.conflicts(columns, known)] if known else charts
 
 
 def _health(columns: Columns) -> list[Chart]:

@@ -19,13 +19,13 @@ B_co = TypeVar("B_co", bound=Batch, covariant=True)
 
 @dataclass(frozen=True)
 class StepShape:
-    """How large the experience of a step is, over all processes.
+    """The size of a step's experience, over all processes.
 
     Attributes:
         groups: Groups of samples that are compared with each other.
-        group_size: Samples that are made or read for each.
+        group_size: Samples made or read per group.
         rows: Rows of the batch.
-        calls: Pipeline calls that sample; None: one a process. 0: nothing is sampled, or nobody says in how many.
+        calls: Pipeline calls that sample; None: one per process. 0: nothing is sampled, or the number is not known.
     """
 
     groups: int
@@ -40,7 +40,7 @@ class StepShape:
 
 
 def calls_of(prompts: int, prompts_per_call: int | None) -> int | None:
-    """Return in how many pipeline calls so many prompts are sampled; None: in one a process."""
+    """Return the number of pipeline calls that so many prompts take; None: one per process."""
     return None if prompts_per_call is None else prompts // prompts_per_call
 
 
@@ -48,14 +48,14 @@ def calls_of(prompts: int, prompts_per_call: int | None) -> int | None:
 class Source(Protocol[B_co]):
     """Turns the prompts of a step into a typed batch, without gradient.
 
-    What others want to know of a source it says here: a field of that name says it, or a property does where its
-    field has another name.
+    The facts below are read-only for others: a source has a field of that name, or a property where its field has
+    another name.
 
     Attributes:
         home: Where `type:` in a config finds implementations.
         produces: The batch type.
-        media: Names of the samples that each record of the data file brings to learn from; none where all are sampled.
-        prompts: Prompts a step, over all processes.
+        media: Names of the samples that each record of the data file holds; none where all samples are the policy's.
+        prompts: Prompts per step, over all processes.
     """
 
     home: ClassVar[str] = "alignment.sources"
@@ -75,12 +75,12 @@ class Source(Protocol[B_co]):
 
     @fact
     def advantage(self) -> Advantage | None:
-        """How scores become credit; None where they do not, or by a rule of the source's own."""
+        """How scores become credit; None where there is no credit, or the source has a rule of its own."""
         return None
 
     @fact
     def structure(self) -> Structure | None:
-        """What spreads the credit of a sample over its latent; None gives all of it everywhere."""
+        """What spreads the credit of a sample over its latent; None gives every position all of it."""
         return None
 
     @fact
@@ -90,7 +90,7 @@ class Source(Protocol[B_co]):
 
     @fact
     def window(self) -> Window | None:
-        """What chooses the steps of a call that are stochastic and trained; None where nothing does."""
+        """What chooses the stochastic, trained steps of a call; None where there are none."""
         return None
 
     @property
@@ -99,7 +99,7 @@ class Source(Protocol[B_co]):
         return () if self.weights == "live" else (self.weights,)
 
     def shape(self, rounds: int | None) -> StepShape:
-        """Return how large a step is; by default each prompt has one sample, and that one row.
+        """Return the size of a step; by default one sample per prompt, and one row per sample.
 
         Args:
             rounds: Denoising steps in a call; None where that is not known yet.
@@ -110,11 +110,11 @@ class Source(Protocol[B_co]):
         return StepShape(self.prompts, 1, self.prompts)
 
     def small(self) -> Source[B_co]:
-        """Return the source with a step as small as it can be, for a close look; as it is where it cannot be."""
+        """Return this source with its smallest possible step, for close checks; itself if it cannot be smaller."""
         return self
 
     def check_rounds(self, rounds: int) -> None:
-        """Refuse a pipeline call of `rounds` denoising steps; nothing, unless a source has a say in it.
+        """Refuse a pipeline call of `rounds` denoising steps that this source cannot work with; by default none.
 
         Raises:
             ConfigError: If it cannot work with so many.

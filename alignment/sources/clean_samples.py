@@ -1,4 +1,4 @@
-"""Whole samples by the pipeline's own sampler, scored: what every source of clean samples starts from."""
+"""Whole samples by the pipeline's own sampler, scored: the start of every source of clean samples."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CleanSamples:
     """This process's samples of a step, group by group.
 
     Attributes:
-        texts: One a sample.
+        texts: One per sample.
         seeds: `[B]`, keys of their initial noise.
         group: `[B]`, ids of their groups.
         x0: `[B, *latent]` float32.

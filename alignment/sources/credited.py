@@ -1,4 +1,4 @@
-"""What every on-policy source does with its samples: score them, credit them, tell what happened."""
+"""What every on-policy source does with its samples: score them, give credit, report metrics."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def score(
         ctx: Surroundings of the step.
         reward: What to score with.
         media: The samples.
-        prompts: One text a sample.
+        prompts: One text per sample.
         group: `[B]`, whole groups; None where samples have none, as in evaluation.
 
     Raises:
-        NumericsError: If there are pixels that are not finite, which no scorer should be asked about.
+        NumericsError: If pixels are not finite; no scorer is asked about such.
         RewardError: If the scorer fails, or answers with another number of scores.
     """
     broken = int((~media.pixels.flatten(1).isfinite().all(dim=1)).sum())
@@ -97,7 +97,7 @@ def gathered(ctx: Context, rewards: Rewards) -> Rewards:
 
 
 def reward_metrics(rewards: Rewards, group: Tensor) -> dict[str, float]:
-    """Return what the record says of a step's scores."""
+    """Return a step's reward metrics."""
     index, groups = group_rows(group)
     metrics = {
         "reward/mean": rewards.value.nanmean().item(),
@@ -132,7 +132,7 @@ def refuse(ctx: Context, value: Tensor, what: RewardModel) -> None:
 def spread(
     ctx: Context, structure: Structure, credits: Tensor, media: Media, state: torch.Size
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Return the credit of this process's samples laid over their latents, the maps, and what the record says of them.
+    """Return the credit of this process's samples laid over their latents, the maps, and their metrics.
 
     Args:
         ctx: Surroundings of the step.
@@ -145,7 +145,7 @@ def spread(
         `[B, *map]`, which broadcasts against the latents; `[B, frames, height, width]`; metrics.
 
     Raises:
-        PipelineError: If the latents are no grid.
+        PipelineError: If the latents are not a grid.
     """
     grid = latent_grid(ctx.policy.pipe, state, media.pixels.shape)
     maps = ctx.world.allocator(structure)(media.pixels, grid)
@@ -175,7 +175,7 @@ def check_geometry(prompts: int, group_size: int, prompts_per_call: int | None) 
 
 
 def sample_ids(groups: Groups, group_size: int) -> Tensor:
-    """Return one integer a sample, `[P G]`, unique over the run: the key of its random streams."""
+    """Return one integer per sample, `[P G]`, unique over the run: the key of its random streams."""
     return (groups.ids[:, None] * group_size + torch.arange(group_size)).flatten()
 
 

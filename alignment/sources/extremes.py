@@ -1,4 +1,4 @@
-"""Learning from the best and the worst of a group alone."""
+"""Learning only from the best and the worst samples of a group."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def check_keep(keep: int | None, group_size: int) -> None:
 
 
 def extremes(batch: B, credit: Tensor, group_size: int, keep: int | None) -> B:
-    """Return the batch without the samples of middling credit: keep / 2 best and keep / 2 worst of each group are left.
+    """Return the keep / 2 best and the keep / 2 worst samples of each group.
 
     Args:
-        batch: Rows group by group: one a sample, or one a group with an action a sample.
-        credit: `[B]` or `[B, *map]`, one a sample, group by group; of maps the mean counts.
+        batch: Rows group by group: one per sample, or one per group with one action per sample.
+        credit: `[B]` or `[B, *map]`, one per sample, group by group; the mean of a map counts.
         group_size: Samples in a group.
         keep: Samples left of each; None keeps all.
     """

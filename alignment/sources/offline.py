@@ -1,4 +1,4 @@
-"""Samples of a data file: winners to imitate, or samples with a label."""
+"""Samples from a data file: winners to imitate, or samples with a label."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from alignment.context import Context
 from alignment.data.batches import Batch, Experience, Groups, Samples
 from alignment.errors import ConfigError
 from alignment.sources.base import Source, StepShape
-from alignment.sources.from_files import encoded, labels, said, seen
+from alignment.sources.from_files import encode_samples, first_pictures, labels, labels_as_scores
 
 
 @dataclass(frozen=True)
 class Offline(Source[Samples]):
-    """Read (prompt, media) from the data file, maybe with a label, and encode the media.
+    """Read (prompt, media) from the data file, with a label if it has one, and encode the media.
 
     The label is the credit: a number, or true and false for 1 and -1; a sample without one is wanted, with credit 1.
-    Nothing is sampled and nothing scored.
+    Nothing is sampled or scored.
 
     Attributes:
-        prompts: Records a step, over all processes.
+        prompts: Records per step, over all processes.
         rows_per_group: Neighbouring records that objectives compare with each other (KTO's reference point is the mean
-            over as many); 1 where none does.
+            over that many); 1 where none does.
     """
 
     prompts: int
@@ -48,8 +48,9 @@ class Offline(Source[Samples]):
             seeds=ctx.draw.keys("offline", groups.ids),
             group=groups.ids // self.rows_per_group,
             chunk=ctx.policy.form.chunk(groups.prompts, groups.ids),
-            x0=encoded(ctx, groups),
+            x0=encode_samples(ctx, groups),
             advantage=labels(groups),
         )
         wanted = (ctx.world.gather(batch.advantage) > 0).float().mean().item()
-        return Experience(batch, {"data/wanted": wanted}, seen(ctx, groups), groups.prompts, said(groups))
+        media, scores = first_pictures(ctx, groups), labels_as_scores(groups)
+        return Experience(batch, {"data/wanted": wanted}, media, groups.prompts, scores)

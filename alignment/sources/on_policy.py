@@ -19,19 +19,19 @@ from reward_models.base import RewardModel
 
 @dataclass(frozen=True)
 class OnPolicy(Source[Samples]):
-    """Sample each prompt `group_size` times, each from its own noise, and keep the ends.
+    """Sample each prompt `group_size` times, each from its own noise, and keep the finished samples.
 
     Attributes:
-        prompts: Prompts a step, over all processes.
-        group_size: Samples a prompt, >= 2.
+        prompts: Prompts per step, over all processes.
+        group_size: Samples per prompt, >= 2.
         reward: What scores the samples.
         advantage: How scores become credit.
-        weights: Which weights sample: the live ones, or the slow copy DiffusionNFT calls "old".
+        weights: Which weights sample: the live ones, or the slow copy that DiffusionNFT calls "old".
         keep: Learn from the keep / 2 samples of each group with the most credit and the keep / 2 with the least; null
             learns from all.
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
-        overlap: Score the samples of one pipeline call while the next one makes its own, where a GPU or another process
-            scores; false never does; "always" does for a function of yours, too, that waits for something else.
+        overlap: Score the samples of one pipeline call during the next call, if a GPU or another process scores them;
+            false: never; "always": also for a function of yours that waits for something else.
     """
 
     prompts: int

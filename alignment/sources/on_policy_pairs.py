@@ -22,21 +22,21 @@ from reward_models.base import RewardModel
 class OnPolicyPairs(Source[Pairs]):
     """Sample each prompt `group_size` times and prefer its best sample to its worst: online DPO.
 
-    A group whose scores lie closer together than `margin` prefers neither: its pair is there, and pulls nowhere. What
+    A group whose scores differ by less than `margin` has no preference: its pair is kept and has no gradient. What
     the pairs are compared with (the start, a moving or a refreshed reference) is the objective's `anchor`.
 
     Attributes:
-        prompts: Prompts a step, over all processes.
-        group_size: Samples a prompt, >= 2.
+        prompts: Prompts per step, over all processes.
+        group_size: Samples per prompt, >= 2.
         reward: What scores the samples.
-        margin: Least difference of two scores that is a preference, >= 0; a tie never is one.
-        strength: What a preference weighs: "one", or the "difference" of the two scores.
+        margin: Smallest difference of scores that counts as a preference, >= 0; a tie never does.
+        strength: Weight of a preference: "one", or the "difference" of the two scores.
         weights: Which weights sample.
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
-        overlap: Score the samples of one pipeline call while the next one makes its own, where a GPU or another process
-            scores; false never does; "always" does for a function of yours, too, that waits for something else.
+        overlap: Score the samples of one pipeline call during the next call, if a GPU or another process scores them;
+            false: never; "always": also for a function of yours that waits for something else.
 
-    Source: online DPO as in Flow-Factory and flow_grpo (type "dpo"); they pair tied groups too, we do not.
+    Source: online DPO as in Flow-Factory and flow_grpo (type "dpo"); they also pair tied groups, we do not.
     """
 
     prompts: int
@@ -78,10 +78,10 @@ class OnPolicyPairs(Source[Pairs]):
         return Experience(batch, metrics, made.media, made.texts, made.rewards, made.seconds)
 
     def _extremes(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (row of the best, row of the worst, what that preference weighs) of each group, `[P]` each.
+        """Return (row of the best, row of the worst, weight of that preference) of each group, `[P]` each.
 
         Args:
-            scores: `[P, G]`, NaN where a sample has none: it is neither.
+            scores: `[P, G]`; a sample without a score (NaN) is neither.
         """
         unscored = scores.isnan()
         high, best = scores.masked_fill(unscored, -torch.inf).max(dim=1)

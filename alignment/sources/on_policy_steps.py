@@ -34,24 +34,24 @@ class OnPolicySteps(Source[Transitions]):
     """Roll out each prompt `group_size` times by a stochastic sampler and keep the trained steps.
 
     Attributes:
-        prompts: Prompts a step, over all processes.
-        group_size: Samples a prompt, >= 2.
+        prompts: Prompts per step, over all processes.
+        group_size: Samples per prompt, >= 2.
         dynamics: Rule of the stochastic steps.
         window: Which steps are stochastic and trained.
         reward: What scores the samples.
         advantage: How scores become credit.
-        shared_noise: Whether a group starts from one initial noise, so that only the sampler's noise tells its samples
-            apart.
+        shared_noise: Whether a group starts from one initial noise, so that its samples differ by the sampler's noise
+            alone.
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
-        overlap: Score the samples of one pipeline call while the next one makes its own, where a GPU or another process
-            scores; false never does; "always" does for a function of yours, too, that waits for something else.
+        overlap: Score the samples of one pipeline call during the next call, if a GPU or another process scores them;
+            false: never; "always": also for a function of yours that waits for something else.
         tail: Denoiser calls for the steps after the window, by a second-order solver: a number of them, or a share of
             the steps that are left (0.4 for MixGRPO-Flash); null takes every step.
         keep: Learn from the keep / 2 samples of each group with the most credit and the keep / 2 with the least
             (DanceGRPO's best-of-N on video, whose code sorts over all prompts of a process); null learns from all.
-        share_prefix: Run what a group has in common once a prompt; false exists to be measured against.
-        structure: What spreads the credit of a sample over its latent, for objectives that take a map; null gives all
-            of it everywhere.
+        share_prefix: Run what a group has in common once per prompt; false is there for measurements.
+        structure: What spreads the credit of a sample over its latent, for objectives that take a map; null gives every
+            position all of it.
     """
 
     prompts: int
@@ -88,7 +88,7 @@ class OnPolicySteps(Source[Transitions]):
         return StepShape(self.prompts, self.group_size, rows, calls_of(self.prompts, self.prompts_per_call))
 
     def small(self) -> OnPolicySteps:
-        """Return it with two prompts in one call, of four samples each."""
+        """Return this source with two prompts in one call, four samples each."""
         return replace(self, prompts=2, group_size=4, keep=None, prompts_per_call=2)
 
     def _branches(self, rounds: int | None) -> bool:
@@ -124,8 +124,8 @@ class OnPolicySteps(Source[Transitions]):
         maps = None
         if self.structure is not None:
             with watch.time("structure"):
-                credits, maps, told = spread(ctx, self.structure, credits, media, paths[0].x0.shape[1:])
-            metrics |= told
+                credits, maps, map_metrics = spread(ctx, self.structure, credits, media, paths[0].x0.shape[1:])
+            metrics |= map_metrics
         batches = [
             self._batch(part, plan, path, credit, ctx.policy.form.chunks(number, self._rows(part, plan)))
             for number, (part, plan, path, credit) in enumerate(

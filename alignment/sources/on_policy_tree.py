@@ -34,24 +34,24 @@ class OnPolicyTree(Source[Transitions]):
     denoiser once for them.
 
     Attributes:
-        prompts: Prompts a step, over all processes.
+        prompts: Prompts per step, over all processes.
         dynamics: Rule of the splitting steps.
         reward: What scores the leaves.
         splits: Steps at which trajectories part, ascending.
         branching: Children of a node, >= 2.
-        trained: Splits that are learned from (depth pruning); null for all. The deepest holds most of the rows.
-        advantage: How the worths of one depth become credit.
+        trained: Splits that are learned from (depth pruning); null for all. The deepest one has most of the rows.
+        advantage: How the values of the nodes of one depth become credit.
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
-        overlap: Score the samples of one pipeline call while the next one makes its own, where a GPU or another process
-            scores; false never does; "always" does for a function of yours, too, that waits for something else.
+        overlap: Score the samples of one pipeline call during the next call, if a GPU or another process scores them;
+            false: never; "always": also for a function of yours that waits for something else.
 
     Source: BranchGRPO (arXiv 2509.06040) and TreeGRPO (arXiv 2512.08153). BranchGRPO takes SDE steps between the splits
     and trains them too; here, as in TreeGRPO, these are ODE steps, so that a node's worth is that of its split alone.
     Its code draws the noise of a split four times too large and takes the density without that factor; here both are
     the dynamics' own. TreeGRPO weighs children by their log densities where worth climbs up, BranchGRPO may; here it is
     the mean, which no draw of the noise biases. BranchGRPO's width pruning, which drops some leaves from the update, is
-    not offered: a node is one row whatever its actions, so that it would save nothing. Depths weigh alike in the
-    update, however many nodes they have.
+    not offered: a node is one row whatever its actions, so that it would save nothing. All depths have the same weight
+    in the update, however many nodes they have.
     """
 
     prompts: int
@@ -95,7 +95,7 @@ class OnPolicyTree(Source[Transitions]):
         return StepShape(self.prompts, self.group_size, rows, calls)
 
     def small(self) -> OnPolicyTree:
-        """Return it with two prompts in one call."""
+        """Return this source with two prompts in one call."""
         return replace(self, prompts=2, prompts_per_call=2)
 
     @property
@@ -179,7 +179,7 @@ class OnPolicyTree(Source[Transitions]):
         return nodes, clips
 
     def _behind(self, nodes: list[Recorded]) -> list[Round]:
-        """Return the rounds up to the last split, which hands over its actions."""
+        """Return the rounds up to the last split, which starts from its actions."""
         if not nodes:
             return []
         return [*([Skip()] * self.splits[len(nodes) - 1]), Skip(nodes[-1].x_next.flatten(0, 1))]

@@ -1,4 +1,4 @@
-"""Scoring while sampling, where it pays: the samples of one pipeline call are scored while the next makes its own."""
+"""Scoring during sampling, where it pays: the samples of one pipeline call are scored during the next call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alignment.sources.credited import Stopwatch, join, score
 from reward_models.base import Media, RewardModel, Rewards
 
 Overlap = bool | Literal["always"]
-"""Whether to score beside sampling: false never does; true does where something else than these cores scores."""
+"""Whether to score during sampling; true: only if something other than these cores scores."""
 
 
 class Scoring:
@@ -26,7 +26,7 @@ class Scoring:
     takes twice as long for the rest of the program. The thread has no such team: what it computes itself it computes
     alone, so that scores may differ from those of the other thread by rounding.
 
-    The stopwatch tells two things: `scoring`, what scoring took, and `reward`, what of it the step had to wait for.
+    The stopwatch measures two times: `scoring`, all of it, and `reward`, the part that the step waited for.
     """
 
     def __init__(self, ctx: Context, reward: RewardModel, watch: Stopwatch, *, overlap: Overlap) -> None:
@@ -45,10 +45,10 @@ class Scoring:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def add(self, media: Media, prompts: tuple[str, ...], group: Tensor) -> None:
-        """Have samples scored: whole groups, with one text and one group id a sample.
+        """Have samples scored: whole groups, with one text and one group id per sample.
 
         Raises:
-            RewardError: If this, or scoring what was added before, has failed: no more is sampled in vain.
+            RewardError: If scoring these or earlier samples failed, so that no more are sampled in vain.
         """
         if self._pool is not None:
             for answer in self._answers:

@@ -17,12 +17,12 @@ from reward_models.base import Media, RewardModel, Rewards
 
 @dataclass(frozen=True)
 class PromptsOnly(Source[Starts]):
-    """Hand over each prompt `group_size` times, with a key of initial noise each; nothing is sampled yet.
+    """List each prompt `group_size` times, with a key of initial noise each; nothing is sampled yet.
 
     Attributes:
-        prompts: Prompts a step, over all processes.
+        prompts: Prompts per step, over all processes.
         reward: What the objective climbs; its gradient has to reach the pixels.
-        group_size: Samples a prompt; they are not compared with each other, so one is enough.
+        group_size: Samples per prompt; they are not compared with each other, so one is enough.
     """
 
     prompts: int
@@ -35,7 +35,7 @@ class PromptsOnly(Source[Starts]):
             raise ConfigError(f"prompts and group_size must be >= 1, got {self.prompts} and {self.group_size}")
 
     def shape(self, rounds: int | None) -> StepShape:
-        """Return a row for each sample; who learns from them makes them."""
+        """Return a row per sample; the objective makes them."""
         return StepShape(self.prompts, self.group_size, self.prompts * self.group_size)
 
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Starts]:

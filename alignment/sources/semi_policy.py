@@ -13,7 +13,7 @@ from alignment.data.batches import Batch, Experience, Groups, Pairs
 from alignment.errors import ConfigError
 from alignment.sources.base import Source, StepShape, calls_of
 from alignment.sources.credited import Stopwatch
-from alignment.sources.from_files import encoded, labels, said, seen
+from alignment.sources.from_files import encode_samples, first_pictures, labels, labels_as_scores
 from samplers import Conductor
 
 OPPONENT = "opponent"
@@ -29,7 +29,7 @@ class SemiPolicy(Source[Pairs]):
     theirs, of which there are seven.
 
     Attributes:
-        prompts: Records a step, over all processes.
+        prompts: Records per step, over all processes.
         opponent: Which of these policies: "uniform", any of them with equal chance; "first", the one before training;
             "last", the one just kept, from which the policy goes on.
         every: Steps from one change to the next.
@@ -68,7 +68,7 @@ class SemiPolicy(Source[Pairs]):
         return StepShape(self.prompts, 1, self.prompts, calls_of(self.prompts, self.prompts_per_call))
 
     def slot(self, number: int) -> int:
-        """Return where theta_number is kept: the first for good, the others in turn."""
+        """Return the slot of theta_number: the first stays, the others take turns."""
         return 0 if number == 0 else 1 + (number - 1) % (self.kept - 1)
 
     def choose(self, change: int, generator: torch.Generator) -> int:
@@ -79,7 +79,7 @@ class SemiPolicy(Source[Pairs]):
         return at_hand[0 if self.opponent == "first" else -1]
 
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Pairs]:
-        """Change the opponent if it is time, encode the winners and sample against them."""
+        """Change the opponent when due, encode the winners and sample against them."""
         change, since = divmod(ctx.step, self.every)
         if since == 0 and change > 0:  # before that, all copies are the first policy
             ctx.policy.weights.refresh(f"earlier-{self.slot(change)}", decay=0.0)
@@ -94,11 +94,12 @@ class SemiPolicy(Source[Pairs]):
             seeds=seeds,
             group=groups.ids,
             chunk=ctx.policy.form.chunk(groups.prompts, groups.ids),
-            chosen=encoded(ctx, groups),
+            chosen=encode_samples(ctx, groups),
             rejected=samples,
             advantage=labels(groups),
         )
-        return Experience(batch, {}, seen(ctx, groups), groups.prompts, said(groups), watch.seconds)
+        media, scores = first_pictures(ctx, groups), labels_as_scores(groups)
+        return Experience(batch, {}, media, groups.prompts, scores, watch.seconds)
 
     def _samples(self, ctx: Context, prompts: tuple[str, ...], seeds: Tensor) -> Tensor:
         """Return a sample of the opponent for each prompt, `[P, *latent]` float32."""

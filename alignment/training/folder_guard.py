@@ -30,8 +30,8 @@ def holds_run(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     metrics = folder / run_folder.METRICS
-    told = metrics.is_file() and b"\n" in metrics.read_bytes()
-    left = BEFORE_ANY_STEP if told else BEFORE_ANY_STEP | {run_folder.METRICS}
+    has_lines = metrics.is_file() and b"\n" in metrics.read_bytes()
+    left = BEFORE_ANY_STEP if has_lines else BEFORE_ANY_STEP | {run_folder.METRICS}
     return any(path.name not in left and not UNFINISHED.fullmatch(path.name) for path in folder.iterdir())
 
 

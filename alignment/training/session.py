@@ -80,12 +80,12 @@ def begin(run: Run, runtime: Runtime, stop: StopSignal, resume: str | None) -> N
     """Train on the processes of `runtime`, from the start or from a checkpoint."""
     folder = Path(run.output.folder) / run.name
     resolved = build.resolved(run)
-    told = yaml.safe_load(resolved)
-    checkpoints = Checkpoints(folder, run.output.keep, told, runtime.world.size)
+    config = yaml.safe_load(resolved)
+    checkpoints = Checkpoints(folder, run.output.keep, config, runtime.world.size)
     try:
         state = None if resume is None else read_state(checkpoints.find(resume))
         if state is not None:
-            check_same_run(state.config, told, state.contents)
+            check_same_run(state.config, config, state.contents)
             refuse_fewer_steps(run, state.step)
         elif runtime.main and not run.output.overwrite:
             refuse_run(folder)
@@ -152,7 +152,7 @@ class Session:
     def _found(self) -> Mapping[str, object]:
         """What was found out about the pipeline."""
         prepared = self.trainer.policy.prepared
-        return {} if prepared is None else prepared.told()
+        return {} if prepared is None else prepared.as_json()
 
     def train(self, state: TrainState | None) -> None:
         """Train from the start or from the state of a checkpoint, and leave a report.

@@ -59,8 +59,8 @@ class Aesthetic(RewardModel):
             _NAME, self.backbone, revision=None, architecture=self.architecture, device=device, dtype=self.dtype
         )
         head = _head(read_state(_NAME, file), towers.width).to(device)
-        told = towers.provenance
-        return AestheticScorer(towers, head, Provenance((file, *told.files), told.preprocessing), self.batch_size)
+        origin = towers.provenance
+        return AestheticScorer(towers, head, Provenance((file, *origin.files), origin.preprocessing), self.batch_size)
 
 
 def _head(state: dict[str, Tensor], width: int) -> nn.Module:

@@ -127,8 +127,10 @@ class ImageReward(RewardModel):
         vision = _vision(parts["blip.visual_encoder"], self.vision_heads, self.dtype)
         text = _text(parts["blip.text_encoder"], config, self.dtype)
         head = linear_head(_NAME, parts["mlp"], text.config.hidden_size)
-        told = Provenance((file, config), f"shorter side {_SIDE}, bicubic, centre crop; {_TOKENS} tokens")
-        return ImageRewardScorer(vision.to(device), text.to(device), head.to(device), tokenizer, told, self.batch_size)
+        provenance = Provenance((file, config), f"shorter side {_SIDE}, bicubic, centre crop; {_TOKENS} tokens")
+        return ImageRewardScorer(
+            vision.to(device), text.to(device), head.to(device), tokenizer, provenance, self.batch_size
+        )
 
 
 def _ask(model: Any, prompt: str, pictures: list[Image]) -> Sequence[float]:
@@ -222,7 +224,7 @@ class ImageRewardScorer:
     def _read(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Return the raw score `[N, 1]` of pictures under one row of tokens each."""
         square = centre_crop(shortest_side(pixels.to(self.vision.device), _SIDE), _SIDE, half_up=True)
-        seen = self.vision(pixel_values=normalise(square).to(self.vision.dtype)).last_hidden_state
+        picture = self.vision(pixel_values=normalise(square).to(self.vision.dtype)).last_hidden_state
         # Not as a decoder: every token sees every other one.
-        read = self.text(ids, attention_mask=mask, encoder_hidden_states=seen, is_decoder=False)
+        read = self.text(ids, attention_mask=mask, encoder_hidden_states=picture, is_decoder=False)
         return self.head(read.last_hidden_state[:, 0].float())

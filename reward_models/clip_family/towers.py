@@ -203,9 +203,9 @@ def load_hub_clip(
     load = CLIPModel.from_pretrained
     model = load_pretrained(name, load, weights, config=config, dtype=dtype, unused=_OLD_BUFFERS).to(device)
     files = tuple(sorted([*weights.glob("*.safetensors")] or [*weights.glob("*.bin")]))
-    told = f"shorter side {side}, bicubic, centre crop, {pictures.image_mean}, {pictures.image_std}"
+    preprocessing = f"shorter side {side}, bicubic, centre crop, {pictures.image_mean}, {pictures.image_std}"
     mean, std = tuple(pictures.image_mean), tuple(pictures.image_std)
-    return HubClip(name, model, tokenizer, side, mean, std, Provenance(files, told))
+    return HubClip(name, model, tokenizer, side, mean, std, Provenance(files, preprocessing))
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class _OpticalFlowScorer:
         """Score clips; gradients reach the frames that are compared.
 
         Raises:
-            RewardError: If these are pictures, or nobody knows how fast the clips are.
+            RewardError: If these are pictures, or the frame rate of the clips is not known.
         """
         check_media(_NAME, media, prompts)
         if media.pixels.shape[1] < 2:

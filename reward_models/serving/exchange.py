@@ -166,15 +166,15 @@ class Exchange:
         status = response.status_code
         if status == 200:
             return bytes(content)
-        said = f"status {status} {_quote(bytes(content))}".strip()
+        message = f"status {status} {_quote(bytes(content))}".strip()
         if status in AGAIN:
-            raise _Failed(said, _seconds(response.headers.get("retry-after")))
+            raise _Failed(message, _seconds(response.headers.get("retry-after")))
         if 300 <= status < 400:
             where = _quote(response.headers.get("location", "nowhere").encode())
             raise RewardError(f"{self.url} redirects to {where}; redirects are not followed, give the address itself")
         if status in (401, 403):
-            raise RewardError(f"{self.url} refuses access, {said}: look at the token or key it was given")
-        raise RewardError(f"{self.url} refuses: {said}")
+            raise RewardError(f"{self.url} refuses access, {message}: look at the token or key it was given")
+        raise RewardError(f"{self.url} refuses: {message}")
 
 
 async def _gathered(questions: Sequence[Coroutine[Any, Any, T]], *, spare: bool) -> list[T | Unanswered]:

@@ -19,7 +19,7 @@ MOST = torch.finfo(torch.float32).max
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Told(BaseModel):
+class _Listed(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     says: str
@@ -37,20 +37,20 @@ class _Header(BaseModel):
     metadata: _Metadata = Field(alias="__metadata__")
 
 
-_LIST = TypeAdapter(list[_Told])
+_LIST = TypeAdapter(list[_Listed])
 
 
 def pack(answers: Sequence[KnownAnswer]) -> bytes:
     """Return known answers as a safetensors file."""
     tensors: dict[str, Tensor] = {"count": torch.tensor(len(answers))}
-    told: list[_Told] = []
+    listed: list[_Listed] = []
     for number, answer in enumerate(answers):
         tensors[f"pixels.{number}"] = answer.media.pixels.float().cpu().contiguous().clone()
         if answer.media.source is not None:
             tensors[f"source.{number}"] = answer.media.source.pixels.float().cpu().contiguous().clone()
         bands = tuple((max(low, -MOST), min(high, MOST)) for low, high in answer.bands)
-        told.append(
-            _Told(
+        listed.append(
+            _Listed(
                 says=answer.says,
                 prompts=answer.prompts,
                 fps=answer.media.fps,
@@ -58,7 +58,7 @@ def pack(answers: Sequence[KnownAnswer]) -> bytes:
                 best_first=answer.best_first,
             )
         )
-    return safetensors.torch.save(tensors, {"answers": _LIST.dump_json(told).decode()})
+    return safetensors.torch.save(tensors, {"answers": _LIST.dump_json(listed).decode()})
 
 
 def unpack(file: bytes) -> list[KnownAnswer]:
@@ -69,14 +69,14 @@ def unpack(file: bytes) -> list[KnownAnswer]:
     """
     size = int.from_bytes(file[:8], "little")
     try:
-        told = _LIST.validate_json(_Header.model_validate_json(file[8 : 8 + size]).metadata.answers)
+        listed = _LIST.validate_json(_Header.model_validate_json(file[8 : 8 + size]).metadata.answers)
         tensors = safetensors.torch.load(file)
-        return [_answer(number, one, tensors) for number, one in enumerate(told)]
+        return [_answer(number, one, tensors) for number, one in enumerate(listed)]
     except (ValidationError, SafetensorError, LookupError, ValueError, TypeError) as error:
         raise RewardError(f"the known answers of the server cannot be read: {str(error)[:200]}") from error
 
 
-def _answer(number: int, told: _Told, tensors: dict[str, Tensor]) -> KnownAnswer:
+def _answer(number: int, one: _Listed, tensors: dict[str, Tensor]) -> KnownAnswer:
     source = tensors.get(f"source.{number}")
-    media = Media(tensors[f"pixels.{number}"], told.fps, None if source is None else Media(source))
-    return KnownAnswer(told.says, media, told.prompts, told.bands, told.best_first)
+    media = Media(tensors[f"pixels.{number}"], one.fps, None if source is None else Media(source))
+    return KnownAnswer(one.says, media, one.prompts, one.bands, one.best_first)

@@ -100,8 +100,8 @@ class _GenEvalScorer:
     @property
     def provenance(self) -> Provenance:
         """What it was loaded from."""
-        seen, told = self.detector.provenance, self.towers.provenance
-        return Provenance((*seen.files, *told.files), f"{seen.preprocessing}; {told.preprocessing}")
+        objects, colours = self.detector.provenance, self.towers.provenance
+        return Provenance((*objects.files, *colours.files), f"{objects.preprocessing}; {colours.preprocessing}")
 
     def __call__(self, *, media: Media, prompts: Sequence[str]) -> Rewards:
         """Score `media`.
@@ -133,8 +133,8 @@ class _GenEvalScorer:
         texts = [line.format(colour=colour, kind=kind) for colour in COLOURS for line in _TEMPLATES]
         meant = normalize(self.towers.texts(texts).view(len(COLOURS), len(_TEMPLATES), -1).mean(1), dim=-1)
         crops = [_cut_out(picture, one) for one in objects]
-        seen = torch.cat([self.towers.pictures(crop[None]) for crop in crops])
-        return [COLOURS[i] for i in (seen @ meant.T).argmax(1).tolist()]
+        vectors = torch.cat([self.towers.pictures(crop[None]) for crop in crops])
+        return [COLOURS[i] for i in (vectors @ meant.T).argmax(1).tolist()]
 
 
 def _cut_out(picture: Tensor, one: Instance) -> Tensor:

@@ -63,7 +63,7 @@ class Grades:
         strict: 1 when every frame shows one object of that colour and shape, and it moves that way; else 0.
         graded: Half `object`, half `motion`, in [0, 1].
         direction: 1 when what moves, whatever it is, moves that way; else 0.
-        object: Mean over the frames: 0 unless there is one object, a half for its colour, a half for its shape.
+        object: Mean over the frames: 0 unless there is one object, else 0.5 for its colour and 0.5 for its shape.
         motion: Travel that way over `MIN_TRAVEL`, at most 1, less what drifts to the side; 0 for none or the other way.
     """
 
@@ -122,14 +122,14 @@ def follow(clips: np.ndarray) -> list[Track]:
 
 def _travel(row: Sequence[Sequence[Sight]]) -> tuple[float, float] | None:
     """Return the travel of the straight line that fits the places of the one object best."""
-    seen = np.array([k for k, frame in enumerate(row) if len(frame) == 1])
-    if len(seen) < max(2, SEEN * len(row)):
+    single = np.array([k for k, frame in enumerate(row) if len(frame) == 1])
+    if len(single) < max(2, SEEN * len(row)):
         return None
-    places = np.array([(row[k][0].x, row[k][0].y) for k in seen])
-    pace = np.linalg.norm(np.diff(places, axis=0), axis=1) / np.diff(seen)
+    places = np.array([(row[k][0].x, row[k][0].y) for k in single])
+    pace = np.linalg.norm(np.diff(places, axis=0), axis=1) / np.diff(single)
     if pace.max() > MAX_LEAP:
         return None
-    times = seen - seen.mean()
+    times = single - single.mean()
     slope = times @ (places - places.mean(0)) / (times @ times)
     x, y = (slope * (len(row) - 1)).tolist()
     return x, y
@@ -137,8 +137,8 @@ def _travel(row: Sequence[Sequence[Sight]]) -> tuple[float, float] | None:
 
 def grade(movement: Movement, track: Track) -> Grades:
     """Compare what was asked for with what was seen."""
-    seen = [frame[0] for frame in track.frames if len(frame) == 1]
-    matches = sum((sight.colour == movement.colour) + (sight.shape == movement.shape) for sight in seen)
+    single = [frame[0] for frame in track.frames if len(frame) == 1]
+    matches = sum((sight.colour == movement.colour) + (sight.shape == movement.shape) for sight in single)
     shown = matches / (2 * len(track.frames))
     moved, moves = 0.0, False
     if track.travel is not None:

@@ -81,8 +81,8 @@ class _ShapesScorer:
         scenes = understood("shapes", parse, prompts)
         pictures = levels("shapes", media.pixels)
         frames = pictures.shape[1]
-        seen = read(pictures.reshape(-1, *pictures.shape[2:]))
-        grades = [grade(scenes[i // frames], found, symmetric=self.model.symmetric) for i, found in enumerate(seen)]
+        sights = read(pictures.reshape(-1, *pictures.shape[2:]))
+        grades = [grade(scenes[i // frames], found, symmetric=self.model.symmetric) for i, found in enumerate(sights)]
         scores = torch.tensor(grades, dtype=torch.float32, device=media.pixels.device)
         strict, graded = scores.view(len(media), frames, 2).mean(1).unbind(1)
         return Rewards(torch.lerp(graded, strict, self.model.strict), {"strict": strict, "graded": graded})

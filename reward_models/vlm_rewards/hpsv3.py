@@ -100,5 +100,5 @@ class HPSv3Scorer:
 
     def _read(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:
         size = fitted_size(_NAME, pictures, fewest=_PIXELS, most=_PIXELS)
-        seen = resize(pictures.to(self.reader.body.device), *size)
-        return self.reader(list(seen[:, None]), texts)[:, 0]
+        resized = resize(pictures.to(self.reader.body.device), *size)
+        return self.reader(list(resized[:, None]), texts)[:, 0]

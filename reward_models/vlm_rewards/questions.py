@@ -48,7 +48,7 @@ class Task:
 
     Attributes:
         instruction: What the model is asked to do, before everything else.
-        criteria: What it judges by, a line each; none leaves it to the model.
+        criteria: What it judges by, one per line; none leaves it to the model.
         alone: The question about one picture or clip.
         against: The question about the first of two.
         reasoning: Tokens it may write before the verdict; 0 asks for the verdict at once.
@@ -116,7 +116,7 @@ def clips_of(media: Media) -> list[Clip]:
 
 
 def asked_of(media: Media, prompts: Sequence[str]) -> JudgeInput:
-    """Return samples as a judge is shown them."""
+    """Return samples as a judge sees them."""
     return JudgeInput(clips_of(media), prompts, None if media.source is None else clips_of(media.source), media.fps)
 
 

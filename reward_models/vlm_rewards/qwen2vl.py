@@ -108,13 +108,13 @@ class Qwen2VLReader:
         how = {"do_rescale": False, "do_resize": False}
         if self.clips:
             with quiet_transformers():  # it warns of limits on pixels, which were kept here already
-                seen = self.processor(
+                inputs = self.processor(
                     text=texts, videos=list(media), padding=True, return_tensors="pt",
                     videos_kwargs={**how, "do_sample_frames": False},
                 )  # fmt: skip
         else:
             pictures = [frame for clip in media for frame in clip]
-            seen = self.processor(text=texts, images=pictures, padding=True, return_tensors="pt", images_kwargs=how)
+            inputs = self.processor(text=texts, images=pictures, padding=True, return_tensors="pt", images_kwargs=how)
         wanted = (
             "input_ids",
             "attention_mask",
@@ -125,7 +125,7 @@ class Qwen2VLReader:
         )
         return {
             key: value.to(self.body.device, self.body.dtype if value.is_floating_point() else None)
-            for key, value in seen.items()
+            for key, value in inputs.items()
             if key in wanted
         }
 

@@ -1,4 +1,4 @@
-"""Reference pictures of one's own, by prompt."""
+"""Reference pictures of the user's, by prompt."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def read_references(file: str) -> dict[str, Tensor]:
 
 
 def _told(record: object) -> tuple[str, str]:
-    told = [record.get(name) for name in ("prompt", "media")] if isinstance(record, dict) else []
-    match told:
+    values = [record.get(name) for name in ("prompt", "media")] if isinstance(record, dict) else []
+    match values:
         case [str() as prompt, str() as media]:
             return prompt, media
         case _:

@@ -30,7 +30,7 @@ class RewardDance(RewardModel):
         vlm: The model that is asked.
         reference: What samples are held against: nothing; the picture they were made from; the best of their own group
             (its winner in a knockout, which then scores an even 0.5); or a picture of your own for each prompt.
-        references: For "file": a `.jsonl` file, an object with "prompt" and "media" (a path beside the file) a line.
+        references: For "file": a `.jsonl` file, an object with "prompt" and "media" (a path beside the file) per line.
         score: "conditional" = p(yes) / (p(yes) + p(no)); "probability" = p(yes); "log_odds" = log p(yes) - log p(no),
             which does not flatten out where the model is sure.
         both_orders: Whether a comparison is asked both ways round and averaged, which cancels a preference for what

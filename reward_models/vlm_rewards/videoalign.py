@@ -107,13 +107,13 @@ class _Settings:
 
 def _settings(file: Path) -> _Settings:
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        settings = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _no_settings(file, error) from error
     try:
-        lora, data, model = told["peft_lora_config"], told["data_config"], told["model_config"]
+        lora, data, model = settings["peft_lora_config"], settings["data_config"], settings["model_config"]
         power = 0.5 if lora.get("use_rslora") else 1.0
-        norms = dict(told["inference_config"] or {}) if "inference_config" in told else {}
+        norms = dict(settings["inference_config"] or {}) if "inference_config" in settings else {}
         return _Settings(
             base=model["model_name_or_path"],
             scale=lora["lora_alpha"] / lora["lora_r"] ** power,
@@ -147,7 +147,7 @@ class VideoAlignScorer:
         """Score clips; gradients reach the frames that are looked at.
 
         Raises:
-            RewardError: If these are pictures, or nobody knows how fast the clips are.
+            RewardError: If these are pictures, or the frame rate of the clips is not known.
         """
         check_media(_NAME, media, prompts)
         check_prompts(_NAME, prompts)
@@ -164,8 +164,8 @@ class VideoAlignScorer:
 
     def _read(self, clips: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return the raw scores `[B, 3]`; a head with three outputs gives each dimension at its own token."""
-        seen = [self._fitted(clip.to(self.reader.body.device)) for clip in clips]
-        read = self.reader(seen, prompts)
+        fitted = [self._fitted(clip.to(self.reader.body.device)) for clip in clips]
+        read = self.reader(fitted, prompts)
         return read[:, :, 0] if read.shape[2] == 1 else read.diagonal(dim1=1, dim2=2)
 
     def _fitted(self, clip: Tensor) -> Tensor:

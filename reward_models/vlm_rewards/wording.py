@@ -1,4 +1,4 @@
-"""Questions in somebody else's words, read from a file."""
+"""Questions in the words of a model's authors, read from a file."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ _SUM_ERROR = 0.05  # how far the two shares of an axis may be from adding up to 
 def sentence(text: str) -> float:
     """Read "Image 1 is better", "Image 2 is better" or "equally good" from the last line that has one of them."""
     for line in reversed(text.splitlines()):
-        said = {SECOND if which == "2" else FIRST if which else TIE for which, _ in _BETTER.findall(line)}
-        if said:
-            return said.pop() if len(said) == 1 else math.nan
+        parsed = {SECOND if which == "2" else FIRST if which else TIE for which, _ in _BETTER.findall(line)}
+        if parsed:
+            return parsed.pop() if len(parsed) == 1 else math.nan
     return math.nan
 
 
@@ -60,9 +60,9 @@ def report(text: str, categories_weight: float) -> float:
         categories_weight: Share of the categories in the result, in [0, 1]. A category whose winner cannot be read
             does not count.
     """
-    said = _object(text)
-    overall = _winner(said.get("winner"))
-    listed = said.get("categories")
+    parsed = _object(text)
+    overall = _winner(parsed.get("winner"))
+    listed = parsed.get("categories")
     parts = (
         [_winner(one.get("cat_winner")) for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     )
@@ -82,19 +82,19 @@ def marks(text: str, axes: Sequence[str]) -> list[float]:
     return read
 
 
-def _winner(said: object) -> float:
-    if not isinstance(said, str):
+def _winner(text: object) -> float:
+    if not isinstance(text, str):
         return math.nan
-    named = {FIRST if which == "1" else SECOND for which in _NAMED.findall(said)}
+    named = {FIRST if which == "1" else SECOND for which in _NAMED.findall(text)}
     if len(named) == 1:
         return named.pop()
-    return TIE if _EVEN.search(said) else math.nan
+    return TIE if _EVEN.search(text) else math.nan
 
 
 def _object(text: str) -> Mapping[str, Any]:
     start, end = text.find("{"), text.rfind("}")
     try:
-        said = json.loads(text[start : end + 1])
+        parsed = json.loads(text[start : end + 1])
     except (ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return parsed if isinstance(parsed, dict) else {}

@@ -1,4 +1,4 @@
-"""Reading what a chat endpoint answered. Nothing in it is believed without a look."""
+"""Reading the answer of a chat endpoint. Every part of it is checked."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def verdict_of(answer: Any, *, reasoned: bool) -> tuple[float, float]:
     place = _after_cue(tokens) if reasoned else 0
     if place is None:
         return math.nan, math.nan
-    told = _alternatives(tokens[place])
-    listed = [sum(math.exp(p) for token, p in told if spells(token, word)) for word in (YES, NO)]
+    reported = _alternatives(tokens[place])
+    listed = [sum(math.exp(p) for token, p in reported if spells(token, word)) for word in (YES, NO)]
     # A token not reported is at most as likely as the least likely reported one, and as all that is left.
-    unseen = min(math.exp(min(p for _, p in told)), max(0.0, 1 - sum(math.exp(p) for _, p in told)))
+    unseen = min(math.exp(min(p for _, p in reported)), max(0.0, 1 - sum(math.exp(p) for _, p in reported)))
     if not any(listed):
         return math.nan, math.nan
     # A server that tells every token there is leaves nothing over; a word it did not tell then has no token.
@@ -81,17 +81,17 @@ def _after_cue(tokens: Sequence[dict[str, Any]]) -> int | None:
 def _alternatives(token: dict[str, Any]) -> list[tuple[str, float]]:
     """Return the reported (token, log-probability) at one place."""
     try:
-        told = [(str(one["token"]), float(one["logprob"])) for one in token["top_logprobs"]]
+        reported = [(str(one["token"]), float(one["logprob"])) for one in token["top_logprobs"]]
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidAnswer(f"its log-probabilities cannot be read: {str(token)[:120]}") from error
-    chances = [p for _, p in told]
-    if not told or any(math.isnan(p) or p > _ROUNDING for p in chances):
-        raise InvalidAnswer(f"these are not log-probabilities: {told[:4]}")
+    chances = [p for _, p in reported]
+    if not reported or any(math.isnan(p) or p > _ROUNDING for p in chances):
+        raise InvalidAnswer(f"these are not log-probabilities: {reported[:4]}")
     if sum(map(math.exp, chances)) > 1 + _ROUNDING:
-        raise InvalidAnswer(f"the probabilities it reports add up to more than 1: {told[:4]}")
-    if len(told) > 1 and sorted(chances)[-2] < _NEVER:
+        raise InvalidAnswer(f"the probabilities it reports add up to more than 1: {reported[:4]}")
+    if len(reported) > 1 and sorted(chances)[-2] < _NEVER:
         raise InvalidAnswer(
             "one token has all the probability, so they were taken after sampling; vLLM reports those of the model "
             "itself with --logprobs-mode raw_logprobs"
         )
-    return told
+    return reported

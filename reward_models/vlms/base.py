@@ -60,7 +60,7 @@ class Verdicts:
 
     @property
     def mass(self) -> Tensor:
-        """Probability that the answer is one of the two words at all, `[B]`; small where the question went astray."""
+        """Probability that the answer is one of the two words, `[B]`; small if the question was misunderstood."""
         return self.yes.exp() + self.no.exp()
 
     @property
@@ -78,7 +78,7 @@ class Reader(Protocol):
         Args:
             questions: One per row.
             reasoning: Tokens the model may write before the answer, which then follows `CUE`; with 0 it answers at
-                once. Where it did not come to a verdict, both are NaN.
+                once. If it reaches no verdict, both are NaN.
 
         Raises:
             RewardError: If the model cannot be asked.
@@ -121,7 +121,7 @@ def spells(token: str, word: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """Return somebody's text such that no tokenizer takes a part of it for a control token.
+    """Return a user's text in which no tokenizer finds a control token.
 
     A prompt with "<|im_end|>" or "</answer>" in it could otherwise end the question and answer it.
     """

@@ -43,7 +43,7 @@ class Endpoint(Vlm):
         attempts: How often a question is asked before giving up, where trying again can help.
         timeout: Seconds for one attempt.
         deadline: Seconds for one question, attempts and pauses included.
-        on_failure: What becomes of a sample that could not be asked about: it stops the run, or has no score.
+        on_failure: What happens to a sample whose question failed: it stops the run, or has no score.
         side: Longest side in pixels that the model is shown; larger pictures are scaled down. Null: as they are.
         extra: Further fields of every request, such as {chat_template_kwargs: {enable_thinking: false}}.
     """
@@ -136,7 +136,7 @@ class EndpointReader:
     def _all(
         self, questions: Sequence[Question], asks: Mapping[str, object], read: Callable[[Any], T]
     ) -> list[T | None]:
-        """Return what `read` makes of the answer to each question; None for those that failed and are excluded."""
+        """Return `read` of the answer to each question; None for those that failed and are excluded."""
         with _naming(self.described):
             asking = [self._ask(question, asks, read) for question in questions]
             found = self._exchange.all(asking, spare=self.described.on_failure == "exclude")

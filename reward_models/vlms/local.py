@@ -27,7 +27,7 @@ class Local(Vlm):
         dtype: Precision of the weights. Log-probabilities are computed in float32 whatever it is.
         batch_size: Questions in one forward pass.
         side: Longest side in pixels that the model is shown; larger pictures are scaled down. Null: as they are.
-        clips: Whether clips are handed over as videos, or frame by frame for models that know only pictures.
+        clips: Whether clips are passed as videos, or frame by frame for models that take only pictures.
         template: Further arguments of the chat template. By default thinking is turned off where the template allows
             it.
     """
@@ -162,9 +162,9 @@ class LocalReader:
             lengths = self._lengths(questions[rows], answers[rows])
             longest = max(lengths)
             logits = self.model(**batch).logits[:, -longest - 1 : -1].float()
-            told = logits.log_softmax(-1).gather(2, batch["input_ids"][:, -longest:, None])[..., 0]
+            word_log_probs = logits.log_softmax(-1).gather(2, batch["input_ids"][:, -longest:, None])[..., 0]
             outside = torch.arange(longest)[None] < longest - torch.tensor(lengths)[:, None]
-            found.append(told.masked_fill(outside.to(told.device), 0.0).sum(1))
+            found.append(word_log_probs.masked_fill(outside.to(word_log_probs.device), 0.0).sum(1))
         return torch.cat(found)
 
     def _lengths(self, questions: Sequence[Question], answers: Sequence[str]) -> list[int]:
@@ -202,7 +202,7 @@ class LocalReader:
         return log_probs[:, self._yes].logsumexp(-1), log_probs[:, self._no].logsumexp(-1)
 
     def _batch(self, questions: Sequence[Question], starts: Sequence[str]) -> Any:
-        """Return everything the processor makes of the questions; models need more of it than the obvious."""
+        """Return everything the processor makes of the questions: some models need more than ids and pixels."""
         shown = [[fit(clip, self.described.side) for clip in question.clips] for question in questions]
         as_video = self.described.clips == "video" and any(len(clip) > 1 for clips in shown for clip in clips)
         texts = [self._text(question, as_video) + start for question, start in zip(questions, starts, strict=True)]
@@ -222,8 +222,7 @@ class LocalReader:
             )
         except (ValueError, TypeError, IndexError) as error:
             raise RewardError(f"vlm: the processor of {self.described} refuses the question: {error}") from error
-        seen = [clip for clips in shown for clip in clips]
-        if torch.is_grad_enabled() and any(clip.requires_grad for clip in seen):
+        if torch.is_grad_enabled() and any(clip.requires_grad for clips in shown for clip in clips):
             self._check_graph(batch)
         return batch.to(self.model.device, dtype=self.model.dtype)
 
@@ -246,9 +245,9 @@ class LocalReader:
             )
 
 
-def _ends(*told: int | list[int] | None) -> list[int]:
+def _ends(*ids: int | list[int] | None) -> list[int]:
     """Return every token that ends an answer."""
-    return sorted({index for one in told if one is not None for index in ([one] if isinstance(one, int) else one)})
+    return sorted({index for one in ids if one is not None for index in ([one] if isinstance(one, int) else one)})
 
 
 def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:

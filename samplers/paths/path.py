@@ -170,8 +170,8 @@ class VarianceExploding(Path):
 
     def time(self, step: Tensor) -> Tensor:
         """Return s / (s + d)."""
-        told = step.double()
-        s = (4 * told).exp() if self.steps is None else told / self.steps
+        reported = step.double()
+        s = (4 * reported).exp() if self.steps is None else reported / self.steps
         return s / (s + self.spread)
 
     def _sigma(self, t: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def conflicts(rewards: Rewards, group: Tensor) -> dict[tuple[str, str], float]:
         a, b = (z_score(part, group).double() for part in parts.values())
         index, groups = group_rows(group)
         power = torch.zeros(2, groups, dtype=torch.float64).index_add(1, index, torch.stack([a, b]).square())
-        told = (power > 0).all(dim=0)[index]
-        if told.any():
-            found[one, other] = ((a * b)[told].sum() / (a[told].norm() * b[told].norm())).item()
+        informative = (power > 0).all(dim=0)[index]
+        if informative.any():
+            found[one, other] = ((a * b)[informative].sum() / (a[informative].norm() * b[informative].norm())).item()
     return found

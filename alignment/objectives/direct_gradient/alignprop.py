@@ -15,7 +15,7 @@ from alignment.objectives.direct_gradient.base import Direct
 class AlignProp(Direct):
     """L = -r(x_0), with a graph through the last k steps of sampling, k drawn anew for each training step.
 
-    Now and then early steps get a gradient too, at a cost that is bounded on average. `policy.gradient_checkpointing`
+    Early steps get a gradient now and then, at a bounded average cost. `policy.gradient_checkpointing`
     keeps long graphs small.
 
     Attributes:

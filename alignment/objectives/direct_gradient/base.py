@@ -20,10 +20,10 @@ from samplers import Again, Conductor, Native, Round, Skip
 
 @dataclass(frozen=True)
 class Direct(Objective[Starts]):
-    """A loss of the reward itself, whose gradient goes through the scorer, the decoder and the last rounds of sampling.
+    """A loss of the reward itself; its gradient goes through the scorer, the decoder and the last rounds of sampling.
 
-    The rounds before `first` run without graph. The pipeline's own `__call__` samples and decodes, so that guidance and
-    masks are those of use.
+    The rounds before `first` run without graph. The pipeline's own `__call__` samples and decodes, so guidance and
+    masks are those of inference.
     """
 
     consumes: ClassVar[type[Batch]] = Starts
@@ -65,7 +65,7 @@ class Direct(Objective[Starts]):
                 learn(Loss(loss.per_row / len(states), loss.metrics))
 
     def states(self, ctx: Context, batch: Starts, first: int) -> Sequence[Tensor | None]:
-        """Return what round `first` starts from, `[n, *latent]`; where there are several, the loss is their mean."""
+        """Return the states that round `first` starts from, `[n, *latent]` each; the loss is the mean over them."""
         conductor = Conductor([*([Native()] * first), *([Skip()] * (ctx.policy.rounds - first))])
         ctx.policy.call(conductor, batch.prompts, batch.seeds, pixels=False)
         return [conductor.final]

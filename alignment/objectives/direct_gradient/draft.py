@@ -18,14 +18,13 @@ from samplers import Conductor, Grid, Look, Native
 class DRaFT(Direct):
     """L = -r(x_0), with a graph through the last `last` steps of sampling, the decoder and the scorer.
 
-    A reward that can be climbed this fast is soon over-optimised: hold something out that measures what is wanted, and
-    stop early.
+    Such a reward is soon over-optimised: measure what you want with another, held-out reward, and stop early.
 
     Attributes:
         last: Steps with a graph; memory grows with it. All of them is the untruncated method.
-        noises: DRaFT-LV: the finished sample is noised again that many times to where the last `last` steps begin, and
-            the gradients of what they make of it are averaged, which lowers their variance; null takes those steps
-            once, from where sampling came.
+        noises: DRaFT-LV: the finished sample is noised that many times to where the last `last` steps begin, and the
+            gradients of these runs are averaged, which lowers their variance; null runs the steps once, from the
+            state that sampling reached.
 
     Source: DRaFT (arXiv 2309.17400), DRaFT-K with K = `last`, and DRaFT-LV, which has K = 1.
     """
@@ -40,7 +39,7 @@ class DRaFT(Direct):
             raise ConfigError(f"noises must be >= 1 or null, got {self.noises}")
 
     def check_rounds(self, rounds: int) -> None:
-        """Refuse more steps with a graph than there are, and new noise where there is nothing but noise."""
+        """Refuse more steps with a graph than there are, and new noise at a state of pure noise."""
         if self.last > rounds:
             raise ConfigError(f"last: {self.last} steps are to have a graph, but a call takes {rounds}")
         if self.noises is not None and self.last == rounds:
@@ -52,7 +51,7 @@ class DRaFT(Direct):
         return ctx.policy.rounds - self.last
 
     def states(self, ctx: Context, batch: Starts, first: int) -> Sequence[Tensor | None]:
-        """Return where sampling came to, or the finished sample noised again to there.
+        """Return the state that sampling reached, or the finished sample noised to that level.
 
         Raises:
             PipelineError: If not all of a state is noised alike.

@@ -20,12 +20,12 @@ from samplers.multistep import SecondOrder
 class ReFL(Direct):
     """L = weight max(0, threshold - r(x0hat)), x0hat the clean prediction at a random late step, which has the graph.
 
-    Beyond the threshold a sample is good enough and pulls no more.
+    A sample above the threshold is good enough and has no gradient.
 
     Attributes:
-        threshold: Reward from which on nothing is gained, in the reward's own units (2 for ImageReward's z-scores).
+        threshold: Reward above which there is no gradient, in the reward's own units (2 for ImageReward's z-scores).
         weight: Factor of the loss.
-        share: The step is one of the last `share` of all steps, in (0, 1]; one draw a training step.
+        share: The step is one of the last `share` of all steps, in (0, 1]; one draw per training step.
 
     Source: ImageReward (arXiv 2304.05977), algorithm 1 and its code: steps 30 to 39 of 40, threshold 2, weight 1e-3.
     The authors add the loss of pretraining on data of their own, which is not offered.

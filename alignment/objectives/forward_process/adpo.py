@@ -25,9 +25,10 @@ class ADPO(Gains):
     and a sure preference this is DPO with beta = 2 / temperature. All samples of a group share their times and noise.
 
     Attributes:
-        temperature: In the units of a mean squared error; small moves little. The authors' tau is of log likelihoods
-            that are sums over a sample, and has no meaning here.
-        sharpness: Of the target, in the units of the credit: small makes the best sample all of it.
+        temperature: In the units of a mean squared error; a small value moves the policy little. The authors'
+            tau is of log likelihoods that are sums over a sample, and has no meaning here.
+        sharpness: Temperature of the target, in the units of the credit; a small value puts all of it on the best
+            sample.
         anchor: What the gain is counted from: the "reference", the "behaviour" copy (the iterate before, where
             snapshots.behaviour is 0, and a moving average above), or the "ema". The authors' anchor that is refreshed
             when a divergence grows too large is `anchor: behaviour` with
@@ -48,7 +49,7 @@ class ADPO(Gains):
             raise ConfigError("objective needs temperature > 0 and sharpness > 0")
 
     def draw(self, ctx: Context, batch: Samples) -> list[Point]:
-        """Return the noised copies; a group has one noise, so that its samples alone tell its gains apart."""
+        """Return the noised copies; a group shares its noise, so that its gains differ by its samples alone."""
         return super().draw(ctx, noised_alike(ctx, batch))
 
     def of_gains(self, gain: Tensor, batch: Samples, group: Tensor) -> Loss:

@@ -1,4 +1,4 @@
-"""What objectives share that learn from noised copies of clean samples, and two families: imitation, and gains."""
+"""What objectives on noised copies of clean samples share, and two families: imitation and gains."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ LossOfOutput = Callable[[int, Tensor], Loss]
 
 @dataclass(frozen=True)
 class Matching(Objective[Samples]):
-    """A loss of model outputs on noised copies of clean samples; what it is of a method says `of_outputs`.
+    """A loss of model outputs on noised copies of clean samples; `of_outputs` is the method's own part.
 
     Attributes:
         times: Distribution of the noised copies' times.
-        points: Noised copies a sample.
+        points: Noised copies per sample.
     """
 
     times: Times = Times()
@@ -50,7 +50,7 @@ class Matching(Objective[Samples]):
 
     @abstractmethod
     def of_outputs(self, ctx: Context, batch: Samples, points: list[Point]) -> LossOfOutput:
-        """Ask frozen copies what is wanted of them, and return what makes a loss of each model output.
+        """Evaluate the frozen copies, and return the function from a model output to its loss.
 
         Args:
             ctx: The step.
@@ -59,7 +59,7 @@ class Matching(Objective[Samples]):
         """
 
     def __call__(self, ctx: Context, batch: Samples, learn: Learn) -> None:
-        """Noise the samples, ask the frozen copies, then learn point by point."""
+        """Noise the samples, evaluate the frozen copies, then learn point by point."""
         points = self.draw(ctx, batch)
         of_output = self.of_outputs(ctx, batch, points)
 
@@ -84,8 +84,8 @@ class Imitation(Matching):
 
         def of_output(k: int, model_output: Tensor) -> Loss:
             error = mean_square(model_output - points[k].target)
-            told = {"imitation/error": error.detach(), "imitation/weight": weight, "imitation/weight_max": weight}
-            return Loss(weight * error, told)
+            metrics = {"imitation/error": error.detach(), "imitation/weight": weight, "imitation/weight_max": weight}
+            return Loss(weight * error, metrics)
 
         return of_output
 

@@ -29,12 +29,12 @@ class DGPO(Matching):
 
     With e = mean |v - v*|^2 at a time and noise that all samples of a group share:
         rho = exp(e_old - e)       w_g = sigmoid(beta mean_{i in g} A_i (e_i - e_ref,i)), without gradient
-    A group pulls less the more its good samples have gained on its bad ones already. With two samples and A = +-1 the
-    gradient is that of Diffusion-DPO, divided by its beta. The clipped loss is 0 at rho = 1, so that a weight without
-    gradient has no say in what the loss is there.
+    The gradient of a group fades as its good samples gain on its bad ones. With two samples and A = +-1 the
+    gradient is that of Diffusion-DPO, divided by its beta. The clipped loss is 0 at rho = 1, so the weight, which
+    has no gradient, does not change the loss there.
 
     Attributes:
-        beta: How fast a group stops pulling, in the units of a mean squared error.
+        beta: How fast the gradient of a group fades, in the units of a mean squared error.
         clip: Range of the ratio to the behaviour policy.
         kl: Weight of the distance to the reference.
 

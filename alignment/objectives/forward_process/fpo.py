@@ -1,4 +1,4 @@
-"""FPO: one likelihood ratio a sample, from denoising errors at several times."""
+"""FPO: one likelihood ratio per sample, from denoising errors at several times."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class FPO(Matching):
 
     e_k is the mean squared error of the predicted noise at the k-th (time, noise), the same for both policies. The mean
     over k is inside the exponential, so that noise of single errors averages out before it can bias the ratio upwards.
-    All errors are needed before any gradient is known: they are asked for once without graph, and the loss is then
+    All errors are needed before any gradient is known. So they are computed once without graph; the loss is then
     learned point by point with its slope at that ratio, which is exact and keeps one graph at a time.
 
     Attributes:
         clip: Range of the ratio.
         limit: Largest difference of two errors.
         kl: Weight of mean |v - v_ref|^2.
-        points: Noised copies a sample.
+        points: Noised copies per sample.
 
     Source: Flow Matching Policy Gradients (arXiv 2507.21053) and its code: 8 points, clip 0.05, differences cut at 3.
-    There advantages come from a value function of a control task; here from the group, and they have no such network.
+    There advantages come from the value function of a control task; here they come from the group.
     """
 
     clip: float = 0.05
@@ -52,7 +52,7 @@ class FPO(Matching):
         return ("behaviour", "reference") if self.kl > 0 else ("behaviour",)
 
     def of_outputs(self, ctx: Context, batch: Samples, points: list[Point]) -> LossOfOutput:
-        """Find each sample's ratio, and return its loss with the slope there."""
+        """Compute each sample's ratio, and return its loss with the slope there."""
         path = ctx.policy.path
         old, now = (self._errors(ctx, batch, points, name) for name in ("behaviour", "live"))
         reference = frozen_outputs(ctx, batch, points, "reference") if self.kl > 0 else None

@@ -1,4 +1,4 @@
-"""Diffusion-KTO: samples that are wanted and samples that are not, without pairs."""
+"""Diffusion-KTO: wanted and unwanted samples, without pairs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from alignment.objectives.forward_process.base import Gains, sum_by_group
 class KTO(Gains):
     """L = w (1 - sigmoid(beta y [gain - z])), y = sign(A), z = max(0, mean gain of the group) without gradient.
 
-    Each sample is won or lost by itself, against what the policy has gained on average: the reference point z of
-    prospect theory. Groups are what it is averaged over: the samples of a prompt, or `source.rows_per_group` records.
+    Each sample counts as won or lost by itself, against the average gain of the policy: the reference point z of
+    prospect theory. The average is over a group: the samples of a prompt, or `source.rows_per_group` records.
 
     Attributes:
         beta: Strength; the mean over elements fixes its meaning.

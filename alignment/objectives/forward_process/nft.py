@@ -20,7 +20,7 @@ from samplers.paths.path import Path, clean
 class NFT(Matching):
     """Pull an implicit positive policy to good samples and an implicit negative one to bad samples.
 
-    With r = clip(A / (2 limit) + 1/2, 0, 1) and the behaviour policy's answer v_old:
+    With r = clip(A / (2 limit) + 1/2, 0, 1) and the behaviour policy's model output v_old:
         v+ = beta v + (1 - beta) v_old          v- = (1 + beta) v_old - beta v
         L = [r D(v+) + (1 - r) D(v-)] limit / beta + kl mean |v - v_ref|^2
     D is the squared error of the clean prediction divided by its own mean absolute error (detached), as in the

@@ -19,7 +19,7 @@ class Point:
     Attributes:
         t: `[n]` in [0, 1].
         x: `[n, *latent]`, x0 noised to t.
-        target: `[n, *latent]`, what a perfect network answers.
+        target: `[n, *latent]`, what a perfect network returns.
     """
 
     t: Tensor
@@ -28,10 +28,10 @@ class Point:
 
 
 def draw_points(ctx: Context, batch: Batch, x0: Tensor, times: Times, count: int) -> list[Point]:
-    """Return `count` noised copies of `x0`, a clean sample a row of the batch.
+    """Return `count` noised copies of `x0`, one clean sample per row of the batch.
 
-    Times and noise are keyed by row, so no batch split shows, and both sides of a pair get the same. Where the pipeline
-    takes one time a call (`policy.row_times` is false), all rows share the first row's.
+    Times and noise are keyed by row: they do not depend on how the batch is split, and both sides of a pair share
+    theirs. If the pipeline takes one time per call (`policy.row_times` is false), all rows share the first row's.
     """
     points = []
     for k in range(count):
@@ -43,7 +43,7 @@ def draw_points(ctx: Context, batch: Batch, x0: Tensor, times: Times, count: int
 
 
 def noised_alike(ctx: Context, batch: B) -> B:
-    """Return the batch with one random stream a group, so that `draw_points` noises its samples alike."""
+    """Return the batch with one random stream per group, so that `draw_points` noises its samples alike."""
     return replace(batch, seeds=ctx.draw.keys("noise of a group", batch.group))
 
 
@@ -65,7 +65,7 @@ def error_change(model_output: Tensor, frozen: Tensor, target: Tensor) -> Tensor
     Args:
         model_output: v, `[n, *latent]`, with graph.
         frozen: f, the other model output.
-        target: v*, what a perfect network answers.
+        target: v*, what a perfect network returns.
     """
     return ((model_output - frozen) * (model_output + frozen - 2 * target)).flatten(1).mean(dim=1)
 

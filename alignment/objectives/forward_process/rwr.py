@@ -1,4 +1,4 @@
-"""Reward-weighted regression: imitate, the better the more."""
+"""Reward-weighted regression: imitate samples, weighed by their credit."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from alignment.objectives.forward_process.base import Imitation
 class RWR(Imitation):
     """L = min(exp(A / temperature), limit) e(x0): supervised fine-tuning (`sft`) on samples weighed by their credit.
 
-    At an endless temperature all weigh the same: fine-tuning on what the policy samples. ADPO (`adpo`) is this with
-    the policy's own softmax taken off, so that what it has learned pulls no more; nothing here holds it to a reference.
+    At an infinite temperature all weights are equal: fine-tuning on the policy's own samples. ADPO (`adpo`) is
+    this minus the policy's own softmax, so that what is learned has no gradient; nothing here holds to a reference.
     Samples of few Euler steps vary less than what the network knows, and imitating them makes the next ones vary less
     again: sample with many steps. Objectives whose credit sums to zero in a group do not suffer from it.
 
     Attributes:
         temperature: In the units of the credit: 1 is one spread of the rewards under `group_norm` and `batch_norm`.
-        limit: Largest weight, so that a single sample cannot be all of an update.
+        limit: Largest weight, so that no single sample dominates an update.
 
     Source: reward-weighted regression as DDPO (arXiv 2305.13301) has it for diffusion; credit that is already
     normalised stands for its softmax over the step's rewards.

@@ -15,11 +15,11 @@ class SFT(Imitation):
     """L = A e(x0): imitate samples as much as they are wanted.
 
     With the credit 1 that `source: {type: offline}` gives its winners this is supervised fine-tuning: reward-weighted
-    regression (`rwr`) at an endless temperature, and SePPO without the opponent's sample and its logistic. On centred
+    regression (`rwr`) at an infinite temperature, and SePPO without the opponent's sample and its logistic. On centred
     credit of samples of the policy itself it is the policy gradient of the denoising loss, `weighted_matching` at its
     first update.
 
-    Note: a label below 0 pushes away from its sample, which has no end; KTO (`kto`) has one.
+    Note: a label below 0 pushes away from its sample without bound; KTO (`kto`) has a bound.
     """
 
     headline: ClassVar[str] = "imitation/error"

@@ -1,4 +1,4 @@
-"""`matching` in Triton: x_t and target from one reading of x0 and noise; error and gradient from one of the answer."""
+"""`matching` in Triton: x_t and target from one reading of x0 and noise, error and gradient from one of v."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ LARGEST = tl.constexpr(LARGEST_LOG_RATIO)
 
 @triton.jit
 def _map(
-    v_ptr, old_ptr, x_ptr, next_ptr, advantage_ptr, step_ptr, grad_ptr, told_ptr, actions, slabs, positions, channels,
+    v_ptr, old_ptr, x_ptr, next_ptr, advantage_ptr, step_ptr, grad_ptr, stats_ptr, actions, slabs, positions, channels,
     stride_p, stride_c, clip, density_scale, loss_scale, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     slab = tl.program_id(0)
@@ -66,12 +66,12 @@ def _map(
         smallest = tl.minimum(smallest, ratio)
         outside += tl.where(tl.abs(ratio - 1) > clip, 1.0, 0.0)
     tl.store(grad_ptr + at, grad.to(grad_ptr.dtype.element_ty), mask=real)
-    told = told_ptr + (slab.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * 5
-    tl.store(told, tl.sum(tl.where(here, loss, 0.0), axis=0))
-    tl.store(told + 1, tl.sum(tl.where(here, total, 0.0), axis=0))
-    tl.store(told + 2, tl.max(tl.where(here, largest, 0.0), axis=0))
-    tl.store(told + 3, tl.min(tl.where(here, smallest, float("inf")), axis=0))
-    tl.store(told + 4, tl.sum(tl.where(here, outside, 0.0), axis=0))
+    statistics = stats_ptr + (slab.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * 5
+    tl.store(statistics, tl.sum(tl.where(here, loss, 0.0), axis=0))
+    tl.store(statistics + 1, tl.sum(tl.where(here, total, 0.0), axis=0))
+    tl.store(statistics + 2, tl.max(tl.where(here, largest, 0.0), axis=0))
+    tl.store(statistics + 3, tl.min(tl.where(here, smallest, float("inf")), axis=0))
+    tl.store(statistics + 4, tl.sum(tl.where(here, outside, 0.0), axis=0))
 
 
 @triton.jit
@@ -148,15 +148,15 @@ def clipped_map(
     n, count, positions = len(v), x_next.shape[1], layout.slabs * layout.positions
     credit = advantage.to(torch.float32).reshape(n, count, positions).contiguous()
     grad = torch.empty_like(v)
-    told = v.new_empty(n, layout.slabs * layout.blocks, 5, dtype=torch.float32)
+    statistics = v.new_empty(n, layout.slabs * layout.blocks, 5, dtype=torch.float32)
     block_p, block_c = layout.block
     _map[(n * layout.slabs, layout.blocks)](
-        v, old, x, x_next, credit, numbers, grad, told, count, layout.slabs, layout.positions, layout.channels,
+        v, old, x, x_next, credit, numbers, grad, statistics, count, layout.slabs, layout.positions, layout.channels,
         *layout.strides, clip, 1.0 if channels == "sum" else 1.0 / layout.channels, 1.0 / (count * positions),
         BLOCK_P=block_p, BLOCK_C=block_c, num_warps=WARPS,
     )  # fmt: skip
-    loss, total, outside = (told[..., i].sum(dim=1) / (count * positions) for i in (0, 1, 4))
-    ratios = Ratios(total, told[..., 2].amax(dim=1), told[..., 3].amin(dim=1), outside)
+    loss, total, outside = (statistics[..., i].sum(dim=1) / (count * positions) for i in (0, 1, 4))
+    ratios = Ratios(total, statistics[..., 2].amax(dim=1), statistics[..., 3].amin(dim=1), outside)
     return _Known.apply(model_output, loss, grad), ratios  # type: ignore[return-value]
 
 

@@ -24,7 +24,7 @@ class Actions:
     Attributes:
         x: `[n, *latent]`, the states.
         x_next: `[n, A, *latent]`, the actions drawn from each.
-        model_output: `[n, *latent]`, the network output that drew them.
+        model_output: `[n, *latent]`, the model output that drew them.
         step: The three numbers.
     """
 
@@ -36,7 +36,7 @@ class Actions:
 
 @dataclass(frozen=True)
 class Ratios:
-    """What is told of likelihood ratios, `[n]` each, over the actions and positions of a row; without graph.
+    """Statistics of likelihood ratios, `[n]` each, over the actions and positions of a row; without graph.
 
     Attributes:
         mean: Their mean.
@@ -52,14 +52,14 @@ class Ratios:
 
     @classmethod
     def of(cls, ratio: Tensor, clip: float) -> Ratios:
-        """Return what is told of ratios `[n, A, ...]`."""
+        """Return the statistics of ratios `[n, A, ...]`."""
         flat = ratio.detach().flatten(1)
         outside = ((flat - 1).abs() > clip).float()
         return cls(flat.mean(dim=1), flat.amax(dim=1), flat.amin(dim=1), outside.mean(dim=1))
 
 
 def clipped(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """Return the larger, that is the more pessimistic, of the losses with and without the clip."""
+    """Return the larger (more pessimistic) of the losses with and without the clip."""
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
 
 

@@ -1,4 +1,4 @@
-"""What forward-process objectives do at the latent's size: noise clean samples, and measure the error of an answer."""
+"""What forward-process objectives do at the latent's size: noise clean samples, and measure model errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from samplers.paths.path import Path, noised, target, target_shares
 
 
 def noised_pair(path: Path, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (x_t, what a perfect network answers there), each `[n, *latent]` in the dtype of `x0`.
+    """Return (x_t, what a perfect network returns there), each `[n, *latent]` in the dtype of `x0`.
 
     Args:
         path: The forward process.
@@ -31,8 +31,8 @@ def matching_error(model_output: Tensor, wanted: Tensor) -> Tensor:
     A weight of a row multiplies what is returned.
 
     Args:
-        model_output: `[n, *latent]`, the network's answer, with graph.
-        wanted: `[n, *latent]`, what a perfect network answers.
+        model_output: `[n, *latent]`, the model output, with graph.
+        wanted: `[n, *latent]`, what a perfect network returns.
     """
     if fused(model_output, wanted):
         from alignment.objectives.kernels._matching_triton import matching_error as kernel

@@ -15,14 +15,14 @@ from samplers.step import expand
 def clipped_surrogate(
     model_output: Tensor, actions: Actions, advantage: Tensor, clip: float, channels: Channels
 ) -> tuple[Tensor, Ratios]:
-    """Return each row's mean of max(-A rho, -A clip(rho, 1 - clip, 1 + clip)), and what is told of its ratios.
+    """Return each row's mean of max(-A rho, -A clip(rho, 1 - clip, 1 + clip)), and the statistics of its ratios.
 
     The mean is over actions and positions. rho = exp(l - l_old) with l the log density of what an action did to the
-    channels of a position. The axes in which `advantage` has one number for all are the channels; with a scalar
-    advantage all of the latent is one position.
+    channels of a position. The axes along which `advantage` has size 1 are the channels; with a scalar
+    advantage the whole latent is one position.
 
     Args:
-        model_output: `[n, *latent]`, the network output now, with graph.
+        model_output: `[n, *latent]`, the model output now, with graph.
         actions: What was recorded.
         advantage: `[n, A]`, or `[n, A, *map]` with a map that broadcasts against the latent.
         clip: Range of the ratio.
@@ -77,7 +77,7 @@ def _elementwise(model_output: Tensor, actions: Actions) -> Tensor:
     """Return log rho of each element, `[n, A, *latent]` float32.
 
     With d mu = b (v - v_old) and e = x' - a x - b v_old, it is d mu (e - d mu / 2) / std^2: exactly 0 where v is v_old,
-    and two large densities need not cancel. An element without noise is no part of the action.
+    and no two large densities have to cancel. An element without noise is not part of the action.
     """
     step = actions.step
     x, old, v = actions.x[:, None].float(), actions.model_output[:, None].float(), model_output[:, None].float()

@@ -29,10 +29,10 @@ class Stepwise(Objective[Transitions]):
     Attributes:
         clip: How far a ratio may go.
         kl: Weight of the step's Gaussian divergence from the reference, averaged over elements; 0 for none.
-        weight: What multiplies a step's loss: "true" leaves it; "equal" divides it by how hard the step pulls at
-            rho = 1 (|b| / std, for dL/dv = A z |b| / std), so that all pull alike (late steps of Flow-SDE otherwise
-            hold most of the gradient and none of the signal); "sigma" gives std over its mean, TempFlow-GRPO's
-            noise-aware weight. The mean is over the steps that come to be trained, so that weights are 1 on average.
+        weight: What multiplies a step's loss: "true" leaves it; "equal" divides it by the step's gradient at
+            rho = 1 (|b| / std, for dL/dv = A z |b| / std), so that all steps count alike (late steps of Flow-SDE
+            otherwise hold most of the gradient and none of the signal); "sigma" gives std over its mean, the
+            noise-aware weight of TempFlow-GRPO. The mean is over the trained steps, so weights are 1 on average.
     """
 
     clip: float = 1e-4
@@ -79,7 +79,7 @@ class Stepwise(Objective[Transitions]):
 
     @abstractmethod
     def surrogate(self, step: Step, batch: Transitions, k: int, model_output: Tensor) -> tuple[Tensor, Ratios]:
-        """Return what is minimised at the k-th trained step, `[n]`, and what is told of its ratios."""
+        """Return what is minimised at the k-th trained step, `[n]`, and the statistics of its ratios."""
 
     def pull(self, step: Step) -> Tensor:
         """Return |dL/dv| at rho = 1 of each row, up to credit, noise and what all steps share, `[n]` or `[]`."""

@@ -14,7 +14,7 @@ class SPO(Surrogate):
     """L = -mean [A rho - |A| (rho - 1)^2 / (2 clip)] + kl KL(policy || reference).
 
     At rho = 1 the gradient is the policy gradient; it vanishes at rho = 1 + clip sign(A), and beyond that pulls the
-    ratio back, where a clip lets go of it.
+    ratio back, where a clip only stops pulling.
 
     Attributes:
         clip: Where the pull ends, in the units of rho.

@@ -24,12 +24,12 @@ class ViPO(Stepwise):
 
     Attributes:
         clip: How far a position's ratio may go before its gradient is cut. A position's ratio spreads far more than
-            that of a whole latent: where one is at home at 1e-4, this wants 1e-2 to 5e-2, or all of them are cut after
-            the first update of a rollout.
+            that of a whole latent: where that works with 1e-4, this needs 1e-2 to 5e-2; else all are cut after the
+            first update of a rollout.
         channels: What is done with the log densities of a position's channels: their "sum" is the density of all of
             them, and what clip ranges above are for; "mean" makes gradients those of `clipped_surrogate`.
 
-    Source: ViPO (arXiv 2511.18719), eq. 8. Summing channels is public code's choice; the paper is open about it. That
+    Source: ViPO (arXiv 2511.18719), eq. 8. Summing channels is public code's choice; the paper leaves it open. That
         code keeps a clip of 1e-4, under which little but the first update of a rollout learns.
     """
 

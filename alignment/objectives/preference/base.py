@@ -20,7 +20,7 @@ from samplers.paths.times import Times
 
 @dataclass(frozen=True)
 class Pairwise(Objective[Pairs]):
-    """A loss made of how much further the error fell on one sample of a pair than on the other.
+    """A loss of how much more the error fell on one sample of a pair than on the other.
 
     With e(x) = mean |network(x_t) - target|^2 at the same time and noise for both samples and both policies, in the
     network's own space (noise, v, velocity or sample), and D(x) = e(x) - e_frozen(x), the gain of a pair is
@@ -28,7 +28,7 @@ class Pairwise(Objective[Pairs]):
 
     Attributes:
         times: Distribution of the noised copies' times.
-        points: Noised copies a row.
+        points: Noised copies per row.
     """
 
     times: Times = Times()
@@ -42,7 +42,7 @@ class Pairwise(Objective[Pairs]):
 
     @fact
     def anchor(self) -> str:
-        """The frozen copy that errors are compared with: a method has one, or a field lets the user choose."""
+        """The frozen copy that errors are compared with: fixed by the method, or a field of it."""
         return "reference"
 
     @property
@@ -59,7 +59,7 @@ class Pairwise(Objective[Pairs]):
         """Return what is minimised, `[n]`, of gains and preferences `[n]`."""
 
     def __call__(self, ctx: Context, batch: Pairs, learn: Learn) -> None:
-        """Noise both sides alike, ask the frozen copy, then learn point by point."""
+        """Noise both sides alike, evaluate the frozen copy, then learn point by point."""
         sides = (draw_points(ctx, batch, x0, self.times, self.points) for x0 in (batch.chosen, batch.rejected))
         points = [point for pair in zip(*sides, strict=True) for point in pair]
         frozen = frozen_outputs(ctx, batch, points, self.anchor)
@@ -91,5 +91,5 @@ Anchor = Literal["reference", "behaviour", "ema"]
 
 
 def logistic(gain: Tensor, advantage: Tensor, beta: float) -> Tensor:
-    """Return -log sigmoid(beta/2 gain), weighed by |advantage|; a negative advantage swaps the sides of the pair."""
+    """Return -log sigmoid(beta/2 gain), weighted by |advantage|; a negative advantage swaps the sides of the pair."""
     return advantage.abs() * softplus(-beta / 2 * gain * advantage.sign())

@@ -12,7 +12,7 @@ from alignment.objectives.preference.base import Anchor, Pairwise, logistic
 
 @dataclass(frozen=True)
 class DPO(Pairwise):
-    """L = -log sigmoid(beta/2 gain): let the error fall further on the chosen sample than on the rejected one.
+    """L = -log sigmoid(beta/2 gain): the error is to fall further on the chosen sample than on the rejected one.
 
     Attributes:
         anchor: What gains are counted from: the "reference"; the "behaviour" copy, a reference that is refreshed as

@@ -1,4 +1,4 @@
-"""IPO on denoising errors: a preference with an end."""
+"""IPO on denoising errors: a preference with a finite target."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alignment.objectives.preference.base import Anchor, Pairwise
 
 @dataclass(frozen=True)
 class IPO(Pairwise):
-    """L = (beta gain - 1/2)^2: the gain is drawn to 1 / (2 beta), where the logistic loss of DPO draws it on for ever.
+    """L = (beta gain - 1/2)^2: the gain is drawn to 1 / (2 beta), while the logistic loss of DPO has no such end.
 
     Attributes:
         anchor: What gains are counted from: the "reference"; the "behaviour" copy, a reference that is refreshed as
@@ -20,7 +20,7 @@ class IPO(Pairwise):
         beta: Strength; the gain aimed at is 1 / (2 beta), in the units of a mean squared error.
 
     Source: A General Theoretical Paradigm to Understand Learning from Human Preferences (arXiv 2310.12036), eq. 17,
-    multiplied by beta^2 so that its size does not hang on beta; with the denoising errors of Diffusion-DPO for log
+    multiplied by beta^2 so that its size does not depend on beta; with the denoising errors of Diffusion-DPO for log
     likelihoods. A pair weighs |advantage|, and a negative one swaps its sides.
     """
 

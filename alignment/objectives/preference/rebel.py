@@ -17,10 +17,10 @@ class REBEL(Pairwise):
     The gain, against the behaviour policy that sampled the pair, stands for log rho(chosen) - log rho(rejected). The
     advantage of a pair is its difference of rewards (`source: {type: on_policy_pairs, strength: difference}`). With
     `weights: behaviour` in the source and snapshots.behaviour 0 the copy is the policy of the step before. A pair
-    without a preference (a tie, or two samples that have no score) pulls nowhere; the paper holds ties where they are.
+    without a preference (a tie, or two samples without a score) has no gradient; the paper holds ties where they are.
 
     Attributes:
-        eta: Step size, > 0, in the units of a mean squared error: small moves little.
+        eta: Step size, > 0, in the units of a mean squared error.
 
     Source: REBEL (arXiv 2404.16767), eq. 2, with denoising errors for log likelihoods.
     """

@@ -1,4 +1,4 @@
-"""SePPO: winners alone, against an earlier policy's samples that are judged by an anchor."""
+"""SePPO: winners against an earlier policy's samples, which an anchor judges."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class SePPO(Pairwise):
         return "opponent"
 
     def kappa(self, winner: Tensor) -> Tensor:
-        """Return what the anchor says of the opponent's samples, `[n]`: 1 for losers, -1 for winners."""
+        """Return the anchor's verdict on the opponent's samples, `[n]`: 1 for losers, -1 for winners."""
         judged = -winner.detach().sign()
         if self.on_winner == "both":
             return judged
         return judged.clamp(min=0) if self.on_winner == "winner_only" else torch.ones_like(judged)
 
     def gain(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """Return what the logistic loss is of."""
+        """Return the argument of the logistic loss."""
         return self.kappa(chosen) * rejected - chosen
 
     def of_gain(self, gain: Tensor, advantage: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class SePPO(Pairwise):
         return logistic(gain, advantage, self.beta)
 
     def loss(self, batch: Pairs, chosen: Tensor, rejected: Tensor) -> Loss:
-        """Return each row's share of the loss, with what the anchor said."""
+        """Return each row's share of the loss, with the anchor's verdict."""
         loss = super().loss(batch, chosen, rejected)
-        told = {"seppo/kappa": self.kappa(chosen), "seppo/sample_drift": rejected.detach()}
-        return replace(loss, metrics={**loss.metrics, **told})
+        metrics = {"seppo/kappa": self.kappa(chosen), "seppo/sample_drift": rejected.detach()}
+        return replace(loss, metrics={**loss.metrics, **metrics})

@@ -1,4 +1,4 @@
-"""Loading a diffusers pipeline, and the few things that must be asked of it."""
+"""Loading a diffusers pipeline, and the few facts about it that are needed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
 
 
 def pipeline_class(name: str | None) -> Any:
-    """Return the diffusers pipeline called `name`; with None the class that lets a folder's index decide.
+    """Return the diffusers pipeline called `name`; for None, the class that reads a folder's index.
 
     Raises:
         ConfigError: If there is none.
@@ -162,7 +162,7 @@ def own_scheduler(pipe: Any) -> Any:
 
 
 def _check_weights(pipe: Any) -> None:
-    """Refuse networks with weights that no file held: libraries leave them empty, or make them up at random.
+    """Refuse networks with weights that no file holds: libraries leave them empty or random.
 
     Raises:
         PipelineError: Naming the component and the first of the weights.
@@ -208,7 +208,7 @@ def _transformers_quiet() -> Iterator[None]:
 
 
 def _check_tokenizers(pipe: Any) -> None:
-    """Refuse a tokenizer that knows no words: where its files are missing, transformers makes one up in silence."""
+    """Refuse a tokenizer without words: if its files are missing, transformers silently makes one."""
     for name, tokenizer in pipe.components.items():
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             continue
@@ -264,8 +264,8 @@ def loop_networks(pipe: Any) -> tuple[str, ...]:
 def trained_scheduler(scheduler: Any) -> Any:
     """Return the scheduler that is conducted: the pipeline's own, or its first-order sibling at the same times.
 
-    Schedulers that visit their times twice (Heun, DPM-2, PNDM's warm-up) have no step with a density; Heun's would give
-    zero gradients without a word. Evaluation keeps the pipeline's own.
+    Schedulers that visit their times twice (Heun, DPM-2, PNDM's warm-up) have no step with a density; Heun's would
+    silently give zero gradients. Evaluation keeps the pipeline's own.
     """
     from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
 
@@ -311,7 +311,7 @@ def _attentions(denoiser: nn.Module) -> list[Any]:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Load without the bars of diffusers and transformers, and leave them as they were."""
+    """Load without the progress bars of diffusers and transformers."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 
@@ -326,7 +326,7 @@ def no_progress_bars() -> Iterator[None]:
 
 
 def _hush(spec: PolicySpec) -> None:
-    """Silence two remarks of libraries that nobody can act on, and nothing else."""
+    """Silence two warnings of libraries that no user can act on, and nothing else."""
     logging.getLogger("diffusers.models.modeling_utils").addFilter(_is_worth_saying)
     if spec.autocast is not None:  # norms keep float32 weights under autocast; torch would rather fuse them
         warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)

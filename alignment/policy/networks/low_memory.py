@@ -1,6 +1,6 @@
 """Making a pipeline fit: a frozen denoiser in fewer bits, encoders and decoder out of the way, decoding in parts.
 
-Everything here is diffusers' own; this file chooses backends and says what cannot be done where.
+Everything here is diffusers' own; this file chooses backends and refuses what a device cannot do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def quantization(spec: PolicySpec, networks: Sequence[str], device: torch.device) -> PipelineQuantizationConfig | None:
-    """Return how the pipeline's denoising networks are stored, or None where they keep their numbers.
+    """Return how the pipeline's denoising networks are quantised, or None if they are not.
 
     Eight bits are weights rounded by torchao, on any device; four bits are NF4 of bitsandbytes, which needs CUDA.
 

@@ -101,7 +101,7 @@ class PolicySpec:
             WanImageToVideoPipeline; null for the one its model_index.json names.
         call: Arguments of the pipeline's own `__call__`, the same in rollout, replay and evaluation
             (height, width, num_inference_steps, guidance_scale, ...).
-        fps: Frames a second of the clips it makes, for rewards that judge motion and for what is written; null takes
+        fps: Frames per second of the clips it makes, for rewards that judge motion and for what is written; null takes
             `fps` or `frame_rate` of its call, or 10, as diffusers exports.
         lora: Adapters to train; null trains the denoiser's own weights.
         adapters: Frozen adapters, folded into the denoiser in this order before anything else: they are present in

@@ -122,7 +122,7 @@ def fold_in(network: Any) -> None:
 
 
 def _refuse_keywords(denoiser: nn.Module) -> None:
-    """Name the adapter that its network calls with `input=`: PEFT's layers have another name for it, and cannot run."""
+    """Name the adapter that its network calls with `input=`: PEFT's layers name that argument otherwise."""
     from peft.tuners.lora import LoraLayer
 
     layers = dict(denoiser.named_modules())

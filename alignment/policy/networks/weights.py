@@ -121,7 +121,7 @@ class Weights:
     def sampling(self) -> Iterator[None]:
         """Keep the weights as they sample: adapters folded in, where that was asked for.
 
-        Every call that samples enters it by itself; around several calls it folds once. Weights are chosen outside.
+        Every sampling call enters it by itself; around several calls it folds once. Weights are chosen outside.
         """
         if self._folded or self.spec.lora is None or not self.spec.lora.merge:
             yield

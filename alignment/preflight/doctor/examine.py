@@ -166,7 +166,7 @@ class _Breakdown:
     finding = Finding("FAIL")
 
     def __init__(self, subject: Subject) -> None:
-        self._patient = subject
+        self._subject = subject
 
     def __enter__(self) -> None:
         pass
@@ -177,11 +177,11 @@ class _Breakdown:
         if isinstance(error, NotApplicable):
             self.finding = Finding("skipped", says=str(error))
             return True
-        for p in self._patient.policy.trainable.values():
+        for p in self._subject.policy.trainable.values():
             p.grad = None
-        said = (str(error).splitlines() or [""])[0]
+        first_line = (str(error).splitlines() or [""])[0]
         deliberate = isinstance(error, VisalignError | RewardError | SamplingError)
-        self.finding = Finding("FAIL", cause=said if deliberate else f"{type(error).__name__}: {said}")
+        self.finding = Finding("FAIL", cause=first_line if deliberate else f"{type(error).__name__}: {first_line}")
         return True
 
 

@@ -132,7 +132,7 @@ def draw(spec: PolicySpec) -> Any:
     Raises:
         PipelineError: If its configuration is not at hand, or nothing can be built from it.
     """
-    told = describe(spec)
+    described = describe(spec)
 
     def unbuildable(error: BaseException) -> PipelineError:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -140,18 +140,19 @@ def draw(spec: PolicySpec) -> Any:
 
     with ForeignCode(unbuildable):
         parts = {
-            name: None if part is None else _component(name, part, told, spec) for name, part in told.parts.items()
+            name: None if part is None else _component(name, part, described, spec)
+            for name, part in described.parts.items()
         }
         for name, encoder in list(parts.items()):
             tokenizer = name.replace("text_encoder", "tokenizer")
             if name.startswith("text_encoder") and encoder is not None and parts.get(tokenizer) is None:
                 parts[tokenizer] = _vocabulary(encoder)
-        processor = told.parts.get("processor")
+        processor = described.parts.get("processor")
         if processor is not None and parts["processor"] is None:
             parts["processor"] = _processor(processor, parts["tokenizer"])
         # Tensors of the pipeline's own stay on the CPU; its networks alone are elsewhere.
-        body = {"_execution_device": _HERE, "device": _HERE, "__module__": told.cls.__module__}
-        pipe = type(told.cls.__name__, (told.cls,), body)(**parts, **told.settings)
+        body = {"_execution_device": _HERE, "device": _HERE, "__module__": described.cls.__module__}
+        pipe = type(described.cls.__name__, (described.cls,), body)(**parts, **described.settings)
     pipe.set_progress_bar_config(disable=True)
     decode_in_parts(pipe, spec.decode)
     for name, part in pipe.components.items():
@@ -187,7 +188,7 @@ def stand_in_prompts(spec: PolicySpec, folder: Path) -> Prompts:
     return read_prompts(str(folder / "prompts.jsonl"))
 
 
-def _component(name: str, part: tuple[str, Settings], told: Description, spec: PolicySpec) -> Any:
+def _component(name: str, part: tuple[str, Settings], described: Description, spec: PolicySpec) -> Any:
     """Return a component without weights; None for a vocabulary that is not at hand, or another library's class."""
     kind, settings = part
     library = next((library for library in (diffusers, transformers) if hasattr(library, kind)), None)
@@ -197,8 +198,8 @@ def _component(name: str, part: tuple[str, Settings], told: Description, spec: P
     if nn.Module not in cls.__mro__:
         if library is diffusers:
             return cls.from_config(settings)
-        if told.folder is not None and (told.folder / name).is_dir():
-            return cls.from_pretrained(told.folder / name)
+        if described.folder is not None and (described.folder / name).is_dir():
+            return cls.from_pretrained(described.folder / name)
         return cls() if issubclass(cls, transformers.BaseImageProcessor) else None
     with torch.device(META):
         network = cls.from_config(settings) if library is diffusers else cls(cls.config_class.from_dict(settings))
@@ -216,7 +217,7 @@ def _store_as(network: nn.Module, dtype: torch.dtype) -> None:
 
 def _vocabulary(encoder: Any) -> Any:
     """Return a tokenizer that cuts text into pieces of four characters, as long as its text encoder allows."""
-    told = encoder.config.get_text_config().to_dict()
+    settings = encoder.config.get_text_config().to_dict()
     words = Tokenizer(models.WordLevel({"<unk>": 0, "<pad>": 1, "<end>": 2, _PICTURE: 3}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex(f"{re.escape(_PICTURE)}|.{{1,{_CHARACTERS_A_TOKEN}}}"), "isolated")
     tokenizer = transformers.PreTrainedTokenizerFast(
@@ -224,7 +225,7 @@ def _vocabulary(encoder: Any) -> Any:
         unk_token="<unk>",
         pad_token="<pad>",
         eos_token="<end>",
-        model_max_length=told.get("max_position_embeddings", _LONGEST),
+        model_max_length=settings.get("max_position_embeddings", _LONGEST),
     )
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     return tokenizer

@@ -21,7 +21,7 @@ from alignment.policy.door import PipelineDoor
 from alignment.policy.networks.loading import loop_networks
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.networks.weights import Weights
-from alignment.policy.pipeline_call import asking, cause
+from alignment.policy.pipeline_call import calling_pipeline, cause
 from alignment.preflight.plan import blueprint
 from alignment.preflight.plan import meter as plan_meter
 from alignment.preflight.plan.counts import Around, Called, Event
@@ -180,7 +180,7 @@ class CountingDoor:
 
         weights = _weights([self.networks[name] for name in dict(keys)])
         try:
-            with asking(self.pipe):
+            with calling_pipeline(self.pipe):
                 if not grad:
                     return plan_meter.forward(run, weights, self._precision)[0]
                 cost, reached = plan_meter.backward(run, weights, self._weights.trainable.values(), self._precision)

@@ -33,17 +33,17 @@ def test_it_is_a_line() -> None:
 
 
 def test_it_is_written_beside_the_versions(tmp_path: Path) -> None:
-    with Recorder(tmp_path, total_steps=1, quiet=True, found=FOUND.told()):
+    with Recorder(tmp_path, total_steps=1, quiet=True, found=FOUND.as_json()):
         pass
     written = json.loads((tmp_path / run_folder.ENVIRONMENT).read_text())
-    assert written["prepared"] == FOUND.told()
+    assert written["prepared"] == FOUND.as_json()
     assert "torch" in written["packages"]
 
 
 def test_a_run_that_finds_something_else_does_not_go_on() -> None:
-    kept = json.loads(json.dumps(FOUND.told()))
-    check_same_finds(kept, FOUND.told())
-    check_same_finds({}, FOUND.told())  # a checkpoint that does not say
+    kept = json.loads(json.dumps(FOUND.as_json()))
+    check_same_finds(kept, FOUND.as_json())
+    check_same_finds({}, FOUND.as_json())  # a checkpoint that does not say
     other = replace(FOUND, row_times=False, released=())
     with pytest.raises(CheckpointError, match=r"released was .*now it is \[\]; row_times was True, now it is False"):
-        check_same_finds(kept, other.told())
+        check_same_finds(kept, other.as_json())
