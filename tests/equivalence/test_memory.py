@@ -108,7 +108,7 @@ def test_samples_of_groups_that_part_later_are_the_pipelines_own(trainer: Traine
     assert (made.media.pixels[:3] - made.media.pixels[0]).abs().amax((1, 2, 3, 4))[1:].min() > APART  # they did part
     answers: list[Tensor] = []
     trainer.policy.replay(made.batch, lambda column, v: answers.append(v), grad=False)
-    torch.testing.assert_close(answers[0], made.batch.velocity[:, 0], rtol=0, atol=ROUNDED)
+    torch.testing.assert_close(answers[0], made.batch.model_output[:, 0], rtol=0, atol=ROUNDED)
 
 
 @pytest.mark.parametrize("objective", [DRaFT(1), DRaFT(3), DRaFT(STEPS), ReFL(share=0.3)], ids=repr)

@@ -53,7 +53,7 @@ def test_frozen_adapters_are_in_all_that_the_policy_does(flux_folder: Path, tmp_
     torch.testing.assert_close(seen, wanted, atol=FOLDED, rtol=0)
     assert (shown(bare) - wanted).abs().max() > 0.01
     _, batch = transitions(policy, plan(policy, DYNAMICS["flux"][0]))
-    assert all(torch.equal(v, batch.velocity[:, k]) for k, v in enumerate(replayed(policy, batch)))
+    assert all(torch.equal(v, batch.model_output[:, k]) for k, v in enumerate(replayed(policy, batch)))
     perturb(policy)
     with policy.using("reference"):
         kept = shown(policy)

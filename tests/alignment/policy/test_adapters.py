@@ -80,9 +80,9 @@ def test_the_start_is_the_reference_and_the_first_ratio_is_one(family: str, star
     live = replayed(started, batch)
     with started.using("reference"):
         reference = replayed(started, batch)
-    for k, velocity in enumerate(live):
-        assert torch.equal(velocity, batch.velocity[:, k])  # ratio 1
-        assert torch.equal(velocity, reference[k])  # divergence 0
+    for k, model_output in enumerate(live):
+        assert torch.equal(model_output, batch.model_output[:, k])  # ratio 1
+        assert torch.equal(model_output, reference[k])  # divergence 0
     perturb(started)
     with started.using("reference"):
         kept = replayed(started, batch)
