@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import DataError, EnvironmentProblem
+from reward_models.loading.whole_files import check_end
 
 _AT_ONCE = 64
 """Rows in memory; each may hold a picture."""
@@ -40,6 +41,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict
         EnvironmentProblem: If pyarrow is not installed.
     """
     try:
+        check_end(path)
         with arrow("parquet").ParquetFile(path) as file:
             named = file.schema_arrow.names
             wanted = None if columns is None else [name for name in dict.fromkeys(columns) if name in named]

@@ -9,14 +9,12 @@ from typing import Any
 
 from alignment.data.parquet import arrow, first_line, read_rows, read_table
 from alignment.errors import DataError
+from reward_models.loading.whole_files import read_whole
 
 LINES = "metadata.jsonl"
 """What describes the pictures of an image folder, as `datasets` calls it."""
 
 _KINDS = "a .txt, .jsonl or .parquet file, or a folder that `datasets` saved"
-
-BYTES_AT_MOST = 2**30
-"""Of a text file, which is read whole: some million long prompts."""
 
 Record = dict[str, object]
 
@@ -37,8 +35,6 @@ def read_records(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, Reco
         DataError: If the file cannot be read at all.
         EnvironmentProblem: If reading it takes a package that is not installed.
     """
-    if file.exists() and not (file.is_dir() or file.is_file()):
-        raise DataError(f"{file} is a device or a pipe, which may have no end; it should be {_KINDS}")
     if file.is_dir():
         yield from _rows(file, read_table(_saved_dataset(file), columns))
     elif file.suffix == ".parquet":
@@ -52,11 +48,7 @@ def read_records(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, Reco
 
 def _lines(file: Path) -> list[str]:
     try:
-        with file.open("rb") as opened:
-            read = opened.read(BYTES_AT_MOST + 1)
-        if len(read) > BYTES_AT_MOST:
-            raise DataError(f"{file} has more than {BYTES_AT_MOST:,} bytes; keep so many prompts in a .parquet file")
-        content = read.decode("utf-8-sig")
+        content = read_whole(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise DataError(f"{file}:{line}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error

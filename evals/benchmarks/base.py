@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from alignment.data.parquet import read_rows
 from alignment.errors import DataError
 from evals.medium import Medium
+from reward_models.loading.whole_files import read_whole
 
 Preference = Literal[-1, 0, 1]
 """1 where people prefer the first, -1 where they prefer the second, 0 where neither."""
@@ -106,7 +107,7 @@ def parquet_records(folder: Path, begin: str) -> Iterator[dict[str, Any]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_whole(path).decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}; is `folder` the benchmark's own folder?") from error
     except UnicodeDecodeError as error:

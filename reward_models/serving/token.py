@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from reward_models.base import RewardError
+from reward_models.loading.whole_files import read_whole
 
 TOKEN = "VISALIGN_REWARD_TOKEN"
 """Environment variable that holds the token where no file is named."""
@@ -26,7 +27,7 @@ def token_of(file: str | None) -> str | None:
         try:
             if stat.S_IMODE(Path(file).stat().st_mode) & 0o077:
                 raise RewardError(f"others may read the token in {file}; chmod 600 {file}")
-            token, where = Path(file).read_text(encoding="utf-8").strip(), file
+            token, where = read_whole(file).decode("utf-8").strip(), file
         except (OSError, UnicodeDecodeError) as error:
             raise RewardError(f"the token file {file} cannot be read: {error}") from error
     if token is not None and (len(token) < SHORTEST or not token.isascii() or not token.isprintable() or " " in token):

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from reward_models.base import RewardError
+from reward_models.loading.whole_files import read_whole
 
 
 @cache
@@ -24,7 +25,7 @@ def read_references(file: str) -> dict[str, Tensor]:
         RewardError: Naming the file and line that cannot be used.
     """
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = read_whole(file).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RewardError(f"references: {file} cannot be read: {error}") from error
     found: dict[str, Tensor] = {}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from reward_models.base import RewardError
+from reward_models.loading.whole_files import read_whole
 
 PLACE = "{prompt}"
 
@@ -18,7 +17,7 @@ def read_wording(file: str | None, default: str) -> str:
     if file is None:
         return default
     try:
-        text = Path(file).read_bytes().decode("utf-8").removesuffix("\n")
+        text = read_whole(file).decode("utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise RewardError(f"template: {file} cannot be read: {error}") from error
     if PLACE not in text:

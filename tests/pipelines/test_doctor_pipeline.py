@@ -68,6 +68,7 @@ def with_scheduler(folder: Path, to: Path, change: dict[str, object]) -> Path:
 
 WRONG: dict[str, tuple[list[str], str]] = {
     "neither": (["--call", "height"], "--call height: neither name=value nor a YAML file"),
+    "endless": (["--call", "/dev/zero"], "/dev/zero: more than 262,144 characters"),
     "unknown": (
         ["--call", *CALL, "heigth=16"],
         "policy.call.heigth: FluxPipeline takes no such argument. Did you mean",

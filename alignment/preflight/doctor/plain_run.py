@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from alignment.config import checks
+from alignment.config import checks, overlay, yaml_nodes
 from alignment.config.load import load
 from alignment.config.run import Run
 from alignment.errors import ConfigError
@@ -51,12 +51,10 @@ def plain_run(pipeline: str, call: Sequence[str], overrides: Sequence[str], fold
 
 
 def _read_call(path: Path) -> Mapping[str, object]:
-    try:
-        arguments = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"--call {path}: neither name=value nor a YAML file that can be read ({error})") from error
-    if not isinstance(arguments, dict):
-        raise ConfigError(f"--call {path}: expected arguments by name, such as `height: 64`, got {arguments!r:.60}")
+    if not path.exists():
+        raise ConfigError(f"--call {path}: neither name=value nor a YAML file")
+    arguments = yaml_nodes.plain(overlay.read(path))
+    assert isinstance(arguments, dict)  # else `read` refuses it
     return arguments
 
 

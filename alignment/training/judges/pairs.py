@@ -15,6 +15,7 @@ from alignment.data.media import Clip, Picture, find_medium
 from alignment.data.random_streams import Draw
 from alignment.errors import DataError
 from reward_models.base import RewardError
+from reward_models.loading.whole_files import read_whole
 from reward_models.vlm_rewards.questions import check_prompt
 
 _TOLD = 5
@@ -51,7 +52,7 @@ def read_pairs(path: str, *, reasoned: bool = False) -> tuple[Pair, ...]:
     """
     file = Path(path)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_whole(file).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     pairs: list[Pair] = []

@@ -159,14 +159,14 @@ def test_files_that_are_no_data_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["mine", "mine.txt", "mine.jsonl", "mine.parquet"])
 def test_what_has_no_end_is_not_read(tmp_path: Path, name: str) -> None:
     (tmp_path / name).symlink_to("/dev/zero")
-    with pytest.raises(DataError, match=f"{name} is a device or a pipe, which may have no end"):
+    with pytest.raises(DataError, match=f"{name} cannot be read.*: .*it is a device or a pipe, which may have no end"):
         read_prompts(str(tmp_path / name))
 
 
 def test_so_much_text_is_read_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alignment.data.records.BYTES_AT_MOST", 12)
+    monkeypatch.setattr("reward_models.loading.whole_files.BYTES_AT_MOST", 12)
     (tmp_path / "mine.txt").write_bytes(b"a cat\na dog\n")
     assert len(read_prompts(str(tmp_path / "mine.txt")).texts) == 2
     (tmp_path / "mine.txt").write_bytes(b"a cat\na dog\n\n")
-    with pytest.raises(DataError, match=r"has more than 12 bytes; keep so many prompts in a .parquet file"):
+    with pytest.raises(DataError, match=r"cannot be read: it has more than 12 bytes"):
         read_prompts(str(tmp_path / "mine.txt"))
