@@ -6,6 +6,7 @@ A prompt is a text; one that comes with a picture is a `Prompt`, which is still 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Generic, TypeVar
@@ -99,17 +100,35 @@ class Groups:
         prompts: One text per group.
         ids: `[P]` int64, unique over the run; given by the position in the data, never by the text.
         examples: One per prompt, for sources that learn from samples of a data file; empty for the others.
+        offset: Position of the first of them among all prompts of the step.
     """
 
     prompts: tuple[str, ...]
     ids: Tensor
     examples: tuple[Example, ...] = ()
+    offset: int = 0
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, rows: slice) -> Groups:
-        return Groups(self.prompts[rows], self.ids[rows], self.examples[rows])
+        first = range(len(self))[rows].start
+        return Groups(self.prompts[rows], self.ids[rows], self.examples[rows], self.offset + first)
+
+    def calls(self, size: int | None) -> list[tuple[int, Groups]]:
+        """Return the pipeline calls of these prompts, each with its number among those of the step.
+
+        They are cut where one process would cut them all, so that a call has its number, and what is drawn by that, on
+        any number of processes. One that holds only a part of the prompts of a call makes that part.
+
+        Args:
+            size: Prompts in a call; None: all of the step.
+        """
+        if size is None:
+            return [(0, self)]
+        numbers = [(self.offset + position) // size for position in range(len(self))]
+        edges = [0, *(at for at in range(1, len(self)) if numbers[at] != numbers[at - 1]), len(self)]
+        return [(numbers[start], self[start:end]) for start, end in itertools.pairwise(edges)]
 
 
 @dataclass(frozen=True)

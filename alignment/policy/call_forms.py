@@ -85,9 +85,9 @@ class Form(Enum):
         """Return those of `prompts` that may share a call with the first."""
         return tuple(prompts[row] for row in self.calls(prompts)[0])
 
-    def prompts_per_call(self, prompts: Sequence[str], asked: int | None) -> int:
-        """Return how many of `prompts` go into one call where `asked` are wanted, or all of them."""
-        return (asked or len(prompts)) if len(self.calls(prompts)) == 1 else 1
+    def prompts_per_call(self, asked: int | None) -> int | None:
+        """Return how many different prompts go into one call where `asked` are wanted; None: all of them."""
+        return asked if self.mixes else 1
 
     def chunk(self, prompts: Sequence[str], group: Tensor) -> Tensor:
         """Return which rows may share a call, `[n]`: all of them, those of one group, or none."""

@@ -65,20 +65,20 @@ def clean_samples(ctx: Context, groups: Groups, how: Sampling) -> CleanSamples:
     texts = repeat(groups.prompts, how.group_size)
     group = groups.ids.repeat_interleave(how.group_size)
     seeds = ctx.draw.keys("initial noise", sample_ids(groups, how.group_size))
-    size = ctx.policy.form.prompts_per_call(groups.prompts, how.prompts_per_call) * how.group_size
+    calls = groups.calls(ctx.policy.form.prompts_per_call(how.prompts_per_call))
+    sizes = [len(part) * how.group_size for _, part in calls]
     ends, pixels = [], []
     with Scoring(ctx, how.reward, watch, overlap=how.overlap) as scoring:
         with ctx.policy.using(how.weights), ctx.policy.sampling():
-            for i in range(0, len(texts), size):
-                conductor = Conductor()
+            for rows in torch.arange(len(texts)).split(sizes):
+                conductor, mine = Conductor(), slice(int(rows[0]), int(rows[-1]) + 1)
                 with watch.time("rollout"):
-                    clips = ctx.policy.call(conductor, texts[i : i + size], seeds[i : i + size], pixels=True)
+                    clips = ctx.policy.call(conductor, texts[mine], seeds[mine], pixels=True)
                     assert clips is not None
                     assert conductor.final is not None
                     ends.append(conductor.final.float().to(ctx.policy.storage))
                     pixels.append(clips.float().cpu())
-                made = ctx.policy.media(texts[i : i + size], pixels[-1])
-                scoring.add(made, texts[i : i + size], group[i : i + size])
+                scoring.add(ctx.policy.media(texts[mine], pixels[-1]), texts[mine], group[mine])
         rewards = scoring.rewards()
     media = ctx.policy.media(texts, torch.cat(pixels))
     return CleanSamples(texts, seeds, group, torch.cat(ends), media, rewards, watch.seconds)

@@ -102,14 +102,12 @@ class OnPolicySteps(Source[Transitions]):
                 "can be left out; set tail to null"
             )
         watch = Stopwatch()
-        size = ctx.policy.form.prompts_per_call(groups.prompts, self.prompts_per_call)
-        calls = [groups[i : i + size] for i in range(0, len(groups), size)]
-        offset = ctx.world.rank * len(calls)
-        plans = [self._plan(ctx, part, self._choose(ctx, number)) for number, part in enumerate(calls, start=offset)]
+        calls = groups.calls(ctx.policy.form.prompts_per_call(self.prompts_per_call))
+        plans = [self._plan(ctx, part, self._choose(ctx, number)) for number, part in calls]
         paths, pixels = [], []
         with Scoring(ctx, self.reward, watch, overlap=self.overlap) as scoring:
             with ctx.policy.sampling():
-                for part, plan in zip(calls, plans, strict=True):
+                for (_, part), plan in zip(calls, plans, strict=True):
                     with watch.time("rollout"):
                         paths.append(sample(ctx.policy.call, plan).to(ctx.policy.storage))
                         pixels.append(paths[-1].pixels.float().cpu())
@@ -128,8 +126,8 @@ class OnPolicySteps(Source[Transitions]):
             metrics |= map_metrics
         batches = [
             self._batch(part, plan, path, credit, ctx.policy.form.chunks(number, self._rows(part, plan)))
-            for number, (part, plan, path, credit) in enumerate(
-                zip(calls, plans, paths, credits.split(size * self.group_size), strict=True), start=offset
+            for (number, part), plan, path, credit in zip(
+                calls, plans, paths, credits.split([len(part) * self.group_size for _, part in calls]), strict=True
             )
         ]
         batch = extremes(concatenate(batches), credits, self.group_size, self.keep)

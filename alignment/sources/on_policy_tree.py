@@ -106,12 +106,11 @@ class OnPolicyTree(Source[Transitions]):
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Transitions]:
         """Grow, score and credit."""
         self._check(ctx)
-        watch, size = Stopwatch(), ctx.policy.form.prompts_per_call(groups.prompts, self.prompts_per_call)
-        calls = [groups[i : i + size] for i in range(0, len(groups), size)]
+        watch, calls = Stopwatch(), groups.calls(ctx.policy.form.prompts_per_call(self.prompts_per_call))
         trees, pixels = [], []
         with Scoring(ctx, self.reward, watch, overlap=self.overlap) as scoring:
             with ctx.policy.sampling():
-                for part in calls:
+                for _, part in calls:
                     with watch.time("rollout"):
                         nodes, clips = self._grow(ctx, part)
                         trees.append([node.to(ctx.policy.storage) for node in nodes])
@@ -122,11 +121,11 @@ class OnPolicyTree(Source[Transitions]):
         group = groups.ids.repeat_interleave(self.group_size)
         everywhere, ids = gathered(ctx, rewards), ctx.world.gather(group)
         refuse(ctx, everywhere.value, self.reward)
-        first = ctx.world.rank * len(calls)
         batches = []
         for depth in self.depths:
-            credit = self._credit(ctx, everywhere, ids, depth).split(size * self.branching ** (depth + 1))
-            for number, (part, tree, shares) in enumerate(zip(calls, trees, credit, strict=True), start=first):
+            rows = [len(part) * self.branching ** (depth + 1) for _, part in calls]
+            credit = self._credit(ctx, everywhere, ids, depth).split(rows)
+            for (number, part), tree, shares in zip(calls, trees, credit, strict=True):
                 batches.append(self._batch(ctx, part, tree, shares, depth, number))
         batch = concatenate(batches)
         # Prompt by prompt, as the rows of all processes follow each other: which rows meet in an update must not hang

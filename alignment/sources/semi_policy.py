@@ -88,7 +88,7 @@ class SemiPolicy(Source[Pairs]):
         watch = Stopwatch()
         seeds = ctx.draw.keys("pair", groups.ids)
         with watch.time("rollout"):
-            samples = self._samples(ctx, groups.prompts, seeds)
+            samples = self._samples(ctx, groups)
         batch = Pairs(
             prompts=groups.prompts,
             seeds=seeds,
@@ -101,13 +101,13 @@ class SemiPolicy(Source[Pairs]):
         media, scores = first_pictures(ctx, groups), labels_as_scores(groups)
         return Experience(batch, {}, media, groups.prompts, scores, watch.seconds)
 
-    def _samples(self, ctx: Context, prompts: tuple[str, ...], seeds: Tensor) -> Tensor:
+    def _samples(self, ctx: Context, groups: Groups) -> Tensor:
         """Return a sample of the opponent for each prompt, `[P, *latent]` float32."""
-        size, ends = ctx.policy.form.prompts_per_call(prompts, self.prompts_per_call), []
+        ends: list[Tensor] = []
         with ctx.policy.using(OPPONENT), ctx.policy.sampling():
-            for i in range(0, len(prompts), size):
-                conductor = Conductor()
-                ctx.policy.call(conductor, prompts[i : i + size], seeds[i : i + size], pixels=False)
+            for _, part in groups.calls(ctx.policy.form.prompts_per_call(self.prompts_per_call)):
+                conductor, seeds = Conductor(), ctx.draw.keys("pair", part.ids)
+                ctx.policy.call(conductor, part.prompts, seeds, pixels=False)
                 assert conductor.final is not None
                 ends.append(conductor.final.float().to(ctx.policy.storage))
         return torch.cat(ends)

@@ -157,6 +157,6 @@ def _twin(network: nn.Module, call: Callable[..., Any]) -> nn.Module:
     """Return an object that is `network` in all but what calling it does."""
     cls = type(network)
     made = type("Routed" + cls.__name__, (cls,), {"__call__": lambda self, *args, **named: call(*args, **named)})
-    twin = made.__new__(made)
+    twin = object.__new__(made)  # not the class's own way: sharding swaps a network's class for one that makes another
     object.__setattr__(twin, "__dict__", vars(network))
     return twin

@@ -47,14 +47,15 @@ from samplers.windows.fraction import Fraction
 from tests.support.toy import REWARD, fit, labelled, pairs, toy_run, trainer_of
 
 STEPS = 3
-# The calls of a step train other steps of the loop, so that the processes know other numbers for the record.
+# The calls of a step train other steps of the loop, so that the processes know other numbers for the record. A call may
+# be one prompt, all of a process's (two here), or more than it has.
 CASES: dict[str, tuple[Source, Objective]] = {
     "transitions": (
         OnPolicySteps(4, REWARD, FlowSDE(), Fraction(0.3), group_size=4, prompts_per_call=1),
         ClippedSurrogate(clip=1e-2, kl=0.1),
     ),
     "branch": (
-        OnPolicySteps(4, REWARD, FlowSDE(), Branch((0, 1, 2, 3)), group_size=4, prompts_per_call=1),
+        OnPolicySteps(4, REWARD, FlowSDE(), Branch((0, 1, 2, 3)), group_size=4, prompts_per_call=4),
         ClippedSurrogate(clip=1e-2, weight="equal"),
     ),
     "vipo": (
@@ -76,7 +77,6 @@ CASES: dict[str, tuple[Source, Objective]] = {
             FlowSDE(),
             Fraction(0.3),
             group_size=4,
-            prompts_per_call=1,
         ),
         ClippedSurrogate(clip=1e-2),
     ),
