@@ -28,7 +28,7 @@ from alignment.data.batches import Transitions
 from alignment.policy.latent_grid import LatentGrid, latent_grid
 from alignment.reports.pictures import encode, grid, heat
 from alignment.training.loop import Trainer
-from alignment.training.runtime import Runtime
+from alignment.training.runtime.runtime import Runtime
 from alignment.training.setup import load
 from reward_models.base import Media
 

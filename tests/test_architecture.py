@@ -57,7 +57,7 @@ INDEPENDENT = (
     "reward_models",
 )
 DISTRIBUTED = {
-    "alignment/training/runtime.py",
+    "alignment/training/runtime/runtime.py",
     "alignment/world.py",
     "alignment/checkpoints/checkpoint.py",
     "alignment/train.py",

@@ -17,7 +17,7 @@ from alignment.policy import latents
 from alignment.policy.networks.spec import PolicySpec
 from alignment.preflight.plan.blueprint import ARCHITECTURES, describe
 from alignment.training import setup
-from alignment.training.runtime import Runtime
+from alignment.training.runtime.runtime import Runtime
 from reward_models.base import RewardModel
 from reward_models.combinators.weighted import Weighted
 from tests.pipelines.zoo import edits, images, videos, worlds

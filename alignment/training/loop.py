@@ -20,7 +20,7 @@ from alignment.errors import ConfigError
 from alignment.objectives.base import Loss, Objective
 from alignment.policy.policy import Policy
 from alignment.training.out_of_memory import Doing, enough_memory
-from alignment.training.runtime import Runtime, learning_rate, peak_memory
+from alignment.training.runtime.runtime import Runtime, learning_rate, peak_memory
 
 AfterStep = Callable[[int, Experience[Batch], dict[str, float]], None]
 """after(step, experience, metrics): record, evaluate, save."""

@@ -38,7 +38,7 @@ from alignment.reports.trackers import open_trackers
 from alignment.training.evaluation import Evaluator
 from alignment.training.folder_guard import holds_something, move_aside, refuse_run
 from alignment.training.loop import Trainer
-from alignment.training.runtime import Runtime, peak_memory
+from alignment.training.runtime.runtime import Runtime, peak_memory
 from alignment.training.setup import load
 from alignment.training.stopping import StopSignal
 from reward_models.base import RewardError

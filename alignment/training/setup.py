@@ -12,7 +12,7 @@ from alignment.errors import ConfigError, DataError
 from alignment.policy.networks.loading import load_pipeline
 from alignment.policy.prepare import load_policy, prepare
 from alignment.training.loop import Trainer
-from alignment.training.runtime import Runtime
+from alignment.training.runtime.runtime import Runtime
 from reward_models.base import RewardError, RewardModel
 
 

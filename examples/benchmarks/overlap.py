@@ -20,7 +20,7 @@ from torch import Tensor
 from alignment.config.load import load as load_run
 from alignment.sources.overlap import Overlap
 from alignment.training.loop import Trainer
-from alignment.training.runtime import Runtime
+from alignment.training.runtime.runtime import Runtime
 from alignment.training.setup import load
 from examples.benchmarks.conditions import conditions
 

@@ -27,7 +27,7 @@ from alignment.policy.prepare import load_policy, prepare
 from alignment.preflight.plan import blueprint, plan
 from alignment.preflight.plan.gpus import gpu
 from alignment.training.loop import Trainer
-from alignment.training.runtime import Runtime
+from alignment.training.runtime.runtime import Runtime
 
 PIPELINE = "stabilityai/stable-diffusion-3.5-medium"
 STEPS = 3

@@ -29,7 +29,7 @@ from alignment.config.load import load as load_run
 from alignment.data.batches import Transitions
 from alignment.policy.networks.tuning import adapter_layers, merged
 from alignment.training.loop import Trainer
-from alignment.training.runtime import Runtime
+from alignment.training.runtime.runtime import Runtime
 from alignment.training.setup import load
 from examples.benchmarks.conditions import conditions, load_average, said
 from reward_models.base import Media

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from alignment.config.run import BatchSettings, Data, Evaluation, Optimizer, Output, PolicySpec, Run, Snapshots
 from alignment.data.batches import Batch, Experience
 from alignment.training.loop import Trainer
-from alignment.training.runtime import Runtime
+from alignment.training.runtime.runtime import Runtime
 from alignment.training.setup import load
 from reward_models.combinators.function import Function
 

@@ -32,7 +32,7 @@ from alignment.reports.console import Console
 from alignment.reports.terminal import show
 from alignment.training import setup
 from alignment.training.loop import Trainer
-from alignment.training.runtime import Runtime
+from alignment.training.runtime.runtime import Runtime
 from reward_models.base import RewardError
 from reward_models.foreign import out_of_memory
 from samplers.errors import SamplingError

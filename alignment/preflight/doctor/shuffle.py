@@ -27,7 +27,7 @@ from alignment.reports.run_folder import Evaluated
 from alignment.reports.statistics import Interval, difference, interval
 from alignment.training.evaluation import Evaluator
 from alignment.training.loop import Trainer
-from alignment.training.runtime import learning_rate
+from alignment.training.runtime.runtime import learning_rate
 from reward_models.base import RewardError, Rewards
 
 STEPS = 20

@@ -21,7 +21,7 @@ from alignment.data.tensor_files import heed_umask
 from alignment.errors import ConfigError, NumericsError
 from alignment.policy.networks.spec import Lora
 from alignment.training.judges.pairs import Pair, pairs_of_step, pixels_of
-from alignment.training.runtime import learning_rate
+from alignment.training.runtime.runtime import learning_rate
 from reward_models.vlm_rewards.questions import JudgeInput
 from reward_models.vlm_rewards.reward_dance import RewardDance
 from reward_models.vlms.base import CUE, NO, YES, Question

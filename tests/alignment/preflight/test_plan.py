@@ -21,7 +21,7 @@ from alignment.preflight.plan.blueprint import ARCHITECTURES, describe, draw
 from alignment.preflight.plan.gpus import GPUS, gpu
 from alignment.preflight.plan.rehearsal import Rehearsal
 from alignment.training import setup
-from alignment.training.runtime import Runtime
+from alignment.training.runtime.runtime import Runtime
 from tests.support.flops import flop_counter
 
 ROOT = Path(__file__).parents[3]

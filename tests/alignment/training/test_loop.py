@@ -21,7 +21,8 @@ from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.training.loop import Trainer, ema_decay, microbatches, rows_per_unit, updates
-from alignment.training.runtime import Averages, Runtime, learning_rate
+from alignment.training.runtime.averages import Averages
+from alignment.training.runtime.runtime import Runtime, learning_rate
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.fraction import Fraction
 from tests.support.toy import REWARD, fit, saved, toy_run, trainer_of

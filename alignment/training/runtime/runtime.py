@@ -9,15 +9,12 @@ from __future__ import annotations
 import itertools
 import os
 import resource
-from collections import defaultdict
-from collections.abc import Mapping
 from datetime import timedelta
 
 import torch
 import torch.distributed
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
-from torch import Tensor
 from torch.distributed.distributed_c10d import _get_default_store  # pyright: ignore[reportPrivateUsage]  # no other way to it
 
 from alignment.config.run import Optimizer, Run
@@ -25,6 +22,7 @@ from alignment.errors import ConfigError, EnvironmentProblem, NumericsError
 from alignment.meetings import Meetings
 from alignment.objectives.base import Loss
 from alignment.policy.policy import Policy
+from alignment.training.runtime.averages import Averages
 from alignment.training.stopping import StopSignal
 from alignment.world import World
 from samplers.kernels.dispatch import INSTALLED, choose, interpreted
@@ -153,52 +151,6 @@ class Runtime:
     def close(self) -> None:
         """Leave the process group."""
         self._accelerator.end_training()
-
-
-class Averages:
-    """Means, or extremes where a name ends in `_max`, `_min`, `/max` or `/min`, of numbers that come in pieces."""
-
-    def __init__(self) -> None:
-        self._pieces: dict[str, list[Tensor]] = defaultdict(list)
-
-    def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """Add pieces of any shape."""
-        for name, value in metrics.items():
-            self._pieces[name].append(value.flatten().float())
-
-    def take(self, world: World) -> dict[str, float]:
-        """Return the numbers over all processes, and forget the pieces.
-
-        Processes may know different names: which steps are trained depends on the pipeline call.
-        """
-        mine = {name: _summary(name, torch.cat(pieces).double()) for name, pieces in self._pieces.items() if pieces}
-        self._pieces.clear()
-        everyone = world.everyone(mine)
-        names = sorted({name for one in everyone for name in one})
-        return {name: _join(name, [one[name] for one in everyone if name in one]) for name in names}
-
-
-def _summary(name: str, piece: Tensor) -> tuple[float, int]:
-    """Return (extreme, 1) or (sum, count)."""
-    match name[-4:]:
-        case "_max" | "/max":
-            return piece.max().item(), 1
-        case "_min" | "/min":
-            return piece.min().item(), 1
-        case _:
-            return piece.sum().item(), len(piece)
-
-
-def _join(name: str, summaries: list[tuple[float, int]]) -> float:
-    """Return one number of the summaries of several processes; NaN anywhere is NaN."""
-    values, counts = torch.tensor(summaries, dtype=torch.float64).unbind(dim=1)
-    match name[-4:]:
-        case "_max" | "/max":
-            return values.max().item()
-        case "_min" | "/min":
-            return values.min().item()
-        case _:
-            return (values.sum() / counts.sum()).item()
 
 
 def _meetings(state: PartialState, timeout: float, stop: StopSignal | None) -> Meetings | None:
