@@ -25,6 +25,11 @@ PAUSE = 0.05
 """Longest pause between two looks at the store, in seconds."""
 GRACE = 5.0
 """Seconds for the others to come, for a process that was asked to stop; then it leaves without them."""
+PARTING = 60.0
+"""Seconds for the others to come to where they can save together, when one process has failed; a call of a network may
+have to end before."""
+PARTED = 10**12
+"""Number of the first meeting after that."""
 BEAT = 1.0
 """Seconds from one sign of life to the next."""
 
@@ -74,6 +79,7 @@ class Meetings:
         self._count = 0
         self._exchange: tuple[str, float] | None = None
         self.known_over: dict[str, Any] = {}
+        self._parting = False
         self.place("starting")
 
     def place(self, name: str) -> None:
@@ -91,8 +97,7 @@ class Meetings:
         """
         start = time.monotonic()
         try:
-            self.meet(what)
-            self._exchange = (what, time.monotonic())
+            self.begin(what)
             yield
         except RuntimeError as error:
             if isinstance(error, VisalignError) or out_of_memory(error):
@@ -100,7 +105,16 @@ class Meetings:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise self._lost(what, time.monotonic() - start, reason) from error
         finally:
-            self._exchange = None
+            self.end()
+
+    def begin(self, what: str) -> None:
+        """Meet, and say that something is exchanged from now on, in which this process may be blocked."""
+        self.meet(what)
+        self._exchange = (what, time.monotonic())
+
+    def end(self) -> None:
+        """Say that the exchange is over."""
+        self._exchange = None
 
     def meet(self, what: str) -> None:
         """Wait for the others, as `exchange` does, and exchange nothing."""
@@ -127,11 +141,21 @@ class Meetings:
         mine = json.dumps({"process": self.rank, "code": exit_code(error), "stuck": list(stuck)})
         return json.loads(self._store.compare_set("over", "", mine))["process"] == self.rank
 
-    def end(self, error: BaseException) -> bool:
+    def leave(self, error: BaseException) -> bool:
         """Leave without having saved, as `claim` does; who waits to be told what was saved waits no longer."""
         if self.rank == 0 and not self._store.check(["saved"]):
             self._store.set("saved", "")
         return self.claim(error)
+
+    def all_part(self) -> bool:
+        """Wait for the others to learn that the run is over; return whether all can still exchange something."""
+        self._store.add("parting", 1)
+        end = time.monotonic() + min(PARTING, self.timeout)
+        while self._store.add("parting", 0) < self.size and time.monotonic() < end and not self._silent():
+            time.sleep(PAUSE)
+        self._parting = self._store.add("parting", 0) >= self.size
+        self._count = PARTED  # they were not all in the same meeting when they learned it
+        return self._parting
 
     def settle(self, told: str | None) -> str:
         """Tell the others what the main process saved, or wait to be told; "" if it does not tell.
@@ -168,7 +192,7 @@ class Meetings:
         number = self.asked()
         if now - since < GRACE:
             return None
-        if "process" in over:
+        if "process" in over and not self._parting:
             return over["code"]
         if now - since > self.timeout:
             error: VisalignError = self._lost(what, now - since)
@@ -198,7 +222,7 @@ class Meetings:
         return self.known_over
 
     def _leave_if_over(self) -> None:
-        if "process" in (over := self._over()):
+        if "process" in (over := self._over()) and not self._parting:
             raise EndedElsewhere(over["code"])
 
     def _left(self, what: str, number: int) -> Stopped:
@@ -261,7 +285,7 @@ class United:
     ) -> None:
         self._closed.set()
         self._watch.join()
-        if error is None or self._meetings.end(error):
+        if error is None or self._meetings.leave(error):
             return
         if isinstance(error, VisalignError | RewardError):
             raise EndedElsewhere(exit_code(error)) from None

@@ -27,11 +27,13 @@ class World:
         state: accelerate's view of the processes.
         device: Where this process computes.
         meetings: Where it meets the others; None where there are none.
+        spread: Whether processes hold parts of the same networks, and have to call them together.
     """
 
     state: PartialState
     device: torch.device
     meetings: Meetings | None = None
+    spread: bool = False
     _scorers: dict[str, Loaded] = field(default_factory=dict)
     _allocators: dict[str, Allocator] = field(default_factory=dict)
 
@@ -49,7 +51,7 @@ class World:
         """Return the rows of all processes, in rank order; every process has the same number of rows."""
         if self.size == 1:
             return values
-        with self._exchange("gathering numbers"):
+        with self.exchange("gathering numbers"):
             rows = gather(values.to(self.device))
             assert isinstance(rows, Tensor)
             return self._finished(rows).to(values.device)
@@ -58,17 +60,24 @@ class World:
         """Return the `value` of every process, in rank order; they need not have the same shape or keys."""
         if self.size == 1:
             return [value]
-        with self._exchange("gathering metrics"):
+        with self.exchange("gathering metrics"):
             return gather_object([value])
 
     def total(self, values: Tensor) -> Tensor:
         """Return the sum of `values` over all processes."""
         if self.size == 1:
             return values
-        with self._exchange("adding up gradients"):
+        with self.exchange("adding up gradients"):
             summed = reduce(values, reduction="sum")
             assert isinstance(summed, Tensor)
             return self._finished(summed)
+
+    def together(self, count: int) -> int:
+        """Return how often this process calls the networks where it has `count` uses for them.
+
+        Where they are spread over processes it is as often as whoever has most uses: nobody can call them alone.
+        """
+        return max(self.everyone(count)) if self.spread else count
 
     def wait(self, what: str) -> None:
         """Wait for the other processes."""
@@ -89,7 +98,8 @@ class World:
 
         Args:
             error: What ends it on this process.
-            save: Called on the main process; returns what it saved, in words.
+            save: Called on the main process, and on the others if they hold parts of the networks; returns what was
+                saved, in words.
 
         Returns:
             What was saved, on the process that tells the user; None on the others.
@@ -97,13 +107,16 @@ class World:
         if self.meetings is None:
             return save()
         tells, saved = self.meetings.claim(error), ""
+        # What lies in parts is saved by all or not at all: not while one of them is gone, or waits within a network.
+        able = self.meetings.all_part() if self.spread else self.rank == 0
         try:
-            saved = save() if self.rank == 0 else ""
+            saved = save() if able else ""
         finally:
             saved = self.meetings.settle(saved if self.rank == 0 else None)
         return saved if tells else None
 
-    def _exchange(self, what: str) -> AbstractContextManager[None]:
+    def exchange(self, what: str) -> AbstractContextManager[None]:
+        """Return the context in which something is exchanged with the other processes; see `Meetings.exchange`."""
         return nullcontext() if self.meetings is None else self.meetings.exchange(what)
 
     def _finished(self, values: Tensor) -> Tensor:

@@ -58,8 +58,11 @@ INDEPENDENT = (
 )
 DISTRIBUTED = {
     "alignment/training/runtime/runtime.py",
+    "alignment/training/runtime/mesh.py",
+    "alignment/training/runtime/sharded.py",
     "alignment/world.py",
     "alignment/checkpoints/checkpoint.py",
+    "alignment/checkpoints/parts.py",
     "alignment/train.py",
 }
 PRINTERS = {"alignment/reports/terminal.py", "alignment/reports/console.py"}

@@ -13,6 +13,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
+from alignment.checkpoints.parts import whole
 from alignment.policy.networks.adapters import SETTINGS, Adapter, config_of
 from alignment.policy.networks.tuning import ADAPTER
 from alignment.policy.networks.weights import Weights
@@ -28,11 +29,13 @@ def trained_adapters(weights: Weights) -> dict[str, Adapter]:
     found: dict[str, Adapter] = {}
     for k, (name, network) in enumerate(weights.experts.items()):
         # PEFT's own names, for UNets too: diffusers' older names cover attention alone; a file of both loads by half.
-        tensors = get_peft_model_state_dict(network, adapter_name=ADAPTER)
+        tensors = {key: whole(part) for key, part in get_peft_model_state_dict(network, adapter_name=ADAPTER).items()}
         found[name] = Adapter(name, tensors, network.peft_config[ADAPTER])
         if weights.taken_out is not None:
             prefix = f"{name}." if k else ""
-            began = {key.removeprefix(prefix): z for key, z in weights.taken_out.items() if key.startswith(prefix)}
+            began = {
+                key.removeprefix(prefix): whole(z) for key, z in weights.taken_out.items() if key.startswith(prefix)
+            }
             found[name] = _without(found[name], began, network)
     return found
 

@@ -23,6 +23,7 @@ from diffusers.loaders.peft import PeftAdapterMixin
 
 from alignment import __version__
 from alignment.checkpoints.adapter_files import frozen_file, trained_adapters, write_adapter
+from alignment.checkpoints.network_files import write_network
 from alignment.errors import CheckpointError
 from alignment.policy.networks.adapter_places import file_name
 from alignment.policy.networks.loading import experts
@@ -58,8 +59,10 @@ class Card:
     task: str = "text-to-image"
 
 
-def write_artifacts(folder: Path, pipe: Any, weights: Weights, card: Card) -> None:
+def write_artifacts(folder: Path, pipe: Any, weights: Weights, card: Card, *, writes: bool = True) -> None:
     """Write the trained weights that are in place now, the frozen adapters under them, and their card.
+
+    Where processes hold parts of the weights, all of them call this together.
 
     Args:
         folder: An existing folder.
@@ -67,17 +70,22 @@ def write_artifacts(folder: Path, pipe: Any, weights: Weights, card: Card) -> No
         weights: Its trained weights. Of adapters, a file for each trained network and one for each frozen adapter is
             written; otherwise whole components, which have the frozen adapters in them.
         card: The model card.
+        writes: Whether this process writes; the others bring their parts.
     """
     main = next(iter(weights.experts))
     if weights.spec.lora is None:
         for name, network in weights.experts.items():
-            network.save_pretrained(folder / name)
+            write_network(network, folder / name, writes=writes)
     else:
         for name, adapter in trained_adapters(weights).items():
-            write_adapter(adapter, folder / file_name(name, main), main)
+            if writes:
+                write_adapter(adapter, folder / file_name(name, main), main)
         for k, (adapters, _) in enumerate(weights.brought.frozen):
             for name, adapter in adapters.items():
-                write_adapter(adapter, folder / frozen_file(k, name, main), main)
+                if writes:
+                    write_adapter(adapter, folder / frozen_file(k, name, main), main)
+    if not writes:
+        return
     layout = "component" if weights.spec.lora is None else _layout(pipe, main)
     write_card(folder, pipe, main, layout=layout, card=card)
 

@@ -150,18 +150,11 @@ class Checkpoints:
                 about any that is not.
 
         Raises:
-            CheckpointError: If there is none, it is damaged, or it is of another number of processes.
+            CheckpointError: If there is none, or it is damaged.
         """
         if not str(which):
             raise CheckpointError(f"--resume is empty; give {LATEST}, or the path of a checkpoint")
-        path = self._latest() if str(which) == LATEST else self._named(Path(which))
-        processes = read_manifest(path).world_size
-        if processes != self.world_size:
-            raise CheckpointError(
-                f"{path} was written by a run of {processes} processes, this one has {self.world_size}; "
-                f"resume with `accelerate launch --num_processes {processes}`"
-            )
-        return path
+        return self._latest() if str(which) == LATEST else self._named(Path(which))
 
     def _latest(self) -> Path:
         intact, damage = self._newest_intact()

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignment.checkpoints.manifest import NAME, STATE, read_manifest
+from alignment.checkpoints.parts import fill, read_parts, sketch_parts, spread, write_parts
 from alignment.errors import CheckpointError
 
 # Config keys that decide where a run goes. The others (name, output, evaluation, device, threads) may change.
@@ -39,6 +40,8 @@ PLACES = {
     "policy.lora.start": ("policy.lora.start",),
     "policy.pipeline": ("policy.pipeline", "policy.revision"),
 }
+PARTS = "parts"
+"""Folder of the tensors, where several processes wrote them."""
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW keeps of each parameter."""
 _DAMAGED = "the run cannot go on from this checkpoint; resume from an earlier one, or start a new run"
@@ -82,6 +85,7 @@ class TrainState:
         config: The resolved config, as JSON can hold it.
         contents: Hashes of what the run is made from, by the config's key; see `alignment/checkpoints/contents.py`.
         found: What was found out about the pipeline, as JSON can hold it; empty where that was not recorded.
+        parts: Where the content of the tensors lies, if several processes wrote it: they are then without.
     """
 
     step: int
@@ -92,17 +96,29 @@ class TrainState:
     config: Mapping[str, object]
     contents: Mapping[str, str] = field(default_factory=dict)
     found: Mapping[str, object] = field(default_factory=dict)
+    parts: Path | None = None
 
 
-def write_state(folder: Path, state: TrainState) -> None:
-    """Write `state` into `folder/state/`."""
+def write_state(folder: Path, state: TrainState, *, writes: bool = True) -> None:
+    """Write `state` into `folder/state/`.
+
+    Args:
+        folder: An existing folder.
+        state: What to write. Where processes hold parts of its tensors, all of them call this together.
+        writes: Whether this process writes what is the same on all.
+    """
     target = folder / STATE
-    target.mkdir()
-    _save(target / "trainable.safetensors", state.trainable)
-    for name, copy in state.snapshots.items():
-        _save(target / f"snapshot-{name}.safetensors", copy)
-    moments, groups = _split_optimizer(state.optimizer)
-    _save(target / "optimizer.safetensors", moments)
+    moments, groups = split_optimizer(state.optimizer)
+    if spread(state.trainable):
+        write_parts(target / PARTS, joined(state.trainable, state.snapshots, moments))
+        if not writes:
+            return
+    else:
+        target.mkdir()
+        _save(target / "trainable.safetensors", state.trainable)
+        for name, copy in state.snapshots.items():
+            _save(target / f"snapshot-{name}.safetensors", copy)
+        _save(target / "optimizer.safetensors", moments)
     progress = {
         "step": state.step,
         "wall_seconds": state.wall_seconds,
@@ -115,8 +131,50 @@ def write_state(folder: Path, state: TrainState) -> None:
     (target / "config.json").write_text(json.dumps(state.config, indent=2) + "\n", encoding="utf-8")
 
 
+def joined(
+    trainable: Mapping[str, Tensor], snapshots: Mapping[str, Mapping[str, Tensor]], moments: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return all tensors of a state under one name each, as they are kept in parts."""
+    copies = {f"snapshot.{copy}/{name}": z for copy, weights in snapshots.items() for name, z in weights.items()}
+    own = {f"trainable/{name}": z for name, z in trainable.items()}
+    return {**own, **copies, **{f"optimizer/{name}": z for name, z in moments.items()}}
+
+
+def _parted(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """Return what `joined` was given."""
+    found: dict[str, dict[str, Tensor]] = {"trainable": {}, "optimizer": {}}
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition("/")
+        found.setdefault(kind, {})[name] = tensor
+    trainable, moments = found.pop("trainable"), found.pop("optimizer")
+    return trainable, {kind.removeprefix("snapshot."): copy for kind, copy in found.items()}, moments
+
+
+def restore(
+    state: TrainState,
+    trainable: Mapping[str, Tensor],
+    snapshots: Mapping[str, Mapping[str, Tensor]],
+    moments: Mapping[str, Tensor],
+) -> None:
+    """Fill the tensors of a run with those of a state that fits it, wherever they lie.
+
+    Args:
+        state: As it was read.
+        trainable: The trained parameters of the run.
+        snapshots: The named copies of them.
+        moments: What its optimiser keeps, by "index.name", if the state has any.
+    """
+    here = joined(trainable, snapshots, moments)
+    if state.parts is not None:
+        read_parts(state.parts, here)
+        return
+    saved = joined(state.trainable, state.snapshots, split_optimizer(state.optimizer)[0])
+    for name, tensor in here.items():
+        fill(tensor, saved[name])
+
+
 def read_state(folder: Path) -> TrainState:
-    """Return the state written into `folder/state/`, on the CPU.
+    """Return the state written into `folder/state/`, on the CPU; tensors in parts are without their content.
 
     Raises:
         CheckpointError: If the checkpoint has no such part, lacks something of it, or is damaged; naming file and key.
@@ -129,23 +187,29 @@ def read_state(folder: Path) -> TrainState:
         raise CheckpointError(
             f"{source / 'progress.json'}: step is {progress['step']}, but {NAME} says {done}; {_DAMAGED}"
         )
-    moments = _load(source / "optimizer.safetensors")
+    parts = source / PARTS if (source / PARTS).is_dir() else None
+    if parts is not None:
+        trainable, snapshots, moments = _parted(sketch_parts(parts))
+    else:
+        trainable, moments = _load(source / "trainable.safetensors"), _load(source / "optimizer.safetensors")
+        snapshots = {
+            path.stem.removeprefix("snapshot-"): _load(path) for path in sorted(source.glob("snapshot-*.safetensors"))
+        }
     if len(moments) != progress.get("moments", len(moments)):
         raise CheckpointError(
-            f"{source / 'optimizer.safetensors'} holds {len(moments)} tensors, {progress['moments']} were saved: "
-            f"{_DAMAGED}"
+            f"{parts or source / 'optimizer.safetensors'} holds {len(moments)} of {progress['moments']} tensors that "
+            f"were saved: {_DAMAGED}"
         )
     return TrainState(
         step=progress["step"],
-        trainable=_load(source / "trainable.safetensors"),
-        optimizer=_join_optimizer(source / "optimizer.safetensors", moments, progress["optimizer"]),
-        snapshots={
-            path.stem.removeprefix("snapshot-"): _load(path) for path in sorted(source.glob("snapshot-*.safetensors"))
-        },
+        trainable=trainable,
+        optimizer=_join_optimizer(parts or source / "optimizer.safetensors", moments, progress["optimizer"]),
+        snapshots=snapshots,
         wall_seconds=progress["wall_seconds"],
         config=read_config(folder),
         contents=progress.get("contents", {}),
         found=progress.get("found", {}),
+        parts=parts,
     )
 
 
@@ -294,7 +358,7 @@ def _differences(key: str, saved: object, current: object, free: set[str]) -> It
         yield f"{key} was {json.dumps(saved)}, now it is {json.dumps(current)}"
 
 
-def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+def split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Return the tensors of an AdamW state by "index.name", and its parameter groups."""
     moments = {f"{index}.{name}": value for index, entry in state["state"].items() for name, value in entry.items()}
     return moments, state["param_groups"]
@@ -306,7 +370,7 @@ def _join_optimizer(path: Path, moments: Mapping[str, Tensor], groups: list[dict
         known = re.fullmatch(rf"([0-9]{{1,9}})\.({'|'.join(MOMENTS)})", key)
         if known is None:
             raise CheckpointError(f"{path}: {key!r} is not INDEX.{' or INDEX.'.join(MOMENTS)}; {_DAMAGED}")
-        if known[2] != "exp_avg" and not bool((value >= 0).all()):  # NaN is not either
+        if known[2] != "exp_avg" and not value.is_meta and not bool((value >= 0).all()):  # NaN is not either
             raise CheckpointError(f"{path}: {key} has a number below zero; {_DAMAGED}")
         state.setdefault(int(known[1]), {})[known[2]] = value
     # JSON has no tuples.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from alignment.config import parallel
 from alignment.config.places import unwritable
 from alignment.config.run import Run
 from alignment.config.schedule import check_dynamics, check_noise, read_scheduler
@@ -48,7 +49,14 @@ def check(run: Run, world_size: int) -> None:
         ConfigError: The first problem found.
         EnvironmentProblem: If a tracker it reports to cannot be started.
     """
-    for key, message in (*values(run), *_geometry(run, world_size), *_files(run), *_rewards(run)):
+    found = (
+        *values(run),
+        *parallel.problems(run.parallel, run.policy, world_size),
+        *_geometry(run, world_size),
+        *_files(run),
+        *_rewards(run),
+    )
+    for key, message in found:
         raise ConfigError(f"{key}: {message}")
     check_scheduler(run, read_scheduler(run.policy.pipeline), run.policy.call.get("num_inference_steps"))
     if Path(run.policy.pipeline).is_dir() and (kind := declared_class(run.policy)) is not None:
@@ -292,13 +300,20 @@ def _geometry(run: Run, world_size: int) -> Iterator[Problem]:
             f"{prompts} prompts per step do not divide over {world_size} processes: "
             f"{prompts} = {world_size} x {each} + {over}; use {near}",
         )
-    calls = run.source.shape(None).calls
+    shape = run.source.shape(None)
+    if not over and shape.groups % world_size:
+        yield (
+            "source.prompts",
+            f"the {prompts} prompts of a step are {shape.groups} groups to compare within, which do not divide over "
+            f"{world_size} processes; use a multiple of {world_size * prompts // shape.groups}",
+        )
+    calls = shape.calls
     at_once = prompts // calls if calls else 1
-    if each % at_once:
+    if each % at_once and at_once % each:
         yield (
             "source.prompts_per_call",
-            f"{at_once} prompts a pipeline call do not divide the {each} prompts of each of {world_size} processes: "
-            f"{each} = {at_once} x {each // at_once} + {each % at_once}",
+            f"{at_once} prompts per pipeline call do not divide the {each} prompts of each of {world_size} processes, "
+            f"nor the other way round: {each} = {at_once} x {each // at_once} + {each % at_once}",
         )
 
 

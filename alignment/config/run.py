@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from alignment.config import registry
+from alignment.config.parallel import Parallel
 from alignment.errors import FieldError
 from alignment.objectives.base import Objective
 from alignment.policy.networks.spec import Lora, PolicySpec
@@ -14,7 +15,18 @@ from alignment.sources.base import Source
 from reward_models.base import RewardModel
 from samplers.kernels.dispatch import Kernels
 
-__all__ = ["BatchSettings", "Data", "Evaluation", "Lora", "Optimizer", "Output", "PolicySpec", "Run", "Snapshots"]
+__all__ = [
+    "BatchSettings",
+    "Data",
+    "Evaluation",
+    "Lora",
+    "Optimizer",
+    "Output",
+    "Parallel",
+    "PolicySpec",
+    "Run",
+    "Snapshots",
+]
 
 
 @dataclass(frozen=True)
@@ -146,6 +158,7 @@ class Run:
         optimizer: AdamW and its schedule.
         snapshots: Copies of the trained weights.
         batch: Updates and microbatches of a step.
+        parallel: How the trained networks are spread over processes.
         evaluation: How progress is measured.
         output: Where results go, and how often.
         device: Where networks run; "auto" takes a GPU where there is one.
@@ -166,6 +179,7 @@ class Run:
     optimizer: Optimizer = Optimizer()
     snapshots: Snapshots = Snapshots()
     batch: BatchSettings = BatchSettings()
+    parallel: Parallel = Parallel()
     evaluation: Evaluation = Evaluation()
     output: Output = Output()
     device: Literal["auto", "cpu", "cuda"] = "auto"

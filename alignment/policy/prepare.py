@@ -14,6 +14,7 @@ from alignment.policy.between import ROUNDS_AT_MOST, Seen, first_round, two_roun
 from alignment.policy.call_arguments import checked_arguments
 from alignment.policy.call_forms import Form, brings_pictures, find_form, first_accepted, makes_two
 from alignment.policy.door import Door, PipelineDoor, fresh_routes
+from alignment.policy.networks.layout import Layout
 from alignment.policy.networks.loading import experts, load_pipeline
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.networks.weights import Weights, bring
@@ -25,7 +26,9 @@ from alignment.policy.sizes import check_media, check_picture_size
 from samplers import Conductor, Skip
 
 
-def load_policy(spec: PolicySpec, *, device: torch.device, seed: int, pipe: Any = None) -> Policy:
+def load_policy(
+    spec: PolicySpec, *, device: torch.device, seed: int, pipe: Any = None, layout: Layout | None = None
+) -> Policy:
     """Return the policy that `spec` describes.
 
     Args:
@@ -33,15 +36,16 @@ def load_policy(spec: PolicySpec, *, device: torch.device, seed: int, pipe: Any 
         device: Where everything runs.
         seed: Of new adapters.
         pipe: The pipeline, where it is loaded already.
+        layout: Where the trained networks lie; None: whole, on `device`.
 
     Raises:
         ConfigError: If the pipeline does not take the call arguments, has not what is to be trained, or brought
             adapters are not its own.
         PipelineError: If it cannot be conducted.
     """
-    pipe = load_pipeline(spec, device) if pipe is None else pipe
+    pipe = load_pipeline(spec, device, layout) if pipe is None else pipe
     door, networks = PipelineDoor(pipe, fresh_routes(pipe, spec, device)), experts(pipe)
-    return Policy(door, Weights(networks, spec, seed, bring(spec, pipe, networks)))
+    return Policy(door, Weights(networks, spec, seed, bring(spec, pipe, networks), layout))
 
 
 def prepare(

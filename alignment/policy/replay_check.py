@@ -156,7 +156,7 @@ def _answers(policy: Policy, visit: Callable[[Receive], None], *, kept: bool) ->
         direction = torch.randn(model_output.shape, generator=torch.Generator().manual_seed(k)).to(model_output.device)
         try:
             along = (model_output.float() * direction).sum()
-            gradients = torch.autograd.grad(along, watched, retain_graph=kept, materialize_grads=True)
+            gradients = policy.weights.layout.gradients(along, watched, kept=kept)
         except RuntimeError as error:  # a graph that leads into an earlier round's, which is gone
             if out_of_memory(error):
                 raise

@@ -41,11 +41,17 @@ class Evaluator:
         short = -len(pairs) % ctx.world.size
         order = torch.cat([torch.arange(len(pairs)), torch.zeros(short, dtype=torch.int64)])
         mine = order[ctx.world.share(len(order))].split(self.settings.batch_size)
+        if ctx.world.spread:  # then every process makes as many pipeline calls
+            named = [(rows, [texts[row] for row in rows.tolist()]) for rows in mine]
+            mine = [rows[call] for rows, prompts in named for call in ctx.policy.form.calls(prompts)]
         shown, rewards = [], []
         with ctx.policy.using(weights), ctx.policy.sampling():
-            for rows in mine:
+            for number in range(ctx.world.together(len(mine))):
+                rows = mine[min(number, len(mine) - 1)]
                 prompts = tuple(texts[row] for row in rows.tolist())
                 media = ctx.policy.generate(prompts, seeds[rows], self.settings.call)
+                if number >= len(mine):
+                    continue
                 rewards.append(score(ctx, self.reward, media, prompts))
                 if sum(map(len, shown)) < self.settings.grid:
                     shown.append(media)

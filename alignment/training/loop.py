@@ -33,6 +33,10 @@ class Learner(Protocol):
         """Run the backward pass of `loss`, as a share of an update over `rows` rows of all processes."""
         ...
 
+    def follow(self, loss: Loss) -> None:
+        """Run the backward pass of `loss` for nothing, because other processes run theirs."""
+        ...
+
     def update(self, learning_rate: float) -> float:
         """Take a step, and return the norm of the gradients."""
         ...
@@ -115,9 +119,13 @@ def learn(run: Run, ctx: Context, batch: Batch, learner: Learner) -> None:
     """
     unit = rows_per_unit(run.objective, batch)
     for rows, total in updates(ctx, batch, run.batch.updates, unit):
-        for part in microbatches(batch, rows, run.batch.microbatch, unit):
-            micro = batch[part].to(ctx.policy.device)
-            run.objective(ctx, micro, lambda loss, total=total: learner.learn(loss, total))
+        parts = list(microbatches(batch, rows, run.batch.microbatch, unit))
+        for k in range(ctx.world.together(len(parts))):
+            if k < len(parts):
+                micro = batch[parts[k]].to(ctx.policy.device)
+                run.objective(ctx, micro, lambda loss, total=total: learner.learn(loss, total))
+            else:
+                run.objective(ctx, batch[torch.arange(unit)].to(ctx.policy.device), learner.follow)
         learner.update(learning_rate(run.optimizer, ctx.step, run.steps))
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from alignment.checkpoints.artifacts import Card, write_artifacts
@@ -20,6 +19,7 @@ from alignment.checkpoints.state import (
     check_same_contents,
     check_same_run,
     read_state,
+    restore,
     write_state,
 )
 from alignment.config import build, checks
@@ -221,7 +221,12 @@ class Session:
 
     def _save_what_is_whole(self) -> str:
         """Save the last step, unless a part of the next one was learned on top of it; return what is there."""
-        whole = self.trainer.runtime.taken == self._taken
+        runtime = self.trainer.runtime
+        whole = (
+            all(runtime.world.everyone(runtime.taken == self._taken))
+            if runtime.world.spread
+            else runtime.taken == self._taken
+        )
         if whole and self._done:
             self._save_once()
         half = "" if whole else "A step that is learned by half is not saved; "
@@ -248,10 +253,11 @@ class Session:
 
     def _save(self, done: int) -> None:
         self._saved = done
-        if self._recorder is None:
+        policy, runtime = self.trainer.policy, self.trainer.runtime
+        world = runtime.world
+        if self._recorder is None and not world.spread:
             return
         begin = time.perf_counter()
-        policy = self.trainer.policy
         state = TrainState(
             step=done,
             trainable={name: p.detach() for name, p in policy.trainable.items()},
@@ -264,25 +270,26 @@ class Session:
         )
 
         def write(folder: Path) -> None:
-            write_state(folder, state)
+            """Write into the folder of the main process, which the others are told here."""
+            if world.spread:
+                folder = world.everyone(folder)[0]
+            write_state(folder, state, writes=runtime.main)
             with policy.using("ema" if "ema" in policy.snapshots else "live"):
                 card = Card(self._config, done, self._table)
-                write_artifacts(folder, policy.pipe, policy.weights, card)
+                write_artifacts(folder, policy.pipe, policy.weights, card, writes=runtime.main)
 
-        self.checkpoints.save(done, write)
+        if runtime.main:
+            self.checkpoints.save(done, write)
+        else:
+            write(self.checkpoints.folder)
         self._saving = time.perf_counter() - begin
 
     def _restore(self, state: TrainState) -> None:
         policy, runtime = self.trainer.policy, self.trainer.runtime
         check_fits(state, policy.trainable, policy.snapshots)
         check_same_finds(state.found, self._found)
-        with torch.no_grad():
-            for name, parameter in policy.trainable.items():
-                parameter.copy_(state.trainable[name])
-            for copy, weights in state.snapshots.items():
-                for name, tensor in weights.items():
-                    policy.snapshots[copy][name].copy_(tensor)
-        runtime.optimizer.load_state_dict(dict(state.optimizer))
+        live = {name: parameter.detach() for name, parameter in policy.trainable.items()}
+        restore(state, live, policy.snapshots, runtime.moments() if state.optimizer["state"] else {})
         self._spent = state.wall_seconds
         self._done = self._saved = state.step
 
@@ -290,9 +297,10 @@ class Session:
         return self._spent + time.perf_counter() - self._start
 
     def _finish(self) -> None:
-        if self._recorder is None:
-            return
         run = self.trainer.run
+        if self._recorder is None:
+            self._save(run.steps)
+            return
         summary = self._recorder.summary(
             seed=run.seed,
             steps=run.steps,

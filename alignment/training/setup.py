@@ -83,9 +83,10 @@ def load(run: Run, runtime: Runtime) -> Trainer:
         runtime.world.scorer(run.source.reward)
     if run.source.structure is not None:
         runtime.world.allocator(run.source.structure)
-    pipe = load_pipeline(run.policy, runtime.world.device)
+    pipe = load_pipeline(run.policy, runtime.world.device, runtime.layout)
     contents["policy.pipeline"] = pipeline_digest(pipe)
-    policy = load_policy(run.policy, device=runtime.world.device, seed=Draw(run.seed).key("adapters"), pipe=pipe)
+    seed = Draw(run.seed).key("adapters")
+    policy = load_policy(run.policy, device=runtime.world.device, seed=seed, pipe=pipe, layout=runtime.layout)
     contents |= adapters_digests(policy.weights.brought)
     scheduler = pipe.components.get("scheduler")
     checks.check_scheduler(run, scheduler, None)

@@ -1,6 +1,6 @@
 """Train the cases on however many processes a launcher started, and write what came out; test_processes.py runs it.
 
-Usage: torchrun --nproc_per_node 2 two_processes.py TOY_FOLDER OUTPUT_FOLDER REWARD_SERVER
+Usage: torchrun --nproc_per_node N two_processes.py TOY_FOLDER OUTPUT_FOLDER REWARD_SERVER SHARD CASE,CASE,...
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 
-from alignment.config.run import BatchSettings, Data, Evaluation, Optimizer, Run, Snapshots
+from alignment.checkpoints.parts import whole
+from alignment.config.run import BatchSettings, Data, Evaluation, Optimizer, Parallel, Run, Snapshots
 from alignment.credit.backbones.saliency import Saliency
 from alignment.credit.structures.perceptual import Perceptual
 from alignment.data.prompts import Prompts
-from alignment.objectives.base import Loss, Objective
+from alignment.objectives.base import Learn, Loss, Objective
 from alignment.objectives.direct_gradient.draft import DRaFT
 from alignment.objectives.forward_process.kto import KTO
 from alignment.objectives.forward_process.nft import NFT
@@ -47,6 +49,7 @@ from samplers.windows.fraction import Fraction
 from tests.support.toy import REWARD, fit, labelled, pairs, toy_run, trainer_of
 
 STEPS = 3
+Outcome = tuple[dict[str, torch.Tensor], dict[str, Any]]
 # The calls of a step train other steps of the loop, so that the processes know other numbers for the record. A call may
 # be one prompt, all of a process's (two here), or more than it has.
 CASES: dict[str, tuple[Source, Objective]] = {
@@ -88,7 +91,7 @@ CASES: dict[str, tuple[Source, Objective]] = {
     "tree": (OnPolicyTree(4, FlowSDE(), REWARD, splits=(0, 1)), ClippedSurrogate(clip=1e-2, weight="equal")),
     "pairs": (OnPolicyPairs(4, REWARD, group_size=4, prompts_per_call=1), DPO(beta=5.0)),
     "direct": (PromptsOnly(4, Colour(), group_size=4), DRaFT(last=2)),
-    "offline": (Offline(8, rows_per_group=4), KTO(beta=5.0)),
+    "offline": (Offline(8, rows_per_group=2), KTO(beta=5.0)),
     "offline pairs": (OfflinePairs(8), DPO(beta=5.0)),
     "semi": (SemiPolicy(8, every=2), SePPO(beta=5.0)),
 }
@@ -106,7 +109,7 @@ def write_data(folder: Path) -> None:
     labelled(folder / "winners", wanted=True)
 
 
-def run_of(folder: Path, name: str, server: str | None = None) -> Run:
+def run_of(folder: Path, name: str, server: str | None = None, shard: int = 1) -> Run:
     """Return the run of a case; "served" asks a server for the scores that it else makes itself."""
     source, objective = CASES[name]
     if server is not None and name == "served":
@@ -121,14 +124,15 @@ def run_of(folder: Path, name: str, server: str | None = None) -> Run:
         batch=BatchSettings(updates=2, microbatch=3),
         snapshots=Snapshots(ema=0.5),
         optimizer=Optimizer(learning_rate=1e-3, weight_decay=0.1),
+        parallel=Parallel(shard),
     )
 
 
-def outcome(trainer: Trainer) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+def outcome(trainer: Trainer) -> Outcome:
     """Train; return the weights, and everything that should not depend on the number of processes."""
     lines = fit(trainer)
-    weights = {name: p.detach().clone() for name, p in trainer.policy.trainable.items()}
-    weights |= {f"ema {name}": z for name, z in trainer.policy.snapshots["ema"].items()}
+    weights = {name: whole(p.detach()).clone() for name, p in trainer.policy.trainable.items()}
+    weights |= {f"ema {name}": whole(z) for name, z in trainer.policy.snapshots["ema"].items()}
     found = Evaluator(Evaluation(batch_size=2), HELD_OUT, REWARD)(trainer.context(STEPS), IMAGES, "ema")
     timed = ("seconds/", "memory/", "samples_per_second")
     metrics = [{name: value for name, value in line.items() if not name.startswith(timed)} for line in lines]
@@ -139,18 +143,21 @@ def broken_on_the_last_process(trainer: Trainer) -> bool:
     """Give one process a NaN; return whether the weights here stayed as they were."""
     before = [p.detach().clone() for p in trainer.policy.trainable.values()]
     factor = float("nan") if trainer.runtime.world.rank == trainer.runtime.world.size - 1 else 1.0
-    total = sum(p.sum() for p in trainer.policy.trainable.values())
-    trainer.runtime.learn(Loss((total * factor)[None], {}), 1)
+    batch = trainer.experience(trainer.context(STEPS)).batch
+    broken: Learn = lambda loss: trainer.runtime.learn(Loss(loss.per_row * factor, {}), 1)  # noqa: E731
+    one_call = (batch.chunk == batch.chunk[0]).nonzero().flatten()
+    trainer.run.objective(trainer.context(STEPS), batch[one_call], broken)
     trainer.runtime.update(1e-3)
-    return all(torch.equal(old, p) for old, p in zip(before, trainer.policy.trainable.values(), strict=True))
+    after = trainer.policy.trainable.values()
+    return all(torch.equal(whole(old), whole(p.detach())) for old, p in zip(before, after, strict=True))
 
 
 def main() -> None:
-    """Train every case and write CASE.safetensors and CASE.json from the main process."""
-    folder, output, server = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    """Train the cases and write CASE.safetensors and CASE.json from the main process."""
+    folder, output, server, shard = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     torch.set_num_threads(1)
-    for name in CASES:
-        trainer = trainer_of(run_of(folder, name, server))
+    for name in sys.argv[5].split(","):
+        trainer = trainer_of(run_of(folder, name, server, shard))
         weights, told = outcome(trainer)
         told["skipped on all"] = trainer.runtime.world.everyone(broken_on_the_last_process(trainer))
         if trainer.runtime.main:

@@ -7,7 +7,7 @@ import inspect
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
+from alignment.policy.networks.layout import Layout
 from alignment.policy.networks.low_memory import decode_in_parts, offload, quantization
 from alignment.policy.networks.spec import PolicySpec
 from reward_models.foreign import ForeignCode
@@ -25,8 +26,8 @@ DENOISERS = ("transformer", "unet")
 """Component names under which diffusers pipelines keep the network that denoises."""
 
 
-def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
-    """Return the pipeline on `device`, frozen and in eval mode.
+def load_pipeline(spec: PolicySpec, device: torch.device, layout: Layout | None = None) -> Any:
+    """Return the pipeline on `device`, frozen and in eval mode; networks that will be spread stay where they are read.
 
     Raises:
         PipelineError: If the folder or hub id does not hold a loadable pipeline.
@@ -57,7 +58,7 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
         _check_weights(pipe)
         if spec.offload:
             offload(pipe, loop_networks(pipe), device)
-        pipe.to(device)
+        _move(pipe, device, experts(pipe) if layout is not None and layout.spread else ())
     own_scheduler(pipe)
     _check_tokenizers(pipe)
     pipe.set_progress_bar_config(disable=True)
@@ -67,6 +68,15 @@ def load_pipeline(spec: PolicySpec, device: torch.device) -> Any:
     decode_in_parts(pipe, spec.decode)
     _set_attention(pipe.components[denoiser_name(pipe)], spec.attention)
     return pipe
+
+
+def _move(pipe: Any, device: torch.device, stay: Collection[str]) -> None:
+    """Move the networks of `pipe` to `device`, but for those that stay."""
+    if not stay:
+        pipe.to(device)
+    for name, network in pipe.components.items():
+        if stay and name not in stay and isinstance(network, nn.Module):
+            network.to(device)
 
 
 def pipeline_class(name: str | None) -> Any:

@@ -143,7 +143,7 @@ def _refuse_keywords(denoiser: nn.Module) -> None:
 
 
 def unfreeze(denoiser: nn.Module, patterns: tuple[str, ...] | None) -> dict[str, nn.Parameter]:
-    """Make the denoiser's own weights trainable in float32 and return them by name.
+    """Make the denoiser's own weights trainable, in the dtype they have, and return them by name.
 
     Args:
         denoiser: The network.
@@ -160,7 +160,6 @@ def unfreeze(denoiser: nn.Module, patterns: tuple[str, ...] | None) -> dict[str,
     if not chosen:
         raise ConfigError(f"policy.trainable {list(patterns or ())} matches no parameter of {type(denoiser).__name__}")
     for parameter in chosen.values():
-        parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     return chosen
 

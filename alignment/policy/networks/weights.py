@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from alignment.errors import ConfigError
 from alignment.policy.networks.adapters import Adapter, check_apart, read_adapters
+from alignment.policy.networks.layout import Layout, Whole, chosen
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.networks.tuning import adapter_layers, add_lora, fold, merged, unfreeze, without
 
@@ -60,10 +61,18 @@ class Weights:
         trainable: Trained parameters by name, float32; a further network's begin with its own name.
         adapters: Layers of the networks that carry one.
         snapshots: Named frozen copies of `trainable`.
+        layout: Where they lie.
     """
 
-    def __init__(self, networks: Mapping[str, Any], spec: PolicySpec, seed: int, brought: Brought = Brought()) -> None:
-        self.spec, self.brought = spec, brought
+    def __init__(
+        self,
+        networks: Mapping[str, Any],
+        spec: PolicySpec,
+        seed: int,
+        brought: Brought = Brought(),
+        layout: Layout | None = None,
+    ) -> None:
+        self.spec, self.brought, self.layout = spec, brought, layout or Whole()
         self.experts = dict(networks)
         self.trainable: dict[str, nn.Parameter] = {}
         for adapters, weight in brought.frozen:
@@ -72,12 +81,13 @@ class Weights:
         start = brought.start or {}
         for k, (name, network) in enumerate(self.experts.items()):
             if spec.lora is None:
-                chosen = unfreeze(network, spec.trainable)
+                names = tuple(unfreeze(network, spec.trainable))
             else:
-                chosen = add_lora(network, spec.lora, seed + k, start.get(name))
-            self.trainable |= {f"{name}.{key}" if k else key: p for key, p in chosen.items()}
+                names = tuple(add_lora(network, spec.lora, seed + k, start.get(name)))
             if spec.gradient_checkpointing:
                 network.enable_gradient_checkpointing()
+            self.layout.place(network, names)
+            self.trainable |= {f"{name}.{key}" if k else key: p for key, p in chosen(network, names)}
             if spec.compile:
                 network.compile()
         self.adapters = [layer for network in self.experts.values() for layer in adapter_layers(network)]
@@ -124,7 +134,8 @@ class Weights:
         Every sampling call enters it by itself; around several calls it folds once. Weights are chosen outside.
         """
         if self._folded or self.spec.lora is None or not self.spec.lora.merge:
-            yield
+            with self.layout.sampling(self.experts):
+                yield
             return
         self._folded = True
         try:
@@ -137,7 +148,7 @@ class Weights:
         """Swap the live weights with a copy; twice restores both, bit for bit."""
         frozen = self.snapshots[name]
         for key, parameter in self.trainable.items():
-            parameter.data, frozen[key] = frozen[key], parameter.data
+            frozen[key] = self.layout.exchange(parameter, frozen[key])
 
     def keep(self, name: str) -> None:
         """Start the frozen copy `name` at the live weights; the reference of a new adapter needs none."""

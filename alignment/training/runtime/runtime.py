@@ -14,15 +14,21 @@ from datetime import timedelta
 import torch
 import torch.distributed
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs
+from torch import Tensor
 from torch.distributed.distributed_c10d import _get_default_store  # pyright: ignore[reportPrivateUsage]  # no other way to it
 
+from alignment.checkpoints.parts import whole
+from alignment.checkpoints.state import split_optimizer
+from alignment.config.parallel import divide
 from alignment.config.run import Optimizer, Run
-from alignment.errors import ConfigError, EnvironmentProblem, NumericsError
+from alignment.errors import EnvironmentProblem, NumericsError
 from alignment.meetings import Meetings
 from alignment.objectives.base import Loss
 from alignment.policy.policy import Policy
 from alignment.training.runtime.averages import Averages
+from alignment.training.runtime.mesh import as_launched, laid_out
+from alignment.training.runtime.sharded import LEARNING
 from alignment.training.stopping import StopSignal
 from alignment.world import World
 from samplers.kernels.dispatch import INSTALLED, choose, interpreted
@@ -41,6 +47,7 @@ class Runtime:
 
     Attributes:
         world: The processes.
+        layout: How the trained networks lie over the processes.
         optimizer: AdamW over the policy's trained weights, once `attach` was called.
         taken: Updates that were begun so far.
     """
@@ -57,13 +64,12 @@ class Runtime:
         self._accelerator = Accelerator(
             cpu=run.device == "cpu" or not torch.cuda.is_available(), kwargs_handlers=[patience]
         )
-        if self._accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            raise ConfigError(
-                f"{self._accelerator.distributed_type.value} is not supported yet; launch with plain data parallelism"
-            )
         state = PartialState()
         _check_world(state.num_processes)
-        self.world = World(state, self._accelerator.device, _meetings(state, run.timeout, stop))
+        division = divide(as_launched(run.parallel, self._accelerator), state.num_processes)
+        meetings = _meetings(state, run.timeout, stop)
+        self.world = World(state, self._accelerator.device, meetings, spread=division.shard > 1)
+        self.layout = laid_out(run, division, self.world)
         self._metrics = Averages()
         self._updates = 0
         self._skipped = 0
@@ -85,12 +91,31 @@ class Runtime:
             weight_decay=settings.weight_decay,
         )
 
+    def moments(self) -> dict[str, Tensor]:
+        """Return what the optimiser keeps of each weight, by "index.name"; nothing yet where it has not stepped."""
+        for parameter in self._policy.trainable.values():
+            if not self.optimizer.state[parameter]:
+                zeros = {name: torch.zeros_like(parameter.detach()) for name in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
+        return split_optimizer(self.optimizer.state_dict())[0]
+
     def learn(self, loss: Loss, rows: int) -> None:
         """Run the backward pass of `loss`, as a share of an update over `rows` rows of all processes."""
-        (loss.per_row.sum() / rows).backward()
+        self._backward(loss.per_row.sum() / rows)
         later = self._updates > 0
         metrics = {k: v for k, v in loss.metrics.items() if not (later and k.startswith("ratio/first_"))}
         self._metrics.add({"loss": loss.per_row.detach(), **metrics})
+
+    def follow(self, loss: Loss) -> None:
+        """Run the backward pass of `loss` for nothing, because other processes run theirs."""
+        self._backward(0.0 * loss.per_row.sum())
+
+    def _backward(self, share: Tensor) -> None:
+        if not self.world.spread:
+            share.backward()
+            return
+        with self.world.exchange(LEARNING):
+            (share * self.world.size).backward()  # gradients come back as means over the processes
 
     def update(self, learning_rate: float) -> float:
         """Reduce and clip the gradients, take a step, and return their norm before clipping.
@@ -102,7 +127,7 @@ class Runtime:
         """
         parameters = list(self._policy.trainable.values())
         self._reduce_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self._settings.max_grad_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self._settings.max_grad_norm))
         finite = bool(norm.isfinite())
         self.taken += 1
         if finite:
@@ -125,7 +150,7 @@ class Runtime:
         for p in parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        if self.world.size == 1:
+        if self.world.size == 1 or self.world.spread:  # there they are added up on their way
             return
         flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
         total = self.world.total(flat)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from alignment.errors import ConfigError
-from alignment.policy.networks.spec import Lora
+from alignment.policy.networks.spec import Lora, PolicySpec
 from alignment.policy.networks.tuning import adapter_layers, add_lora, lora_targets, merged, unfreeze
+from alignment.policy.networks.weights import Weights
 from tests.support.tiny import tiny_flux, tiny_sd15
 
 
@@ -73,7 +74,6 @@ def test_a_denoiser_is_trained_whole_or_in_part():
     part = unfreeze(denoiser, (r"attn\.to_q", r"proj_out\.bias"))
     assert all("attn.to_q" in name or "proj_out.bias" in name for name in part)
     assert all(p.requires_grad == (name in part) for name, p in denoiser.named_parameters())
-    assert all(p.dtype == torch.float32 for p in part.values())
     assert len(unfreeze(denoiser, None)) == len(list(denoiser.parameters()))
     with pytest.raises(ConfigError, match=r"policy.trainable \['nothing'\] matches no parameter"):
         unfreeze(denoiser, ("nothing",))
@@ -96,3 +96,12 @@ def test_weights_come_back_bit_for_bit_after_a_merge_that_failed():
         fail_inside()
     assert changed == [name for name in before if name.endswith("base_layer.weight")]
     assert all(torch.equal(p, before[name]) for name, p in denoiser.named_parameters())
+
+
+def test_trained_weights_are_float32_whatever_the_others_are():
+    denoiser = tiny_flux().transformer.bfloat16()
+    weights = Weights({"transformer": denoiser}, PolicySpec("x", trainable=(r"attn\.to_q",)), seed=0)
+    assert weights.trainable
+    for name, parameter in denoiser.named_parameters():
+        assert parameter.dtype == (torch.float32 if name in weights.trainable else torch.bfloat16)
+        assert parameter is weights.trainable.get(name, parameter)

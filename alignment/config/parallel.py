@@ -1,0 +1,101 @@
+"""How the work of a run is divided among its processes: plain data, and the arithmetic of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from alignment.errors import FieldError
+from alignment.policy.networks.spec import PolicySpec
+
+Share = int | Literal["auto"] | None
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Among how many processes the trained networks are spread; samples are divided among all of them.
+
+    Attributes:
+        shard: Processes that hold the trained networks together: weights, gradients, optimiser state and frozen copies,
+            a part each (FSDP2). "auto" takes all that `replicate` leaves; null takes what accelerate was told, or 1:
+            every process has all of them.
+        replicate: How many such sets of processes there are (hybrid sharding). "auto" and null take what `shard`
+            leaves.
+        stay_gathered: Whether a process keeps the whole weights while it samples, once it has gathered them: faster
+            where they fit, for sampling learns nothing and needs no room for gradients.
+    """
+
+    shard: Share = None
+    replicate: Share = None
+    stay_gathered: bool = False
+
+    def __post_init__(self) -> None:
+        for name, count in {"shard": self.shard, "replicate": self.replicate}.items():
+            if isinstance(count, int) and count < 1:
+                raise FieldError(name, f'got {count}, expected a number of processes of at least 1, "auto" or null')
+
+
+@dataclass(frozen=True)
+class Division:
+    """The numbers that a description comes to.
+
+    Attributes:
+        shard: Processes that hold the networks together.
+        replicate: Sets of them.
+    """
+
+    shard: int
+    replicate: int
+
+
+def divide(parallel: Parallel, processes: int) -> Division:
+    """Return how so many processes are divided.
+
+    Raises:
+        FieldError: With the arithmetic that does not work out.
+    """
+    shard, replicate = parallel.shard, parallel.replicate
+    if shard == "auto":
+        shard = processes // replicate if isinstance(replicate, int) else processes
+    shard = shard or 1
+    if not isinstance(replicate, int):
+        replicate = processes // shard
+    if shard * replicate != processes:
+        left = f"{processes} = {shard} x {processes // shard} + {processes % shard}"
+        why = left if processes % shard or parallel.replicate in (None, "auto") else f"they ask for {shard * replicate}"
+        raise FieldError(
+            "parallel.shard",
+            f"{shard} processes in each of {replicate} sets are not the {processes} that were launched ({why}); launch "
+            'as many as shard x replicate, or set one of them to "auto"',
+        )
+    return Division(shard, replicate)
+
+
+def problems(parallel: Parallel, policy: PolicySpec, processes: int) -> Iterator[tuple[str, str]]:
+    """Yield what keeps a policy from being divided among so many processes, as (key, message)."""
+    try:
+        division = divide(parallel, processes)
+    except FieldError as error:
+        yield error.field, error.reason
+        return
+    if division.shard == 1:
+        return
+    if policy.lora is not None and policy.lora.merge:
+        yield (
+            "policy.lora.merge",
+            f"adapters cannot be folded into weights of which {division.shard} processes hold a part each "
+            "(parallel.shard); set policy.lora.merge=false",
+        )
+    if policy.quantize is not None:
+        yield (
+            "policy.quantize",
+            f"weights of {policy.quantize} cannot be spread over processes (parallel.shard: {division.shard}); spread "
+            "them unrounded, policy.quantize=null, or keep them whole, parallel.shard=1",
+        )
+    if policy.compile:
+        yield (
+            "policy.compile",
+            f"networks that are spread over processes (parallel.shard: {division.shard}) are not compiled as one; set "
+            "policy.compile=false, or parallel.shard=1",
+        )

@@ -1,0 +1,93 @@
+"""Runs whose networks are spread over processes: one process's numbers, its files, and its checkpoints both ways."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.runs import left_by, prepared, train
+
+pytestmark = [pytest.mark.multi, pytest.mark.slow, pytest.mark.xdist_group("sharded runs")]
+
+ROOT = Path(__file__).parents[2]
+ROUNDING = 1e-5  # of weights of unit size, after twelve updates of Adam at 1e-4
+RELATIVE = 1e-3  # of numbers for the record; those near 0 are differences of larger ones
+KINDS = ("grpo", "nft")  # adapters, and a whole network with two frozen copies
+TINY = "optimizer.learning_rate=1e-4"
+
+
+def launched(processes: int, *lines: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "WORLD_SIZE")}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)),
+            *(str(Path(__file__).with_name("sharded_runs.py")), *lines),
+        ],
+        env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def work(flux_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with runs of each kind by one process and by two, whole and resumed, on as many or on others."""
+    work = prepared(tmp_path_factory.mktemp("sharded"), flux_folder)
+    runs = work / "runs"
+    for kind in KINDS:
+        assert train(work, kind, f"name={kind}-one", TINY, "output.keep=3") == 0
+        for name in ("one to two", "one to one"):
+            shutil.copytree(runs / f"{kind}-one", runs / f"{kind}-{name.replace(' ', '-')}")
+            shutil.rmtree(runs / f"{kind}-{name.replace(' ', '-')}" / "checkpoint-6")
+            (runs / f"{kind}-{name.replace(' ', '-')}" / "latest").write_text("checkpoint-4\n")
+    lines = []
+    for kind in KINDS:
+        config, sharded = f"{work / kind}.yaml", f"parallel.shard=2 {TINY} output.keep=3"
+        lines += [f"{config} {sharded} name={kind}-two", f"{config} {sharded} name={kind}-two-to-two steps=4"]
+        lines += [f"{config} {sharded} name={kind}-{name} --resume latest" for name in ("two-to-two", "one-to-two")]
+    launched(2, *lines)
+    for kind in KINDS:
+        shutil.copytree(runs / f"{kind}-two", runs / f"{kind}-two-to-one")
+        shutil.rmtree(runs / f"{kind}-two-to-one" / "checkpoint-6")
+        for name in ("two-to-one", "one-to-one"):
+            assert train(work, kind, f"name={kind}-{name}", TINY, "output.keep=3", "--resume", "latest") == 0
+    return work
+
+
+@pytest.mark.parametrize("name", ["two", "two-to-two", "one-to-two", "two-to-one", "one-to-one"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_the_weights_lie_changes_rounding_only(work: Path, kind: str, name: str) -> None:
+    run, one = work / "runs" / f"{kind}-{name}", work / "runs" / f"{kind}-one"
+    for path in one.glob("checkpoint-6/**/*.safetensors"):
+        if "state" not in path.parts:
+            found = load_file(run / path.relative_to(one))
+            for key, weight in load_file(path).items():
+                torch.testing.assert_close(found[key], weight, rtol=0, atol=ROUNDING)
+    theirs, ours = left_by(run), left_by(one)
+    for their_line, line in zip(theirs["metrics"], ours["metrics"], strict=True):
+        assert their_line == pytest.approx(line, rel=RELATIVE, abs=RELATIVE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sharded_run_that_is_resumed_is_the_same_to_the_bit(work: Path, kind: str) -> None:
+    whole, resumed = (left_by(work / "runs" / f"{kind}-{name}") for name in ("two", "two-to-two"))
+    assert whole["tensors"] == resumed["tensors"]
+    assert whole["metrics"] == resumed["metrics"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_process_wrote_its_part(work: Path, kind: str) -> None:
+    parts = list((work / "runs" / f"{kind}-two" / "checkpoint-6" / "state" / "parts").iterdir())
+    sizes = [sum(z.numel() for z in load_file(part).values()) for part in parts]
+    assert len(parts) == 2
+    assert max(sizes) < 0.6 * sum(sizes)
