@@ -67,16 +67,28 @@ def _set_device(device: torch.device) -> None:
     torch.set_default_device(None if device.type == "cpu" else device)
 
 
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed, and nothing relative to it was there to be used
+        return None
+
+
+def _go_to(folder: str | None) -> None:
+    if folder is not None:
+        os.chdir(folder)
+
+
 _GLOBAL: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "default device": (torch.get_default_device, _set_device),
     "gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
     "number of threads": (torch.get_num_threads, torch.set_num_threads),
-    "precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "deterministic algorithms": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
-    "current folder": (os.getcwd, os.chdir),
+    "current folder": (_folder, _go_to),
 }
-"""What code may set for the whole process, with how to ask for it and to set it."""
+"""What code may set for the whole process, with how to ask for it and to set it. How precisely float32 is multiplied is
+not among it: torch has two ways to say that, and raises where it is asked in the one after it was told in the other."""
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reward_models.foreign import ForeignCode
+from reward_models.foreign import ForeignCode, globals_kept
 
 
 class Refused(Exception):
@@ -50,3 +51,17 @@ def test_who_only_watches_an_operation_is_not_at_fault() -> None:
 def test_a_bug_of_ours_passes_even_beneath_a_stranger() -> None:
     with pytest.raises(AttributeError, match="no_such_name"), foreign():
         THEIRS["run"](torch.zeros(1), then=OURS["bug"])
+
+
+def test_what_is_kept_can_be_asked_for_whatever_was_set_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch raises where one of its own settings is asked for in another way than it was set."""
+    before, gone = torch.backends.mkldnn.matmul.fp32_precision, tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        with globals_kept("nothing"):
+            torch.ones(2, 2) @ torch.ones(2, 2)
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
