@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from reward_models.foreign import globals_kept, out_of_memory
+from reward_models.foreign import from_the_keyboard, globals_kept, out_of_memory
 
 
 class RewardError(RuntimeError):
@@ -34,7 +34,7 @@ def users_code(what: str) -> Iterator[None]:
     try:
         with globals_kept(what):
             yield
-    except KeyboardInterrupt:  # that is for who sits at the keyboard
-        raise
     except BaseException as error:
+        if from_the_keyboard(error):
+            raise
         raise broken(what, error) from error

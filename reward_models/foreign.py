@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -47,7 +49,7 @@ class ForeignCode:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # Other people's code does not decide when the program ends; who sits at the keyboard does.
-        if error is None or isinstance(error, KeyboardInterrupt) or out_of_memory(error):
+        if error is None or from_the_keyboard(error) or out_of_memory(error):
             return
         if self._is_theirs(error, trace):
             raise self._make(error) from error
@@ -112,6 +114,13 @@ def globals_kept(what: object) -> Iterator[None]:
 
 def _package(module: str) -> str:
     return module.partition(".")[0]
+
+
+def from_the_keyboard(error: BaseException) -> bool:
+    """Return whether an error is Python's answer to Ctrl-C, given in the main thread, unless asked otherwise."""
+    interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    main = threading.current_thread() is threading.main_thread()
+    return isinstance(error, KeyboardInterrupt) and interrupts and main
 
 
 _NO_ROOM = ("out of memory", "defaultcpuallocator", "cannot allocate memory")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reward_models.errors import RewardError, users_code
 from reward_models.foreign import ForeignCode, globals_kept
 
 
@@ -65,3 +67,19 @@ def test_what_is_kept_can_be_asked_for_whatever_was_set_before(tmp_path: Path, m
             torch.ones(2, 2) @ torch.ones(2, 2)
     finally:
         torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+def test_ctrl_c_is_for_the_program_unless_the_program_asked_for_signals() -> None:
+    interrupt = module("stranger.scorer", "def run():\n    raise KeyboardInterrupt\n")["run"]
+    with pytest.raises(KeyboardInterrupt), ForeignCode(Refused):
+        interrupt()
+    with pytest.raises(KeyboardInterrupt), users_code("a function"):
+        interrupt()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a run does, with a handler of its own
+    try:
+        with pytest.raises(Refused), ForeignCode(Refused):
+            interrupt()
+        with pytest.raises(RewardError, match="a function raised KeyboardInterrupt"), users_code("a function"):
+            interrupt()
+    finally:
+        signal.signal(signal.SIGINT, before)

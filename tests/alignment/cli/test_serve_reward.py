@@ -22,6 +22,7 @@ import torch
 from alignment.cli import main as cli
 from reward_models.base import Media, RewardModel, Rewards, load_reward
 from reward_models.serving.remote import Remote
+from tests.reward_models.test_foreign import module
 from tests.support.questions import post
 
 ROOT = Path(__file__).parents[3]
@@ -112,16 +113,16 @@ def test_what_cannot_be_served(capfd: pytest.CaptureFixture[str], words: list[st
 
 
 @dataclass(frozen=True)
-class Interrupting(RewardModel):
-    """Raises what passes through every handler."""
+class Buggy(RewardModel):
+    """Has a bug of ours, which is no answer to any question."""
 
     differentiable: ClassVar[bool] = False
 
-    def load(self, *, device: torch.device) -> Interrupting:
+    def load(self, *, device: torch.device) -> Buggy:
         return self
 
     def __call__(self, *, media: Media, prompts: Sequence[str]) -> Rewards:
-        raise KeyboardInterrupt
+        return module("reward_models.broken", "def run():\n    raise TypeError('a bug')\n")["run"]()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -138,10 +139,10 @@ def test_a_thread_that_breaks_down_ends_the_program(capfd: pytest.CaptureFixture
 
     asking = threading.Thread(target=ask)
     asking.start()
-    code = cli.run(["serve-reward", f"{__name__}:Interrupting", "--port", str(port), "--device", "cpu"])
+    code = cli.run(["serve-reward", f"{__name__}:Buggy", "--port", str(port), "--device", "cpu"])
     asking.join()
     assert (code, found) == (2, [500])
-    assert "visalign: Interrupting ended the thread that scores" in capfd.readouterr().err
+    assert "visalign: Buggy ended the thread that scores" in capfd.readouterr().err
 
 
 ABSENT = ("accelerate", "av", "diffusers", "httpx", "jinja2", "matplotlib", "peft", "rich", "scipy", "transformers")

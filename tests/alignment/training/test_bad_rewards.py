@@ -67,6 +67,10 @@ def cancels(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
     raise asyncio.CancelledError
 
 
+def interrupts(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+    raise KeyboardInterrupt
+
+
 def doubles(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
     torch.set_default_dtype(torch.float64)
     return pixels.mean((1, 2, 3, 4))
@@ -87,6 +91,7 @@ def in_a_column(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         (without_numbers_in_a_list, ":without_numbers_in_a_list returned tensor("),
         (leaves, "raised SystemExit: 7"),
         (cancels, "raised CancelledError"),
+        (interrupts, "raised KeyboardInterrupt"),
         (in_a_column, "returned an array of shape [6, 1], expected [6]"),
         (constant, ":constant gave all 6 samples of the first step the same score 0.5"),
     ],

@@ -18,6 +18,7 @@ from reward_models.judges.bradley_terry import BradleyTerry
 from reward_models.measures.colour import Colour
 from reward_models.serving.service import Service
 from reward_models.serving.wire import ParsedQuestion, write
+from tests.reward_models.test_foreign import module
 from tests.support.questions import post
 from tests.support.served import served
 
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Held(RewardModel):
-    """Waits until it is let go; "bad" fails, "exits" and "leaves" would end more than that, "interrupted" does."""
+    """Waits until it is let go; "bad" fails, "exits", "leaves", "interrupts" would end more than that, "ours" does."""
 
     differentiable: ClassVar[bool] = False
     go: ClassVar[threading.Event] = threading.Event()
@@ -44,8 +45,10 @@ class Held(RewardModel):
             raise SystemExit(7)
         if "leaves" in prompts:
             raise GeneratorExit
-        if "interrupted" in prompts:
+        if "interrupts" in prompts:
             raise KeyboardInterrupt
+        if "ours" in prompts:
+            module("reward_models.broken", "def run():\n    raise TypeError('a bug')\n")["run"]()
         return Rewards(media.pixels.mean((1, 2, 3, 4)), {"twice": media.pixels.sum((1, 2, 3, 4))})
 
 
@@ -189,13 +192,13 @@ def test_a_server_that_is_asked_to_leave_answers_first(held):
 def test_a_thread_that_breaks_down_leaves_nobody_waiting(held):
     held.go.set()
     with served(held) as url:
-        body = write(question("interrupted"))
+        body = write(question("ours"))
         assert post(url, body).status_code == 500
         assert post(url).status_code == 503
         assert httpx.get(f"{url}/health", timeout=None).status_code == 503
 
 
-@pytest.mark.parametrize("prompt", ["exits", "leaves"])
+@pytest.mark.parametrize("prompt", ["exits", "leaves", "interrupts"])
 def test_a_scorer_that_ends_the_program_ends_one_question(held, prompt):
     held.go.set()
     with served(held) as url:
