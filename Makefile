@@ -49,7 +49,7 @@ test-long: $(STAMP) ## Run the minutes-long forms of tests that the suite has in
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device, kernels compiled
 	TRITON_INTERPRET=0 $(PYTEST) -m gpu
 
-oracle: $(STAMP) ## Compare rewards with the packages hpsv2 and image-reward, installed in .oracle (6 GB, Python 3.11)
+oracle: $(STAMP) ## Compare rewards with hpsv2 and image-reward, in .oracle (6 GB, Python 3.11), and adapters with ComfyUI
 	$(PYTEST) -m oracle -s -o faulthandler_timeout=0 tests/oracle
 
 check: $(STAMP) ## Format, lint, types, imports and the fast tests
@@ -105,4 +105,4 @@ clean: ## Remove caches and build products; runs and .venv stay
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the environments too
-	rm -rf $(VENV) .oracle
+	rm -rf $(VENV) .oracle .oracle-comfyui

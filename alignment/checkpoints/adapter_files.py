@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from alignment.checkpoints.parts import whole
+from alignment.errors import CheckpointError
 from alignment.policy.networks.adapters import SETTINGS, Adapter, config_of
 from alignment.policy.networks.tuning import ADAPTER
 from alignment.policy.networks.weights import Weights
@@ -63,9 +65,31 @@ def write_adapter(adapter: Adapter, path: Path, prefix: str) -> None:
         path: A file that does not exist.
         prefix: First part of every name; the main component's, for loaders ask for that whatever they load into.
     """
-    told = {f"{prefix}.{key}": value for key, value in written(adapter.config).items()}
-    header = {"format": "pt", SETTINGS: json.dumps(told, indent=2, sort_keys=True)}
+    header = {"format": "pt", SETTINGS: settings(adapter.config, prefix)}
     save_file({f"{prefix}.{name}": z.detach().cpu().contiguous() for name, z in adapter.weights.items()}, path, header)
+
+
+def read_own(path: Path) -> Adapter:
+    """Return the adapter of a file written here, named as its network is called in it.
+
+    Raises:
+        CheckpointError: If the file is not one of those.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        prefix = next(iter(tensors)).partition(".")[0]
+        told = json.loads(header[SETTINGS])
+        config = LoraConfig(**{key.removeprefix(f"{prefix}."): value for key, value in told.items()})
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CheckpointError(f"{path} is not an adapter as a checkpoint holds it: {error}") from error
+    return Adapter(prefix, {name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items()}, config)
+
+
+def settings(config: LoraConfig, prefix: str) -> str:
+    """Return the settings of an adapter as diffusers writes them into the header of its file."""
+    told = {f"{prefix}.{key}": value for key, value in written(config).items()}
+    return json.dumps(told, indent=2, sort_keys=True)
 
 
 def written(config: LoraConfig) -> dict[str, object]:

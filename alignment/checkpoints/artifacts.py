@@ -37,9 +37,9 @@ USERINFO_OR_QUERY = re.compile(r"(?<=://)[^/@\s]*@|(?<=\w)\?\S*(?=$)")
 MARKUP = frozenset("\\`*_{}[]()#+!|~$")
 """What Markdown would read; other marks are HTML's."""
 
-SavedLayout = Literal["lora", "adapter", "peft", "component", "pipeline"]
+SavedLayout = Literal["lora", "adapter", "alone", "peft", "comfyui", "kohya", "component", "pipeline"]
 """What lies in a folder: adapters that the pipeline loads, that only the component loads, that diffusers cannot load at
-all, or whole weights."""
+all; adapters in another program's format; or whole weights."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,46 @@ class Card:
         step: Steps trained.
         evaluation: {metric: {"base", "final": {"mean", "low", "high", "n"}}}, as in `summary.json`; any may be missing.
         task: The hub's name for what the pipeline does.
+        trigger: Words that call up what was learned; None where there are none.
+        licence: The hub's name of the weights' licence; None where nobody said.
     """
 
     config: Mapping[str, Any]
     step: int
     evaluation: Mapping[str, Mapping[str, Mapping[str, float]]]
     task: str = "text-to-image"
+    trigger: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What a pipeline is made of, as far as its card needs it.
+
+    Attributes:
+        pipeline: Its class.
+        trained: Classes of the trained components by name, the main one first.
+    """
+
+    pipeline: type
+    trained: Mapping[str, type]
+
+    @classmethod
+    def of(cls, pipe: Any) -> Classes:
+        """Return the classes of a pipeline."""
+        return cls(type(pipe), {name: type(network) for name, network in experts(pipe).items()})
+
+    @property
+    def main(self) -> str:
+        """Name of the main trained component."""
+        return next(iter(self.trained))
+
+    @property
+    def layout(self) -> SavedLayout:
+        """How diffusers loads adapters of them."""
+        if issubclass(self.pipeline, LoraBaseMixin):
+            return "lora"
+        return "adapter" if issubclass(self.trained[self.main], PeftAdapterMixin) else "alone"
 
 
 def write_artifacts(folder: Path, pipe: Any, weights: Weights, card: Card, *, writes: bool = True) -> None:
@@ -86,36 +120,31 @@ def write_artifacts(folder: Path, pipe: Any, weights: Weights, card: Card, *, wr
                     write_adapter(adapter, folder / frozen_file(k, name, main), main)
     if not writes:
         return
-    layout = "component" if weights.spec.lora is None else _layout(pipe, main)
-    write_card(folder, pipe, main, layout=layout, card=card)
+    classes = Classes.of(pipe)
+    write_card(folder, classes, layout="component" if weights.spec.lora is None else classes.layout, card=card)
 
 
-def _layout(pipe: Any, component: str) -> SavedLayout:
-    if isinstance(pipe, LoraBaseMixin):
-        return "lora"
-    return "adapter" if isinstance(pipe.components[component], PeftAdapterMixin) else "peft"
-
-
-def write_card(folder: Path, pipe: Any, component: str, *, layout: SavedLayout, card: Card) -> None:
+def write_card(folder: Path, classes: Classes, *, layout: SavedLayout, card: Card) -> None:
     """Write the card as Markdown for people and as JSON for `visalign export`, without secrets.
 
     Args:
         folder: Where to.
-        pipe: The pipeline.
-        component: Name of the trained component.
+        classes: What the pipeline is made of.
         layout: What lies beside the card.
         card: Its content.
     """
     shown = {**asdict(card), "config": _public(card.config)}
     (folder / CARD_DATA).write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
-    base = str(shown["config"]["policy"]["pipeline"])
-    # A local folder is named by its last part: the rest of the path means nothing elsewhere.
-    base_name = Path(base).name if Path(base).exists() else base
+    base, component = str(shown["config"]["policy"]["pipeline"]), classes.main
+    base_name = name_of_base(card)
+    whole = layout in ("component", "pipeline")
     header = {
         "base_model": base_name,
+        **({} if card.licence is None else {"license": card.licence}),
         "library_name": "diffusers",
         "pipeline_tag": card.task,
-        "tags": [card.task, *(["lora"] if layout in ("lora", "adapter", "peft") else []), "diffusers", "visalign"],
+        "tags": [card.task, *([] if whole else ["lora"]), "diffusers", "visalign"],
+        **({} if card.trigger is None else {"instance_prompt": card.trigger}),
     }
     text = _template().render(
         card=shown,
@@ -124,13 +153,19 @@ def write_card(folder: Path, pipe: Any, component: str, *, layout: SavedLayout, 
         base=base,
         base_name=base_name,
         component=component,
-        files={name: file_name(name, component) for name in experts(pipe) if name != component},
-        frozen=_frozen(folder, shown["config"]["policy"].get("adapters") or (), tuple(experts(pipe))),
-        classes={"pipeline": type(pipe).__name__, "component": type(pipe.components[component]).__name__},
+        files={name: file_name(name, component) for name in classes.trained if name != component},
+        frozen=_frozen(folder, shown["config"]["policy"].get("adapters") or (), tuple(classes.trained)),
+        classes={"pipeline": classes.pipeline.__name__, "component": classes.trained[component].__name__},
         version=__version__,
         interval=_interval,
     )
     (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def name_of_base(card: Card) -> str:
+    """Return what others know the base pipeline as: a hub id, or the last part of a folder's path."""
+    base = str(_public(card.config["policy"]["pipeline"]))
+    return Path(base).name if Path(base).exists() else base
 
 
 def _frozen(folder: Path, adapters: Sequence[Mapping[str, Any]], components: Sequence[str]) -> list[dict[str, Any]]:

@@ -262,15 +262,23 @@ def _add_export(commands: Commands) -> None:
     parser = _add(commands, "export", "write a checkpoint as plain diffusers loads it")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint-N folder")
     parser.add_argument("--to", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--as", dest="form", required=True, choices=("lora", "merged", "full"), help="what to write")
+    forms = ("diffusers", "peft", "comfyui", "kohya", "merged", "full")
+    parser.add_argument("--as", dest="form", required=True, choices=forms, help="what to write; docs/adapters.md")
     parser.add_argument("--pipeline", metavar="PATH", help="the pipeline it was trained on, where it has moved")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the numbers; as they are")
+    parser.add_argument(
+        "--trigger", metavar="WORDS", help="what calls up what was learned, for the header and the card"
+    )
+    parser.add_argument("--licence", metavar="NAME", help="the hub's name of a licence; told in header and card")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload it into a private repository of the hub")
     parser.set_defaults(command=_export)
 
 
 def _export(args: argparse.Namespace) -> int:
     from alignment.checkpoints import export
 
-    return export.main(args.checkpoint, args.to, form=args.form, pipeline=args.pipeline)
+    order = export.Order(args.form, args.pipeline, args.dtype, args.trigger, args.licence)
+    return export.main(args.checkpoint, args.to, order, args.push)
 
 
 def _add_report(commands: Commands) -> None:

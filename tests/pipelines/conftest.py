@@ -12,7 +12,7 @@ from alignment.config import build
 from alignment.preflight.doctor import examine
 from alignment.preflight.doctor.plain_run import plain_run
 from alignment.preflight.doctor.subject import Subject
-from tests.pipelines import table
+from tests.pipelines import format_table, table
 from tests.pipelines.zoo import ZOO, Member, built
 
 
@@ -35,8 +35,9 @@ def subject(member: Member, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Write docs/pipelines.md where `WRITE_TABLE=1` asks for it; the make target gives this folder as an argument."""
+    """Write the tables of docs/ where `WRITE_TABLE=1` asks for it; the make target gives this folder as an argument."""
     if "WRITE_TABLE" in os.environ:
         reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
-        cells = [dict(report.user_properties)["cell"] for report in reports if report.user_properties]
-        table.write([table.Cell(*cell) for cell in cells])
+        found = [dict(report.user_properties) for report in reports]
+        table.write([table.Cell(*told["cell"]) for told in found if "cell" in told])
+        format_table.write([told["formats"] for told in found if "formats" in told])

@@ -1,8 +1,9 @@
 """Low-rank adapters that people bring: found, read, and named as the modules that they adapt.
 
-A file may name modules as the pipeline's networks do (diffusers, PEFT; with underscores for dots, kohya's tools), and
-is then read number by number. Or it uses the names that a model's authors gave, which ComfyUI keeps; what those mean is
-diffusers' to say. Every name has to be understood and every matrix has to fit before anything is changed.
+A file may name modules one by one (as diffusers and PEFT do; with underscores for dots, as kohya's tools do; by the
+names of a model's authors, as ComfyUI does), and is then read number by number. Where those names are of other matrices
+than diffusers has, what they mean is diffusers' to say. Every name has to be understood and every matrix has to fit
+before anything is changed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import collections
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from alignment.errors import ConfigError
 from alignment.policy.networks.adapter_places import Place
+from alignment.policy.networks.module_names import names_of
 from reward_models.foreign import ForeignCode
 
 SETTINGS = "lora_adapter_metadata"
@@ -241,8 +243,10 @@ class _Reading:
 
     def _known(self, tensors: Mapping[str, Tensor]) -> tuple[Parts, list[str]]:
         """Return the tensors whose names are those of modules, and the names that are not."""
-        layers = {name: module for name, module in self.network.named_modules() if _shape(module) is not None}
-        flat = {name.replace(".", "_"): name for name in layers}
+        layers = {name: name for name, module in self.network.named_modules() if shape_of(module) is not None}
+        names = names_of(type(self.network).__name__)
+        layers = {names.of_authors(name): name for name in layers} | layers
+        flat = {theirs.replace(".", "_"): name for theirs, name in layers.items()}
         parts, unknown = Parts(), []
         for name, tensor in tensors.items():
             found = _NAME.fullmatch(name)
@@ -253,9 +257,9 @@ class _Reading:
                 parts.setdefault(module, {})[_PARTS[found[2]]] = tensor
         return parts, unknown
 
-    def _module(self, name: str, layers: Iterable[str], flat: Mapping[str, str]) -> str | None:
+    def _module(self, name: str, layers: Mapping[str, str], flat: Mapping[str, str]) -> str | None:
         if name in layers:
-            return name
+            return layers[name]
         for prefix in _FLAT:
             if name.startswith(prefix) and name.removeprefix(prefix) in flat:
                 return flat[name.removeprefix(prefix)]
@@ -270,7 +274,7 @@ class _Reading:
         for name, part in parts.items():
             if lacking := [side for side in ("A", "B") if side not in part]:
                 raise ConfigError(f"{self.where}: the adapter of {name} lacks its matrix {' and '.join(lacking)}")
-            shape = _shape(modules[name])
+            shape = shape_of(modules[name])
             assert shape is not None
             a, b = part["A"], part["B"]
             if a.ndim < 2 or b.ndim < 2 or (b.shape[0], *a.shape[1:]) != shape or a.shape[0] != b.shape[1]:
@@ -282,7 +286,7 @@ class _Reading:
                 part["magnitude"] = _magnitude(part["magnitude"], len(shape))
 
 
-def _shape(module: nn.Module) -> tuple[int, ...] | None:
+def shape_of(module: nn.Module) -> tuple[int, ...] | None:
     """Return the shape of a layer's weight, rounded or not; None of what no adapter is for."""
     if isinstance(module, nn.Linear):
         return module.out_features, module.in_features

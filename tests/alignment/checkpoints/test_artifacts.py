@@ -21,9 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alignment.checkpoints.artifacts import CARD, CARD_DATA, Card, read_card, write_artifacts, write_card
+from alignment.checkpoints.artifacts import CARD, CARD_DATA, Card, Classes, read_card, write_artifacts, write_card
 from alignment.checkpoints.checkpoint import Checkpoints
-from alignment.checkpoints.export import export
+from alignment.checkpoints.export import Order, export
 from alignment.checkpoints.manifest import verify
 from alignment.errors import CheckpointError
 from alignment.policy.networks.adapter_places import LORA_FILE
@@ -53,7 +53,7 @@ def pictures(runs: dict[str, Trained], folder: Path) -> dict[tuple[str, str], Te
     for case, run in runs.items():
         adapters = CASES[case][1]
         whole = folder / f"{case} exported"
-        export(run.checkpoint, whole, "merged" if adapters else "full")
+        export(run.checkpoint, whole, Order("merged" if adapters else "full"))
         for how in ("lora", "adapter", "pipeline") if adapters else ("component", "pipeline"):
             jobs[case, how] = {
                 "how": how,
@@ -126,7 +126,7 @@ def test_equal_weights_are_recognised(tmp_path: Path) -> None:
 
 def written(folder: Path, config: dict[str, Any], layout: Any = "lora") -> tuple[dict[str, Any], str]:
     """Write a card; return its header and its text."""
-    write_card(folder, tiny_flux(), "transformer", layout=layout, card=card_of(config))
+    write_card(folder, Classes.of(tiny_flux()), layout=layout, card=card_of(config))
     text = (folder / CARD).read_text()
     _, header, body = text.split("---\n", 2)
     return yaml.safe_load(header), body
@@ -168,10 +168,10 @@ def test_a_local_base_is_named_without_its_path(tmp_path: Path) -> None:
 
 def test_a_card_without_all_evaluations(tmp_path: Path) -> None:
     card = Card(config=config_of("some/base", lora=True), step=0, evaluation={})
-    write_card(tmp_path, tiny_flux(), "transformer", layout="lora", card=card)
+    write_card(tmp_path, Classes.of(tiny_flux()), layout="lora", card=card)
     assert "None was made" in (tmp_path / CARD).read_text()
     base_only = replace(card, evaluation={"strict": {"base": {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 9}}})
-    write_card(tmp_path, tiny_flux(), "transformer", layout="lora", card=base_only)
+    write_card(tmp_path, Classes.of(tiny_flux()), layout="lora", card=base_only)
     assert "| strict | 0.5000 [0.4000, 0.6000] | not measured | 9 |" in (tmp_path / CARD).read_text()
 
 
@@ -190,7 +190,7 @@ def test_names_are_shown_and_not_read_as_markup(tmp_path: Path, name: str) -> No
     config = config_of("some/base", lora=True)
     config["source"]["reward"] = {"type": "weighted", "parts": {name: {"weight": 0.5}}}
     card = replace(card_of(config), evaluation={name: {"base": {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 9}}})
-    write_card(tmp_path, tiny_flux(), "transformer", layout="lora", card=card)
+    write_card(tmp_path, Classes.of(tiny_flux()), layout="lora", card=card)
     text = (tmp_path / CARD).read_text()
     table, config_text = text.split("## Config")
     rows = [line for line in table.split("## Evaluation")[1].splitlines() if line.startswith("|")]
@@ -243,10 +243,10 @@ def test_the_code_of_a_card_runs_and_makes_the_picture(layout: str, runs: dict[s
     folder = run.checkpoint
     if layout in ("merged", "full"):
         folder = tmp_path / layout
-        export(run.checkpoint, folder, layout)
+        export(run.checkpoint, folder, Order(layout))
     elif layout == "adapter":  # what pipelines without `load_lora_weights` get
         folder = shutil.copytree(run.checkpoint, tmp_path / layout)
-        write_card(folder, run.pipe, run.component, layout="adapter", card=read_card(folder))
+        write_card(folder, Classes.of(run.pipe), layout="adapter", card=read_card(folder))
     code = (folder / CARD).read_text().split("```python\n")[1].split("```")[0]
     names: dict[str, Any] = {}
     exec(code.replace("THIS_FOLDER", str(folder)).replace("a prompt", "a red circle"), names)

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import DiffusionPipeline, FluxTransformer2DModel
+from peft import LoraConfig
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from alignment.checkpoints import formats
 from alignment.checkpoints.artifacts import CARD, CARD_DATA
-from alignment.checkpoints.export import export, main
+from alignment.checkpoints.export import Order, export, main
+from alignment.cli import main as cli
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem, PipelineError
-from alignment.policy.networks.adapter_places import LORA_FILE
+from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_FILE
+from alignment.policy.networks.adapters import Adapter
 from tests.support.tiny import picture, tiny_flux
 from tests.support.trained import SAME, Trained, quiet, trained
 
@@ -30,9 +38,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 def test_lora_alone(adapters: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     to = tmp_path / "deep" / "out"
-    assert main(str(adapters.checkpoint), str(to), form="lora") == 0
+    assert main(str(adapters.checkpoint), str(to), Order("diffusers")) == 0
     assert {path.name for path in to.iterdir()} == {LORA_FILE, CARD, CARD_DATA}
-    assert (to / LORA_FILE).read_bytes() == (adapters.checkpoint / LORA_FILE).read_bytes()
+    mine, theirs = (load_file(folder / LORA_FILE) for folder in (to, adapters.checkpoint))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
     assert str(to / CARD) in capsys.readouterr().out
 
 
@@ -41,7 +51,7 @@ def test_merged_is_a_pipeline_without_adapters(
 ) -> None:
     to = tmp_path / "out"
     to.mkdir()  # an empty folder may be there
-    export(adapters.checkpoint, to, "merged")
+    export(adapters.checkpoint, to, Order("merged"))
     assert "shards" not in capfd.readouterr().err
     assert not list(to.rglob(LORA_FILE))
     pipe = quiet(DiffusionPipeline.from_pretrained(to))
@@ -52,7 +62,7 @@ def test_merged_is_a_pipeline_without_adapters(
 
 
 def test_full(whole: Trained, tmp_path: Path) -> None:
-    export(whole.checkpoint, tmp_path / "out", "full")
+    export(whole.checkpoint, tmp_path / "out", Order("full"))
     pipe = quiet(DiffusionPipeline.from_pretrained(tmp_path / "out"))
     torch.testing.assert_close(picture(pipe), whole.after, atol=SAME, rtol=0)
 
@@ -63,14 +73,14 @@ def test_the_base_may_have_moved(whole: Trained, adapters: Trained, tmp_path: Pa
         base.rename(moved)
         try:
             with pytest.raises(ConfigError, match="--pipeline PATH"):
-                export(run.checkpoint, tmp_path / form, form)
-            export(run.checkpoint, tmp_path / form, form, str(moved))
+                export(run.checkpoint, tmp_path / form, Order(form))
+            export(run.checkpoint, tmp_path / form, Order(form, str(moved)))
         finally:
             moved.rename(base)
         assert (tmp_path / form / "model_index.json").is_file()
 
 
-@pytest.mark.parametrize("form", ["merged", "lora", "full"])
+@pytest.mark.parametrize("form", ["merged", "diffusers", "kohya", "full"])
 def test_a_damaged_checkpoint_is_refused(adapters: Trained, tmp_path: Path, form: str) -> None:
     copy = tmp_path / adapters.checkpoint.name
     shutil.copytree(adapters.checkpoint, copy)
@@ -78,18 +88,18 @@ def test_a_damaged_checkpoint_is_refused(adapters: Trained, tmp_path: Path, form
     content[-1] ^= 1
     (copy / LORA_FILE).write_bytes(content)
     with pytest.raises(CheckpointError, match=f"{LORA_FILE} is damaged"):
-        export(copy, tmp_path / "out", form)
+        export(copy, tmp_path / "out", Order(form))
     assert not (tmp_path / "out").exists()
 
 
 def test_forms_that_do_not_fit_are_refused(adapters: Trained, whole: Trained, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--as merged"):
-        export(adapters.checkpoint, tmp_path / "out", "full")
-    for form in ("lora", "merged"):
+        export(adapters.checkpoint, tmp_path / "out", Order("full"))
+    for form in ("diffusers", "merged"):
         with pytest.raises(ConfigError, match="--as full"):
-            export(whole.checkpoint, tmp_path / "out", form)
+            export(whole.checkpoint, tmp_path / "out", Order(form))
     with pytest.raises(CheckpointError, match="not a finished checkpoint"):
-        export(whole.base, tmp_path / "out", "full")
+        export(whole.base, tmp_path / "out", Order("full"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -99,7 +109,7 @@ def test_a_target_that_is_taken_is_refused(adapters: Trained, tmp_path: Path) ->
     (tmp_path / "file").write_text("keep me")
     for name in ("full", "file"):
         with pytest.raises(ConfigError, match="not empty"):
-            export(adapters.checkpoint, tmp_path / name, "lora")
+            export(adapters.checkpoint, tmp_path / name, Order("diffusers"))
     assert (tmp_path / "full" / "mine").read_text() == (tmp_path / "file").read_text() == "keep me"
 
 
@@ -109,20 +119,86 @@ def test_a_checkpoint_of_another_model_is_refused(
 ) -> None:
     run = adapters if form == "merged" else whole
     with pytest.raises(CheckpointError, match="--pipeline PATH"):
-        export(run.checkpoint, tmp_path / "out", form, str(sd15_folder))
+        export(run.checkpoint, tmp_path / "out", Order(form, str(sd15_folder)))
     wider = tiny_flux()
     wider.transformer = FluxTransformer2DModel.from_config(wider.transformer.config, num_attention_heads=4)
     wider.save_pretrained(tmp_path / "wider")
     with pytest.raises(CheckpointError, match="another network" if form == "merged" else "num_attention_heads"):
-        export(run.checkpoint, tmp_path / "out", form, str(tmp_path / "wider"))
+        export(run.checkpoint, tmp_path / "out", Order(form, str(tmp_path / "wider")))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_broken_base_or_place_leaves_nothing(adapters: Trained, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(PipelineError, match=r"model_index.json"):
-        export(adapters.checkpoint, tmp_path / "out", "merged", str(tmp_path / "empty"))
+        export(adapters.checkpoint, tmp_path / "out", Order("merged", str(tmp_path / "empty")))
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentProblem, match="could not be written"):
-        export(adapters.checkpoint, tmp_path / "file" / "out", "lora")
+        export(adapters.checkpoint, tmp_path / "file" / "out", Order("diffusers"))
     assert sorted(os.listdir(tmp_path)) == ["empty", "file"]
+
+
+# ---- adapters in other formats ---------------------------------------------------------------------------------------
+
+
+def test_every_format_is_whole_and_says_where_it_comes_from(adapters: Trained, tmp_path: Path) -> None:
+    for form, file in (("diffusers", LORA_FILE), ("peft", PEFT_FILE), ("comfyui", LORA_FILE)):
+        export(adapters.checkpoint, tmp_path / form, Order(form, trigger="in shapes", licence="mit"))
+        with safe_open(tmp_path / form / file, framework="pt") as read:
+            header = read.metadata()
+        assert (header["run"], header["step"], header["base_model"]) == ("tiny-run", "7", "base")
+        assert json.loads(header["recipe"]) == {"objective": "clipped_surrogate", "source": "on_policy_steps"}
+        assert (header["modelspec.trigger_phrase"], header["modelspec.license"]) == ("in shapes", "mit")
+        card = (tmp_path / form / CARD).read_text()
+        front = yaml.safe_load(card.split("---\n")[1])
+        assert (front["license"], front["instance_prompt"], "lora" in front["tags"]) == ("mit", "in shapes", True)
+
+
+def test_a_class_without_names_in_a_format_says_so(adapters: Trained, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--as kohya: there are no names for the modules of FluxTransformer2DModel"):
+        export(adapters.checkpoint, tmp_path / "out", Order("kohya"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_dtype_is_that_of_the_trained_numbers_alone(adapters: Trained, whole: Trained, tmp_path: Path) -> None:
+    for run, form in ((adapters, "merged"), (whole, "full")):
+        export(run.checkpoint, tmp_path / form, Order(form, dtype="bfloat16"))
+        trained, other = (next((tmp_path / form / part).glob("*.safetensors")) for part in ("transformer", "vae"))
+        assert {tensor.dtype for tensor in load_file(trained).values()} == {torch.bfloat16}
+        assert {tensor.dtype for tensor in load_file(other).values()} == {torch.float32}
+    export(adapters.checkpoint, tmp_path / "half", Order("diffusers", dtype="float16"))
+    mine, theirs = (load_file(folder / LORA_FILE) for folder in (tmp_path / "half", adapters.checkpoint))
+    assert all(torch.equal(tensor, theirs[name].half()) for name, tensor in mine.items())
+
+
+def test_numbers_that_a_dtype_cannot_hold_are_refused() -> None:
+    adapter = Adapter("transformer", {"to_q.lora_A.weight": torch.full((1, 1), 1e5)}, LoraConfig())
+    with pytest.raises(ConfigError, match=r"--dtype: to_q.lora_A.weight has numbers that are too large for float16"):
+        formats.in_dtype(adapter, torch.float16)
+
+
+def test_a_file_that_is_not_what_was_written_is_found(tmp_path: Path) -> None:
+    path, wanted = tmp_path / "a.safetensors", {"one": torch.ones(2), "two": torch.zeros(2)}
+    save_file(wanted, path)
+    formats.check_written(path, wanted)
+    for changed in ({**wanted, "two": torch.ones(2)}, {"one": wanted["one"]}, {**wanted, "three": torch.ones(2)}):
+        with pytest.raises(CheckpointError, match="was not written as it should be"):
+            formats.check_written(path, changed)
+    with pytest.raises(CheckpointError, match="two came back otherwise"):
+        formats.check_written(path, {**wanted, "two": wanted["two"].half()})
+
+
+def test_nothing_is_exported_where_it_could_not_be_pushed(
+    adapters: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    to = tmp_path / "out"
+    words = ["export", str(adapters.checkpoint), "--to", str(to), "--as", "diffusers"]
+    assert cli.run([*words, "--push", "somebody/style"]) == 3
+    assert "--push: there is no token for the hub; run `hf auth login`, or set HF_TOKEN" in capsys.readouterr().err
+    assert not to.exists()
+    monkeypatch.setenv("HF_TOKEN", "hf_none")  # the hub cannot be reached from a test
+    assert cli.run([*words, "--push", "somebody/style"]) == 3
+    assert f"--push: somebody/style did not take {to}, which is whole: " in capsys.readouterr().err
+    assert (to / LORA_FILE).is_file()

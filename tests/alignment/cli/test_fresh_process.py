@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, int, str]] = {
     "a file to report": ("report empty.yaml", 2, "empty.yaml/metrics.jsonl: Not a directory"),
     "no pipeline to examine": ("doctor --pipeline nowhere", 2, "nowhere"),
     "no pipeline to plan": ("plan grpo.yaml policy.pipeline=nowhere", 2, "nowhere"),
-    "no checkpoint to export": ("export nowhere --to out --as lora", 2, "nowhere"),
+    "no checkpoint to export": ("export nowhere --to out --as diffusers", 2, "nowhere"),
     "no kind": ("config zebras", 2, "nothing called 'zebras' to list"),
     "nothing to score": ("rewards score jpeg --input nowhere.jsonl --output out.jsonl", 2, "nowhere.jsonl"),
 }

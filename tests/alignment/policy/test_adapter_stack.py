@@ -14,7 +14,7 @@ from torch import Tensor
 from alignment.checkpoints.adapter_files import trained_adapters, write_adapter
 from alignment.checkpoints.artifacts import CARD, write_artifacts
 from alignment.checkpoints.checkpoint import Checkpoints
-from alignment.checkpoints.export import export
+from alignment.checkpoints.export import Order, export
 from alignment.errors import ConfigError
 from alignment.policy.networks.adapter_places import LORA_FILE
 from alignment.policy.networks.spec import FrozenAdapter, Lora, PolicySpec
@@ -85,10 +85,10 @@ def test_what_training_was_on_top_of_is_exported_with_it(flux_folder: Path, tmp_
     config["policy"]["adapters"] = [{"path": "gone", "weight": 0.5}]
     write = lambda folder: write_artifacts(folder, policy.pipe, policy.weights, card_of(config))  # noqa: E731
     checkpoint = Checkpoints(tmp_path / "run", keep=1, config=config).save(7, write)
-    export(checkpoint, tmp_path / "whole", "merged")
+    export(checkpoint, tmp_path / "whole", Order("merged"))
     whole = picture(quiet(DiffusionPipeline.from_pretrained(tmp_path / "whole")))
     torch.testing.assert_close(whole, wanted, atol=FOLDED, rtol=0)
-    export(checkpoint, tmp_path / "lora", "lora")
+    export(checkpoint, tmp_path / "lora", Order("diffusers"))
     code = re.search(r"```python\n(.*?)result = pipe\(", (tmp_path / "lora" / CARD).read_text(), re.DOTALL)
     assert code is not None
     names: dict[str, Any] = {}

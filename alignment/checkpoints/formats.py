@@ -1,0 +1,142 @@
+"""Adapters in the formats of other programs: what a file is called, what is in it, and reading it back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft.utils.other import get_pattern_key
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from alignment.checkpoints.adapter_files import settings, written
+from alignment.errors import CheckpointError, ConfigError
+from alignment.policy.networks.adapter_places import PEFT_CONFIG
+from alignment.policy.networks.adapters import SETTINGS, Adapter
+from alignment.policy.networks.module_names import names_of
+
+Form = Literal["diffusers", "peft", "comfyui", "kohya"]
+"""Ways to write adapters alone."""
+WORDS: dict[Form, str] = {"diffusers": "diffusers", "peft": "PEFT", "comfyui": "ComfyUI", "kohya": "kohya's tools"}
+
+
+def write_form(adapter: Adapter, path: Path, form: Form, kind: str, header: Mapping[str, str]) -> None:
+    """Write an adapter of one network, and read it back.
+
+    Args:
+        adapter: The adapter; its origin is the first part of diffusers' names.
+        path: A file that does not exist; beside PEFT's, its settings are written.
+        form: The format.
+        kind: Class of the network that it adapts.
+        header: What the header says beside what the format asks for.
+
+    Raises:
+        ConfigError: If the format has no names for the modules of such a network.
+        CheckpointError: If the file does not hold what was to be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _named(adapter, form, kind)}
+    own = {SETTINGS: settings(adapter.config, adapter.origin)} if form == "diffusers" else {}
+    save_file(tensors, path, {"format": "pt", **header, **own})
+    if form == "peft":
+        told = json.dumps(written(adapter.config), indent=2, sort_keys=True)
+        path.with_name(PEFT_CONFIG).write_text(f"{told}\n", encoding="utf-8")
+    check_written(path, tensors)
+
+
+def check_written(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Open a file that was written and compare every tensor, one by one, bit by bit.
+
+    Raises:
+        CheckpointError: Naming the first that is not what it was.
+    """
+    left = _check(path, dict(tensors))
+    if left:
+        raise CheckpointError(f"{path} was not written as it should be: it lacks {next(iter(left))}")
+
+
+def check_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Compare the tensors of a network with the files that `save_pretrained` made of it, in however many parts.
+
+    Raises:
+        CheckpointError: Naming the first that is not what it was.
+    """
+    left = dict(tensors)
+    for path in sorted(folder.glob("*.safetensors")):
+        left = _check(path, left)
+    if left:
+        raise CheckpointError(f"{folder} was not written as it should be: it lacks {next(iter(left))}")
+
+
+def _check(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors that are not in a file, all of whose own are as they should be."""
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            there, tensor = file.get_tensor(name), tensors.pop(name, None)
+            if tensor is None or there.dtype != tensor.dtype or not torch.equal(there, tensor.detach().cpu()):
+                raise CheckpointError(f"{path} was not written as it should be: {name} came back otherwise")
+    return tensors
+
+
+def _named(adapter: Adapter, form: Form, kind: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a file by their names in it."""
+    if form in ("diffusers", "peft"):
+        prefix = f"{adapter.origin}." if form == "diffusers" else "base_model.model."
+        yield from ((f"{prefix}{name}", tensor) for name, tensor in adapter.weights.items())
+        return
+    names = names_of(kind)
+    name_of = names.for_comfyui if form == "comfyui" else names.for_kohya
+    taken: dict[str, str] = {}
+    for module in adapter.modules:
+        name = name_of(module)
+        if name is None:
+            raise no_format(form, kind)
+        if name in taken:
+            raise ConfigError(f"{WORDS[form]} has one name, {name}, for {taken[name]} and for {module} of {kind}")
+        taken[name] = module
+        yield from _of_module(adapter, module, name, flat=form == "kohya" or names.flat)
+
+
+def no_format(form: Form, kind: str) -> ConfigError:
+    """Return the error of a class of network that a format has no names for."""
+    return ConfigError(
+        f"--as {form}: there are no names for the modules of {kind} one by one that {WORDS[form]} would know; use "
+        "--as diffusers, or --as merged for the whole pipeline"
+    )
+
+
+def _of_module(adapter: Adapter, module: str, name: str, *, flat: bool) -> Iterator[tuple[str, Tensor]]:
+    a, b = (adapter.weights[f"{module}.lora_{side}.weight"] for side in "AB")
+    down, up = ("lora_down", "lora_up") if flat else ("lora_A", "lora_B")
+    yield f"{name}.{down}.weight", a
+    yield f"{name}.{up}.weight", b
+    yield f"{name}.alpha", torch.tensor(alpha_of(adapter, module))
+    if (magnitude := adapter.weights.get(f"{module}.lora_magnitude_vector")) is not None:
+        yield f"{name}.dora_scale", magnitude.reshape(-1, *[1] * (a.ndim - 1))
+
+
+def alpha_of(adapter: Adapter, module: str) -> float:
+    """Return what others divide by the rank of a module's update, to scale it."""
+    config, rank = adapter.config, len(adapter.weights[f"{module}.lora_A.weight"])
+    patterns = config.alpha_pattern or {}
+    alpha = float(patterns.get(get_pattern_key(list(patterns), module), config.lora_alpha))
+    return alpha * math.sqrt(rank) if config.use_rslora else alpha
+
+
+def in_dtype(adapter: Adapter, dtype: torch.dtype | None) -> Adapter:
+    """Return an adapter with its numbers in `dtype`; None leaves them as they are.
+
+    Raises:
+        ConfigError: If one of them is too large for it.
+    """
+    if dtype is None:
+        return adapter
+    weights = {name: tensor.to(dtype) for name, tensor in adapter.weights.items()}
+    if odd := next((name for name, tensor in weights.items() if not bool(tensor.isfinite().all())), None):
+        name = str(dtype).removeprefix("torch.")
+        raise ConfigError(f"--dtype: {odd} has numbers that are too large for {name}; use bfloat16")
+    return Adapter(adapter.origin, weights, adapter.config)

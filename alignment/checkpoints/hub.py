@@ -1,0 +1,37 @@
+"""Uploading an exported folder to the hub, where that was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alignment.errors import EnvironmentProblem
+
+
+def require_token() -> None:
+    """Refuse to begin where nothing can be uploaded.
+
+    Raises:
+        EnvironmentProblem: If there is no token.
+    """
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise EnvironmentProblem("--push: there is no token for the hub; run `hf auth login`, or set HF_TOKEN")
+
+
+def push_folder(folder: Path, repository: str) -> str:
+    """Upload a folder into a repository, made private where there is none, and return its address.
+
+    Raises:
+        EnvironmentProblem: If the hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        address = HfApi().create_repo(repository, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=repository, folder_path=folder)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+        raise EnvironmentProblem(f"--push: {repository} did not take {folder}, which is whole: {reason}") from error
+    return str(address)

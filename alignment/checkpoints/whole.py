@@ -1,0 +1,157 @@
+"""A whole pipeline with what was trained in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import diffusers
+import torch
+from torch import nn
+
+from alignment.checkpoints.adapter_files import frozen_file
+from alignment.checkpoints.artifacts import Card, Classes, write_card
+from alignment.checkpoints.formats import check_parts
+from alignment.errors import CheckpointError, ConfigError, PipelineError
+from alignment.policy.networks.adapter_places import LORA_FILE, file_name
+from alignment.policy.networks.adapters import Adapter, read_adapters
+from alignment.policy.networks.loading import components_listed, denoiser_name, experts, load_pipeline
+from alignment.policy.networks.spec import PolicySpec
+from alignment.policy.networks.tuning import fold
+
+
+def write_pipeline(checkpoint: Path, to: Path, card: Card, pipeline: str | None, dtype: torch.dtype | None) -> None:
+    """Write the base pipeline with the trained weights of a checkpoint in it, and read those back.
+
+    Args:
+        checkpoint: A verified checkpoint.
+        to: An empty folder.
+        card: Its card.
+        pipeline: Where the base pipeline is, if not where training found it.
+        dtype: Of the trained components; None as they were.
+
+    Raises:
+        CheckpointError: If the checkpoint is of another pipeline, or the files are not what was to be written.
+        PipelineError: If the base pipeline cannot be loaded.
+    """
+    pipe = load_pipeline(base_of(card, pipeline), torch.device("cpu"))
+    component, networks = denoiser_name(pipe), experts(pipe)
+    adapters: Mapping[str, Adapter] = {}
+    if (checkpoint / LORA_FILE).is_file():
+        for name in networks:
+            _there(checkpoint / file_name(name, component), pipe)
+        adapters = _read(checkpoint, pipe, networks)
+        _fold_frozen(checkpoint, card, pipe, networks)
+    for name, network in networks.items():
+        if name in adapters:
+            fold(network, adapters[name], 1.0)
+        else:
+            pipe.register_modules(**{name: _trained(checkpoint / name, name, network, pipe)})
+        if dtype is not None:
+            pipe.components[name].to(dtype)
+    pipe.save_pretrained(to)
+    for name in networks:
+        check_parts(to / name, pipe.components[name].state_dict())
+    write_card(to, Classes.of(pipe), layout="pipeline", card=card)
+
+
+def declared(card: Card, pipeline: str | None, main: str) -> Classes:
+    """Return the classes of the base pipeline by its index alone; no weights are read.
+
+    Args:
+        card: Of the checkpoint.
+        pipeline: Where the base pipeline is, if not where training found it.
+        main: Name of its main trained component.
+
+    Raises:
+        ConfigError: If it is not there.
+        PipelineError: If diffusers has no such classes.
+    """
+    spec = base_of(card, pipeline)
+    try:
+        index = diffusers.DiffusionPipeline.load_config(
+            spec.pipeline, revision=spec.revision, local_files_only=Path(spec.pipeline).is_dir()
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"the index of the pipeline it was trained on, {spec.pipeline}, cannot be read: "
+            f"{str(error).splitlines()[0]}; say where it is with `--pipeline PATH`"
+        ) from error
+    index = cast(Mapping[str, Any], index)
+    kinds = components_listed(index)
+    trained = [main, *(name for name in kinds if name.startswith(f"{main}_") and kinds[name] == kinds.get(main))]
+    named = {
+        "pipeline": str(spec.pipeline_class or index["_class_name"]),
+        **{name: kinds.get(name) for name in trained},
+    }
+    for name, kind in named.items():
+        if kind is None or kind not in dir(diffusers):
+            raise PipelineError(f"{spec.pipeline}: diffusers has no class {kind} for its {name}")
+    found = {name: getattr(diffusers, str(kind)) for name, kind in named.items()}
+    return Classes(found.pop("pipeline"), found)
+
+
+def base_of(card: Card, pipeline: str | None) -> PolicySpec:
+    """Return where the base pipeline is, and how it is loaded.
+
+    Raises:
+        ConfigError: If it has moved.
+    """
+    policy = card.config["policy"]
+    place = policy["pipeline"] if pipeline is None else pipeline
+    revision = policy["revision"] if pipeline is None else None
+    if Path(place).is_absolute() and not Path(place).is_dir():
+        raise ConfigError(
+            f"the pipeline it was trained on is not in {place} any more; say where with `--pipeline PATH`"
+        )
+    return PolicySpec(place, revision, policy.get("pipeline_class"), dtype=policy["dtype"])
+
+
+def _trained(folder: Path, name: str, network: Any, pipe: Any) -> nn.Module:
+    """Return a component of a full fine-tuning."""
+    trained = type(network).from_pretrained(_there(folder, pipe), torch_dtype=network.dtype)
+    if (told := _shape(trained)) != (wanted := _shape(network)):
+        differing = ", ".join(key for key in sorted(told | wanted) if told.get(key) != wanted.get(key))
+        raise CheckpointError(
+            f"{folder} is not the {name} of this {type(pipe).__name__}: they differ in {differing}; "
+            "give the pipeline that it was trained on with `--pipeline PATH`"
+        )
+    return trained
+
+
+def _read(place: Path, pipe: Any, networks: Mapping[str, Any]) -> Mapping[str, Adapter]:
+    try:
+        return read_adapters("checkpoint", str(place), pipe, networks)
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; give the pipeline that it was trained on with `--pipeline PATH`") from error
+
+
+def _fold_frozen(checkpoint: Path, card: Card, pipe: Any, networks: Mapping[str, Any]) -> None:
+    """Fold in what training was on top of, from the checkpoint's own copies."""
+    main = next(iter(networks))
+    for k, frozen in enumerate(card.config["policy"].get("adapters") or ()):
+        for name, network in networks.items():
+            file = checkpoint / frozen_file(k, name, main)
+            if file.is_file():
+                fold(network, _read(file, pipe, {name: network})[name], frozen["weight"])
+
+
+def _shape(network: Any) -> dict[str, object]:
+    """Return what a network was built from."""
+    return {key: value for key, value in network.config.items() if not key.startswith("_")}
+
+
+def _there(path: Path, pipe: Any) -> Path:
+    """Return `path` if the checkpoint has it.
+
+    Raises:
+        CheckpointError: If it has not, so that it comes from another pipeline.
+    """
+    if not path.exists():
+        found = ", ".join(sorted(entry.name for entry in path.parent.iterdir()))
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}, which {type(pipe).__name__} needs; it has {found}. Give the pipeline "
+            "that it was trained on with `--pipeline PATH`"
+        )
+    return path
