@@ -21,7 +21,10 @@ pytestmark = pytest.mark.slow
 FLOPS = 0.05
 """Not planned: products outside of networks, and text encoders that answer again in every call."""
 
-VALUES = {"lumina2", "ltx_video", "ltx_i2v", "ltx2", "mochi", "hunyuan_video_1_5", "cosmos", "skyreels_v2_forcing"}
+VALUES = {
+    "lumina2", "ltx_video", "ltx_i2v", "ltx2", "mochi", "hunyuan_video_1_5", "cosmos", "skyreels_v2_forcing",
+    "hunyuan_image",
+}  # fmt: skip
 """Networks that look at the values of their inputs: masks that are counted, a device that is asked about autocast; and
 streams that are denoised one after the other."""
 

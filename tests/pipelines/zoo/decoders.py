@@ -7,6 +7,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLCogVideoX,
     AutoencoderKLFlux2,
+    AutoencoderKLHunyuanImage,
     AutoencoderKLHunyuanVideo,
     AutoencoderKLHunyuanVideo15,
     AutoencoderKLLTXVideo,
@@ -136,6 +137,12 @@ def mochi() -> AutoencoderKLMochi:
         decoder_block_out_channels=(32, 32, 32, 32),
         layers_per_block=(1, 1, 1, 1, 1),
     )
+
+
+def hunyuan_image() -> AutoencoderKLHunyuanImage:
+    """Return the decoder of HunyuanImage: 4 pixels to a latent."""
+    widths = {"block_out_channels": (32, 32, 32), "layers_per_block": 1, "spatial_compression_ratio": 4}
+    return AutoencoderKLHunyuanImage(3, 3, 8, **widths, sample_size=16, scaling_factor=0.75)
 
 
 def hunyuan15() -> AutoencoderKLHunyuanVideo15:

@@ -68,9 +68,9 @@ LLAMA_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<imag
 
 
 def tokenizer(
-    *, begin: bool = False, end: bool = True, extra: Sequence[str] = (), chat: str | None = None, longest: int = TOKENS
+    *, begin: int = False, end: bool = True, extra: Sequence[str] = (), chat: str | None = None, longest: int = TOKENS
 ) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of words that puts <s> before and </s> after a text where asked to."""
+    """Return a tokenizer of words that puts <s>, or several, before and </s> after a text where asked to."""
     specials = ["<pad>", "</s>", "<unk>", "<s>"]
     vocabulary = {word: index for index, word in enumerate([*specials, *WORDS.split()])}
     model = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
@@ -150,9 +150,14 @@ def qwen3(layers: int = 3, *, head: bool = False) -> Texts:
 ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
 
 
-def qwen25_vl() -> Texts:
-    """Return a Qwen 2.5 VL, of width 16."""
-    words = tokenizer(end=False, extra=CHAT_TOKENS, chat=CHAT, longest=1024)
+def qwen25_vl(front: int = 0) -> Texts:
+    """Return a Qwen 2.5 VL, of width 16.
+
+    Args:
+        front: Tokens before a text. Where a pipeline cuts off as many as its own words make, and this tokenizer has
+            fewer words, the prompt would be cut off, too.
+    """
+    words = tokenizer(end=False, begin=front, extra=CHAT_TOKENS, chat=CHAT, longest=1024)
     eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16}
     config = Qwen2_5_VLConfig(
         text_config={**_decoder(words, 2), "rope_parameters": ROPE},
