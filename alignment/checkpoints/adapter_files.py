@@ -22,8 +22,13 @@ from alignment.policy.networks.weights import Weights
 
 
 def frozen_file(number: int, component: str, main: str) -> str:
-    """Return the name of the file of a frozen adapter, by its number in `policy.adapters`."""
+    """Return the name of the file of a frozen adapter, by its number among those of `lying_under`."""
     return f"frozen_adapter_{number}{'' if component == main else f'_{component}'}.safetensors"
+
+
+def lying_under(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the entries of `policy.adapters` that are in the weights that were trained, as the config has them."""
+    return [told for told in config["policy"].get("adapters") or () if told.get("when", "always") == "always"]
 
 
 def trained_adapters(weights: Weights) -> dict[str, Adapter]:

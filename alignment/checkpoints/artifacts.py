@@ -22,7 +22,7 @@ from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.loaders.peft import PeftAdapterMixin
 
 from alignment import __version__
-from alignment.checkpoints.adapter_files import frozen_file, trained_adapters, write_adapter
+from alignment.checkpoints.adapter_files import frozen_file, lying_under, trained_adapters, write_adapter
 from alignment.checkpoints.network_files import write_network
 from alignment.errors import CheckpointError
 from alignment.policy.networks.adapter_places import file_name
@@ -154,7 +154,8 @@ def write_card(folder: Path, classes: Classes, *, layout: SavedLayout, card: Car
         base_name=base_name,
         component=component,
         files={name: file_name(name, component) for name in classes.trained if name != component},
-        frozen=_frozen(folder, shown["config"]["policy"].get("adapters") or (), tuple(classes.trained)),
+        samplers=[told for told in shown["config"]["policy"].get("adapters") or () if told.get("when") == "sampling"],
+        frozen=_frozen(folder, lying_under(shown["config"]), tuple(classes.trained)),
         classes={"pipeline": classes.pipeline.__name__, "component": classes.trained[component].__name__},
         version=__version__,
         interval=_interval,

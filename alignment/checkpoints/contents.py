@@ -63,8 +63,9 @@ def pipeline_digest(pipe: Any) -> str:
 def adapters_digests(brought: Brought) -> dict[str, str]:
     """Return hashes of the adapters that a run began with, by the config's key: all of their numbers, and scales."""
     found = {}
-    if brought.frozen:
-        digests = [[weight, _adapters_digest(adapters)] for adapters, weight in brought.frozen]
+    if brought.frozen or brought.samplers:
+        stacks = (brought.frozen, brought.samplers)
+        digests = [[[weight, _adapters_digest(adapters)] for adapters, weight in stack] for stack in stacks]
         found["policy.adapters"] = hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
     if brought.start is not None:
         found["policy.lora.start"] = _adapters_digest(brought.start)

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from alignment.checkpoints import formats
-from alignment.checkpoints.adapter_files import frozen_file, read_own
+from alignment.checkpoints.adapter_files import frozen_file, lying_under, read_own
 from alignment.checkpoints.artifacts import CARD, Card, name_of_base, read_card, write_card
 from alignment.checkpoints.hub import push_folder, require_token
 from alignment.checkpoints.manifest import verify
@@ -125,7 +125,7 @@ def _write_adapters(checkpoint: Path, folder: Path, card: Card, order: Order) ->
     classes = declared(card, order.pipeline, main)
     header = _header(card)
     for name, kind in classes.trained.items():
-        frozen = [frozen_file(k, name, main) for k, _ in enumerate(card.config["policy"].get("adapters") or ())]
+        frozen = [frozen_file(k, name, main) for k, _ in enumerate(lying_under(card.config))]
         for file in (file_name(name, main), *frozen):
             if not (checkpoint / file).is_file():
                 continue

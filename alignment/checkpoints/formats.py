@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
-from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,7 +15,7 @@ from torch import Tensor
 from alignment.checkpoints.adapter_files import settings, written
 from alignment.errors import CheckpointError, ConfigError
 from alignment.policy.networks.adapter_places import PEFT_CONFIG
-from alignment.policy.networks.adapters import SETTINGS, Adapter
+from alignment.policy.networks.adapters import SETTINGS, Adapter, alpha_of
 from alignment.policy.networks.module_names import names_of
 
 Form = Literal["diffusers", "peft", "comfyui", "kohya"]
@@ -117,14 +115,6 @@ def _of_module(adapter: Adapter, module: str, name: str, *, flat: bool) -> Itera
     yield f"{name}.alpha", torch.tensor(alpha_of(adapter, module))
     if (magnitude := adapter.weights.get(f"{module}.lora_magnitude_vector")) is not None:
         yield f"{name}.dora_scale", magnitude.reshape(-1, *[1] * (a.ndim - 1))
-
-
-def alpha_of(adapter: Adapter, module: str) -> float:
-    """Return what others divide by the rank of a module's update, to scale it."""
-    config, rank = adapter.config, len(adapter.weights[f"{module}.lora_A.weight"])
-    patterns = config.alpha_pattern or {}
-    alpha = float(patterns.get(get_pattern_key(list(patterns), module), config.lora_alpha))
-    return alpha * math.sqrt(rank) if config.use_rslora else alpha
 
 
 def in_dtype(adapter: Adapter, dtype: torch.dtype | None) -> Adapter:

@@ -10,7 +10,7 @@ import diffusers
 import torch
 from torch import nn
 
-from alignment.checkpoints.adapter_files import frozen_file
+from alignment.checkpoints.adapter_files import frozen_file, lying_under
 from alignment.checkpoints.artifacts import Card, Classes, write_card
 from alignment.checkpoints.formats import check_parts
 from alignment.errors import CheckpointError, ConfigError, PipelineError
@@ -130,7 +130,7 @@ def _read(place: Path, pipe: Any, networks: Mapping[str, Any]) -> Mapping[str, A
 def _fold_frozen(checkpoint: Path, card: Card, pipe: Any, networks: Mapping[str, Any]) -> None:
     """Fold in what training was on top of, from the checkpoint's own copies."""
     main = next(iter(networks))
-    for k, frozen in enumerate(card.config["policy"].get("adapters") or ()):
+    for k, frozen in enumerate(lying_under(card.config)):
         for name, network in networks.items():
             file = checkpoint / frozen_file(k, name, main)
             if file.is_file():

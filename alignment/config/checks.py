@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 
 from alignment.config import parallel
-from alignment.config.places import unwritable
+from alignment.config.places import misplaced, unwritable
 from alignment.config.run import Run
-from alignment.config.schedule import check_dynamics, check_noise, read_scheduler
+from alignment.config.schedule import check_dynamics, check_noise, read_scheduler, sampled_apart
 from alignment.errors import ConfigError
 from alignment.policy.call_arguments import checked_arguments
-from alignment.policy.networks.adapter_places import misplaced
 from alignment.policy.networks.loading import declared_class
 from alignment.policy.networks.spec import PolicySpec
 from reward_models.base import RewardError, require_reward_model
@@ -99,6 +98,7 @@ def values(run: Run) -> Iterator[Problem]:
         yield "name", f"got {len(run.name)} characters; it names a folder: use at most {LONGEST_NAME}"
     yield from _numbers(run)
     yield from _policy(run.policy)
+    yield from sampled_apart(run)
     yield from _call(run)
     yield from _copies(run)
     yield from _rows(run)

@@ -87,6 +87,12 @@ def problems(parallel: Parallel, policy: PolicySpec, processes: int) -> Iterator
             f"adapters cannot be folded into weights of which {division.shard} processes hold a part each "
             "(parallel.shard); set policy.lora.merge=false",
         )
+    if any(adapter.when == "sampling" for adapter in policy.adapters):
+        yield (
+            "policy.adapters",
+            f"one with when: sampling cannot be put in and out of weights of which {division.shard} processes hold a "
+            "part each (parallel.shard); use when: always, or parallel.shard=1",
+        )
     if policy.quantize is not None:
         yield (
             "policy.quantize",

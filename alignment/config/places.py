@@ -1,10 +1,15 @@
-"""Places on a disk that a run writes to: whether it can, before it has anything to write."""
+"""Places on a disk that a run writes to, and that its adapters are in: whether they are, before anything is loaded."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from alignment.errors import ConfigError
+from alignment.policy.networks.adapter_places import Place
+from alignment.policy.networks.spec import PolicySpec
 
 LONGEST_PART = 255
 """Bytes of a name between two slashes, on every file system in use."""
@@ -26,3 +31,15 @@ def unwritable(folder: Path) -> str | None:
             return None
     except OSError as error:
         return f"{exists} cannot be written to ({error.strerror}); choose another folder or mend its permissions"
+
+
+def misplaced(policy: PolicySpec) -> Iterator[tuple[str, str]]:
+    """Yield the keys of adapters that are not where the config says, as far as that can be seen now, and why."""
+    places = {f"policy.adapters.{k}.path": adapter.path for k, adapter in enumerate(policy.adapters)}
+    if policy.lora is not None and policy.lora.start is not None:
+        places["policy.lora.start"] = policy.lora.start
+    for key, place in places.items():
+        try:
+            Place(key, place).check()
+        except ConfigError as error:
+            yield key, str(error).removeprefix(f"{key}: ")

@@ -1,13 +1,15 @@
-"""What a pipeline's scheduler reports about a run's steps, read from its configuration; no weights are read."""
+"""What a run's steps will be like: by its pipeline's scheduler, and by the weights that sample; no weights are read."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from alignment.config.run import Run
+from alignment.data.batches import Pairs, Samples
 from alignment.policy.networks.loading import goes_from_time_to_time, trained_scheduler
 from samplers import Grid, read_grid, read_path
 from samplers.dynamics.base import Dynamics
@@ -85,3 +87,17 @@ def _grid(scheduler: Any, rounds: int) -> Grid | None:
         return read_grid(own, own.timesteps)
     except (ValueError, TypeError):
         return None
+
+
+def sampled_apart(run: Run) -> Iterator[tuple[str, str]]:
+    """Yield the keys of adapters that sample and are not trained against, where that cannot be, and why."""
+    if issubclass(run.source.produces, Samples | Pairs):
+        return
+    for k, adapter in enumerate(run.policy.adapters):
+        if adapter.when == "sampling":
+            yield (
+                f"policy.adapters.{k}.when",
+                f"{type(run.objective).__name__} learns from the very steps that were sampled, which have to be those "
+                "of the weights that are trained: the first ratio would not be 1, or the gradient would be of other "
+                "samples. Use always, or an objective that learns from clean samples or pairs (nft, dpo, ...)",
+            )

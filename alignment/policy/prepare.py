@@ -71,8 +71,20 @@ def prepare(
         DataError: If prompts do not.
         PipelineError: If the pipeline cannot be trained.
     """
+    with policy.weights.as_trained():
+        return _prepare(policy, prompts, held_out, arguments or {}, visits=visits)
+
+
+def _prepare(
+    policy: Policy,
+    prompts: Sequence[str],
+    held_out: Sequence[str],
+    arguments: dict[str, object],
+    *,
+    visits: bool,
+) -> Prepared:
     pipe = policy.pipe
-    other = checked_arguments(type(pipe), arguments or {}, "evaluation.call")
+    other = checked_arguments(type(pipe), arguments, "evaluation.call")
     check_media(pipe, {"policy.call": policy.arguments, "evaluation.call": other}, prompts, held_out)
     pictured = brings_pictures(prompts, policy.arguments)
     policy.embeddings.settle(mixed=not pictured)

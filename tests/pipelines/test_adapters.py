@@ -15,10 +15,10 @@ from torch import Tensor
 
 from alignment.checkpoints.adapter_files import trained_adapters
 from alignment.checkpoints.artifacts import Classes
-from alignment.checkpoints.formats import alpha_of, check_parts, write_form
+from alignment.checkpoints.formats import check_parts, write_form
 from alignment.errors import ConfigError
 from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_FILE
-from alignment.policy.networks.adapters import Adapter, read_adapters
+from alignment.policy.networks.adapters import Adapter, alpha_of, read_adapters
 from alignment.policy.networks.loading import experts
 from alignment.policy.networks.spec import Lora, PolicySpec
 from alignment.policy.networks.tuning import fold

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from alignment.errors import ConfigError
-from alignment.policy.networks.spec import PolicySpec
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The file that `load_lora_weights` looks for."""
@@ -131,15 +130,3 @@ class Place:
             raise ConfigError(
                 f"{self.key}: {self.name} is not on this machine, and the hub did not give it: {reason}"
             ) from error
-
-
-def misplaced(spec: PolicySpec) -> Iterator[tuple[str, str]]:
-    """Yield the keys of adapters that are not where the config says, as far as that can be seen now, and why."""
-    places = {f"policy.adapters.{k}.path": adapter.path for k, adapter in enumerate(spec.adapters)}
-    if spec.lora is not None and spec.lora.start is not None:
-        places["policy.lora.start"] = spec.lora.start
-    for key, place in places.items():
-        try:
-            Place(key, place).check()
-        except ConfigError as error:
-            yield key, str(error).removeprefix(f"{key}: ")

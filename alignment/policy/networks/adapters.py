@@ -309,3 +309,16 @@ def _alpha(name: str, part: Mapping[str, Tensor], told: Mapping[str, object]) ->
         return float(pattern[key])
     usual = told.get("lora_alpha")
     return float(usual) if isinstance(usual, int | float) else float(len(part["A"]))
+
+
+def alpha_of(adapter: Adapter, module: str) -> float:
+    """Return what the update of a module is multiplied with, times its rank: what other programs call alpha."""
+    config, rank = adapter.config, len(adapter.weights[f"{module}.lora_A.weight"])
+    patterns = config.alpha_pattern or {}
+    alpha = float(patterns.get(get_pattern_key(list(patterns), module), config.lora_alpha))
+    return alpha * math.sqrt(rank) if config.use_rslora else alpha
+
+
+def scale_of(adapter: Adapter, module: str) -> float:
+    """Return what the update of a module is multiplied with."""
+    return alpha_of(adapter, module) / len(adapter.weights[f"{module}.lora_A.weight"])

@@ -80,10 +80,13 @@ class FrozenAdapter:
     Attributes:
         path: A safetensors file or its folder, or a hub id, as in `policy.lora.start`.
         weight: Times its own scale.
+        when: "sampling" has it in rollouts and evaluations only, not in the weights that are trained: for an adapter
+            of few steps, under objectives that learn from clean samples or pairs.
     """
 
     path: str
     weight: float = 1.0
+    when: Literal["always", "sampling"] = "always"
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight) or self.weight == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,10 +12,10 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.utils import set_peft_model_state_dict
 from peft.utils.other import get_pattern_key
-from torch import nn
+from torch import Tensor, nn
 
 from alignment.errors import ConfigError
-from alignment.policy.networks.adapters import Adapter
+from alignment.policy.networks.adapters import Adapter, scale_of
 from alignment.policy.networks.spec import Lora
 
 ADAPTER = "default"
@@ -110,6 +110,35 @@ def fold(network: Any, adapter: Adapter, weight: float) -> None:
     for layer in adapter_layers(network):
         layer.scale_layer(weight)
     fold_in(network)
+
+
+def updates(network: nn.Module, adapter: Adapter, weight: float) -> Iterator[tuple[nn.Module, Callable[[], Tensor]]]:
+    """Yield the layers that an adapter is for, and what makes the update of each, times `weight`.
+
+    An update is as large as the weight it is for, so it is made when it is needed.
+    """
+    for module in adapter.modules:
+        layer: Any = network.get_submodule(module)
+        a, b = (adapter.weights[f"{module}.lora_{side}.weight"].to(layer.weight.device).float() for side in "AB")
+        scale = weight * scale_of(adapter, module)
+        yield layer, functools.partial(_update, a, b, scale, layer.weight.shape)
+
+
+def _update(a: Tensor, b: Tensor, scale: float, shape: torch.Size) -> Tensor:
+    return (b.flatten(1) @ a.flatten(1)).reshape(shape) * scale
+
+
+@contextmanager
+def added(layers: Sequence[tuple[Any, Callable[[], Tensor]]]) -> Iterator[None]:
+    """Add updates to the weights of layers, and put the very same weights back afterwards."""
+    originals = [(layer, layer.weight.data) for layer, _ in layers]
+    try:
+        for layer, update in layers:
+            layer.weight.data = (layer.weight.data + update()).to(layer.weight.dtype)
+        yield
+    finally:
+        for layer, original in reversed(originals):
+            layer.weight.data = original
 
 
 def fold_in(network: Any) -> None:

@@ -13,7 +13,16 @@ from alignment.errors import ConfigError
 from alignment.policy.networks.adapters import Adapter, check_apart, read_adapters
 from alignment.policy.networks.layout import Layout, Whole, chosen
 from alignment.policy.networks.spec import PolicySpec
-from alignment.policy.networks.tuning import adapter_layers, add_lora, fold, merged, unfreeze, without
+from alignment.policy.networks.tuning import (
+    adapter_layers,
+    add_lora,
+    added,
+    fold,
+    merged,
+    unfreeze,
+    updates,
+    without,
+)
 
 
 @dataclass(frozen=True)
@@ -22,10 +31,12 @@ class Brought:
 
     Attributes:
         frozen: What is folded into the weights before anything else, with its weight, in this order.
+        samplers: The same, of what is in the weights only while they sample.
         start: What goes on being trained; None where new adapters are.
     """
 
     frozen: Sequence[tuple[Mapping[str, Adapter], float]] = ()
+    samplers: Sequence[tuple[Mapping[str, Adapter], float]] = ()
     start: Mapping[str, Adapter] | None = None
 
 
@@ -35,10 +46,15 @@ def bring(spec: PolicySpec, pipe: Any, networks: Mapping[str, Any]) -> Brought:
     Raises:
         ConfigError: If one of them is not there, cannot be read, or is not of these networks.
     """
-    frozen = [
-        (read_adapters(f"policy.adapters.{k}.path", adapter.path, pipe, networks), adapter.weight)
-        for k, adapter in enumerate(spec.adapters)
-    ]
+    stack: dict[str, list[tuple[Mapping[str, Adapter], float]]] = {"always": [], "sampling": []}
+    for k, told in enumerate(spec.adapters):
+        adapters = read_adapters(f"policy.adapters.{k}.path", told.path, pipe, networks)
+        stack[told.when].append((adapters, told.weight))
+        if told.when == "sampling" and any(adapter.config.use_dora for adapter in adapters.values()):
+            raise ConfigError(
+                f"policy.adapters.{k}.when: {told.path} is a DoRA, which is not put in and out; use always"
+            )
+    frozen, samplers = stack.values()
     start = None
     if spec.lora is not None and spec.lora.start is not None:
         start = read_adapters("policy.lora.start", spec.lora.start, pipe, networks)
@@ -48,7 +64,7 @@ def bring(spec: PolicySpec, pipe: Any, networks: Mapping[str, Any]) -> Brought:
                 f"{' and '.join(sorted(lacking))} is trained, too"
             )
     check_apart([adapters for adapters, _ in frozen], start)
-    return Brought(frozen, start)
+    return Brought(frozen, samplers, start)
 
 
 class Weights:
@@ -60,6 +76,7 @@ class Weights:
         experts: The networks by name; the first is the main one.
         trainable: Trained parameters by name, float32; a further network's begin with its own name.
         adapters: Layers of the networks that carry one.
+        samplers: Layers, and what is added to their weights while they sample.
         snapshots: Named frozen copies of `trainable`.
         layout: Where they lie.
     """
@@ -78,6 +95,12 @@ class Weights:
         for adapters, weight in brought.frozen:
             for name, adapter in adapters.items():
                 fold(self.experts[name], adapter, weight)
+        self.samplers = [
+            (layer, update)
+            for adapters, weight in brought.samplers
+            for name, adapter in adapters.items()
+            for layer, update in updates(self.experts[name], adapter, weight)
+        ]
         start = brought.start or {}
         for k, (name, network) in enumerate(self.experts.items()):
             if spec.lora is None:
@@ -133,16 +156,26 @@ class Weights:
 
         Every sampling call enters it by itself; around several calls it folds once. Weights are chosen outside.
         """
-        if self._folded or self.spec.lora is None or not self.spec.lora.merge:
+        merges = self.spec.lora is not None and self.spec.lora.merge
+        if self._folded or not (merges or self.samplers):
             with self.layout.sampling(self.experts):
                 yield
             return
         self._folded = True
         try:
-            with merged(self.adapters):
+            with added(self.samplers), merged(self.adapters if merges else ()):
                 yield
         finally:
             self._folded = False
+
+    @contextlib.contextmanager
+    def as_trained(self) -> Iterator[None]:
+        """Sample without the adapters that are there for sampling alone, so that a visit answers as the rollout did."""
+        samplers, self.samplers = self.samplers, []
+        try:
+            yield
+        finally:
+            self.samplers = samplers
 
     def _exchange(self, name: str) -> None:
         """Swap the live weights with a copy; twice restores both, bit for bit."""

@@ -252,7 +252,9 @@ def load(run: Run) -> tuple[Trainer, Callable[[], None]]:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
     runtime = Runtime(run)
-    return setup.load(run, runtime), runtime.close
+    trainer = setup.load(run, runtime)
+    trainer.policy.weights.samplers = []  # the laws are of the weights that are trained
+    return trainer, runtime.close
 
 
 def _table(findings: Sequence[Finding]) -> Table:
