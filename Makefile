@@ -13,7 +13,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart quickstart-video test test-long test-gpu oracle check format coverage pipelines-table golden bench bench-gpu bench-recipes bench-algorithms docs clean distclean
+.PHONY: help install quickstart quickstart-video test test-long test-gpu oracle check types laws format coverage pipelines-table golden bench bench-gpu bench-recipes bench-algorithms docs clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,12 +52,16 @@ test-gpu: $(STAMP) ## Run the tests that need a CUDA device, kernels compiled
 oracle: $(STAMP) ## Compare rewards with hpsv2 and image-reward, in .oracle (6 GB, Python 3.11), and adapters with ComfyUI
 	$(PYTEST) -m oracle -s -o faulthandler_timeout=0 tests/oracle
 
-check: $(STAMP) ## Format, lint, types, imports and the fast tests
+check: $(STAMP) ## Format, lint, types, rules of the code and laws, side by side on two cores: under two minutes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync types laws
+
+types: $(STAMP) ## Check types, strictly
 	$(BIN)/basedpyright --level error
-	$(PYTEST) -q tests/test_architecture.py
-	$(PYTEST) -q -n 2 -m 'not slow and not multi and not gpu'
+
+laws: $(STAMP) ## Test the rules of the code, and the laws that every member of a folder keeps
+	$(PYTEST) -q tests/test_architecture.py tests/laws -m 'not slow and not multi and not gpu'
 
 format: $(STAMP) ## Format the code and mend what the linter can mend by itself
 	$(BIN)/ruff format .
