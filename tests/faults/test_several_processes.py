@@ -6,8 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,11 +15,12 @@ import torch
 from torch import Tensor
 
 from alignment.checkpoints.checkpoint import Checkpoints
+from tests.support.forked import start
 from tests.support.runs import prepared
 
-pytestmark = [pytest.mark.multi, pytest.mark.slow]
+# On one worker, for the process that these are forked from takes seconds to start.
+pytestmark = [pytest.mark.multi, pytest.mark.slow, pytest.mark.xdist_group("forked")]
 
-ROOT = Path(__file__).parents[2]
 HANG = 900.0  # seconds; only a hang takes as long
 RANK = int(os.environ.get("RANK", "0"))
 asked = 0
@@ -66,26 +65,33 @@ class Processes:
         judge = f"source.reward={{type: function, call: '{__name__}:{reward.__name__}'}}"
         fixed = (str(folder / "grpo.yaml"), "evaluation.prompts=null", "source.prompts_per_call=1", judge)
         where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "MARK": str(self.mark)}
-        environment = {**os.environ, **where, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        self.logs = [(folder / f"log{rank}").open("w") for rank in range(2)]
+        environment = {**os.environ, **where, "OMP_NUM_THREADS": "1"}
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
         self.running = [
-            subprocess.Popen(
-                [sys.executable, "-m", "alignment.train", *fixed, *more],
-                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                cwd=ROOT,
-                stderr=log,
-            )
-            for rank, log in enumerate(self.logs)
+            start("alignment.train", [*fixed, *more], environment | rank, folder / f"log{rank['RANK']}")
+            for rank in ranks
         ]
 
     def ended(self) -> list[int]:
         """Return the exit codes."""
         try:
-            return [process.wait(HANG) for process in self.running]
+            return [self.code(rank) for rank in range(2)]
         finally:
-            for process, log in zip(self.running, self.logs, strict=True):
+            for process in self.running:
                 process.kill()
-                log.close()
+
+    def code(self, rank: int) -> int:
+        """Wait for one process and return its exit code."""
+        self.running[rank].join(HANG)
+        code = self.running[rank].exitcode
+        assert code is not None, "hung"
+        return code
+
+    def send(self, rank: int, number: signal.Signals) -> None:
+        """Send a signal to one process."""
+        pid = self.running[rank].pid
+        assert pid is not None
+        os.kill(pid, number)
 
     def until(self, there: Callable[[], bool]) -> None:
         """Wait for something these processes do."""
@@ -141,7 +147,7 @@ def test_a_process_that_hangs_is_named_and_ends_with_the_others(folder: Path) ->
 def test_one_that_waits_for_another_heeds_sigterm_and_saves(folder: Path) -> None:
     run = Processes(folder, hangs, "output.save_every=0")
     run.until(lambda: run.steps() == 2)
-    run.running[0].send_signal(signal.SIGTERM)
+    run.send(0, signal.SIGTERM)
     assert run.ended() == [128 + signal.SIGTERM] * 2  # the one that hangs ends itself
     [told] = run.told()
     assert "asked to stop; process 1 of 2 (sampling, step 2) did not come to gathering numbers within 5 s" in told
@@ -153,13 +159,13 @@ def test_one_that_waits_for_another_heeds_sigterm_and_saves(folder: Path) -> Non
 def test_one_that_is_blocked_in_an_exchange_leaves(folder: Path, number: signal.Signals | None) -> None:
     run = Processes(folder, freezes, f"timeout={600 if number else 20}")
     run.until(lambda: run.mark.exists())
-    time.sleep(10.0)  # process 1 has come to the meeting by now; were it later, the test would test less, and pass
-    run.running[1].send_signal(signal.SIGSTOP)
+    time.sleep(5.0)  # process 1 has come to the meeting by now; were it later, the test would test less, and pass
+    run.send(1, signal.SIGSTOP)
     run.mark.unlink()
     if number:
         time.sleep(2.0)
-        run.running[0].send_signal(number)
-    assert run.running[0].wait(HANG) == (128 + number if number else 7)
+        run.send(0, number)
+    assert run.code(0) == (128 + number if number else 7)
     run.running[1].kill()
     assert run.ended()[1] == -signal.SIGKILL
     [told] = run.told()
