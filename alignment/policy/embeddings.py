@@ -156,13 +156,15 @@ class Embeddings:
         arguments = arguments | dict.fromkeys(times, 1) | ({"batch_size": 1} if "batch_size" in arguments else {})
         kind = _digest({name: v for name, v in arguments.items() if not _is_texts(v) and not _shows_pictures(v)})
         rows: list[_Row] = []
-        for one in _one_by_one(arguments, len(texts)):
-            row = self._row(kind, one)
+        different: dict[object, _Row] = {}  # a group's prompt is looked up once
+        for name, one in _one_by_one(arguments, len(texts)):
+            row = different.get(name) or self._row(kind, one)
             if row is None:
                 self.cacheable = False
                 return None
+            different[name] = row
             rows += [row] * results
-        return rows if all(row.joins(rows[0]) for row in rows) else None
+        return rows if all(row.joins(rows[0]) for row in different.values()) else None
 
     def _row(self, kind: str, arguments: Arguments) -> _Row | None:
         key = _digest(arguments)
@@ -250,13 +252,13 @@ def _joined(column: Sequence[Tensor | None], layout: RowLayout, device: torch.de
     return torch.cat(given) if layout == "stacked" else given[0]
 
 
-def _one_by_one(arguments: Arguments, count: int) -> Iterator[Arguments]:
-    """Yield the arguments of each row: texts and pictures one per row, the rest shared."""
+def _one_by_one(arguments: Arguments, count: int) -> Iterator[tuple[object, Arguments]]:
+    """Yield the arguments of each row, texts and pictures one per row, after what equal rows of the call have equal."""
+    by_row = {n: v for n, v in arguments.items() if isinstance(v, list | Tensor) and _is_by_row(v) and len(v) == count}
     for i in range(count):
-        yield {
-            name: v[i : i + 1] if isinstance(v, list | Tensor) and _is_by_row(v) and len(v) == count else v
-            for name, v in arguments.items()
-        }
+        items = (i if isinstance(value, Tensor) else value[i] for value in by_row.values())
+        name = tuple(item if isinstance(item, str | int) else id(item) for item in items)
+        yield name, arguments | {key: value[i : i + 1] for key, value in by_row.items()}
 
 
 def _is_by_row(value: object) -> bool:
