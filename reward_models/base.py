@@ -13,8 +13,8 @@ from typing import ClassVar, Literal, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from reward_models.errors import RewardError, broken
-from reward_models.foreign import ForeignCode, globals_kept, out_of_memory
+from reward_models.errors import RewardError, ScorersCode
+from reward_models.foreign import globals_kept
 
 Scope = Literal["sample", "group"]
 """What a score depends on: the sample alone, or the samples it is compared with."""
@@ -299,17 +299,8 @@ class Loaded:
             raise RewardError(f"{self.model} was asked about {len(media)} samples with {len(prompts)} prompts")
         if self.model.scope == "group" and (group is None or len(group) != len(media)):
             raise RewardError(f"{self.model} compares samples of a group, so it needs the group of each: group=[B]")
-        try:
-            if not self._leaves_pixels_alone:
-                media, group = media.copy(), None if group is None else group.clone()
-            with globals_kept(self.model), ForeignCode(self._broken):
-                rewards = self._ask(media, tuple(prompts), group)
-        except RewardError:
-            raise
-        except (OSError, RuntimeError, ValueError) as error:  # a device, a file or numbers that our own code met
-            raise self._broken(error) from error
-        except MemoryError as error:
-            raise self._broken(error) from error
+        with globals_kept(self.model), ScorersCode(self.model, (OSError, RuntimeError, ValueError)):
+            rewards = self._ask(media, tuple(prompts), group)
         if not isinstance(rewards, Rewards):
             raise RewardError(f"{self.model} answered with a {type(rewards).__name__}, expected Rewards")
         if len(rewards.value) != len(media):
@@ -323,10 +314,9 @@ class Loaded:
         """Whether the model is of this package, whose laws keep it; a stranger's model gets a copy of its own."""
         return type(self.model).__module__.partition(".")[0] == __name__.partition(".")[0]
 
-    def _broken(self, error: BaseException) -> RewardError:
-        return broken(self.model, error)
-
     def _ask(self, media: Media, prompts: Sequence[str], group: Tensor | None) -> object:
+        if not self._leaves_pixels_alone:
+            media, group = media.copy(), None if group is None else group.clone()
         if self.model.scope == "sample":
             return cast(Scorer, self.scorer)(media=media, prompts=prompts)
         assert group is not None
@@ -358,15 +348,8 @@ def load_reward(model: RewardModel, *, device: torch.device) -> Loaded:
         RewardError: If this is not a reward model, or cannot be loaded.
     """
     require_reward_model(model)
-    try:
-        with globals_kept(model), ForeignCode(lambda error: broken(model, error)):
-            scorer = model.load(device=device)
-    except RewardError:
-        raise
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise broken(model, error) from error
+    with globals_kept(model), ScorersCode(model):
+        scorer = model.load(device=device)
     return Loaded(model, scorer)
 
 

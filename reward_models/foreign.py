@@ -127,6 +127,11 @@ _NO_ROOM = ("out of memory", "defaultcpuallocator", "cannot allocate memory")
 """How a refused allocation reads: OutOfMemoryError on devices, a plain RuntimeError from the CPU's allocator."""
 
 
+def what_ran_out(error: BaseException) -> str:
+    """Return the first line of an error of memory that ran out, without a full stop."""
+    return (str(error).strip() or "no more to be had").splitlines()[0].rstrip(". ")[:200]
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out, on a device or in the machine."""
     said = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_ROOM)

@@ -72,11 +72,11 @@ def _answer(command: Callable[[], int]) -> int:
     except (RuntimeError, ValueError, MemoryError) as error:
         # Here and not at the top: the modules import torch, which --help does without.
         from reward_models.base import RewardError
-        from reward_models.foreign import out_of_memory
+        from reward_models.foreign import out_of_memory, what_ran_out
         from samplers.errors import SamplingError
 
         if out_of_memory(error):
-            reason = (str(error).strip() or "no more to be had").splitlines()[0]
+            reason = what_ran_out(error)
             _tell(f"visalign: memory ran out: {reason}. Ask for less at once, or for smaller pictures; see docs/faq.md")
             return OutOfMemory.exit_code
         if not isinstance(error, RewardError | SamplingError):

@@ -10,7 +10,7 @@ from typing import Literal
 from alignment.config.run import Run
 from alignment.errors import OutOfMemory
 from reward_models.errors import RewardError, RewardOutOfMemory
-from reward_models.foreign import out_of_memory
+from reward_models.foreign import out_of_memory, what_ran_out
 
 Doing = Literal["sampling", "learning", "evaluation"]
 
@@ -37,7 +37,7 @@ def enough_memory(run: Run, doing: Doing, step: int) -> Iterator[None]:
         if isinstance(error, RewardError) or not out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)
-        reason = (str(error).strip() or "no more to be had").splitlines()[0].rstrip(". ")[:200]
+        reason = what_ran_out(error)
     else:
         return
     resuming, afresh = _remedies(run, doing)

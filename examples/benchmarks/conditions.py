@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-import platform
-import re
-from pathlib import Path
 
 import torch
+
+from alignment.reports import environment
 
 
 def processor() -> str:
     """Return the processor's name, and the instructions that torch uses on it."""
-    try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:
-        found = None
-    name = found[1] if found else platform.processor() or platform.machine()
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{environment.processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def load_average() -> float:
@@ -27,13 +21,9 @@ def load_average() -> float:
 
 def conditions() -> dict[str, object]:
     """Return the machine, the threads and the load now, by name."""
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "load": load_average(),
-    }
+    machine = environment.environment()
+    shown = {name: machine[name] for name in ("cores", "threads")}
+    return {"processor": processor(), **shown, "torch": torch.__version__, "load": load_average()}
 
 
 def said(under: dict[str, object]) -> str:

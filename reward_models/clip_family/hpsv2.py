@@ -6,27 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
 
-from reward_models.base import KnownAnswer, RewardModel, Size
-from reward_models.clip_family.official import Implementation, OfficialScorer, Package
+from reward_models.base import KnownAnswer, Size
+from reward_models.clip_family.official import Implementation, OfficialScorer, Package, ScoredEitherWay
 from reward_models.clip_family.towers import CosineScorer, load_open_clip, vit_h
-from reward_models.loading.inputs import check_prompts
 from reward_models.loading.sanity_samples import colours
 from reward_models.loading.weights import Dtype, find_file
 
 _NAME = "hpsv2"
 _OFFICIAL = "xswu/HPSv2/HPS_v2.1_compressed.pt"
-_PACKAGE = Package(_NAME, "hpsv2.img_score", "hpsv2")
-_UNREAD = ("architecture", "antialias", "dtype", "batch_size")
-"""By the authors' package."""
+_PACKAGE = Package(_NAME, "hpsv2.img_score", "hpsv2", ("architecture", "antialias", "dtype", "batch_size"))
 
 
 @dataclass(frozen=True)
-class HPSv2(RewardModel):
+class HPSv2(ScoredEitherWay):
     """Score the cosine of picture and prompt, about 0.2 to 0.35; a clip gets the mean over its frames.
 
     Published tables multiply by 100. A picture is padded with black to a square, never cropped. 77 tokens are read.
@@ -53,16 +50,7 @@ class HPSv2(RewardModel):
     batch_size: int = 32
     implementation: Implementation = "native"
 
-    @property
-    def differentiable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
-        """Whether a gradient reaches the pixels; the authors' package gives none."""
-        return self.implementation == "native"
-
-    def check(self, prompts: Sequence[str]) -> None:
-        """Refuse empty and endless prompts, and a package that is asked for and not there."""
-        if self.implementation == "official":
-            _PACKAGE.check(self, _UNREAD)
-        check_prompts(_NAME, prompts)
+    package: ClassVar[Package] = _PACKAGE
 
     def size(self) -> Size | None:
         """Return that of the official model."""

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
+from reward_models.base import KnownAnswer, Media, RewardError, Rewards
 from reward_models.clip_family.linear_head import linear_head
-from reward_models.clip_family.official import Implementation, OfficialScorer, Package
+from reward_models.clip_family.official import Implementation, OfficialScorer, Package, ScoredEitherWay
 from reward_models.loading.inputs import check_media, check_prompts, frames, per_clip, warn_cut
 from reward_models.loading.preprocess import centre_crop, normalise, shortest_side
 from reward_models.loading.sanity_samples import colours
@@ -32,9 +32,7 @@ from reward_models.loading.weights import (
 
 _NAME = "imagereward"
 _OFFICIAL = "THUDM/ImageReward/ImageReward.pt"
-_PACKAGE = Package(_NAME, "ImageReward", "image-reward")
-_UNREAD = ("tokenizer", "vision_heads", "dtype", "batch_size")
-"""By the authors' package."""
+_PACKAGE = Package(_NAME, "ImageReward", "image-reward", ("tokenizer", "vision_heads", "dtype", "batch_size"))
 
 _SIDE = 224
 _TOKENS = 35
@@ -58,7 +56,7 @@ _VISION = (
 
 
 @dataclass(frozen=True)
-class ImageReward(RewardModel):
+class ImageReward(ScoredEitherWay):
     """Score a picture for its prompt, about -2 to 2 with mean 0 and spread 1; a clip gets the mean over its frames.
 
     The middle square of a picture is looked at, and 35 tokens of the prompt are read.
@@ -86,16 +84,7 @@ class ImageReward(RewardModel):
     batch_size: int = 32
     implementation: Implementation = "native"
 
-    @property
-    def differentiable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
-        """Whether a gradient reaches the pixels; the authors' package gives none."""
-        return self.implementation == "native"
-
-    def check(self, prompts: Sequence[str]) -> None:
-        """Refuse empty and endless prompts, and a package that is asked for and not there."""
-        if self.implementation == "official":
-            _PACKAGE.check(self, _UNREAD)
-        check_prompts(_NAME, prompts)
+    package: ClassVar[Package] = _PACKAGE
 
     def known_answers(self) -> Sequence[KnownAnswer]:
         """Return pictures of one colour with its name, for the official weights alone."""

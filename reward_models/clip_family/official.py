@@ -7,13 +7,13 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL.Image import Image
 from torchvision.transforms.functional import to_pil_image
 
-from reward_models.base import Media, RewardError, Rewards
+from reward_models.base import Media, RewardError, RewardModel, Rewards
 from reward_models.foreign import ForeignCode
 from reward_models.loading.inputs import check_media, check_prompts, frames, per_clip
 from reward_models.loading.preprocess import eight_bit
@@ -33,24 +33,25 @@ class Package:
         reward: The type of reward that asks for it.
         module: What is imported of it.
         extra: The extra of visalign that installs it.
+        unread: Fields of the reward that it knows nothing of.
     """
 
     reward: str
     module: str
     extra: str
+    unread: tuple[str, ...]
 
-    def check(self, model: object, unread: Sequence[str]) -> None:
+    def check(self, model: object) -> None:
         """Refuse a description that the package cannot follow, before anything is loaded.
 
         Args:
-            model: The description, a dataclass.
-            unread: Its fields that the package knows nothing of; they have to be as they are by default.
+            model: The description, a dataclass whose fields all have defaults.
 
         Raises:
             RewardError: If it is not installed, or such a field was set.
         """
         plain = type(model)()
-        if changed := [name for name in unread if vars(model)[name] != vars(plain)[name]]:
+        if changed := [name for name in self.unread if vars(model)[name] != vars(plain)[name]]:
             raise RewardError(
                 f"{self.reward}: {', '.join(changed)} is for implementation: native; the package {self.extra} decides "
                 "that by itself. Leave it out"
@@ -74,6 +75,29 @@ class Package:
             f"serve it from an environment of its own: visalign serve-reward {self.reward} implementation=official "
             "(docs/reward_server.md)"
         )
+
+
+class ScoredEitherWay(RewardModel):
+    """A reward that is scored by a port in this package, or by the package of its authors.
+
+    Attributes:
+        package: Theirs.
+        implementation: Which of the two.
+    """
+
+    package: ClassVar[Package]
+    implementation: Implementation
+
+    @property
+    def differentiable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
+        """Whether a gradient reaches the pixels; the authors' package gives none."""
+        return self.implementation == "native"
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse empty and endless prompts, and a package that is asked for and cannot do it."""
+        if self.implementation == "official":
+            self.package.check(self)
+        check_prompts(self.package.reward, prompts)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from reward_models.base import Loaded, Media, RewardError, RewardModel, Rewards, Size, load_reward, require_reward_model
+from reward_models.base import Loaded, Media, RewardError, RewardModel, Rewards, load_reward, require_reward_model
+from reward_models.combinators.inner import AroundAnother
 from reward_models.loading.fingerprint import fingerprint
 
 Scores = Mapping[str, float]
@@ -24,7 +25,7 @@ Scores = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Cached(RewardModel):
+class Cached(AroundAnother):
     """Score with another reward, and remember.
 
     A score is found again by the bytes, shape and dtype of the sample and of its source, its frame rate, its prompt,
@@ -50,33 +51,13 @@ class Cached(RewardModel):
         if self.entries < 1:
             raise RewardError(f"cached: entries has to be at least 1, got {self.entries}")
 
-    def __str__(self) -> str:
-        """Return the name of what scores."""
-        return str(self.reward)
-
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse what the reward refuses, and a file that cannot be made."""
-        self.reward.check(prompts)
+        super().check(prompts)
         if self.file is not None and not Path(self.file).absolute().parent.is_dir():
             raise RewardError(
                 f"cached: there is no folder {Path(self.file).absolute().parent} for the file {self.file}"
             )
-
-    def size(self) -> Size | None:
-        """Return the size of the inner reward."""
-        return self.reward.size()
-
-    def part_names(self) -> tuple[str, ...] | None:
-        """Return those of the inner reward."""
-        return self.reward.part_names()
-
-    def reads_prompts(self) -> bool:
-        """Return whether what scores does."""
-        return self.reward.reads_prompts()
-
-    def waits(self) -> bool:
-        """Return whether the inner reward does."""
-        return self.reward.waits()
 
     def load(self, *, device: torch.device) -> _CachedScorer:
         """Load the reward and open the file.

@@ -18,15 +18,15 @@ from reward_models.base import (
     RewardModel,
     Rewards,
     Scope,
-    Size,
     load_reward,
     require_reward_model,
 )
+from reward_models.combinators.inner import AroundAnother
 from reward_models.combinators.pieces import put_together
 
 
 @dataclass(frozen=True)
-class Guarded(RewardModel):
+class Guarded(AroundAnother):
     """Score with another reward, under a deadline and with a rule for its failures.
 
     With `on_failure: exclude` a batch that fails is scored again, sample by sample or group by group, and those that
@@ -54,34 +54,10 @@ class Guarded(RewardModel):
         if self.deadline is not None and not self.deadline > 0:
             raise RewardError(f"guarded: deadline is in seconds and more than 0, or null; got {self.deadline}")
 
-    def __str__(self) -> str:
-        """Return the name of what scores."""
-        return str(self.reward)
-
     @property
     def scope(self) -> Scope:  # pyright: ignore[reportIncompatibleVariableOverride]  # read-only
         """The scope of the inner reward."""
         return self.reward.scope
-
-    def check(self, prompts: Sequence[str]) -> None:
-        """Refuse what the reward refuses."""
-        self.reward.check(prompts)
-
-    def size(self) -> Size | None:
-        """Return the size of the inner reward."""
-        return self.reward.size()
-
-    def part_names(self) -> tuple[str, ...] | None:
-        """Return those of the inner reward."""
-        return self.reward.part_names()
-
-    def reads_prompts(self) -> bool:
-        """Return whether what scores does."""
-        return self.reward.reads_prompts()
-
-    def waits(self) -> bool:
-        """Return whether the inner reward does."""
-        return self.reward.waits()
 
     def load(self, *, device: torch.device) -> _GuardedScorer:
         """Load the reward."""

@@ -103,10 +103,7 @@ class Subject:
         Raises:
             NotApplicable: If it has none.
         """
-        window = self.trainer.run.source.window
-        if window is None:
-            raise NotApplicable("no step is chosen: this source samples by the pipeline's own scheduler")
-        return window
+        return _there(self.trainer.run.source.window, "chosen")
 
     @property
     def dynamics(self) -> Dynamics:
@@ -115,10 +112,7 @@ class Subject:
         Raises:
             NotApplicable: If it has none.
         """
-        dynamics = self.trainer.run.source.dynamics
-        if dynamics is None:
-            raise NotApplicable("no step is stochastic: this source samples by the pipeline's own scheduler")
-        return dynamics
+        return _there(self.trainer.run.source.dynamics, "stochastic")
 
     @property
     def single(self) -> bool:
@@ -286,6 +280,17 @@ def gradient(trainer: Trainer, batch: Batch, microbatch: int | None = None) -> T
     for p in parameters:
         p.grad = None
     return torch.cat([g.flatten().float().cpu() for g in found])
+
+
+def _there(fact: T | None, what: str) -> T:
+    """Return a fact of a source that it has.
+
+    Raises:
+        NotApplicable: If it has none, and so no step that is `what`.
+    """
+    if fact is None:
+        raise NotApplicable(f"no step is {what}: this source samples by the pipeline's own scheduler")
+    return fact
 
 
 def mean_loss(trainer: Trainer, batch: Batch) -> float:
