@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore:.*tokens of
 PARITY = 1e-4  # what a port has to reach; rounding alone is about 1e-6
 
 # Pins under which both packages run unmodified; later ones lack what they import.
-TORCH = ("torch==2.2.2", "torchvision==0.17.2")
+TORCH = ("torch==2.3.1", "torchvision==0.18.1")
 CPU_BUILDS = ("--extra-index-url", "https://download.pytorch.org/whl/cpu", "--timeout", "15", "--retries", "1")
 """Without the libraries for GPUs, which are most of the size; pip goes on without an index that does not answer."""
 PINNED = (
