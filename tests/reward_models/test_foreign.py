@@ -64,7 +64,7 @@ def test_what_is_kept_can_be_asked_for_whatever_was_set_before(tmp_path: Path, m
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     try:
         with globals_kept("nothing"):
-            torch.ones(2, 2) @ torch.ones(2, 2)
+            _ = torch.ones(2, 2) @ torch.ones(2, 2)
     finally:
         torch.backends.mkldnn.matmul.fp32_precision = before
 
