@@ -107,6 +107,25 @@ class Meetings:
         finally:
             self.end()
 
+    @contextmanager
+    def explaining(self, what: str) -> Iterator[None]:
+        """Say of an error inside the block if it comes of another process that is gone: libraries say it in many ways.
+
+        Raises:
+            EndedElsewhere: In place of the error, if another process has failed.
+            ProcessLost: In place of the error, if another process gives no sign of life.
+        """
+        start = time.monotonic()
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, ProcessLost | EndedElsewhere | Stopped) or out_of_memory(error):
+                raise
+            self._leave_if_over()
+            if not self._silent():
+                raise
+            raise self._lost(what, time.monotonic() - start) from error
+
     def begin(self, what: str) -> None:
         """Meet, and say that something is exchanged from now on, in which this process may be blocked."""
         self.meet(what)

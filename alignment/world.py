@@ -93,27 +93,31 @@ class World:
         """Return the context in which what ends this process ends all of them, with one message."""
         return nullcontext() if self.meetings is None else self.meetings.united()
 
-    def part(self, error: BaseException, save: Callable[[], str]) -> str | None:
+    def part(self, error: BaseException, save: Callable[[bool], str]) -> str | None:
         """End the run on all processes, after the main one has saved what can be saved.
 
         Args:
             error: What ends it on this process.
-            save: Called on the main process, and on the others if they hold parts of the networks; returns what was
-                saved, in words.
+            save: Called with whether anything can be saved, on the main process, and on the others if they hold parts
+                of the networks; returns what was saved, in words.
 
         Returns:
             What was saved, on the process that tells the user; None on the others.
         """
         if self.meetings is None:
-            return save()
+            return save(True)
         tells, saved = self.meetings.claim(error), ""
         # What lies in parts is saved by all or not at all: not while one of them is gone, or waits within a network.
-        able = self.meetings.all_part() if self.spread else self.rank == 0
+        able = not self.spread or self.meetings.all_part()
         try:
-            saved = save() if able else ""
+            saved = save(able) if self.rank == 0 or (self.spread and able) else ""
         finally:
             saved = self.meetings.settle(saved if self.rank == 0 else None)
         return saved if tells else None
+
+    def explaining(self, what: str) -> AbstractContextManager[None]:
+        """Return the context in which networks are called whose parts lie elsewhere; see `Meetings.explaining`."""
+        return nullcontext() if self.meetings is None or not self.spread else self.meetings.explaining(what)
 
     def exchange(self, what: str) -> AbstractContextManager[None]:
         """Return the context in which something is exchanged with the other processes; see `Meetings.exchange`."""

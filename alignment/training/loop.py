@@ -82,7 +82,7 @@ class Trainer:
     def doing(self, what: Doing, step: int) -> Iterator[None]:
         """Name what this process does, for processes that wait for it and for the message when memory runs out."""
         self.runtime.world.place(f"{what}, step {step}")
-        with enough_memory(self.run, what, step):
+        with enough_memory(self.run, what, step), self.runtime.world.explaining(what):
             yield
 
     def context(self, step: int) -> Context:

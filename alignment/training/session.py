@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -219,20 +220,20 @@ class Session:
             stopped.exit_code = 128 + self.stop.received
         raise stopped
 
-    def _save_what_is_whole(self) -> str:
+    def _save_what_is_whole(self, able: bool) -> str:
         """Save the last step, unless a part of the next one was learned on top of it; return what is there."""
         runtime = self.trainer.runtime
-        whole = (
-            all(runtime.world.everyone(runtime.taken == self._taken))
-            if runtime.world.spread
-            else runtime.taken == self._taken
-        )
-        if whole and self._done:
-            self._save_once()
-        half = "" if whole else "A step that is learned by half is not saved; "
+        whole = runtime.taken == self._taken
+        if able:
+            whole = all(runtime.world.everyone(whole)) if runtime.world.spread else whole
+            if whole and self._done:
+                self._save_once()
+            lost = "" if whole else "A step that is learned by half is not saved; "
+        else:
+            lost = "What several processes hold can be saved by all of them only; "
         if self._saved is None:
-            return half and f"{half}there is no checkpoint before it"
-        return f"{half}{self.checkpoints.folder / f'checkpoint-{self._saved}'} is saved; continue with --resume latest"
+            return lost and f"{lost}there is no checkpoint before it"
+        return f"{lost}{self.checkpoints.folder / f'checkpoint-{self._saved}'} is saved; continue with --resume latest"
 
     def _save_once(self) -> None:
         if self._saved != self._done:
@@ -273,10 +274,11 @@ class Session:
             """Write into the folder of the main process, which the others are told here."""
             if world.spread:
                 folder = world.everyone(folder)[0]
-            write_state(folder, state, writes=runtime.main)
-            with policy.using("ema" if "ema" in policy.snapshots else "live"):
-                card = Card(self._config, done, self._table)
-                write_artifacts(folder, policy.pipe, policy.weights, card, writes=runtime.main)
+            with world.exchange("saving a checkpoint") if world.spread else nullcontext():
+                write_state(folder, state, writes=runtime.main)
+                with policy.using("ema" if "ema" in policy.snapshots else "live"):
+                    card = Card(self._config, done, self._table)
+                    write_artifacts(folder, policy.pipe, policy.weights, card, writes=runtime.main)
 
         if runtime.main:
             self.checkpoints.save(done, write)

@@ -122,20 +122,25 @@ def saved(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "runs" / "run").glob("checkpoint-*"))
 
 
-def test_a_reward_that_fails_on_one_process_costs_no_step(folder: Path) -> None:
-    run = Processes(folder, fails, "output.save_every=0")
+WHOLE_OR_IN_PARTS = pytest.mark.parametrize("shard", ["parallel.shard=1", "parallel.shard=2"])
+
+
+@WHOLE_OR_IN_PARTS
+def test_a_reward_that_fails_on_one_process_costs_no_step(folder: Path, shard: str) -> None:
+    run = Processes(folder, fails, "output.save_every=0", shard)
     assert run.ended() == [2, 2]
     [told] = run.told()
     assert "division by zero" in told
     assert told.endswith("checkpoint-2 is saved; continue with --resume latest")
     assert saved(folder) == ["checkpoint-2"]
     Checkpoints(folder / "runs" / "run", keep=1, world_size=2).find()
-    assert Processes(folder, fails, "--resume", "latest", "steps=3").ended() == [0, 0]
+    assert Processes(folder, fails, "--resume", "latest", "steps=3", shard).ended() == [0, 0]
     assert saved(folder) == ["checkpoint-2", "checkpoint-3"]
 
 
-def test_a_process_that_hangs_is_named_and_ends_with_the_others(folder: Path) -> None:
-    run = Processes(folder, hangs, "timeout=20")
+@WHOLE_OR_IN_PARTS
+def test_a_process_that_hangs_is_named_and_ends_with_the_others(folder: Path, shard: str) -> None:
+    run = Processes(folder, hangs, "timeout=20", shard)
     assert run.ended() == [7, 7]
     [told] = run.told()
     assert "process 1 of 2 (sampling, step 2) is stuck; process 0 has waited " in told
@@ -172,8 +177,9 @@ def test_one_that_is_blocked_in_an_exchange_leaves(folder: Path, number: signal.
     assert ("asked to stop" if number else "process 1 of 2 (sampling, step 2) is lost: no sign of life") in told
 
 
-def test_a_process_that_is_killed_ends_the_other(folder: Path) -> None:
-    run = Processes(folder, hangs, "timeout=20")
+@WHOLE_OR_IN_PARTS
+def test_a_process_that_is_killed_ends_the_other(folder: Path, shard: str) -> None:
+    run = Processes(folder, hangs, "timeout=20", shard)
     run.until(lambda: run.steps() == 2)
     run.running[1].kill()
     assert run.ended() == [7, -signal.SIGKILL]
