@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from alignment.errors import FieldError
 from alignment.policy.networks.spec import PolicySpec
 
 Share = int | Literal["auto"] | None
+_SIZES = ("DP_SHARD", "DP_REPLICATE", "TP", "CP", "SP")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,56 @@ class Division:
     replicate: int
 
 
+def as_launched(parallel: Parallel, environment: Mapping[str, str]) -> Parallel:
+    """Return the description with what `accelerate launch` was told where it says nothing itself.
+
+    Args:
+        parallel: The description.
+        environment: The process's own, in which accelerate passes its settings on.
+
+    Raises:
+        FieldError: If the two contradict each other, or accelerate was told what is not done here.
+    """
+    if _is_set(environment, "ACCELERATE_USE_DEEPSPEED"):
+        raise FieldError(
+            "parallel",
+            "accelerate was launched with DeepSpeed, which is not used here: FSDP2 spreads the same things; launch "
+            "with configs/accelerate/fsdp2.yaml, or plainly, and set parallel.shard",
+        )
+    if not _is_set(environment, "ACCELERATE_USE_FSDP"):
+        return parallel
+    if (version := environment.get("FSDP_VERSION", "1")) != "2":
+        raise FieldError(
+            "parallel",
+            f"accelerate was launched with fsdp_version {version}; set it to 2 in its config file, or launch plainly "
+            "and set parallel.shard",
+        )
+    told = Parallel("auto", "auto")
+    if _is_set(environment, "ACCELERATE_USE_PARALLELISM_CONFIG"):
+        sizes = {name: int(environment.get(f"PARALLELISM_CONFIG_{name}_SIZE", "1")) for name in _SIZES}
+        if others := [f"{name.lower()}_size {sizes[name]}" for name in ("TP", "CP", "SP") if sizes[name] > 1]:
+            raise FieldError(
+                "parallel", f"accelerate was launched with {', '.join(others)}; only dp_shard and dp_replicate are used"
+            )
+        told = Parallel(sizes["DP_SHARD"], sizes["DP_REPLICATE"])
+    for name, ours, theirs in (
+        ("shard", parallel.shard, told.shard),
+        ("replicate", parallel.replicate, told.replicate),
+    ):
+        if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
+            raise FieldError(
+                f"parallel.{name}", f"it is {ours}, but accelerate was launched with {theirs}; say it in one place"
+            )
+    shard = told.shard if parallel.shard is None else parallel.shard
+    return replace(
+        parallel, shard=shard, replicate=told.replicate if parallel.replicate is None else parallel.replicate
+    )
+
+
+def _is_set(environment: Mapping[str, str], name: str) -> bool:
+    return environment.get(name, "false").lower() == "true"
+
+
 def divide(parallel: Parallel, processes: int) -> Division:
     """Return how so many processes are divided.
 
@@ -75,7 +127,7 @@ def divide(parallel: Parallel, processes: int) -> Division:
 def problems(parallel: Parallel, policy: PolicySpec, processes: int) -> Iterator[tuple[str, str]]:
     """Yield what keeps a policy from being divided among so many processes, as (key, message)."""
     try:
-        division = divide(parallel, processes)
+        division = divide(as_launched(parallel, os.environ), processes)
     except FieldError as error:
         yield error.field, error.reason
         return

@@ -20,14 +20,14 @@ from torch.distributed.distributed_c10d import _get_default_store  # pyright: ig
 
 from alignment.checkpoints.parts import whole
 from alignment.checkpoints.state import split_optimizer
-from alignment.config.parallel import divide
+from alignment.config.parallel import as_launched, divide
 from alignment.config.run import Optimizer, Run
 from alignment.errors import EnvironmentProblem, NumericsError
 from alignment.meetings import Meetings
 from alignment.objectives.base import Loss
 from alignment.policy.policy import Policy
 from alignment.training.runtime.averages import Averages
-from alignment.training.runtime.mesh import as_launched, laid_out
+from alignment.training.runtime.mesh import laid_out
 from alignment.training.runtime.sharded import LEARNING
 from alignment.training.stopping import StopSignal
 from alignment.world import World
@@ -66,7 +66,7 @@ class Runtime:
         )
         state = PartialState()
         _check_world(state.num_processes)
-        division = divide(as_launched(run.parallel, self._accelerator), state.num_processes)
+        division = divide(as_launched(run.parallel, os.environ), state.num_processes)
         meetings = _meetings(state, run.timeout, stop)
         self.world = World(state, self._accelerator.device, meetings, spread=division.shard > 1)
         self.layout = laid_out(run, division, self.world)
