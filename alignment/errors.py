@@ -91,6 +91,16 @@ class ProcessLost(VisalignError):
     exit_code = 7
 
 
+class OutOfStep(VisalignError):
+    """Processes of a run that have to do the same do different things."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"parallel.shard: {what}, and networks that are spread over processes are called by all of them together. "
+            "Something that this run calls (a reward, a pipeline) takes another way on each; set parallel.shard=1"
+        )
+
+
 class EndedElsewhere(VisalignError):
     """Another process of the run has failed and tells the user; this one only leaves."""
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
-from alignment.errors import EndedElsewhere, ProcessLost, Stopped, VisalignError
+from alignment.errors import EndedElsewhere, OutOfStep, ProcessLost, Stopped, VisalignError
 from alignment.reports.terminal import complain
 from reward_models.base import RewardError
 from reward_models.foreign import out_of_memory
@@ -127,8 +127,17 @@ class Meetings:
             raise self._lost(what, time.monotonic() - start) from error
 
     def begin(self, what: str) -> None:
-        """Meet, and say that something is exchanged from now on, in which this process may be blocked."""
+        """Meet, and say that something is exchanged from now on, in which this process may be blocked.
+
+        Raises:
+            OutOfStep: If the first process has come to exchange something else.
+        """
+        key = (self._count + 1) % 2  # nobody is two meetings ahead of another
+        self._store.set(f"exchanges/{key}/{self.rank}", what)
         self.meet(what)
+        first = self._store.get(f"exchanges/{key}/0").decode()
+        if first != what:
+            raise OutOfStep(f"process {self.rank} has come to {what}, process 0 to {first}")
         self._exchange = (what, time.monotonic())
 
     def end(self) -> None:

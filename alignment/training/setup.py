@@ -12,6 +12,7 @@ from alignment.errors import ConfigError, DataError
 from alignment.policy.networks.loading import load_pipeline
 from alignment.policy.prepare import load_policy, prepare
 from alignment.training.loop import Trainer
+from alignment.training.runtime.mesh import check_together
 from alignment.training.runtime.runtime import Runtime
 from reward_models.base import RewardError, RewardModel
 
@@ -94,6 +95,7 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     others = () if held_out is None else held_out.texts
     prepare(policy, prompts.texts, others, run.evaluation.call, visits=visits)
     checks.check_scheduler(run, scheduler, policy.rounds)
+    check_together(run, policy)
     if prompts.examples:  # what cannot be encoded is refused before anything is trained
         policy.latents(prompts.examples[0].media)
         policy.latents.check([sample for example in prompts.examples for sample in example.media])

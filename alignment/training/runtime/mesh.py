@@ -7,7 +7,10 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from alignment.config.parallel import Division
 from alignment.config.run import Run
+from alignment.data.batches import Pairs, Samples
+from alignment.errors import ConfigError
 from alignment.policy.networks.layout import Layout, Whole
+from alignment.policy.policy import Policy
 from alignment.training.runtime.sharded import Sharded
 from alignment.world import World
 
@@ -22,3 +25,28 @@ def laid_out(run: Run, division: Division, world: World) -> Layout:
     mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
     compute = None if run.policy.autocast is None else torch.bfloat16
     return Sharded(mesh, compute, world.meetings, run.parallel.stay_gathered)
+
+
+def check_together(run: Run, policy: Policy) -> None:
+    """Refuse a run in which processes would not call the networks that are spread over them in the same order.
+
+    Raises:
+        ConfigError: Naming the key that decides it.
+    """
+    several, remembers = len(policy.experts) > 1, not policy.stubs
+    if not policy.weights.layout.spread or not (several or remembers):
+        return
+    name = type(policy.pipe).__name__
+    if several and issubclass(run.source.produces, Samples | Pairs):
+        raise ConfigError(
+            f"parallel.shard: {name} has {len(policy.experts)} networks that take turns by the time, and objective "
+            f"{type(run.objective).__name__} draws other times on each process; choose one that learns from the "
+            "pipeline's own steps (clipped_surrogate), or parallel.shard=1"
+        )
+    calls = run.source.shape(policy.rounds).calls
+    if run.source.window is not None and calls not in (None, 0, 1):
+        why = "networks that take turns" if several else "networks that run in every round up to the last trained one"
+        raise ConfigError(
+            f"source.prompts_per_call: each pipeline call trains steps of its own, and {name} has {why}, which are "
+            "spread over processes (parallel.shard); set prompts_per_call=null, which gives a step one window"
+        )

@@ -20,7 +20,6 @@ from alignment.checkpoints.parts import whole
 from alignment.meetings import Meetings
 from alignment.policy.networks.layout import chosen
 
-RUNNING = "calling the network"
 LEARNING = "learning from a microbatch"
 
 
@@ -43,6 +42,7 @@ class Sharded:
     meetings: Meetings | None
     stay: bool = False
     spread: bool = True
+    _networks: list[nn.Module] = field(default_factory=list)
     _parts: list[FSDPModule] = field(default_factory=list)
     _parameters: list[nn.Parameter] = field(default_factory=list)
 
@@ -63,9 +63,11 @@ class Sharded:
                 if id(parameter) in wanted:
                     parameter.data = parameter.data.float()
             self._parts.append(fully_shard(part, mesh=self.mesh, reshard_after_forward=True, mp_policy=precision))
+        self._networks.append(network)
         self._parameters.extend(parameter for _, parameter in chosen(network, trained))
         if (meetings := self.meetings) is not None:
-            network.register_forward_pre_hook(lambda *_: meetings.begin(RUNNING), prepend=True)
+            running = f"calling network {len(self._networks)}"
+            network.register_forward_pre_hook(lambda *_: meetings.begin(running), prepend=True)
             network.register_forward_hook(lambda *_: meetings.end(), always_call=True)
 
     def exchange(self, parameter: nn.Parameter, frozen: Tensor) -> Tensor:
