@@ -38,8 +38,9 @@ from tests.support.tiny import tiny_flux, tiny_sd15
 if TYPE_CHECKING:
     from tests.support.tiny_rewards import Shelf
 
-# Neither an example nor making one may take too long: how long it takes is the machine's business.
-settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Neither an example nor making one may take too long: how long it takes is the machine's business. Fifty examples each:
+# what they find they find over many runs, for each draws others.
+settings.register_profile("unhurried", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
 diffusers_logging.disable_progress_bar()

@@ -2,7 +2,7 @@
 
 The base scores about -2, its right-hand half alone about -0.4; online DPO was seen at -1.0 after 300 updates. Here it
 is as many updates as show it. A method is a line of `METHODS`, and what it promises is in the line. Policy gradients
-and the forward-process family are in tests/alignment/objectives/test_htoy.py.
+and the forward-process family are in test_htoy.py beside.
 """
 
 from __future__ import annotations
