@@ -38,7 +38,7 @@ PLACES = {
     "data.prompts": ("data.prompts",),
     "policy.adapters": ("policy.adapters",),
     "policy.lora.start": ("policy.lora.start",),
-    "policy.pipeline": ("policy.pipeline", "policy.revision"),
+    "policy.pipeline": ("policy.pipeline", "policy.revision", "policy.single_file"),
 }
 PARTS = "parts"
 """Folder of the tensors, where several processes wrote them."""

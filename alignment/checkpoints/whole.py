@@ -17,7 +17,7 @@ from alignment.errors import CheckpointError, ConfigError, PipelineError
 from alignment.policy.networks.adapter_places import LORA_FILE, file_name
 from alignment.policy.networks.adapters import Adapter, read_adapters
 from alignment.policy.networks.loading import components_listed, denoiser_name, experts, load_pipeline
-from alignment.policy.networks.spec import PolicySpec
+from alignment.policy.networks.spec import GGUF, PolicySpec
 from alignment.policy.networks.tuning import fold
 
 
@@ -37,6 +37,11 @@ def write_pipeline(checkpoint: Path, to: Path, card: Card, pipeline: str | None,
     """
     pipe = load_pipeline(base_of(card, pipeline), torch.device("cpu"))
     component, networks = denoiser_name(pipe), experts(pipe)
+    if any("quantization_config" in network.config for network in networks.values()):
+        raise ConfigError(
+            f"the weights of {pipe.config._name_or_path} are rounded, so that nothing can be put into them; give the "
+            "pipeline that is not with `--pipeline PATH`"
+        )
     adapters: Mapping[str, Adapter] = {}
     if (checkpoint / LORA_FILE).is_file():
         for name in networks:
@@ -105,7 +110,12 @@ def base_of(card: Card, pipeline: str | None) -> PolicySpec:
         raise ConfigError(
             f"the pipeline it was trained on is not in {place} any more; say where with `--pipeline PATH`"
         )
-    return PolicySpec(place, revision, policy.get("pipeline_class"), dtype=policy["dtype"])
+    file = policy.get("single_file") if pipeline is None else None
+    if file is not None and file.endswith(GGUF):
+        raise ConfigError(
+            f"it was trained on {file}, whose weights are rounded; give the pipeline that is not with `--pipeline PATH`"
+        )
+    return PolicySpec(place, revision, file, policy.get("pipeline_class"), dtype=policy["dtype"])
 
 
 def _trained(folder: Path, name: str, network: Any, pipe: Any) -> nn.Module:

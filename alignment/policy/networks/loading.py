@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
 from alignment.policy.networks.layout import Layout
 from alignment.policy.networks.low_memory import decode_in_parts, offload, quantization
+from alignment.policy.networks.single_file import denoiser_of_file
 from alignment.policy.networks.spec import PolicySpec
 from reward_models.foreign import ForeignCode
 
@@ -46,6 +47,7 @@ def load_pipeline(spec: PolicySpec, device: torch.device, layout: Layout | None 
             "A pipeline is a folder written by `save_pretrained`, or a hub id"
         )
 
+    own = denoiser_of_file(spec, kind, DENOISERS)
     with ForeignCode(unloadable):
         with no_progress_bars():
             pipe = kind.from_pretrained(
@@ -54,6 +56,7 @@ def load_pipeline(spec: PolicySpec, device: torch.device, layout: Layout | None 
                 dtype=getattr(torch, spec.dtype),
                 local_files_only=folder.is_dir(),
                 quantization_config=quantization(spec, DENOISERS, device),
+                **own,
             )
         _check_weights(pipe)
         if spec.offload:

@@ -9,6 +9,8 @@ from typing import Literal
 
 from alignment.errors import ConfigError, FieldError
 
+GGUF = ".gguf"
+"""How files end whose weights are in fewer bits."""
 RANK = 16
 """Of an adapter that nobody gave a rank."""
 
@@ -100,6 +102,8 @@ class PolicySpec:
     Attributes:
         pipeline: Folder in diffusers layout, or a hub id.
         revision: Hub revision; null for the default branch.
+        single_file: File of the denoiser's weights as its authors pass them on, .safetensors, or .gguf for training
+            adapters; configuration and everything else are those of `pipeline`. Null: the weights, too.
         pipeline_class: Diffusers class to load it as, where one set of weights serves several, say
             WanImageToVideoPipeline; null for the one its model_index.json names.
         call: Arguments of the pipeline's own `__call__`, the same in rollout, replay and evaluation
@@ -131,6 +135,7 @@ class PolicySpec:
 
     pipeline: str
     revision: str | None = None
+    single_file: str | None = None
     pipeline_class: str | None = None
     call: dict[str, object] = field(default_factory=dict)
     fps: float | None = None
@@ -150,17 +155,28 @@ class PolicySpec:
     trajectories: Literal["device", "cpu"] = "device"
 
     def __post_init__(self) -> None:
-        if self.quantize is not None and (self.lora is None or self.lora.merge):
-            what = "rounded weights cannot be trained" if self.lora is None else "adapters cannot be folded into them"
-            do = "train adapters (policy.lora: {})" if self.lora is None else "set policy.lora.merge: false"
-            raise ConfigError(f"policy.quantize: {self.quantize} keeps the denoiser's weights rounded: {what}; {do}")
-        if self.quantize is not None and (self.adapters or (self.lora is not None and self.lora.init == "pissa")):
-            raise FieldError(
-                "quantize",
-                f"{self.quantize} keeps the denoiser's weights rounded, and "
-                + ("nothing can be folded into them" if self.adapters else "pissa takes a part out of them")
-                + ("; export a merged pipeline first, and train on that" if self.adapters else "; use init: gaussian"),
-            )
+        if self.quantize is not None and self.rounded_file:
+            raise FieldError("quantize", f"{self.single_file} is in fewer bits already; leave quantize out")
+        problem = self.cannot_round()
+        if self.quantize is not None and problem is not None:
+            raise ConfigError(f"policy.quantize: {self.quantize} keeps the denoiser's weights rounded: {problem}")
+        if self.rounded_file and problem is not None:
+            raise FieldError("single_file", f"{self.single_file} holds rounded weights: {problem}")
+
+    @property
+    def rounded_file(self) -> bool:
+        """Whether the denoiser comes from a file in fewer bits."""
+        return self.single_file is not None and self.single_file.endswith(GGUF)
+
+    def cannot_round(self) -> str | None:
+        """Return why the denoiser's weights cannot be in fewer bits, and what to do; None where they can."""
+        if self.lora is None:
+            return "rounded weights cannot be trained; train adapters (policy.lora: {})"
+        if self.lora.merge:
+            return "adapters cannot be folded into them; set policy.lora.merge: false"
+        if self.adapters:
+            return "policy.adapters cannot be folded into them; export a merged pipeline first, and train on that"
+        return "pissa takes a part out of them; use init: gaussian" if self.lora.init == "pissa" else None
 
     @property
     def trains(self) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from alignment.errors import ConfigError
 from alignment.policy.networks.adapters import Adapter, check_apart, read_adapters
 from alignment.policy.networks.layout import Layout, Whole, chosen
+from alignment.policy.networks.single_file import check_rounded
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.networks.tuning import (
     adapter_layers,
@@ -46,6 +47,7 @@ def bring(spec: PolicySpec, pipe: Any, networks: Mapping[str, Any]) -> Brought:
     Raises:
         ConfigError: If one of them is not there, cannot be read, or is not of these networks.
     """
+    check_rounded(spec, networks)
     stack: dict[str, list[tuple[Mapping[str, Adapter], float]]] = {"always": [], "sampling": []}
     for k, told in enumerate(spec.adapters):
         adapters = read_adapters(f"policy.adapters.{k}.path", told.path, pipe, networks)

@@ -1,0 +1,111 @@
+"""A denoiser from one file, as authors and users of other programs pass them on; the rest comes from the pipeline."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers.loaders.single_file_model import FromOriginalModelMixin
+
+from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
+from alignment.policy.networks.spec import GGUF, PolicySpec
+from reward_models.foreign import ForeignCode
+
+_SAFE = (".safetensors", GGUF)
+
+
+def misfiled(spec: PolicySpec) -> str | None:
+    """Return what is wrong with where `policy.single_file` is; None where nothing is."""
+    if spec.single_file is None:
+        return None
+    path = Path(spec.single_file)
+    if path.suffix not in _SAFE:
+        return f"{path.name} is no .safetensors or {GGUF} file; others are pickles, which can run code when opened"
+    return None if path.is_file() else f"there is no file {spec.single_file}"
+
+
+def denoiser_of_file(spec: PolicySpec, kind: Any, networks: tuple[str, ...]) -> Mapping[str, Any]:
+    """Return the denoiser of `policy.single_file` by its component name; nothing where there is no such file.
+
+    Args:
+        spec: The policy; its pipeline has the denoiser's configuration.
+        kind: Class of the pipeline.
+        networks: Component names that a denoiser may have.
+
+    Raises:
+        ConfigError: If the file cannot be that of this pipeline's denoiser.
+        PipelineError: If diffusers cannot read it as that.
+        EnvironmentProblem: If the package that reads it is missing.
+    """
+    if spec.single_file is None:
+        return {}
+    if problem := misfiled(spec):
+        raise ConfigError(f"policy.single_file: {problem}")
+    local = Path(spec.pipeline).is_dir()
+    index = cast(Mapping[str, Any], kind.load_config(spec.pipeline, revision=spec.revision, local_files_only=local))
+    name, cls = _declared(index, networks)
+    if cls is None or not issubclass(cls, FromOriginalModelMixin):
+        raise ConfigError(
+            f"policy.single_file: diffusers reads no single file into the {name} of {spec.pipeline}; leave it out, and "
+            "give a pipeline folder"
+        )
+    if twin := next((other for other in index if other.startswith(f"{name}_") and index[other] == index[name]), None):
+        raise ConfigError(
+            f"policy.single_file: {spec.pipeline} has two networks, {name} and {twin}, and there is one file"
+        )
+
+    def unreadable(error: BaseException) -> PipelineError:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+        return PipelineError(f"policy.single_file: {spec.single_file} could not be read as a {cls.__name__}: {reason}")
+
+    quantization = _gguf(spec)
+    with ForeignCode(unreadable):
+        network = cls.from_single_file(
+            spec.single_file,
+            config=spec.pipeline,
+            subfolder=name,
+            config_revision=spec.revision,
+            torch_dtype=getattr(torch, spec.dtype),
+            quantization_config=quantization,
+            local_files_only=local,
+        )
+    return {name: network}
+
+
+def _declared(index: Mapping[str, Any], networks: tuple[str, ...]) -> tuple[str, Any]:
+    """Return the name of the denoiser in a pipeline's index, and its class; None where diffusers has none."""
+    import diffusers
+
+    found = {name: index[name] for name in networks if isinstance(index.get(name), list | tuple)}
+    name, (_, kind) = next(iter(found.items()), (networks[0], ("", "")))
+    return name, getattr(diffusers, kind) if kind in dir(diffusers) else None
+
+
+def _gguf(spec: PolicySpec) -> Any:
+    """Return how diffusers keeps the numbers of a GGUF file; None of other files."""
+    if not spec.rounded_file:
+        return None
+    if importlib.util.find_spec("gguf") is None:
+        raise EnvironmentProblem(
+            f"policy.single_file: {spec.single_file} is read by gguf, which is not installed; run `pip install gguf`"
+        )
+    from diffusers import GGUFQuantizationConfig
+
+    return GGUFQuantizationConfig(compute_dtype=torch.bfloat16 if spec.autocast else getattr(torch, spec.dtype))
+
+
+def check_rounded(spec: PolicySpec, networks: Mapping[str, Any]) -> None:
+    """Refuse to train or to change weights that were stored in fewer bits, whoever did that.
+
+    Raises:
+        ConfigError: Saying what can be done.
+    """
+    rounded = [name for name, network in networks.items() if "quantization_config" in network.config]
+    if not rounded:
+        return
+    where = spec.single_file or spec.pipeline
+    if problem := spec.cannot_round():
+        raise ConfigError(f"policy.pipeline: the {rounded[0]} of {where} is stored in fewer bits: {problem}")

@@ -1,0 +1,159 @@
+"""A denoiser from one file: in diffusers' names, in its authors', in fewer bits; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from safetensors.torch import save_file
+
+from alignment.config.places import misplaced
+from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
+from alignment.policy.networks.loading import load_pipeline
+from alignment.policy.networks.single_file import check_rounded
+from alignment.policy.networks.spec import FrozenAdapter, Lora, PolicySpec
+from samplers.dynamics.flow_sde import FlowSDE
+from tests.pipelines.zoo import built
+from tests.support.policies import CPU, build, perturb, plan, replayed, transitions
+from tests.support.tiny import FLUX_CALL, tiny_flux
+
+AUTHORS = {"proj_in.": "patchify_proj.", "time_embed.": "adaln_single.", "norm_q.": "q_norm.", "norm_k.": "k_norm."}
+"""What the authors of LTX-Video call modules that diffusers renames."""
+
+
+def changed(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return weights that are not those of the pipeline's folder."""
+    return {name: tensor + 0.25 for name, tensor in network.state_dict().items()}
+
+
+def test_one_file_in_the_names_of_its_authors_is_the_denoiser(tmp_path: Path) -> None:
+    member = built("ltx_video")
+    member.pipe.save_pretrained(tmp_path / "pipeline")
+    wanted, file = changed(member.pipe.transformer), tmp_path / "ltx.safetensors"
+    theirs = dict(wanted)
+    for ours, named in AUTHORS.items():
+        theirs = {name.replace(ours, named): tensor for name, tensor in theirs.items()}
+    assert theirs.keys() != wanted.keys()
+    save_file({f"model.diffusion_model.{name}": tensor for name, tensor in theirs.items()}, file)
+    pipe = load_pipeline(PolicySpec(str(tmp_path / "pipeline"), single_file=str(file)), CPU)
+    found = pipe.transformer.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in wanted.items())
+
+
+def test_a_file_trains_like_the_folder_it_is_a_part_of(flux_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "flux.safetensors"
+    save_file(changed(tiny_flux().transformer), file)
+    policy = build(flux_folder, FLUX_CALL, single_file=str(file))
+    other = tiny_flux()
+    other.transformer.load_state_dict(changed(other.transformer))
+    other.save_pretrained(tmp_path / "whole")
+    whole = build(tmp_path / "whole", FLUX_CALL)
+    pictures = []
+    for each in (policy, whole):
+        perturb(each)
+        pictures.append(each.generate(("a red circle",), torch.tensor([0]), {}).pixels)
+    assert torch.equal(*pictures)
+
+
+def test_files_that_are_not_the_denoiser_are_refused(flux_folder: Path, tmp_path: Path) -> None:
+    wrong, wider = tmp_path / "wrong.safetensors", tmp_path / "wider.safetensors"
+    save_file({"one": torch.ones(2)}, wrong)
+    config = tiny_flux().transformer.config
+    save_file(FluxTransformer2DModel.from_config(config, num_attention_heads=4).state_dict(), wider)
+    for file, says in ((wrong, "could not be read as a FluxTransformer2DModel|would be random"), (wider, "could not")):
+        with pytest.raises(PipelineError, match=says) as refused:
+            load_pipeline(PolicySpec(str(flux_folder), single_file=str(file)), CPU)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("style.ckpt", "style.ckpt is no .safetensors or .gguf file; others are pickles, which can run code"),
+        ("gone.safetensors", "there is no file gone.safetensors"),
+    ],
+)
+def test_files_that_cannot_be_opened_are_refused_before_anything_is_loaded(
+    file: str, says: str, flux_folder: Path
+) -> None:
+    spec = PolicySpec(str(flux_folder), single_file=file)
+    assert [key for key, problem in misplaced(spec) if says in problem] == ["policy.single_file"]
+    with pytest.raises(ConfigError, match=r"policy.single_file: "):
+        load_pipeline(spec, CPU)
+
+
+def test_pipelines_that_take_no_single_file_say_so(sd15_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "one.safetensors"
+    save_file({"one": torch.ones(2)}, file)
+    member = built("wan_2_2")
+    member.pipe.save_pretrained(tmp_path / "wan")
+    with pytest.raises(ConfigError, match=r"has two networks, transformer and transformer_2, and there is one file"):
+        load_pipeline(PolicySpec(str(tmp_path / "wan"), single_file=str(file)), CPU)
+    member = built("pixart_sigma")
+    member.pipe.save_pretrained(tmp_path / "pixart")
+    with pytest.raises(ConfigError, match=r"diffusers reads no single file into the transformer of"):
+        load_pipeline(PolicySpec(str(tmp_path / "pixart"), single_file=str(file)), CPU)
+
+
+def test_gguf_names_the_package_that_reads_it(
+    flux_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "flux.gguf"
+    file.write_bytes(b"GGUF")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EnvironmentProblem, match=r"is read by gguf, which is not installed; run `pip install gguf`"):
+        load_pipeline(PolicySpec(str(flux_folder), single_file=str(file), lora=Lora(2)), CPU)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"lora": None}, "rounded weights cannot be trained; train adapters"),
+        ({"lora": Lora(2, merge=True)}, "adapters cannot be folded into them"),
+        ({"lora": Lora(2, init="pissa")}, "pissa takes a part out of them"),
+        ({"adapters": (FrozenAdapter("style"),)}, "policy.adapters cannot be folded into them"),
+    ],
+)
+def test_weights_in_fewer_bits_take_adapters_alone(change: dict[str, object], says: str, flux_folder: Path) -> None:
+    given = {"lora": Lora(2), **change}
+    with pytest.raises(ConfigError, match=says):
+        PolicySpec(str(flux_folder), single_file="flux.gguf", **given)
+    with pytest.raises(ConfigError, match="is in fewer bits already; leave quantize out"):
+        PolicySpec(str(flux_folder), single_file="flux.gguf", lora=Lora(2), quantize="8bit")
+    network = tiny_flux().transformer
+    network.register_to_config(quantization_config={"quant_method": "bitsandbytes"})  # as a stored one says
+    with pytest.raises(ConfigError, match=f"the transformer of .* is stored in fewer bits: {says}"):
+        check_rounded(PolicySpec(str(flux_folder), **given), {"transformer": network})
+    check_rounded(PolicySpec(str(flux_folder), lora=Lora(2)), {"transformer": network})
+
+
+def test_a_pipeline_that_is_stored_in_fewer_bits_trains_adapters(flux_folder: Path, tmp_path: Path) -> None:
+    rounded = load_pipeline(PolicySpec(str(flux_folder), lora=Lora(2), quantize="8bit"), CPU)
+    rounded.save_pretrained(tmp_path / "rounded")
+    stored = build(tmp_path / "rounded", FLUX_CALL)
+    here = build(flux_folder, FLUX_CALL, quantize="8bit")
+    assert {type(layer.get_base_layer().weight).__name__ for layer in stored.weights.adapters} == {"Int8Tensor"}
+    _, batch = transitions(here, plan(here, FlowSDE()))
+    for a, b, k in zip(replayed(stored, batch), replayed(here, batch), range(3), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, batch.model_output[:, k])
+    with pytest.raises(ConfigError, match=r"the transformer of .* is stored in fewer bits: rounded weights"):
+        build(tmp_path / "rounded", FLUX_CALL, lora=None, ready=False)
+
+
+def test_a_pipeline_whose_bits_nobody_here_can_read_says_what_is_missing(flux_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(flux_folder, tmp_path / "rounded")
+    settings = tmp_path / "rounded/transformer/config.json"
+    told = {
+        **json.loads(settings.read_text()),
+        "quantization_config": {"quant_method": "quanto", "weights_dtype": "int8"},
+    }
+    settings.write_text(json.dumps(told))
+    with pytest.raises(PipelineError, match=r"could not be loaded: .*quanto") as refused:
+        load_pipeline(PolicySpec(str(tmp_path / "rounded"), lora=Lora(2)), CPU)
+    assert "\n" not in str(refused.value)
