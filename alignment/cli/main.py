@@ -236,14 +236,17 @@ def _add_plan(commands: Commands) -> None:
     )
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="how many of them share a step; 1 by default")
     parser.add_argument(
-        "--sharding", choices=("none", "fsdp2"), default="none", help="what divides the trained network among them"
-    )
-    parser.add_argument(
         "--peak-fraction",
         type=float,
         default=0.4,
         metavar="F",
         help="share of peak FLOP/s that is reached; 0.4 by default",
+    )
+    parser.add_argument(
+        "--bandwidth",
+        type=float,
+        metavar="GB/S",
+        help="what a GPU receives of others; by default as its links are sold",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the tables")
     parser.set_defaults(command=_plan)
@@ -254,7 +257,7 @@ def _plan(args: argparse.Namespace) -> int:
     from alignment.preflight.plan import plan
     from alignment.preflight.plan.gpus import gpu
 
-    setup = plan.Setup(gpu(args.gpu), args.gpus, args.sharding, args.peak_fraction)
+    setup = plan.Setup(gpu(args.gpu), args.gpus, args.peak_fraction, args.bandwidth)
     return print_plan(args.config, args.overrides, setup, as_json=args.json)
 
 

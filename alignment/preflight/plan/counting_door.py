@@ -170,7 +170,8 @@ class CountingDoor:
         signature = (tuple(keys), self._switched_off, grad)
         if signature not in self._costs:
             self._costs[signature] = self._measure(keys, grad)
-        self.events.append(Event(self.phase, rows, self._costs[signature].times(rows), grad))
+        networks = tuple(name for name, _ in keys if name in self._weights.experts)
+        self.events.append(Event(self.phase, rows, self._costs[signature].times(rows), grad, networks))
 
     def _measure(self, keys: Sequence[tuple[str, int]], grad: bool) -> Cost:
         """Return what these calls of networks cost, for one row."""

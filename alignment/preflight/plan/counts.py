@@ -17,12 +17,14 @@ class Event:
         rows: Rows of the call.
         cost: Of all rows.
         grad: Whether a backward pass is part of it.
+        networks: Those of the trained networks that are called in it, once a call.
     """
 
     phase: str
     rows: int
     cost: Cost
     grad: bool
+    networks: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from alignment.errors import ConfigError
 
 _MIB = 2**20
 _TERA = 1e12
+_GIGA = 1e9
 
 
 @dataclass(frozen=True)
@@ -19,25 +20,27 @@ class GPU:
         memory: Bytes that a driver reports.
         half: Peak FLOP/s of dense bfloat16 products accumulated in float32.
         full: Peak FLOP/s of float32 without tensor cores, which is torch's default precision.
+        link: Bytes per second that one receives of others in its machine: NVLink where it has one, else PCIe.
     """
 
     name: str
     memory: float
     half: float
     full: float
+    link: float
 
 
 GPUS = (
-    GPU("b200", 183_359 * _MIB, 2250 * _TERA, 75 * _TERA),
-    GPU("h200", 143_771 * _MIB, 989 * _TERA, 67 * _TERA),
-    GPU("h100", 81_559 * _MIB, 989 * _TERA, 67 * _TERA),
-    GPU("a100-80", 81_920 * _MIB, 312 * _TERA, 19.5 * _TERA),
-    GPU("a100-40", 40_960 * _MIB, 312 * _TERA, 19.5 * _TERA),
-    GPU("l40s", 46_068 * _MIB, 362 * _TERA, 91.6 * _TERA),
-    GPU("l4", 23_034 * _MIB, 121 * _TERA, 30.3 * _TERA),
-    GPU("5090", 32_607 * _MIB, 209 * _TERA, 104.8 * _TERA),
-    GPU("4090", 24_564 * _MIB, 165 * _TERA, 82.6 * _TERA),
-    GPU("3090", 24_576 * _MIB, 71 * _TERA, 35.6 * _TERA),
+    GPU("b200", 183_359 * _MIB, 2250 * _TERA, 75 * _TERA, 900 * _GIGA),
+    GPU("h200", 143_771 * _MIB, 989 * _TERA, 67 * _TERA, 450 * _GIGA),
+    GPU("h100", 81_559 * _MIB, 989 * _TERA, 67 * _TERA, 450 * _GIGA),
+    GPU("a100-80", 81_920 * _MIB, 312 * _TERA, 19.5 * _TERA, 300 * _GIGA),
+    GPU("a100-40", 40_960 * _MIB, 312 * _TERA, 19.5 * _TERA, 300 * _GIGA),
+    GPU("l40s", 46_068 * _MIB, 362 * _TERA, 91.6 * _TERA, 32 * _GIGA),
+    GPU("l4", 23_034 * _MIB, 121 * _TERA, 30.3 * _TERA, 32 * _GIGA),
+    GPU("5090", 32_607 * _MIB, 209 * _TERA, 104.8 * _TERA, 64 * _GIGA),
+    GPU("4090", 24_564 * _MIB, 165 * _TERA, 82.6 * _TERA, 32 * _GIGA),
+    GPU("3090", 24_576 * _MIB, 71 * _TERA, 35.6 * _TERA, 32 * _GIGA),
 )
 
 

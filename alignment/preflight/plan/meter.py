@@ -135,11 +135,12 @@ class AsOnGPU(TorchFunctionMode):
 
     Attributes:
         autocast: Precision of products; null leaves precision to the weights.
+        device: Of the tensors it casts.
     """
 
-    def __init__(self, autocast: torch.dtype | None) -> None:
+    def __init__(self, autocast: torch.dtype | None, device: torch.device = META) -> None:
         super().__init__()
-        self.autocast = autocast
+        self.autocast, self.device = autocast, device
         self._cast: dict[int, Tensor] = {}
 
     def __torch_function__(
@@ -166,7 +167,7 @@ class AsOnGPU(TorchFunctionMode):
 
     def _halved(self, tensor: Tensor) -> Tensor:
         assert self.autocast is not None
-        if tensor.dtype != torch.float32 or tensor.device != META:
+        if tensor.dtype != torch.float32 or tensor.device != self.device:
             return tensor
         if not (tensor.requires_grad and tensor.is_leaf):
             return tensor.to(self.autocast)
@@ -177,7 +178,7 @@ class AsOnGPU(TorchFunctionMode):
         return self._cast[key]
 
     def _full(self, tensor: Tensor) -> Tensor:
-        return tensor.float() if tensor.dtype == self.autocast and tensor.device == META else tensor
+        return tensor.float() if tensor.dtype == self.autocast and tensor.device == self.device else tensor
 
 
 def _fused_attention(given: Mapping[str, Any]) -> Tensor:

@@ -7,16 +7,18 @@ rehearsal saw, phase by phase, and compares it with a GPU.
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
+from alignment.config.parallel import Division, divide, problems
 from alignment.config.run import Run
 from alignment.data.batches import Example
 from alignment.data.media import Picture
@@ -28,10 +30,8 @@ from alignment.preflight.plan.blueprint import stand_in_prompts
 from alignment.preflight.plan.counts import StepCounts
 from alignment.preflight.plan.gpus import GPU
 from alignment.preflight.plan.rehearsal import Rehearsal
+from alignment.preflight.plan.spread import Spread, Traffic, spread, traffic
 from alignment.training.setup import read_data
-
-FULL = 4
-"""Bytes of a float32: trained weights, their gradients and what AdamW remembers."""
 
 STEPS = 4
 """Steps that are rehearsed, evenly over the run: windows move, and their costs with them."""
@@ -39,7 +39,9 @@ STEPS = 4
 ROUNDED = {None: None, "8bit": 1.0, "4bit": 0.5625}
 """Bytes of a weight of a linear layer, by `policy.quantize`: NF4 has a float32 for each 64 weights of half a byte."""
 
-Sharding = Literal["none", "fsdp2"]
+GATHERED = "gathered weights"
+"""Of networks that are spread over processes: what is whole for a while, beside a process's own part."""
+
 Parts = Mapping[str, float]
 
 
@@ -50,21 +52,27 @@ class Setup:
     Attributes:
         gpu: The kind of GPU.
         gpus: How many.
-        sharding: What is divided among them: "none", or with "fsdp2" the trained network, its gradients, frozen copies
-            and optimiser.
         peak_fraction: Share of the GPU's peak FLOP/s that is reached, in (0, 1].
+        bandwidth: GB/s that a GPU receives of others; null takes what its links are sold as.
     """
 
     gpu: GPU
     gpus: int = 1
-    sharding: Sharding = "none"
     peak_fraction: float = 0.4
+    bandwidth: float | None = None
 
     def __post_init__(self) -> None:
         if self.gpus < 1:
             raise ConfigError(f"--gpus: got {self.gpus}, expected at least 1")
         if not 0 < self.peak_fraction <= 1:
             raise ConfigError(f"--peak-fraction: got {self.peak_fraction}, expected a number above 0, up to 1")
+        if self.bandwidth is not None and not 0 < self.bandwidth < math.inf:
+            raise ConfigError(f"--bandwidth: got {self.bandwidth}, expected a number of GB/s above 0")
+
+    @property
+    def link(self) -> float:
+        """Bytes per second that a GPU receives of others."""
+        return self.gpu.link if self.bandwidth is None else self.bandwidth * 1e9
 
 
 @dataclass(frozen=True)
@@ -96,9 +104,11 @@ class Plan:
         rounds: Denoising steps of a call.
         latent: Shape of a sample's latents.
         setup: On what.
+        division: How the trained networks are spread over the GPUs.
         networks: The pipeline's networks.
         flops: Of one step on one GPU: rollout, decode, reward, update.
-        memory: Bytes on one GPU, by phase of a step and by part.
+        memory: Bytes on one GPU, the fullest, by phase of a step and by part.
+        traffic: Bytes that reach one GPU from others.
         notes: What is not in the numbers.
     """
 
@@ -107,9 +117,11 @@ class Plan:
     rounds: int
     latent: tuple[int, ...]
     setup: Setup
+    division: Division
     networks: Sequence[Network]
     flops: Parts
     memory: Mapping[str, Parts]
+    traffic: Traffic
     half: bool
     notes: Sequence[str]
 
@@ -139,13 +151,19 @@ class Plan:
             "latent": list(self.latent),
             "gpu": setup.gpu.name,
             "gpus": setup.gpus,
-            "sharding": setup.sharding,
+            "parallel": {"shard": self.division.shard, "replicate": self.division.replicate},
             "parameters": {n.name: {"total": n.parameters, "trained": n.trained} for n in self.networks},
             "flops_per_step": {**self.flops, "total": whole},
             "peak_fraction": setup.peak_fraction,
             "seconds_per_step": {**self.seconds, "total": sum(self.seconds.values())},
             "memory": {phase: {**parts, "total": sum(parts.values())} for phase, parts in self.memory.items()},
             "peak": {"phase": self.peak_phase, "bytes": self.peak_bytes, "fits": self.peak_bytes < setup.gpu.memory},
+            "communication": {
+                "bytes_per_call": {"sampling": self.traffic.sampling, "learning": self.traffic.learning},
+                "bytes_per_step": self.traffic.step,
+                "bandwidth": setup.link,
+                "seconds_per_step": self.traffic.step / setup.link,
+            },
             "notes": list(self.notes),
         }
 
@@ -154,8 +172,10 @@ def plan(run: Run, setup: Setup) -> Plan:
     """Return what a run takes.
 
     Raises:
-        ConfigError: If it keeps the graph of what is not rehearsed.
+        ConfigError: If it keeps the graph of what is not rehearsed, or cannot be spread over so many GPUs.
     """
+    for key, message in problems(run.parallel, run.policy, setup.gpus):
+        raise ConfigError(f"{key}: {message} (planned for --gpus {setup.gpus})")
     if run.objective.differentiates:
         raise ConfigError(
             f"objective: {type(run.objective).__name__} keeps the graph of decoder and reward model, whose size is not "
@@ -168,6 +188,7 @@ def plan(run: Run, setup: Setup) -> Plan:
         steps = [rehearsal.step(number) for number in chosen]
     policy, door = rehearsal.policy, rehearsal.door
     networks = [_network(name, part, policy) for name, part in door.networks.items()]
+    over = spread(policy, divide(run.parallel, setup.gpus), stays=run.parallel.stay_gathered)
     flops, reward_notes = _flops(rehearsal, steps)
     return Plan(
         run.name,
@@ -175,9 +196,11 @@ def plan(run: Run, setup: Setup) -> Plan:
         policy.rounds,
         tuple(door.latent),
         setup,
+        over.division,
         networks,
         flops,
-        _memory(rehearsal, steps, networks, setup),
+        _memory(rehearsal, steps, networks, over),
+        traffic(over, steps, run.batch.updates),
         run.policy.autocast is not None or run.policy.dtype != "float32",
         [*notes, *reward_notes],
     )
@@ -235,56 +258,49 @@ def _flops(rehearsal: Rehearsal, steps: Sequence[StepCounts]) -> tuple[dict[str,
 
 
 def _memory(
-    rehearsal: Rehearsal, steps: Sequence[StepCounts], networks: Sequence[Network], setup: Setup
+    rehearsal: Rehearsal, steps: Sequence[StepCounts], networks: Sequence[Network], over: Spread
 ) -> dict[str, dict[str, float]]:
     """Return the bytes of one GPU by phase and part."""
     policy, door = rehearsal.policy, rehearsal.door
-    parts = 1 if setup.sharding == "none" else setup.gpus
-    experts = [n for n in networks if n.name in policy.experts]
-    weights, trained = sum(n.bytes for n in experts), FULL * sum(n.trained for n in experts)
+    weights, trained = sum(n.bytes for n in networks if n.name in policy.experts), over.trained
     texts = sum(n.bytes for n in networks if n.name.startswith("text_encoder"))
     others = sum(n.bytes for n in networks) - weights - texts
+    held = weights if over.division.shard == 1 else over.held
     if policy.spec.offload:
         texts, others = 0, 0
     size = None if rehearsal.run.source.reward is None else rehearsal.run.source.reward.size()
     always = {
-        f"{policy.component} weights": weights / parts + (0 if parts == 1 else _gathered(policy.denoiser)),
+        f"{policy.component} weights": held,
         "other networks": others + (0 if policy.embeddings.cacheable else texts),
         "reward models": size.bytes if size else 0,
-        "frozen copies": len(policy.snapshots) * trained / parts,
-        "optimizer": 2 * trained / parts,
+        "frozen copies": len(policy.snapshots) * trained,
+        "optimizer": 2 * trained,
     }
     lora = rehearsal.run.policy.lora
     folded = (
         sum(layer.get_base_layer().weight.nbytes for layer in policy.weights.adapters) if lora and lora.merge else 0
     )
     kept = {"trajectories": max(step.kept for step in steps) if policy.spec.trajectories == "device" else 0}
-    gradients = {"gradients": trained / parts}
-    # Without sharding, gradients are summed over processes as one flat copy and its sum; AdamW makes one temporary.
-    temporary = max(trained / parts, 2 * trained if setup.gpus > parts else 0)
+    gathered, leaving = over.learning
+    gradients, passing = {"gradients": trained}, {GATHERED: gathered, "gradients on their way": leaving}
     calls = [call for step in steps for call in step.calls]
     encoding = max(door.encoding.bytes, *(door.before.of(call.rows).bytes for call in calls))
     decoding = max((door.after.of(call.rows).bytes for call in calls if call.decodes), default=0)
     events = [event for step in steps for event in step.events]
-    sampling = max((e.cost.bytes for e in events if e.phase == "rollout"), default=0)
-    learning = max((e.cost.bytes for e in events if e.phase == "update"), default=0)
+    sampling, learning = (
+        max((e.cost.bytes - over.halved * e.cost.fixed for e in events if e.phase == phase), default=0)
+        for phase in ("rollout", "update")
+    )
     phases: dict[str, dict[str, float]] = {
-        "loading": {f"{policy.component} weights": weights, "other networks": others, "text encoders": texts},
-        "rollout": always | {"merged adapters": folded, "activations": sampling} | kept,
-        "decode": always | {"merged adapters": folded, "activations": decoding} | kept,
-        "update": always | gradients | {"activations": learning} | kept,
-        "optimizer step": always | gradients | {"temporaries": temporary} | kept,
+        "loading": {f"{policy.component} weights": held + over.moved, "other networks": others, "text encoders": texts},
+        "rollout": always | {GATHERED: over.sampling, "merged adapters": folded, "activations": sampling} | kept,
+        "decode": always | {GATHERED: over.decoding, "merged adapters": folded, "activations": decoding} | kept,
+        "update": always | gradients | passing | {"activations": learning} | kept,
+        "optimizer step": always | gradients | {"temporaries": trained} | kept,  # AdamW's,
     }
     if door.encoding.flops or door.before.one.flops:
         phases["encode"] = always | {"activations": encoding}
     return {phase: {name: size for name, size in parts.items() if size} for phase, parts in phases.items()}
-
-
-def _gathered(denoiser: nn.Module) -> float:
-    """Return what a sharded network has whole at once: the block at work and the next one."""
-    blocks = [child for child in denoiser.modules() if isinstance(child, nn.ModuleList)]
-    sizes = [sum(p.nbytes for p in block.parameters()) for blocks_of in blocks for block in blocks_of]
-    return 2 * max(sizes, default=0)
 
 
 @contextmanager

@@ -124,6 +124,9 @@ class _Still:
     def learn(self, loss: Loss, rows: int) -> None:
         loss.per_row.sum().backward()
 
+    def follow(self, loss: Loss) -> None:
+        """Do nothing: this process is alone."""
+
     def update(self, learning_rate: float) -> float:
         return 0.0
 

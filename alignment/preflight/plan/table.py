@@ -21,13 +21,15 @@ def show(plan: Plan, console: Console) -> None:
     """Print `plan`."""
     setup = plan.setup
     path, kind = plan.pipeline
-    among = f", {setup.sharding} over {setup.gpus}" if setup.sharding != "none" else ""
+    among = f", networks in {plan.division.shard} parts" if plan.division.shard > 1 else ""
     console.print(
         f"[bold]{plan.name}[/]: {kind} {escape(path)}, {plan.rounds} denoising steps, latents "
         f"{' x '.join(map(str, plan.latent))}; one of {setup.gpus} {setup.gpu.name}{among}"
     )
     console.print(_networks(plan))
     console.print(_step(plan))
+    if setup.gpus > 1:
+        console.print(_traffic(plan))
     console.print(_memory(plan))
     console.print(_verdict(plan))
     for note in plan.notes:
@@ -56,6 +58,19 @@ def _step(plan: Plan) -> Table:
     for name, flops in plan.flops.items():
         table.add_row(name, number(flops), f"{plan.seconds[name]:.3g}", bar(flops, most))
     table.add_row("[bold]together", number(sum(plan.flops.values())), f"{sum(plan.seconds.values()):.3g}", "")
+    return table
+
+
+def _traffic(plan: Plan) -> Table:
+    link = plan.setup.link
+    table = _table(f"\nreceived from other GPUs, at {size(link)}/s, if none of it is hidden", "per", "bytes", "seconds")
+    for name, taken in (
+        ("network call, sampling", plan.traffic.sampling),
+        ("network call, learning", plan.traffic.learning),
+        ("step", plan.traffic.step),
+    ):
+        if taken:
+            table.add_row(name, size(taken), f"{taken / link:.3g}")
     return table
 
 

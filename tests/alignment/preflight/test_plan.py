@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,18 @@ from torch.utils.checkpoint import checkpoint
 
 from alignment.cli import main as cli
 from alignment.config.load import load
+from alignment.config.parallel import Division, Parallel
 from alignment.config.run import Run
 from alignment.data.prompts import read_prompts
 from alignment.policy.networks.spec import PolicySpec
+from alignment.policy.policy import Policy
 from alignment.preflight.plan import meter, plan
 from alignment.preflight.plan.blueprint import ARCHITECTURES, describe, draw
+from alignment.preflight.plan.counts import Called, Event, StepCounts
 from alignment.preflight.plan.gpus import GPUS, gpu
-from alignment.preflight.plan.rehearsal import Rehearsal
+from alignment.preflight.plan.meter import Cost
+from alignment.preflight.plan.rehearsal import Rehearsal, rehearsed
+from alignment.preflight.plan.spread import Traffic, spread, traffic
 from alignment.training import setup
 from alignment.training.runtime.runtime import Runtime
 from tests.support.flops import flop_counter
@@ -152,12 +158,66 @@ def test_a_plan_adds_up() -> None:
     assert "text encoders" not in update  # dropped once prompts are embedded
 
 
-def test_sharding_divides_what_is_trained() -> None:
-    run = load("quickstart_dancegrpo", [*SMALL, "policy.lora=null"])
-    alone = plan.plan(run, plan.Setup(gpu("h100"), gpus=2)).memory["optimizer step"]
-    shared = plan.plan(run, plan.Setup(gpu("h100"), gpus=2, sharding="fsdp2")).memory["optimizer step"]
-    assert shared["optimizer"] == alone["optimizer"] / 2
-    assert shared["gradients"] == alone["gradients"] / 2
+WEIGHTS = ("transformer weights", "gradients", "optimizer", "frozen copies")
+PADDING = 1.02  # rows that do not divide by the processes are rounded up; the smallest layers have ten
+
+
+def test_what_derives_from_weights_falls_as_one_over_the_shards() -> None:
+    run = load("quickstart_nft", [*SMALL, "policy.lora=null", "policy.autocast=null"])
+    alone = plan.plan(run, plan.Setup(gpu("h100"), gpus=2))
+    shared = plan.plan(replace(run, parallel=Parallel(2)), plan.Setup(gpu("h100"), gpus=2))
+    for part in WEIGHTS:
+        half = alone.memory["update"][part] / 2
+        assert half <= shared.memory["update"][part] <= PADDING * half
+    assert "gathered weights" not in alone.memory["update"]
+    assert alone.flops == shared.flops
+    assert alone.memory["update"]["activations"] == shared.memory["update"]["activations"]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Policy:
+    return rehearsed(load("quickstart_dancegrpo", ["policy.lora=null"]))[0]
+
+
+def test_networks_that_are_not_divided_are_whole(tiny: Policy) -> None:
+    numbers = sum(p.numel() for p in tiny.denoiser.parameters())
+    over = spread(tiny, Division(1, 4), stays=True)
+    assert (over.held, over.trained) == (4 * numbers, 4 * numbers)
+    assert over.moved == over.sampling == over.decoding == sum(over.learning) == 0
+
+
+@pytest.mark.parametrize("shard", [2, 3, 8, 64])
+def test_a_process_holds_its_part_and_less_than_a_row_more(tiny: Policy, shard: int) -> None:
+    weights = list(tiny.denoiser.parameters())
+    over = spread(tiny, Division(shard, 1), stays=False)
+    whole, rows = sum(p.nbytes for p in weights), sum(p[0].nbytes for p in weights)
+    assert whole / shard <= over.held < whole / shard + rows
+    assert over.trained == over.held
+
+
+def test_blocks_are_gathered_in_turn(tiny: Policy) -> None:
+    over = spread(tiny, Division(4, 1), stays=False)
+    block, rest = max(p.gathered for p in over.parts["transformer"][:-1]), over.parts["transformer"][-1].gathered
+    assert over.sampling == 2 * block + rest
+    assert 2 * block + rest <= sum(over.learning) <= 5 * block + 3 * rest  # float32: gradients and sums are as large
+    kept = spread(tiny, Division(4, 1), stays=True)
+    assert kept.sampling == sum(p.gathered for p in over.parts["transformer"]) + max(block, rest)
+
+
+def test_traffic_is_of_each_call_and_of_each_update(tiny: Policy) -> None:
+    whole = sum(p.nbytes for p in tiny.denoiser.parameters())
+    calls = [Event(phase, 1, Cost(), phase == "update", ("transformer",)) for phase in ("rollout", "update", "update")]
+    steps = [StepCounts(calls, [Called("rollout", 1, decodes=True)], 0, 0, 0)]
+    plain = traffic(spread(tiny, Division(1, 4), stays=False), steps, updates=3)
+    assert plain == Traffic(0, 0, 3 * 2 * 3 / 4 * whole)  # an all-reduce, once around twice, an update
+    over = spread(tiny, Division(4, 1), stays=False)
+    gathered = 3 / 4 * sum(p.gathered for p in over.parts["transformer"])
+    summed = 3 / 4 * sum(p.summed for p in over.parts["transformer"])
+    assert traffic(over, steps, updates=3) == Traffic(
+        gathered, 2 * gathered + summed, gathered + 2 * (2 * gathered + summed)
+    )
+    twice = traffic(spread(tiny, Division(4, 2), stays=False), steps, updates=3)
+    assert twice.learning == 2 * gathered + summed + over.trained  # and its own part goes around two sets
 
 
 def test_more_gpus_do_less_each() -> None:
@@ -177,6 +237,12 @@ def test_the_command_prints_tables_and_json(capsys: pytest.CaptureFixture[str]) 
         found["seconds_per_step"]["total"] * 0.2 * gpu("h200").half
     )
     assert found["peak"]["fits"]
+    words = ["policy.lora.merge=false", "parallel.shard=2", "--gpus", "2", "--bandwidth", "32"]
+    assert cli.run(["plan", "quickstart", *SMALL, *words]) == 0
+    told = capsys.readouterr().out
+    assert "networks in 2 parts" in told
+    assert "gathered weights" in told
+    assert "received from other GPUs, at 32 GB/s" in told
 
 
 @pytest.mark.parametrize(
@@ -184,6 +250,9 @@ def test_the_command_prints_tables_and_json(capsys: pytest.CaptureFixture[str]) 
     [
         (["--gpu", "abacus"], "--gpu: no GPU is called 'abacus' here; known: b200, h200"),
         (["--gpus", "0"], "--gpus: got 0, expected at least 1"),
+        (["--bandwidth", "0"], "--bandwidth: got 0.0, expected a number of GB/s above 0"),
+        (["parallel.shard=8", "--gpus", "6"], "parallel.shard: 8 processes in each of 0 sets are not the 6"),
+        (["parallel.shard=6", "--gpus", "6", "policy.lora.merge=true"], "policy.lora.merge: adapters cannot be folded"),
         (["--gpus", "5"], "source.prompts: 36 prompts per step do not divide over 5 GPUs"),
         (["--peak-fraction", "40"], "--peak-fraction: got 40.0"),
         (["policy.pipeline=nobody/nothing"], "the configuration of nobody/nothing is not on this machine"),
