@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
+import torch.distributed
 from accelerate import PartialState
-from accelerate.utils import gather, gather_object, reduce
+from accelerate.utils import gather, gather_object
 from torch import Tensor
 
 from alignment.credit.structures.base import Allocator, Structure
@@ -17,6 +18,9 @@ from alignment.meetings import Meetings
 from reward_models.base import Loaded, RewardModel, load_reward
 
 T = TypeVar("T")
+
+BUCKET = 2**26
+"""Bytes of tensors that are added up over processes at once: much for a network, little beside what a GPU holds."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,17 @@ class World:
         with self.exchange("gathering metrics"):
             return gather_object([value])
 
-    def total(self, values: Tensor) -> Tensor:
-        """Return the sum of `values` over all processes."""
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Replace tensors of one dtype by their sums over all processes, with a copy of few of them at a time."""
         if self.size == 1:
-            return values
-        with self.exchange("adding up gradients"):
-            summed = reduce(values, reduction="sum")
-            assert isinstance(summed, Tensor)
-            return self._finished(summed)
+            return
+        with self.exchange("adding up gradients"), torch.no_grad():
+            for bucket in buckets(tensors, BUCKET):
+                flat = torch.cat([z.flatten() for z in bucket])
+                torch.distributed.all_reduce(flat)
+                for z, total in zip(bucket, flat.split([z.numel() for z in bucket]), strict=True):
+                    z.copy_(total.view_as(z))
+                self._finished(flat)
 
     def together(self, count: int) -> int:
         """Return how often this process calls the networks where it has `count` uses for them.
@@ -147,3 +154,15 @@ class World:
         if description not in self._allocators:
             self._allocators[description] = structure.load(device=self.device)
         return self._allocators[description]
+
+
+def buckets(tensors: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """Yield tensors in their order, together as long as they take no more than `size` bytes; a larger one is alone."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(z.nbytes for z in bucket) + tensor.nbytes > size:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

@@ -150,14 +150,8 @@ class Runtime:
         for p in parameters:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        if self.world.size == 1 or self.world.spread:  # there they are added up on their way
-            return
-        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-        total = self.world.total(flat)
-        offset = 0
-        for p in parameters:
-            p.grad = total[offset : offset + p.numel()].view_as(p)
-            offset += p.numel()
+        if not self.world.spread:  # there they are added up on their way
+            self.world.add_up(p.grad for p in parameters if p.grad is not None)
 
     def metrics(self) -> dict[str, float]:
         """Return the averages since the last call, over all processes."""
