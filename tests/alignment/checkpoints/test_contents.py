@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxPipeline
+from peft import LoraConfig
 
-from alignment.checkpoints.contents import pipeline_digest, prompts_digest
+from alignment.checkpoints.contents import adapters_digests, pipeline_digest, prompts_digest
 from alignment.data.prompts import read_prompts
+from alignment.policy.networks.adapters import Adapter
 from alignment.policy.networks.loading import no_progress_bars
+from alignment.policy.networks.weights import Brought
 from tests.support.toy import labelled
 
 
@@ -69,3 +72,15 @@ def test_prompts_and_the_samples_beside_them(tmp_path: Path) -> None:
         file.write_text(text.replace(old, new, 1))
         assert prompts_digest(read_prompts(str(file), "keep", media=("media",))) != digests[0]
         file.write_text(text)
+
+
+def test_adapters_by_their_numbers_and_weights() -> None:
+    def digest(scale: float = 1.0, alpha: int = 2, number: float = 1.0, start: bool = False) -> dict[str, str]:
+        matrices = {"to_q.lora_A.weight": torch.full((2, 4), number), "to_q.lora_B.weight": torch.ones(4, 2)}
+        adapter = {"transformer": Adapter("here", matrices, LoraConfig(r=2, lora_alpha=alpha))}
+        return adapters_digests(Brought(start=adapter) if start else Brought(frozen=[(adapter, scale)]))
+
+    assert digest() == digest()
+    assert len({str(digest(**other)) for other in ({}, {"scale": 0.5}, {"alpha": 3}, {"number": 2.0})}) == 4
+    assert (list(digest()), list(digest(start=True))) == (["policy.adapters"], ["policy.lora.start"])
+    assert adapters_digests(Brought()) == {}

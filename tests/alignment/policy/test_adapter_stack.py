@@ -70,7 +70,9 @@ def test_adapters_that_do_not_add_up_are_refused(flux_folder: Path, tmp_path: Pa
         build(flux_folder, FLUX_CALL, adapters=stack[:1], lora=Lora(start=str(tmp_path / "dora")), ready=False)
     with pytest.raises(ConfigError, match="weight: got nan, expected a finite number other than 0"):
         FrozenAdapter("style", float("nan"))
-    with pytest.raises(ConfigError, match=r"quantize: 8bit .* nothing can be folded into them; export a merged"):
+    with pytest.raises(
+        ConfigError, match=r"quantize: 8bit .* policy.adapters cannot be folded into them; export a merged"
+    ):
         PolicySpec("somewhere", lora=Lora(), quantize="8bit", adapters=stack)
 
 

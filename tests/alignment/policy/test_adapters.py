@@ -74,6 +74,7 @@ def test_training_goes_on_bit_by_bit(family: str, trained: Policy, started: Poli
     assert all(torch.equal(weight, resumed[name]) for name, weight in uninterrupted.items())
 
 
+@pytest.mark.parametrize("family", ["flux"], indirect=True)
 def test_the_start_is_the_reference_and_the_first_ratio_is_one(family: str, started: Policy) -> None:
     started.weights.keep("reference")
     _, batch = transitions(started, plan(started, DYNAMICS[family][0]))

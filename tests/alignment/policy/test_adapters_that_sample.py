@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,6 @@ FOLDED = 1e-5
 """Folded into the weights, adapters add up in another order than beside them."""
 
 TRAINED = {
-    "adapters": Lora(2),
     "merged adapters": Lora(2, merge=True),
     "whole": None,
 }
@@ -71,13 +69,9 @@ def test_a_run_samples_with_it_and_says_so(flux_folder: Path, tmp_path: Path) ->
     stack = f"policy.adapters=[{{path: {fast}, when: sampling}}]"
     words = ("steps=1", "batch.updates=1", "evaluation.prompts=null", "policy.lora.rank=2")
     assert cli.run(["train", str(folder / "nft.yaml"), *words, stack]) == 0
-    with_it = json.loads((folder / "runs/run/metrics.jsonl").read_text().splitlines()[0])
     card = (folder / "runs/run/checkpoint-1/README.md").read_text()
     assert f"Samples in training were made with `{fast}` at weight 1.0 besides" in card
     assert not list((folder / "runs/run/checkpoint-1").glob("frozen_adapter_*"))
-    assert cli.run(["train", str(folder / "nft.yaml"), *words, "name=bare"]) == 0
-    without = json.loads((folder / "runs/bare/metrics.jsonl").read_text().splitlines()[0])
-    assert with_it["reward/mean"] != without["reward/mean"]
     adapters = load_file(folder / "runs/run/checkpoint-1/pytorch_lora_weights.safetensors")
     assert all(tensor.isfinite().all() for tensor in adapters.values())
 
