@@ -86,7 +86,7 @@ def train(run: Run, *, resume: str | Path | None = None) -> Result:
 
     Args:
         run: The run. What is in it is checked as a config is, and what cannot be written into one is refused.
-        resume: "latest", or a checkpoint's folder to continue from.
+        resume: "latest", or a checkpoint's folder to continue from; "auto": the latest, or the start if there is none.
 
     Raises:
         VisalignError: Anything that is the user's to mend; a reward's is a RewardError.

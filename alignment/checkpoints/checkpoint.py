@@ -24,7 +24,7 @@ from alignment.checkpoints.manifest import NAME, Manifest, inspect, read_manifes
 from alignment.data.tensor_files import heed_umask
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem
 
-LATEST = "latest"
+LATEST, AUTO = "latest", "auto"
 LOCK = ".lock"
 # `.replaced-` is the former checkpoint of the same step: whole, and the only one for the moment between two renames.
 FINISHED = re.compile(r"checkpoint-\d+(\.replaced-[0-9a-f]+)?")
@@ -155,6 +155,10 @@ class Checkpoints:
         if not str(which):
             raise CheckpointError(f"--resume is empty; give {LATEST}, or the path of a checkpoint")
         return self._latest() if str(which) == LATEST else self._named(Path(which))
+
+    def hold_any(self) -> bool:
+        """Return whether there is a finished checkpoint, intact or not."""
+        return bool(self._entries(FINISHED))
 
     def _latest(self) -> Path:
         intact, damage = self._newest_intact()

@@ -158,7 +158,11 @@ def _add_train(commands: Commands) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file")
     _add_overrides(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the whole config and what would happen, and stop")
-    parser.add_argument("--resume", metavar="latest|PATH", help="continue from the newest or a given checkpoint")
+    parser.add_argument(
+        "--resume",
+        metavar="latest|auto|PATH",
+        help="continue from the newest or a given checkpoint; auto: from the newest, or from the start without one",
+    )
     parser.set_defaults(command=_train)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from alignment.checkpoints.artifacts import Card, write_artifacts
-from alignment.checkpoints.checkpoint import Checkpoints
+from alignment.checkpoints.checkpoint import AUTO, LATEST, Checkpoints
 from alignment.checkpoints.state import (
     TrainState,
     check_fits,
@@ -66,7 +66,8 @@ def train(run: Run, resume: str | None = None) -> None:
 
     Args:
         run: The run.
-        resume: "latest", or a checkpoint folder to continue from.
+        resume: "latest", or a checkpoint folder to continue from; "auto" is the latest if there is one, and else the
+            start, for launchers that start a run again by themselves.
     """
     with StopSignal() as stop:
         runtime = Runtime(run, stop)
@@ -83,12 +84,14 @@ def begin(run: Run, runtime: Runtime, stop: StopSignal, resume: str | None) -> N
     resolved = build.resolved(run)
     config = yaml.safe_load(resolved)
     checkpoints = Checkpoints(folder, run.output.keep, config, runtime.world.size)
+    afresh = run.output.overwrite or resume == AUTO  # without a checkpoint there is nothing that could be lost
     try:
-        state = None if resume is None else read_state(checkpoints.find(resume))
+        path = where_from(resume, checkpoints, runtime)
+        state = None if path is None else read_state(path)
         if state is not None:
             check_same_run(state.config, config, state.contents)
             refuse_fewer_steps(run, state.step)
-        elif runtime.main and not run.output.overwrite:
+        elif runtime.main and not afresh:
             refuse_run(folder)
         # A run that cannot be loaded leaves no trace on the disk.
         trainer = load(run, runtime)
@@ -104,6 +107,14 @@ def begin(run: Run, runtime: Runtime, stop: StopSignal, resume: str | None) -> N
         Session(trainer, checkpoints, resolved, stop).train(state)
     finally:
         checkpoints.close()
+
+
+def where_from(resume: str | None, checkpoints: Checkpoints, runtime: Runtime) -> Path | None:
+    """Return the checkpoint to continue from, as the main process sees it; None for the start."""
+    path = None
+    if runtime.main and resume is not None and (resume != AUTO or checkpoints.hold_any()):
+        path = checkpoints.find(LATEST if resume == AUTO else resume)
+    return runtime.world.everyone(path)[0]
 
 
 def refuse_fewer_steps(run: Run, done: int) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.support.runs import left_by, prepared, train
 
@@ -21,6 +24,21 @@ ROUNDING = 1e-5  # of weights of unit size, after twelve updates of Adam at 1e-4
 RELATIVE = 1e-3  # of numbers for the record; those near 0 are differences of larger ones
 KINDS = ("grpo", "nft")  # adapters, and a whole network with two frozen copies
 TINY = "optimizer.learning_rate=1e-4"
+
+
+DIES = f"{__name__}:brightness_of_a_process_that_dies"
+calls = 0
+
+
+def brightness_of_a_process_that_dies(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Reward: as in the other runs; process 1 is killed in its second call, and once more in a later one."""
+    global calls
+    calls += 1
+    mark = Path(f"{os.environ['MARK']} {calls - 1}")
+    if os.environ["RANK"] == "1" and calls in (2, 5) and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pixels.mean((1, 2, 3, 4))
 
 
 def launched(processes: int, *lines: str) -> None:
@@ -83,6 +101,30 @@ def test_a_sharded_run_that_is_resumed_is_the_same_to_the_bit(work: Path, kind: 
     whole, resumed = (left_by(work / "runs" / f"{kind}-{name}") for name in ("two", "two-to-two"))
     assert whole["tensors"] == resumed["tensors"]
     assert whole["metrics"] == resumed["metrics"]
+
+
+def test_a_launcher_that_starts_a_run_again_ends_where_an_undisturbed_one_does(work: Path) -> None:
+    config, mark = str(work / "grpo.yaml"), work / "killed"
+    words = ["parallel.shard=2", TINY, "output.keep=3", "name=again", f"source.reward={{type: function, call: {DIES}}}"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "WORLD_SIZE")}
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "2")
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "-m", "alignment.train", config, *words, "--resume", "auto"],
+        env={
+            **environment,
+            **{"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MARK": str(mark)},
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else torchrun meets the addresses of those that died
+        },
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in work.glob("killed*")) == ["killed 1", "killed 4"]
+    undisturbed, again = (left_by(work / "runs" / name) for name in ("grpo-two", "again"))
+    assert again["tensors"] == undisturbed["tensors"]
+    assert again["metrics"] == undisturbed["metrics"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

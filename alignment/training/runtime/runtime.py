@@ -60,10 +60,7 @@ class Runtime:
         choose(run.kernels)
         if run.threads is not None:
             torch.set_num_threads(run.threads)
-        patience = InitProcessGroupKwargs(timeout=timedelta(seconds=run.timeout + _LATER))
-        self._accelerator = Accelerator(
-            cpu=run.device == "cpu" or not torch.cuda.is_available(), kwargs_handlers=[patience]
-        )
+        self._accelerator = _connected(run)
         state = PartialState()
         _check_world(state.num_processes)
         division = divide(as_launched(run.parallel, os.environ), state.num_processes)
@@ -178,6 +175,30 @@ def _meetings(state: PartialState, timeout: float, stop: StopSignal | None) -> M
     store = torch.distributed.PrefixStore(f"visalign/{next(_generations)}", _get_default_store())
     asked = (lambda: None) if stop is None else stop.asked
     return Meetings(store, state.process_index, state.num_processes, timeout, asked)
+
+
+def _connected(run: Run) -> Accelerator:
+    """Return accelerate's view of the processes, connected with each other.
+
+    Raises:
+        EnvironmentProblem: If they do not find each other.
+    """
+    patience = InitProcessGroupKwargs(timeout=timedelta(seconds=run.timeout + _LATER))
+    try:
+        return Accelerator(cpu=run.device == "cpu" or not torch.cuda.is_available(), kwargs_handlers=[patience])
+    except RuntimeError as error:
+        environment = os.environ
+        if "WORLD_SIZE" not in environment:
+            raise
+        who = f"process {environment.get('RANK')} of {environment['WORLD_SIZE']}"
+        where = f"{environment.get('MASTER_ADDR')}:{environment.get('MASTER_PORT')}"
+        again = int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        raise EnvironmentProblem(
+            f"{who} could not connect to the others, who meet at {where}: "
+            f"{(str(error).strip() or 'no reason given').splitlines()[0]}. See that this address can be reached, and "
+            "by which network: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME"
+            + ("; torchrun started it again: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun" if again else "")
+        ) from error
 
 
 def _check_world(size: int) -> None:
