@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignment.checkpoints.export import export
+from alignment.checkpoints.export import Order, export
 from alignment.config.run import Run
 from alignment.objectives.forward_process.nft import NFT
 from alignment.objectives.preference.dpo import DPO
@@ -208,7 +208,7 @@ def whole_in_diffusers(subject: Subject) -> Finding:
     """A whole pipeline, exported with the adapters folded in and opened by plain diffusers, gives the same picture."""
     with tempfile.TemporaryDirectory() as temporary, subject.moved():
         saved = laws_of_the_run.saved_checkpoint(subject, Path(temporary))
-        export(saved, Path(temporary) / "whole", "merged", subject.policy.spec.pipeline)
+        export(saved, Path(temporary) / "whole", Order("merged", subject.policy.spec.pipeline))
         plain = pipeline_class(subject.policy.spec.pipeline_class)
         return _same_picture(subject, plain.from_pretrained(Path(temporary) / "whole"))
 
