@@ -130,7 +130,7 @@ def run_of(folder: Path, case: Case, shard: int) -> Run:
         snapshots=Snapshots(ema=0.5),
         # Wan takes one time per call, so that rows of a microbatch share one where states are noised.
         batch=BatchSettings(updates=1, microbatch=3 if case.pipeline == "flux" else 1),
-        parallel=Parallel(shard),
+        parallel=Parallel(shard, stay_gathered=case.lora),
         evaluation=Evaluation(),
         output=Output(),
         device="cpu",

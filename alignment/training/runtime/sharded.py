@@ -6,12 +6,12 @@ back into parts. The network stays the same object with the same names, so that 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -106,18 +106,19 @@ class Sharded:
             part.reshard()
 
 
-def repeated_blocks(network: Any) -> list[nn.Module]:
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
     """Return the blocks of a network that follow each other, none of them within another.
 
     Diffusers' networks say which classes they are, for other purposes; else it is what stands in lists.
     """
-    names = {*(network._repeated_blocks or ()), *(network._no_split_modules or ())}
+    named = isinstance(network, ModelMixin)
+    names = {*(network._repeated_blocks or ()), *(network._no_split_modules or ())} if named else set()
     found = list(_outermost(network, lambda module: type(module).__name__ in names))
     listed = [block for block in network.modules() if isinstance(block, nn.ModuleList)]
     return found or list(_outermost(network, lambda module: any(module is b for blocks in listed for b in blocks)))
 
 
-def _outermost(module: nn.Module, wanted: Any) -> Iterator[nn.Module]:
+def _outermost(module: nn.Module, wanted: Callable[[nn.Module], bool]) -> Iterator[nn.Module]:
     for child in module.children():
         if wanted(child):
             yield child
