@@ -164,12 +164,17 @@ def test_a_number_in_scientific_notation_is_a_number(folder: Path, capfd: pytest
     assert "learning_rate: 0.0001" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize(("processes", "says"), [(4, "2 = 4 x 0 + 2"), (2, "1 = 2 x 0 + 1")])
+@pytest.mark.parametrize(("processes", "prompts", "says"), [(4, 2, "2 = 4 x 0 + 2"), (2, 6, "3 = 2 x 1 + 1")])
 def test_geometry_that_does_not_divide_over_processes(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], processes: int, says: str
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    processes: int,
+    prompts: int,
+    says: str,
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    assert says in refused(folder, capfd, "source.prompts_per_call=2")
+    assert says in refused(folder, capfd, f"source.prompts={prompts}", "source.prompts_per_call=2")
 
 
 # ---- the pipeline ----------------------------------------------------------------------------------------------------

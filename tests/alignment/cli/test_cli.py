@@ -76,8 +76,8 @@ LONG = "x" * 300
     [
         ["train", f"{LONG}.yaml"],
         ["report", LONG],
-        ["export", LONG, "--to", "new", "--as", "lora"],
-        ["export", "old", "--to", LONG, "--as", "lora"],
+        ["export", LONG, "--to", "new", "--as", "diffusers"],
+        ["export", "old", "--to", LONG, "--as", "diffusers"],
         ["doctor", "--pipeline", LONG],
         ["rewards", "score", "colour", "--input", LONG, "--output", "out.jsonl"],
         ["rewards", "score", f"{LONG}.yaml", "--input", ".", "--output", "out.jsonl"],

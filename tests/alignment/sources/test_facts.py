@@ -126,7 +126,7 @@ def test_a_required_field_stays_required_though_its_name_is_a_fact() -> None:
         (Renamed(4, REWARD, samples=3), SFT(), {"updates": 5}, "12 rows per step do not divide into 5"),
         (Renamed(4, REWARD, samples=6), ADPO(), {"microbatch": 4}, "compares the 6 samples of a group"),
         (Renamed(4, REWARD, samples=1), ADPO(), {}, "a group of one has none to compare"),
-        (Renamed(6, REWARD, at_once=2), SFT(), {}, "2 prompts a pipeline call do not divide the 3 prompts of each"),
+        (Renamed(6, REWARD, at_once=2), SFT(), {}, "2 prompts per pipeline call do not divide the 3 prompts of each"),
         (Renamed(4, Colour(), credit=Weighted({"b": 1.0})), SFT(), {}, "reads the part 'b' of the reward"),
         (OnPolicyPairs(4, REWARD, group_size=4), DPO(), {"updates": 8}, "4 rows per step do not divide into 8"),
     ],
