@@ -111,8 +111,10 @@ def repeated_blocks(network: nn.Module) -> list[nn.Module]:
 
     Diffusers' networks say which classes they are, for other purposes; else it is what stands in lists.
     """
-    named = isinstance(network, ModelMixin)
-    names = {*(network._repeated_blocks or ()), *(network._no_split_modules or ())} if named else set()
+    names: set[str] = set()
+    if isinstance(network, ModelMixin):
+        names |= set(network._repeated_blocks or ())  # pyright: ignore[reportPrivateUsage]  # said nowhere else
+        names |= set(network._no_split_modules or ())  # pyright: ignore[reportPrivateUsage]
     found = list(_outermost(network, lambda module: type(module).__name__ in names))
     listed = [block for block in network.modules() if isinstance(block, nn.ModuleList)]
     return found or list(_outermost(network, lambda module: any(module is b for blocks in listed for b in blocks)))
