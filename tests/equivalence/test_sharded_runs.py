@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -73,6 +74,7 @@ def work(flux_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         config, sharded = f"{work / kind}.yaml", f"parallel.shard=2 {TINY} output.keep=3"
         lines += [f"{config} {sharded} name={kind}-two", f"{config} {sharded} name={kind}-two-to-two steps=4"]
         lines += [f"{config} {sharded} name={kind}-{name} --resume latest" for name in ("two-to-two", "one-to-two")]
+    lines.append(f"{work / 'grpo'}.yaml parallel.shard=2 {TINY} name=half policy.autocast=bfloat16 steps=2")
     launched(2, *lines)
     for kind in KINDS:
         shutil.copytree(runs / f"{kind}-two", runs / f"{kind}-two-to-one")
@@ -125,6 +127,12 @@ def test_a_launcher_that_starts_a_run_again_ends_where_an_undisturbed_one_does(w
     undisturbed, again = (left_by(work / "runs" / name) for name in ("grpo-two", "again"))
     assert again["tensors"] == undisturbed["tensors"]
     assert again["metrics"] == undisturbed["metrics"]
+
+
+def test_half_precision_is_proved_and_exact_at_first(work: Path) -> None:
+    lines = [json.loads(line) for line in (work / "runs" / "half" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    assert all(line["ratio/first_error_max"] < 1e-3 for line in lines)  # bfloat16, with other rows in the update
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -63,6 +63,10 @@ class Sharded:
                 if id(parameter) in wanted:
                     parameter.data = parameter.data.float()
             self._parts.append(fully_shard(part, mesh=self.mesh, reshard_after_forward=True, mp_policy=precision))
+        # Autocast keeps its copies of weights from call to call. The gradient of a later call would go by way of an
+        # earlier one's copy, and come when the parts have been added up already.
+        network.register_forward_pre_hook(lambda *_: torch.set_autocast_cache_enabled(False))
+        network.register_forward_hook(lambda *_: torch.set_autocast_cache_enabled(True), always_call=True)
         self._networks.append(network)
         self._parameters.extend(parameter for _, parameter in chosen(network, trained))
         if (meetings := self.meetings) is not None:
