@@ -273,7 +273,7 @@ class Session:
         state = TrainState(
             step=done,
             trainable={name: p.detach() for name, p in policy.trainable.items()},
-            optimizer=self.trainer.runtime.optimizer.state_dict(),
+            optimizer=runtime.optimizer.state_dict(),
             snapshots=policy.snapshots,
             wall_seconds=self._seconds(),
             config=self._config,

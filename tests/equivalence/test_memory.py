@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from samplers import Conductor, Native
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.base import Choice, Window
 from samplers.windows.branch import Branch
-from tests.support.toy import REWARD, STEPS, ToyPipeline, pixels, saved, toy_run, trainer_of
+from tests.support.toy import REWARD, STEPS, ToyPipeline, saved, toy_run, trainer_of
 
 ROUNDED = 1e-5
 """Of pixels in [0, 1]: products of other numbers of rows, over ten rounds."""
@@ -41,25 +41,8 @@ APART = 1e-3
 class RememberingPipeline(ToyPipeline):
     """Adds half of the answer before, as guidance with momentum does."""
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        prompt: list[str],
-        num_inference_steps: int = STEPS,
-        generator: Sequence[torch.Generator] = (),
-        output_type: str = "pt",
-        return_dict: bool = True,
-    ) -> tuple[Tensor]:
-        """Denoise one point a prompt."""
-        self.encode_prompt(prompt)
-        x = torch.stack([torch.randn(2, generator=g) for g in generator])
-        self.scheduler.set_timesteps(num_inference_steps)
-        before = torch.zeros_like(x)
-        for t in self.scheduler.timesteps:
-            v = self.transformer(x, (t / 1000).expand(len(x)))
-            x = self.scheduler.step(v + 0.5 * before, t, x, return_dict=False)[0]
-            before = v
-        return (x,) if output_type == "latent" else (pixels(x),)
+    def guided(self, v: Tensor, before: Tensor) -> Tensor:
+        return v + 0.5 * before
 
 
 diffusers.RememberingPipeline = RememberingPipeline  # where a pipeline's class is looked for

@@ -32,11 +32,12 @@ def script() -> Path:
     return Path(__file__).with_name("two_processes.py")
 
 
-def launched(*command: str) -> subprocess.CompletedProcess[str]:
+def launched(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a module in a process of its own, in an environment with `more` in it."""
     environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "WORLD_SIZE")}
     return subprocess.run(
         [sys.executable, "-m", *command],
-        env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more},
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.equivalence.test_processes import launched, torchrun
 from tests.support.runs import left_by, prepared, train
 
 pytestmark = [pytest.mark.multi, pytest.mark.slow, pytest.mark.xdist_group("sharded runs")]
 
-ROOT = Path(__file__).parents[2]
 ROUNDING = 1e-5  # of weights of unit size, after twelve updates of Adam at 1e-4
 RELATIVE = 1e-3  # of numbers for the record; those near 0 are differences of larger ones
 KINDS = ("grpo", "nft")  # adapters, and a whole network with two frozen copies
@@ -42,22 +40,6 @@ def brightness_of_a_process_that_dies(pixels: Tensor, prompts: Sequence[str]) ->
     return pixels.mean((1, 2, 3, 4))
 
 
-def launched(processes: int, *lines: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "WORLD_SIZE")}
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)),
-            *(str(Path(__file__).with_name("sharded_runs.py")), *lines),
-        ],
-        env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def work(flux_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with runs of each kind by one process and by two, whole and resumed, on as many or on others."""
@@ -75,7 +57,8 @@ def work(flux_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines += [f"{config} {sharded} name={kind}-two", f"{config} {sharded} name={kind}-two-to-two steps=4"]
         lines += [f"{config} {sharded} name={kind}-{name} --resume latest" for name in ("two-to-two", "one-to-two")]
     lines.append(f"{work / 'grpo'}.yaml parallel.shard=2 {TINY} name=half policy.autocast=bfloat16 steps=2")
-    launched(2, *lines)
+    done = launched(*torchrun(2), str(Path(__file__).with_name("sharded_runs.py")), *lines)
+    assert done.returncode == 0, done.stderr
     for kind in KINDS:
         shutil.copytree(runs / f"{kind}-two", runs / f"{kind}-two-to-one")
         shutil.rmtree(runs / f"{kind}-two-to-one" / "checkpoint-6")
@@ -108,20 +91,10 @@ def test_a_sharded_run_that_is_resumed_is_the_same_to_the_bit(work: Path, kind: 
 def test_a_launcher_that_starts_a_run_again_ends_where_an_undisturbed_one_does(work: Path) -> None:
     config, mark = str(work / "grpo.yaml"), work / "killed"
     words = ["parallel.shard=2", TINY, "output.keep=3", "name=again", f"source.reward={{type: function, call: {DIES}}}"]
-    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "WORLD_SIZE")}
-    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "2")
-    done = subprocess.run(
-        [sys.executable, "-m", *launcher, "-m", "alignment.train", config, *words, "--resume", "auto"],
-        env={
-            **environment,
-            **{"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MARK": str(mark)},
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else torchrun meets the addresses of those that died
-        },
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # Else torchrun meets the addresses of those that died.
+    settings = {"MARK": str(mark), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    again = (*torchrun(2), "--max-restarts", "2", "-m", "alignment.train")
+    done = launched(*again, config, *words, "--resume", "auto", **settings)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in work.glob("killed*")) == ["killed 1", "killed 4"]
     undisturbed, again = (left_by(work / "runs" / name) for name in ("grpo-two", "again"))

@@ -57,6 +57,10 @@ class ToyPipeline(DiffusionPipeline):
         """Return an embedding that nothing depends on."""
         return (torch.zeros(len(prompt), 1),)
 
+    def guided(self, v: Tensor, before: Tensor) -> Tensor:
+        """Return what is stepped, from a model output and the one of the round before; here the first alone."""
+        return v
+
     @torch.no_grad()
     def __call__(
         self,
@@ -70,9 +74,11 @@ class ToyPipeline(DiffusionPipeline):
         self.encode_prompt(prompt)
         x = torch.stack([torch.randn(2, generator=g) for g in generator])
         self.scheduler.set_timesteps(num_inference_steps)
+        before = torch.zeros_like(x)
         for t in self.scheduler.timesteps:
             v = self.transformer(x, (t / 1000).expand(len(x)))
-            x = self.scheduler.step(v, t, x, return_dict=False)[0]
+            x = self.scheduler.step(self.guided(v, before), t, x, return_dict=False)[0]
+            before = v
         return (x,) if output_type == "latent" else (pixels(x),)
 
 

@@ -28,8 +28,8 @@ class Layout(Protocol):
         """
         ...
 
-    def exchange(self, parameter: nn.Parameter, frozen: Tensor) -> Tensor:
-        """Give a trained parameter the values of a frozen copy, and return a copy with what it had."""
+    def exchange(self, trained: Mapping[str, nn.Parameter], frozen: dict[str, Tensor]) -> None:
+        """Give trained parameters the values of a frozen copy, and the copy what they had; twice restores both."""
         ...
 
     def gradients(self, of: Tensor, by: Sequence[nn.Parameter], *, kept: bool) -> tuple[Tensor, ...]:
@@ -39,7 +39,7 @@ class Layout(Protocol):
         """
         ...
 
-    def sampling(self, networks: Mapping[str, nn.Module]) -> AbstractContextManager[None]:
+    def sampling(self) -> AbstractContextManager[None]:
         """Return a context in which nothing is learned, so that what is gathered of the networks may stay."""
         ...
 
@@ -59,16 +59,16 @@ class Whole:
         for _, parameter in chosen(network, trained):
             parameter.data = parameter.data.float()
 
-    def exchange(self, parameter: nn.Parameter, frozen: Tensor) -> Tensor:
+    def exchange(self, trained: Mapping[str, nn.Parameter], frozen: dict[str, Tensor]) -> None:
         """Swap the memory of the two, which copies nothing."""
-        live, parameter.data = parameter.data, frozen
-        return live
+        for name, parameter in trained.items():
+            parameter.data, frozen[name] = frozen[name], parameter.data
 
     def gradients(self, of: Tensor, by: Sequence[nn.Parameter], *, kept: bool) -> tuple[Tensor, ...]:
         """Return the gradients of a scalar; nothing is left in the parameters."""
         return torch.autograd.grad(of, by, retain_graph=kept, materialize_grads=True)
 
-    def sampling(self, networks: Mapping[str, nn.Module]) -> AbstractContextManager[None]:
+    def sampling(self) -> AbstractContextManager[None]:
         """Return a context that changes nothing."""
         return nullcontext()
 

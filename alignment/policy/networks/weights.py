@@ -116,7 +116,7 @@ class Weights:
             if spec.compile:
                 network.compile()
         self.adapters = [layer for network in self.experts.values() for layer in adapter_layers(network)]
-        self._folded = False
+        self._sampling = self._folded = False
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         if spec.lora is not None and spec.lora.init == "pissa":
             self.keep("reference")
@@ -146,29 +146,29 @@ class Weights:
             with without(self.adapters):
                 yield
         else:
-            self._exchange(name)
+            self.layout.exchange(self.trainable, self.snapshots[name])
             try:
                 yield
             finally:
-                self._exchange(name)
+                self.layout.exchange(self.trainable, self.snapshots[name])
 
     @contextlib.contextmanager
     def sampling(self) -> Iterator[None]:
         """Keep the weights as they sample: adapters folded in, where that was asked for.
 
-        Every sampling call enters it by itself; around several calls it folds once. Weights are chosen outside.
+        Every sampling call enters it by itself; around several calls it folds, or gathers, once. Weights are chosen
+        outside.
         """
-        merges = self.spec.lora is not None and self.spec.lora.merge
-        if self._folded or not (merges or self.samplers):
-            with self.layout.sampling(self.experts):
-                yield
+        if self._sampling:
+            yield
             return
-        self._folded = True
+        merges = self.spec.lora is not None and self.spec.lora.merge
+        self._sampling, self._folded = True, merges or bool(self.samplers)
         try:
-            with added(self.samplers), merged(self.adapters if merges else ()):
+            with self.layout.sampling(), added(self.samplers), merged(self.adapters if merges else ()):
                 yield
         finally:
-            self._folded = False
+            self._sampling = self._folded = False
 
     @contextlib.contextmanager
     def as_trained(self) -> Iterator[None]:
@@ -178,12 +178,6 @@ class Weights:
             yield
         finally:
             self.samplers = samplers
-
-    def _exchange(self, name: str) -> None:
-        """Swap the live weights with a copy; twice restores both, bit for bit."""
-        frozen = self.snapshots[name]
-        for key, parameter in self.trainable.items():
-            frozen[key] = self.layout.exchange(parameter, frozen[key])
 
     def keep(self, name: str) -> None:
         """Start the frozen copy `name` at the live weights; the reference of a new adapter needs none."""

@@ -19,6 +19,7 @@ def laid_out(run: Run, division: Division, world: World) -> Layout:
     """Return the layout of the trained networks over the processes."""
     if division.shard == 1:
         return Whole()
+    assert world.meetings is not None  # there are several processes
     shape, names = (division.replicate, division.shard), ("replicate", "shard")
     if division.replicate == 1:
         shape, names = shape[1:], names[1:]

@@ -89,7 +89,7 @@ class Runtime:
         )
 
     def moments(self) -> dict[str, Tensor]:
-        """Return what the optimiser keeps of each weight, by "index.name"; nothing yet where it has not stepped."""
+        """Return what the optimiser keeps of each weight, by "index.name": nothing but zeros before its first step."""
         for parameter in self._policy.trainable.values():
             if not self.optimizer.state[parameter]:
                 zeros = {name: torch.zeros_like(parameter.detach()) for name in ("exp_avg", "exp_avg_sq")}

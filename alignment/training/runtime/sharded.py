@@ -39,12 +39,11 @@ class Sharded:
 
     mesh: DeviceMesh
     compute: torch.dtype | None
-    meetings: Meetings | None
+    meetings: Meetings
     stay: bool = False
     spread: bool = True
     _networks: list[nn.Module] = field(default_factory=list)
     _parts: list[FSDPModule] = field(default_factory=list)
-    _parameters: list[nn.Parameter] = field(default_factory=list)
 
     def place(self, network: nn.Module, trained: Collection[str]) -> None:
         """Spread a network block by block, so that no process holds all of it in float32, or on its device.
@@ -63,35 +62,46 @@ class Sharded:
                 if id(parameter) in wanted:
                     parameter.data = parameter.data.float()
             self._parts.append(fully_shard(part, mesh=self.mesh, reshard_after_forward=True, mp_policy=precision))
-        # Autocast keeps its copies of weights from call to call. The gradient of a later call would go by way of an
-        # earlier one's copy, and come when the parts have been added up already.
-        network.register_forward_pre_hook(lambda *_: torch.set_autocast_cache_enabled(False))
-        network.register_forward_hook(lambda *_: torch.set_autocast_cache_enabled(True), always_call=True)
         self._networks.append(network)
-        self._parameters.extend(parameter for _, parameter in chosen(network, trained))
-        if (meetings := self.meetings) is not None:
-            running = f"calling network {len(self._networks)}"
-            network.register_forward_pre_hook(lambda *_: meetings.begin(running), prepend=True)
-            network.register_forward_hook(lambda *_: meetings.end(), always_call=True)
+        self._call_together(network, f"calling network {len(self._networks)}")
 
-    def exchange(self, parameter: nn.Parameter, frozen: Tensor) -> Tensor:
+    def _call_together(self, network: nn.Module, running: str) -> None:
+        """Let the processes meet before each call of a network, and keep autocast's copies of weights out of it.
+
+        They stay from call to call: the gradient of a later call would go by way of an earlier one's copy, and come
+        when the parts have been added up already.
+        """
+
+        def begin(*_: object) -> None:
+            self.meetings.begin(running)
+            torch.set_autocast_cache_enabled(False)
+
+        def end(*_: object) -> None:
+            torch.set_autocast_cache_enabled(True)
+            self.meetings.end()
+
+        network.register_forward_pre_hook(begin, prepend=True)
+        network.register_forward_hook(end, always_call=True)
+
+    def exchange(self, trained: Mapping[str, nn.Parameter], frozen: dict[str, Tensor]) -> None:
         """Copy values between the two: what gathers a parameter keeps hold of its memory."""
         self._part()
         with torch.no_grad():
-            live = parameter.detach().clone()
-            parameter.copy_(frozen)
-        return live
+            for name, parameter in trained.items():
+                live = parameter.detach().clone()
+                parameter.copy_(frozen[name])
+                frozen[name] = live
 
     def gradients(self, of: Tensor, by: Sequence[nn.Parameter], *, kept: bool) -> tuple[Tensor, ...]:
         """Return the gradients of a scalar by way of the parameters, which are left without."""
         of.backward(retain_graph=kept)
         found = tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in by)
-        for parameter in self._parameters:
-            parameter.grad = None
+        for network in self._networks:
+            network.zero_grad(set_to_none=True)
         return tuple(whole(gradient) for gradient in found)
 
     @contextmanager
-    def sampling(self, networks: Mapping[str, nn.Module]) -> Iterator[None]:
+    def sampling(self) -> Iterator[None]:
         """Keep what is gathered, where that was asked for, and part it in the end."""
         if not self.stay:
             yield
