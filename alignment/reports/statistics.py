@@ -1,12 +1,14 @@
 """How sure we are of a mean: 95 % intervals that know which pictures share a prompt.
 
-Pictures of one prompt resemble each other, so the prompt and not the picture is what is resampled. A score that is only
+Pictures of one prompt resemble each other, so it is prompts and not pictures that are counted. A score that is only
 ever 0 or 1 is a proportion, with Wilson's interval at the effective number of pictures; any other score is a mean, with
-a bootstrap over prompts. Two policies that drew the same prompts with the same seeds are compared picture by picture.
+Student's interval over prompts. Two policies that drew the same prompts with the same seeds are compared picture by
+picture. With nine prompts, as a small held-out file has, a bootstrap over them would hold the truth in 88 of 100 cases.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +17,6 @@ from statistics import NormalDist
 import numpy as np
 
 CONFIDENCE = 0.95
-RESAMPLES = 9_999
-"""Bootstrap resamples; with 9,999 the ends of a 95 % interval move by about 1 % of its width from seed to seed."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,12 @@ class Interval:
     n: int
 
 
-def interval(scores: Sequence[float], prompts: Sequence[str] | None = None, *, seed: int = 0) -> Interval:
+def interval(scores: Sequence[float], prompts: Sequence[str] | None = None) -> Interval:
     """Return the mean of `scores` with its 95 % interval.
 
     Args:
         scores: One number per picture; NaN marks a picture that was not scored, which is left out and not counted.
         prompts: The prompt of each picture; None takes the pictures as independent.
-        seed: Of the bootstrap; the same seed gives the same interval.
     """
     sums, sizes = _clusters(scores, prompts)
     n = int(sizes.sum())
@@ -51,13 +50,11 @@ def interval(scores: Sequence[float], prompts: Sequence[str] | None = None, *, s
     values = np.asarray(scores, dtype=np.float64)
     if np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
         return _proportion(sums, sizes)
-    low, high = _bootstrap(sums, sizes, seed)
+    low, high = _student(sums, sizes)
     return Interval(float(sums.sum() / n), low, high, n)
 
 
-def difference(
-    base: Sequence[float], final: Sequence[float], prompts: Sequence[str] | None = None, *, seed: int = 0
-) -> Interval:
+def difference(base: Sequence[float], final: Sequence[float], prompts: Sequence[str] | None = None) -> Interval:
     """Return the mean of `final - base`, picture by picture, with its 95 % interval.
 
     Args:
@@ -65,7 +62,6 @@ def difference(
         final: Scores of the pictures after, of the same prompts and seeds in the same order. A picture that either
             side could not score (NaN) is left out.
         prompts: The prompt of each picture; None takes the pictures as independent.
-        seed: Of the bootstrap.
 
     Raises:
         ValueError: If the two lengths differ; unpaired scores need another test.
@@ -76,7 +72,7 @@ def difference(
     n = int(sizes.sum())
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
-    low, high = _bootstrap(sums, sizes, seed)
+    low, high = _student(sums, sizes)
     return Interval(float(sums.sum() / n), low, high, n)
 
 
@@ -89,9 +85,7 @@ def over_runs(values: Sequence[float]) -> Interval:
     mean = float(runs.mean())
     if len(runs) < 2:
         return Interval(mean, math.nan, math.nan, len(runs))
-    from scipy import stats  # it takes most of a second to import, and a refused config is not to wait for it
-
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(runs) - 1) * runs.std(ddof=1) / math.sqrt(len(runs)))
+    half = _quantile(len(runs)) * float(runs.std(ddof=1)) / math.sqrt(len(runs))
     return Interval(mean, mean - half, mean + half, len(runs))
 
 
@@ -112,31 +106,30 @@ def _clusters(scores: Sequence[float], prompts: Sequence[str] | None) -> tuple[n
     return sums[sizes > 0], sizes[sizes > 0]
 
 
-def _bootstrap(sums: np.ndarray, sizes: np.ndarray, seed: int) -> tuple[float, float]:
-    """Return the ends of the BCa bootstrap interval of `sum(sums) / sum(sizes)`, prompts resampled."""
-    if len(sums) < 2:
+def _student(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """Return the ends of Student's interval of `sum(sums) / sum(sizes)`, prompts being independent."""
+    clusters, n = len(sums), float(sizes.sum())
+    if clusters < 2:
         return math.nan, math.nan
-    mean = float(sums.sum() / sizes.sum())
+    mean = float(sums.sum()) / n
     if np.allclose(sums, mean * sizes, rtol=1e-12, atol=1e-12):
         return mean, mean
+    half = _quantile(clusters) * math.sqrt(_variance(sums, sizes))
+    return mean - half, mean + half
 
-    def ratio(totals: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
-        return totals.sum(axis=axis) / counts.sum(axis=axis)
 
-    from scipy import stats
+def _variance(sums: np.ndarray, sizes: np.ndarray) -> float:
+    """Return the variance of `sum(sums) / sum(sizes)` between draws of prompts (a ratio, linearised)."""
+    clusters, n = len(sums), float(sizes.sum())
+    return float(((sums - sums.sum() / n * sizes) ** 2).sum()) * clusters / (clusters - 1) / n**2
 
-    ends = stats.bootstrap(
-        (sums, sizes.astype(np.float64)),
-        ratio,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=500,
-        confidence_level=CONFIDENCE,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(ends.low), float(ends.high)
+
+@functools.cache
+def _quantile(count: int) -> float:
+    """Return how many standard errors Student's 95 % interval reaches either way, with `count` independent values."""
+    from scipy import stats  # it takes most of a second to import, and a refused config is not to wait for it
+
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
 
 
 def _proportion(sums: np.ndarray, sizes: np.ndarray) -> Interval:
@@ -144,17 +137,19 @@ def _proportion(sums: np.ndarray, sizes: np.ndarray) -> Interval:
 
     The variance between prompts says how many independent pictures would be as sure: n_eff = p (1 - p) / var(p). It is
     kept between the number of prompts and the number of pictures, and is the number of prompts when every picture
-    scored the same and the data cannot say.
+    scored the same and the data cannot say. A variance that few prompts tell is less sure than one that as many
+    pictures would: n_eff is worth that much less, by Student's quantiles.
 
     Source: Dean and Pagano, "Evaluating confidence interval methods for binomial proportions in clustered surveys",
-    Journal of Survey Statistics and Methodology 3(4), 2015.
+    Journal of Survey Statistics and Methodology 3(4), 2015; the adjustment is Korn and Graubard's.
     """
     n, clusters = float(sizes.sum()), len(sizes)
     p = float(sums.sum() / n)
     effective = float(clusters)
     if clusters > 1 and 0.0 < p < 1.0:
-        variance = float(((sums - p * sizes) ** 2).sum()) * clusters / (clusters - 1) / n**2
+        variance = _variance(sums, sizes)
         effective = min(n, max(float(clusters), p * (1 - p) / variance)) if variance > 0 else n
+        effective *= (_quantile(int(n)) / _quantile(clusters)) ** 2
     z2 = float(NormalDist().inv_cdf((1 + CONFIDENCE) / 2)) ** 2
     centre = (p + z2 / (2 * effective)) / (1 + z2 / effective)
     half = math.sqrt(z2 * (p * (1 - p) / effective + z2 / (4 * effective**2))) / (1 + z2 / effective)
