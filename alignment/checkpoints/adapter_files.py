@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import get_peft_config
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from alignment.checkpoints.parts import whole
 from alignment.errors import CheckpointError
-from alignment.policy.networks.adapters import SETTINGS, Adapter, config_of
+from alignment.policy.networks.adapter_kinds import Adapter, Config, config_of
+from alignment.policy.networks.adapters import SETTINGS
 from alignment.policy.networks.tuning import ADAPTER
 from alignment.policy.networks.weights import Weights
 
@@ -85,18 +86,18 @@ def read_own(path: Path) -> Adapter:
             tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
         prefix = next(iter(tensors)).partition(".")[0]
         told = json.loads(header[SETTINGS])
-        config = LoraConfig(**{key.removeprefix(f"{prefix}."): value for key, value in told.items()})
+        config: Any = get_peft_config({key.removeprefix(f"{prefix}."): value for key, value in told.items()})
     except (OSError, SafetensorError, KeyError) as error:
         raise CheckpointError(f"{path} is not an adapter as a checkpoint holds it: {error}") from error
     return Adapter(prefix, {name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items()}, config)
 
 
-def settings(config: LoraConfig, prefix: str) -> str:
+def settings(config: Config, prefix: str) -> str:
     """Return the settings of an adapter as diffusers writes them into the header of its file."""
     told = {f"{prefix}.{key}": value for key, value in written(config).items()}
     return json.dumps(told, indent=2, sort_keys=True)
 
 
-def written(config: LoraConfig) -> dict[str, object]:
+def written(config: Config) -> dict[str, object]:
     """Return the settings of an adapter as JSON can hold them: it has no sets, whose order differs by process."""
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}

@@ -85,12 +85,11 @@ class Classes:
         """Name of the main trained component."""
         return next(iter(self.trained))
 
-    @property
-    def layout(self) -> SavedLayout:
-        """How diffusers loads adapters of them."""
-        if issubclass(self.pipeline, LoraBaseMixin):
-            return "lora"
-        return "adapter" if issubclass(self.trained[self.main], PeftAdapterMixin) else "alone"
+    def layout(self, kind: str) -> SavedLayout:
+        """Return how diffusers loads adapters of them: LoRA into pipelines, LoKr into networks, LoHa not at all."""
+        if kind == "LoHa" or not issubclass(self.trained[self.main], PeftAdapterMixin):
+            return "alone"
+        return "adapter" if kind == "LoKr" or not issubclass(self.pipeline, LoraBaseMixin) else "lora"
 
 
 def write_artifacts(folder: Path, pipe: Any, weights: Weights, card: Card, *, writes: bool = True) -> None:
@@ -106,22 +105,21 @@ def write_artifacts(folder: Path, pipe: Any, weights: Weights, card: Card, *, wr
         card: The model card.
         writes: Whether this process writes; the others bring their parts.
     """
-    main = next(iter(weights.experts))
+    main, classes, layout = next(iter(weights.experts)), Classes.of(pipe), "component"
     if weights.spec.lora is None:
         for name, network in weights.experts.items():
             write_network(network, folder / name, writes=writes)
     else:
         for name, adapter in trained_adapters(weights).items():
+            layout = classes.layout(adapter.kind)
             if writes:
                 write_adapter(adapter, folder / file_name(name, main), main)
         for k, (adapters, _) in enumerate(weights.brought.frozen):
             for name, adapter in adapters.items():
                 if writes:
                     write_adapter(adapter, folder / frozen_file(k, name, main), main)
-    if not writes:
-        return
-    classes = Classes.of(pipe)
-    write_card(folder, classes, layout="component" if weights.spec.lora is None else classes.layout, card=card)
+    if writes:
+        write_card(folder, classes, layout=layout, card=card)
 
 
 def write_card(folder: Path, classes: Classes, *, layout: SavedLayout, card: Card) -> None:

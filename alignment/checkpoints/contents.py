@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignment.data.batches import inputs_of
 from alignment.data.prompts import Prompts
-from alignment.policy.networks.adapters import Adapter
+from alignment.policy.networks.adapter_kinds import Adapter, alpha_of
 from alignment.policy.networks.weights import Brought
 
 _SAMPLED = 256
@@ -75,8 +75,7 @@ def adapters_digests(brought: Brought) -> dict[str, str]:
 def _adapters_digest(adapters: Mapping[str, Adapter]) -> str:
     digest = hashlib.sha256()
     for component, adapter in sorted(adapters.items()):
-        config = adapter.config
-        scales = [config.r, config.lora_alpha, config.rank_pattern, config.alpha_pattern, config.use_rslora]
+        scales = [[module, alpha_of(adapter, module)] for module in sorted(adapter.modules)]
         digest.update(json.dumps([component, scales], sort_keys=True).encode())
         for name, weight in sorted(adapter.weights.items()):
             digest.update(f"{name} {list(weight.shape)}".encode() + weight.to(torch.float64).numpy().tobytes())

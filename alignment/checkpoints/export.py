@@ -121,7 +121,8 @@ def _write_adapters(checkpoint: Path, folder: Path, card: Card, order: Order) ->
     form = order.form
     assert form != "merged"
     assert form != "full"
-    main = read_own(checkpoint / LORA_FILE).origin
+    trained = read_own(checkpoint / LORA_FILE)
+    main = trained.origin
     classes = declared(card, order.pipeline, main)
     header = _header(card)
     for name, kind in classes.trained.items():
@@ -130,10 +131,12 @@ def _write_adapters(checkpoint: Path, folder: Path, card: Card, order: Order) ->
             if not (checkpoint / file).is_file():
                 continue
             adapter = formats.in_dtype(read_own(checkpoint / file), order.stored)
+            if form == "diffusers" and classes.layout(adapter.kind) == "alone":
+                raise formats.not_loaded(adapter.kind, kind.__name__)
             path = folder / _path(file, name, main, form)
             path.parent.mkdir(parents=True, exist_ok=True)
             formats.write_form(adapter, path, form, kind.__name__, header)
-    layout = classes.layout if form == "diffusers" else form
+    layout = classes.layout(trained.kind) if form == "diffusers" else form
     write_card(folder, classes, layout=layout, card=card)
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from alignment.checkpoints.adapter_files import settings, written
 from alignment.errors import CheckpointError, ConfigError
+from alignment.policy.networks.adapter_kinds import Adapter, alpha_of, scale_of
 from alignment.policy.networks.adapter_places import PEFT_CONFIG
-from alignment.policy.networks.adapters import SETTINGS, Adapter, alpha_of
+from alignment.policy.networks.adapters import SETTINGS
 from alignment.policy.networks.module_names import names_of
 
 Form = Literal["diffusers", "peft", "comfyui", "kohya"]
@@ -107,7 +108,25 @@ def no_format(form: Form, kind: str) -> ConfigError:
     )
 
 
+def not_loaded(kind: str, network: str) -> ConfigError:
+    """Return the error of a kind of adapter that diffusers does not load into a class of network."""
+    return ConfigError(
+        f"--as diffusers: diffusers loads no {kind} into {network}; use --as peft, or --as merged for the whole "
+        "pipeline"
+    )
+
+
 def _of_module(adapter: Adapter, module: str, name: str, *, flat: bool) -> Iterator[tuple[str, Tensor]]:
+    if factors := adapter.parts(module):
+        scale = scale_of(adapter, module)
+        if {"lokr_w1", "lokr_w2"} <= set(factors) and scale != 1:
+            raise ConfigError(
+                f"the LoKr of {module} is of two whole matrices at scale {scale}, and other programs know no scale of "
+                "such; use --as peft"
+            )
+        yield from ((f"{name}.{part}", factor) for part, factor in factors.items())
+        yield f"{name}.alpha", torch.tensor(alpha_of(adapter, module))
+        return
     a, b = (adapter.weights[f"{module}.lora_{side}.weight"] for side in "AB")
     down, up = ("lora_down", "lora_up") if flat else ("lora_A", "lora_B")
     yield f"{name}.{down}.weight", a

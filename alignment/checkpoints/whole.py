@@ -14,8 +14,9 @@ from alignment.checkpoints.adapter_files import frozen_file, lying_under
 from alignment.checkpoints.artifacts import Card, Classes, write_card
 from alignment.checkpoints.formats import check_parts
 from alignment.errors import CheckpointError, ConfigError, PipelineError
+from alignment.policy.networks.adapter_kinds import Adapter
 from alignment.policy.networks.adapter_places import LORA_FILE, file_name
-from alignment.policy.networks.adapters import Adapter, read_adapters
+from alignment.policy.networks.adapters import read_adapters
 from alignment.policy.networks.loading import components_listed, denoiser_name, experts, load_pipeline
 from alignment.policy.networks.spec import GGUF, PolicySpec
 from alignment.policy.networks.tuning import fold

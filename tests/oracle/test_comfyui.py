@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from alignment.checkpoints.formats import write_form
-from alignment.policy.networks.adapters import Adapter, config_of, shape_of
+from alignment.policy.networks.adapter_kinds import Adapter, config_of, shape_of
 from alignment.policy.networks.module_names import names_of
 from alignment.policy.networks.tuning import lora_targets
 

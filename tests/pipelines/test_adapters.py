@@ -17,8 +17,9 @@ from alignment.checkpoints.adapter_files import trained_adapters
 from alignment.checkpoints.artifacts import Classes
 from alignment.checkpoints.formats import check_parts, write_form
 from alignment.errors import ConfigError
+from alignment.policy.networks.adapter_kinds import Adapter, alpha_of
 from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_FILE
-from alignment.policy.networks.adapters import Adapter, alpha_of, read_adapters
+from alignment.policy.networks.adapters import read_adapters
 from alignment.policy.networks.loading import experts
 from alignment.policy.networks.spec import Lora, PolicySpec
 from alignment.policy.networks.tuning import fold
@@ -90,7 +91,7 @@ def test_every_format_comes_back_bit_by_bit(
     member: Member, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     adapters = trained(member)
-    loaded = {"lora": YES, "adapter": PART, "alone": NO}[str(Classes.of(member.pipe).layout)]
+    loaded = {"lora": YES, "adapter": PART, "alone": NO}[Classes.of(member.pipe).layout("LoRA")]
     marks = [mark(form, member, adapters, tmp_path) for form in ("diffusers", "peft", "comfyui", "kohya")]
     marks = [loaded if marks[0] == YES else marks[0], *marks[1:], merged(member, adapters, tmp_path)]
     row = [f"`{type(next(iter(experts(member.pipe).values()))).__name__}`", *marks]

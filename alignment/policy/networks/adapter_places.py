@@ -98,8 +98,8 @@ class Place:
             raise ConfigError(f"{self.key}: {path} cannot be read: {error}") from error
         if not isinstance(told, dict):
             raise ConfigError(f"{self.key}: {path} is not a JSON object")
-        if told.get("peft_type", "LORA") != "LORA":
-            raise ConfigError(f"{self.key}: {path}: peft_type is {told['peft_type']}; only LORA can be read")
+        if told.get("peft_type", "LORA") not in ("LORA", "LOHA", "LOKR"):
+            raise ConfigError(f"{self.key}: {path}: peft_type is {told['peft_type']}; LORA, LOHA and LOKR can be read")
         return told
 
     def _pickle(self, name: str) -> ConfigError:

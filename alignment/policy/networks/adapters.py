@@ -1,4 +1,4 @@
-"""Low-rank adapters that people bring: found, read, and named as the modules that they adapt.
+"""Adapters that people bring: found, read, and named as the modules that they adapt.
 
 A file may name modules one by one (as diffusers and PEFT do; with underscores for dots, as kohya's tools do; by the
 names of a model's authors, as ComfyUI does), and is then read number by number. Where those names are of other matrices
@@ -8,9 +8,7 @@ before anything is changed.
 
 from __future__ import annotations
 
-import collections
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +18,27 @@ from typing import Any
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
-from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignment.errors import ConfigError
+from alignment.policy.networks.adapter_kinds import (
+    LOHA,
+    LOKR,
+    Adapter,
+    Parts,
+    check_scales,
+    config_of,
+    factors_config,
+    kind_of,
+    plain,
+    rows_of,
+    shape_of,
+    sides,
+)
 from alignment.policy.networks.adapter_places import Place
-from alignment.policy.networks.module_names import names_of
+from alignment.policy.networks.module_names import FLAT, names_of
 from reward_models.foreign import ForeignCode
 
 SETTINGS = "lora_adapter_metadata"
@@ -41,38 +52,13 @@ _PARTS = {
     "lora_A": "A", "lora_down": "A", "lora.down": "A", "lora_linear_layer.down": "A",
     "lora_B": "B", "lora_up": "B", "lora.up": "B", "lora_linear_layer.up": "B",
     "lora_magnitude_vector": "magnitude", "dora_scale": "magnitude", "alpha": "alpha",
+    **{name: name for name in (*LOHA, *LOKR)},
 }  # fmt: skip
 _NAME = re.compile(rf"(.+?)\.({'|'.join(map(re.escape, _PARTS))})(?:(?:\.[^.]+)?\.weight)?")
-_FACTORS = re.compile(r"\.(hada_w|lokr_w|oft_|glora|diff$)")
-"""Parts of what is no low-rank adapter."""
-
-Parts = dict[str, dict[str, Tensor]]
-"""Tensors by what they are ("A", "B", "alpha", "magnitude"), by module."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A low-rank adapter of one network.
-
-    Attributes:
-        origin: Where it comes from, for messages.
-        weights: Its tensors by PEFT's names, without that of the adapter: `MODULE.lora_A.weight`.
-        config: What PEFT makes of it.
-    """
-
-    origin: str
-    weights: Mapping[str, Tensor]
-    config: LoraConfig
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """Names of the modules it adapts."""
-        return tuple(name.removesuffix(".lora_A.weight") for name in self.weights if name.endswith(".lora_A.weight"))
-
-    @property
-    def ranks(self) -> set[int]:
-        """Ranks of its updates."""
-        return {len(weight) for name, weight in self.weights.items() if name.endswith(".lora_A.weight")}
+_FOREIGN = re.compile(
+    r"\.(diff|diff_b|[wb]_norm|oft_\w+|boft_\w+|rescale|lora_mid\.weight|on_input|lokr_t1|scalar|[ab][12]\.weight|set_weight)$"
+)
+"""What other kinds of adapter have: whole differences, norms, rotations (OFT), IA3, GLoRA, three matrices."""
 
 
 def read_adapters(key: str, place: str, pipe: Any, networks: Mapping[str, Any]) -> dict[str, Adapter]:
@@ -111,35 +97,13 @@ def check_apart(stack: Sequence[Mapping[str, Adapter]], trained: Mapping[str, Ad
         for component, adapter in later.items():
             for other in (earlier[component] for earlier in everything[:k] if component in earlier):
                 shared = [name for name in adapter.modules if name in set(other.modules)]
-                if shared and (adapter.config.use_dora or other.config.use_dora):
-                    dora = adapter if adapter.config.use_dora else other
+                if shared and "DoRA" in (adapter.kind, other.kind):
+                    dora = adapter if adapter.kind == "DoRA" else other
                     raise ConfigError(
                         f"{adapter.origin} and {other.origin} touch the same layer {shared[0]} of the {component}, and "
                         f"{dora.origin.partition(': ')[2]} is a DoRA: its magnitudes are those of one update; leave "
                         "one of the two out"
                     )
-
-
-def config_of(parts: Mapping[str, Mapping[str, Tensor]], scales: Mapping[str, float], *, rslora: bool) -> LoraConfig:
-    """Return what makes PEFT build adapters of these shapes and scales.
-
-    Args:
-        parts: Matrices "A" and "B", and perhaps "magnitude", by module.
-        scales: Alpha by module.
-        rslora: Whether alpha is divided by the root of the rank.
-    """
-    ranks = {name: len(part["A"]) for name, part in parts.items()}
-    rank = collections.Counter(ranks.values()).most_common(1)[0][0]
-    alpha = collections.Counter(scales.values()).most_common(1)[0][0]
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT takes any number
-        rank_pattern={f"^{re.escape(name)}": r for name, r in ranks.items() if r != rank},
-        alpha_pattern={f"^{re.escape(name)}": a for name, a in scales.items() if a != alpha},
-        target_modules="|".join(map(re.escape, sorted(parts))),  # text is matched whole, a list by its endings
-        use_dora=any("magnitude" in part for part in parts.values()),
-        use_rslora=rslora,
-    )
 
 
 @dataclass(frozen=True)
@@ -162,13 +126,15 @@ class _Reading:
 
     def adapter(self, path: Path, settings: Mapping[str, object]) -> Adapter:
         tensors, header = self._tensors(path)
-        parts = self._parts(tensors)
-        told = settings or self._settings(header)
+        parts, told = self._parts(tensors), settings or self._settings(header)
+        if kind_of(self.where, parts) != "LoRA":
+            config = factors_config(self.where, parts, told, dict(self.network.named_modules()))
+            factors = {f"{name}.{part}": z for name, found in parts.items() for part, z in found.items()}
+            return Adapter(self.where, {key: z for key, z in factors.items() if not key.endswith(".alpha")}, config)
         self._check(parts)
         scales = {name: _alpha(name, part, told) for name, part in parts.items()}
-        if odd := next((name for name, alpha in scales.items() if not 0 < alpha < math.inf), None):
-            raise ConfigError(f"{self.where}: the scale (alpha) of {odd} is {scales[odd]}, expected more than 0")
-        whole = {name: alpha if alpha % 1 else int(alpha) for name, alpha in scales.items()}
+        check_scales(self.where, scales)
+        whole = {name: plain(alpha) for name, alpha in scales.items()}
         config = config_of(parts, whole, rslora=bool(told.get("use_rslora", False)))
         weights: dict[str, Tensor] = {}
         for name, part in parts.items():
@@ -207,12 +173,17 @@ class _Reading:
         if not unknown:
             return parts
         kind = type(self.pipe)
-        if factors := next((name for name in unknown if _FACTORS.search(name)), None):
-            raise ConfigError(f"{self.where} is no low-rank adapter: {factors} is another kind of factor (LyCORIS)")
+        if foreign := next((name for name in unknown if _FOREIGN.search(name)), None):
+            raise ConfigError(
+                f"{self.where} holds {foreign}, which is no part of a LoRA, LoHa or LoKr as PEFT has them, and "
+                "cannot be trained or folded in"
+            )
         reason = ""
         if issubclass(kind, LoraBaseMixin):
             try:
-                parts, strange = self._known(self._by_diffusers(dict(tensors)))
+                factors = any(name.rpartition(".")[2] in (*LOHA, *LOKR) for name in tensors)
+                by_diffusers = self._factors_by_diffusers if factors else self._by_diffusers
+                parts, strange = self._known(by_diffusers(dict(tensors)))
                 if not strange:
                     return parts
                 unknown = strange if len(strange) < len(unknown) else unknown
@@ -240,6 +211,29 @@ class _Reading:
             matrix = _NAME.fullmatch(name)
             state[f"{name if matrix is None else matrix[1]}.alpha"] = torch.tensor(float(alpha))
         return state
+
+    def _factors_by_diffusers(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return factors by diffusers' names of modules: those that it gives a LoRA whose rows are numbered."""
+        modules: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            module, _, part = name.rpartition(".")
+            modules.setdefault(module, {})[part] = tensor
+        numbered: dict[str, Tensor] = {}
+        for k, (name, found) in enumerate(modules.items()):
+            rows, columns = sides(found)
+            flat = f"{FLAT}{name.removeprefix('lycoris_')}" if name.startswith("lycoris_") else name
+            numbered |= {
+                f"{flat}.lora_down.weight": torch.full((1, columns), float(k)),
+                f"{flat}.lora_up.weight": torch.arange(rows, dtype=torch.float32)[:, None],
+                f"{flat}.alpha": torch.tensor(1.0),
+            }
+        made, _ = self._known(self._by_diffusers(numbered))
+        named: dict[str, Tensor] = {}
+        for module, lora in made.items():
+            name, found = list(modules.items())[int(lora["A"][0, 0])]
+            cut = rows_of(f"{self.where}: {name}", found, lora["B"][:, 0].long())
+            named |= {f"{module}.{part}": tensor for part, tensor in cut.items()}
+        return named
 
     def _known(self, tensors: Mapping[str, Tensor]) -> tuple[Parts, list[str]]:
         """Return the tensors whose names are those of modules, and the names that are not."""
@@ -286,15 +280,6 @@ class _Reading:
                 part["magnitude"] = _magnitude(part["magnitude"], len(shape))
 
 
-def shape_of(module: nn.Module) -> tuple[int, ...] | None:
-    """Return the shape of a layer's weight, rounded or not; None of what no adapter is for."""
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return tuple(module.weight.shape)
-    return None
-
-
 def _magnitude(found: Tensor, dimensions: int) -> Tensor:
     """Return magnitudes as PEFT has them: `[n]` of a linear layer's n rows, `[1, n, 1, 1]` of a convolution's."""
     return found.flatten() if dimensions == 2 else found.reshape(1, -1, *[1] * (dimensions - 2))
@@ -309,16 +294,3 @@ def _alpha(name: str, part: Mapping[str, Tensor], told: Mapping[str, object]) ->
         return float(pattern[key])
     usual = told.get("lora_alpha")
     return float(usual) if isinstance(usual, int | float) else float(len(part["A"]))
-
-
-def alpha_of(adapter: Adapter, module: str) -> float:
-    """Return what the update of a module is multiplied with, times its rank: what other programs call alpha."""
-    config, rank = adapter.config, len(adapter.weights[f"{module}.lora_A.weight"])
-    patterns = config.alpha_pattern or {}
-    alpha = float(patterns.get(get_pattern_key(list(patterns), module), config.lora_alpha))
-    return alpha * math.sqrt(rank) if config.use_rslora else alpha
-
-
-def scale_of(adapter: Adapter, module: str) -> float:
-    """Return what the update of a module is multiplied with."""
-    return alpha_of(adapter, module) / len(adapter.weights[f"{module}.lora_A.weight"])

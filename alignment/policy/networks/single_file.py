@@ -11,6 +11,7 @@ import torch
 from diffusers.loaders.single_file_model import FromOriginalModelMixin
 
 from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
+from alignment.policy.networks.adapter_kinds import Adapter
 from alignment.policy.networks.spec import GGUF, PolicySpec
 from reward_models.foreign import ForeignCode
 
@@ -97,13 +98,32 @@ def _gguf(spec: PolicySpec) -> Any:
     return GGUFQuantizationConfig(compute_dtype=torch.bfloat16 if spec.autocast else getattr(torch, spec.dtype))
 
 
+def check_factors(networks: Mapping[str, Any], start: Mapping[str, Adapter]) -> None:
+    """Refuse adapters that make an update as large as the weight it is for, where that is stored in another shape.
+
+    Raises:
+        ConfigError: Saying what can be done.
+    """
+    for name in _rounded(networks):
+        if name in start and start[name].kind in ("LoHa", "LoKr"):
+            raise ConfigError(
+                f"{start[name].origin} is a {start[name].kind}, which PEFT does not add to weights in fewer bits; "
+                "train it on the pipeline that is not rounded"
+            )
+
+
+def _rounded(networks: Mapping[str, Any]) -> list[str]:
+    """Return the names of networks that were stored in fewer bits, or are now."""
+    return [name for name, network in networks.items() if "quantization_config" in network.config]
+
+
 def check_rounded(spec: PolicySpec, networks: Mapping[str, Any]) -> None:
     """Refuse to train or to change weights that were stored in fewer bits, whoever did that.
 
     Raises:
         ConfigError: Saying what can be done.
     """
-    rounded = [name for name, network in networks.items() if "quantization_config" in network.config]
+    rounded = _rounded(networks)
     if not rounded:
         return
     where = spec.single_file or spec.pipeline

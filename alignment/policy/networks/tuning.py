@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import set_peft_model_state_dict
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from alignment.errors import ConfigError
-from alignment.policy.networks.adapters import Adapter, scale_of
+from alignment.policy.networks.adapter_kinds import Adapter, scale_of
 from alignment.policy.networks.spec import Lora
 
 ADAPTER = "default"
@@ -152,10 +153,8 @@ def fold_in(network: Any) -> None:
 
 def _refuse_keywords(denoiser: nn.Module) -> None:
     """Name the adapter that its network calls with `input=`: PEFT's layers name that argument otherwise."""
-    from peft.tuners.lora import LoraLayer
-
     layers = dict(denoiser.named_modules())
-    adapted = [name for name, module in layers.items() if isinstance(module, LoraLayer)]
+    adapted = [name for name, module in layers.items() if isinstance(module, BaseTunerLayer)]
     kinds = sorted({kind for name in adapted if (kind := name.rsplit(".", 1)[-1]).isidentifier()})
 
     def refuse(name: str, _: nn.Module, args: tuple[object, ...], named: dict[str, object]) -> None:
@@ -195,9 +194,7 @@ def unfreeze(denoiser: nn.Module, patterns: tuple[str, ...] | None) -> dict[str,
 
 def adapter_layers(denoiser: nn.Module) -> list[Any]:
     """Return the layers of the denoiser that carry an adapter."""
-    from peft.tuners.lora import LoraLayer
-
-    return [module for module in denoiser.modules() if isinstance(module, LoraLayer)]
+    return [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
 
 
 @contextmanager

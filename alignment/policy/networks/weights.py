@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from alignment.errors import ConfigError
-from alignment.policy.networks.adapters import Adapter, check_apart, read_adapters
+from alignment.policy.networks.adapter_kinds import Adapter
+from alignment.policy.networks.adapters import check_apart, read_adapters
 from alignment.policy.networks.layout import Layout, Whole, chosen
-from alignment.policy.networks.single_file import check_rounded
+from alignment.policy.networks.single_file import check_factors, check_rounded
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.networks.tuning import (
     adapter_layers,
@@ -52,14 +53,16 @@ def bring(spec: PolicySpec, pipe: Any, networks: Mapping[str, Any]) -> Brought:
     for k, told in enumerate(spec.adapters):
         adapters = read_adapters(f"policy.adapters.{k}.path", told.path, pipe, networks)
         stack[told.when].append((adapters, told.weight))
-        if told.when == "sampling" and any(adapter.config.use_dora for adapter in adapters.values()):
+        others = {adapter.kind for adapter in adapters.values()} - {"LoRA"}
+        if told.when == "sampling" and others:
             raise ConfigError(
-                f"policy.adapters.{k}.when: {told.path} is a DoRA, which is not put in and out; use always"
+                f"policy.adapters.{k}.when: {told.path} is a {others.pop()}, which is not put in and out; use always"
             )
     frozen, samplers = stack.values()
     start = None
     if spec.lora is not None and spec.lora.start is not None:
         start = read_adapters("policy.lora.start", spec.lora.start, pipe, networks)
+        check_factors(networks, start)
         if lacking := networks.keys() - start.keys():
             raise ConfigError(
                 f"policy.lora.start: {spec.lora.start} has adapters of the {' and '.join(start)} alone, and the "

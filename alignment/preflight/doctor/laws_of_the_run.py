@@ -12,7 +12,7 @@ import torch
 import yaml
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.loaders.peft import PeftAdapterMixin
-from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -218,7 +218,7 @@ def adapter_binds(subject: Subject) -> Finding:
     if policy.spec.lora is None:
         bound, says = float(len(weights)), f"tensors trained, {sum(p.numel() for p in weights):,} numbers"
     else:
-        layers = [m for m in policy.denoiser.modules() if isinstance(m, LoraLayer)]
+        layers = [m for m in policy.denoiser.modules() if isinstance(m, BaseTunerLayer)]
         bound, says = float(len(layers)), f"modules adapted, {sum(p.numel() for p in weights):,} numbers trained"
     frozen = sum(not p.requires_grad for p in weights)
     if frozen or not weights:
@@ -325,4 +325,4 @@ def _lost_in_diffusers(subject: Subject, folder: Path) -> int:
 
 
 def _scales(denoiser: nn.Module) -> list[list[float]]:
-    return [list(m.scaling.values()) for m in denoiser.modules() if isinstance(m, LoraLayer)]
+    return [list(m.scaling.values()) for m in denoiser.modules() if isinstance(m, BaseTunerLayer)]

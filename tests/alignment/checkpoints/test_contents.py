@@ -14,7 +14,7 @@ from peft import LoraConfig
 
 from alignment.checkpoints.contents import adapters_digests, pipeline_digest, prompts_digest
 from alignment.data.prompts import read_prompts
-from alignment.policy.networks.adapters import Adapter
+from alignment.policy.networks.adapter_kinds import Adapter
 from alignment.policy.networks.loading import no_progress_bars
 from alignment.policy.networks.weights import Brought
 from tests.support.toy import labelled

@@ -20,8 +20,8 @@ from alignment.checkpoints.artifacts import CARD, CARD_DATA
 from alignment.checkpoints.export import Order, export, main
 from alignment.cli import main as cli
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem, PipelineError
+from alignment.policy.networks.adapter_kinds import Adapter
 from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_FILE
-from alignment.policy.networks.adapters import Adapter
 from tests.support.tiny import picture, tiny_flux
 from tests.support.trained import SAME, Trained, quiet, trained
 

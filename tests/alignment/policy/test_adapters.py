@@ -170,7 +170,7 @@ CHANGED: dict[Callable[[dict[str, Tensor]], dict[str, Tensor]], str] = {
     half_unknown: r"another base than this FluxPipeline.*8 of its 34 tensors are of no module of the transformer",
     lacking: r"lacks its matrix B",
     wider: r"another network than this FluxTransformer2DModel.*the layer has \[32, 32\]",
-    of_lycoris: r"no low-rank adapter: \S+lokr_w1 is another kind of factor",
+    of_lycoris: r"holds several kinds of adapter, .*a LoKr \(\S+lokr_w1\), a LoRA",
     with_text: r"1 of its 35 tensors are of no module of the transformer: text_encoder",
 }
 
@@ -225,7 +225,7 @@ PLACES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "several": (lambda path: place(path, "a.safetensors", "b.safetensors"), "several adapters; name one of them: a.s"),
     "an empty folder": (lambda path: path, "holds no .safetensors file"),
     "no safetensors": (lambda path: place(path, "a.safetensors"), "is not a whole safetensors file"),
-    "another kind": (lambda path: described(path, '{"peft_type": "LOHA"}'), "peft_type is LOHA; only LORA can be read"),
+    "another kind": (lambda path: described(path, '{"peft_type": "OFT"}'), "peft_type is OFT; LORA, LOHA and LOKR can"),
     "a config that is none": (lambda path: described(path, "[]"), "is not a JSON object"),
 }
 
