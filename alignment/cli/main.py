@@ -331,6 +331,7 @@ def _add_serve_reward(commands: Commands) -> None:
     parser.add_argument("--rows", type=int, help="most samples scored in one call (16)")
     parser.add_argument("--queue", type=int, help="requests that may wait (256); further ones are refused for now")
     parser.add_argument("--patience", type=float, help="seconds for a request to arrive, and to be answered (120)")
+    parser.add_argument("--timeout", type=float, help="seconds for a call of the scorer, then the server ends (600)")
     parser.add_argument("--connections", type=int, help="connections at once, with a token or not (256)")
     for limit, says in (("body", "bytes"), ("rows", "samples"), ("pixels", "pixels of a frame"), ("frames", "frames")):
         parser.add_argument(f"--max-{limit}", type=int, help=f"most {says} in a request")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from alignment.config import build
 from alignment.config.device import parse_device
-from alignment.errors import ConfigError, EnvironmentProblem
+from alignment.errors import ConfigError, EnvironmentProblem, ProcessLost
 from alignment.reports.terminal import show
 from reward_models.base import Loaded, RewardError, RewardModel, load_reward
 from reward_models.loading.extras import extra
@@ -39,6 +39,7 @@ class Serving:
         rows: Most samples scored in one call.
         queue: Requests that may wait.
         patience: Seconds for a question to arrive, and to be answered.
+        timeout: Seconds that one call of the scorer may take, before the server ends.
         connections: Connections at once, those of clients without the token included.
         limits: Of one question.
     """
@@ -50,11 +51,12 @@ class Serving:
     rows: int = 16
     queue: int = 256
     patience: float = 120.0
+    timeout: float = 600.0
     connections: int = 256
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        numbers = {name: vars(self)[name] for name in ("rows", "queue", "patience", "connections")}
+        numbers = {name: vars(self)[name] for name in ("rows", "queue", "patience", "timeout", "connections")}
         numbers |= {f"max-{name}": most for name, most in vars(self.limits).items()}
         for name, number in numbers.items():
             if not 0 < number < math.inf:
@@ -74,6 +76,7 @@ def main(name: str, overrides: Sequence[str], serving: Serving) -> int:
     Raises:
         ConfigError: If there is no such reward, or it may not be served like this.
         EnvironmentProblem: If the address cannot be had.
+        ProcessLost: If a call of the scorer does not end.
         RewardError: If the reward cannot be loaded, does not give its known answers, or breaks down for good.
     """
     for package in ("uvicorn", "fastapi"):
@@ -85,7 +88,9 @@ def main(name: str, overrides: Sequence[str], serving: Serving) -> int:
     with bind_socket(serving) as listener:
         loaded = load_on(model, serving.device)
         answers = loaded.examine()
-        settings = Settings(fingerprint(loaded), token, serving.limits, patience=serving.patience)
+        settings = Settings(
+            fingerprint(loaded), token, serving.limits, patience=serving.patience, timeout=serving.timeout
+        )
         service = Service(loaded, rows=serving.rows, queue=serving.queue, pixels=serving.limits.total)
         server = server_of(application(service, settings), connections)
         service.when_broken = functools.partial(setattr, server, "should_exit", True)
@@ -95,6 +100,11 @@ def main(name: str, overrides: Sequence[str], serving: Serving) -> int:
             f"{len(answers)} known answers given, {'with' if token else 'without'} a token"
         )
         server.run(sockets=[listener])
+    if service.stuck_at:
+        raise ProcessLost(
+            f"{loaded.model} had not ended one call after --timeout {serving.timeout:g} seconds, and the server has "
+            f"ended; it was at {service.stuck_at}. Start it anew, with a longer --timeout if a call may take that long"
+        )
     if service.broke_down:
         raise RewardError(f"{loaded.model} ended the thread that scores; the traceback above says how")
     return 0

@@ -40,6 +40,7 @@ from alignment.training.evaluation import Evaluator
 from alignment.training.folder_guard import holds_something, move_aside, refuse_run
 from alignment.training.loop import Trainer
 from alignment.training.runtime.runtime import Runtime, peak_memory
+from alignment.training.sameness import check_same_start
 from alignment.training.setup import load
 from alignment.training.stopping import StopSignal
 from reward_models.base import RewardError
@@ -84,6 +85,7 @@ def begin(run: Run, runtime: Runtime, stop: StopSignal, resume: str | None) -> N
     resolved = build.resolved(run)
     config = yaml.safe_load(resolved)
     checkpoints = Checkpoints(folder, run.output.keep, config, runtime.world.size)
+    check_same_start(runtime.world, config)
     afresh = run.output.overwrite or resume == AUTO  # without a checkpoint there is nothing that could be lost
     try:
         path = where_from(resume, checkpoints, runtime)

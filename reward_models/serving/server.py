@@ -47,6 +47,7 @@ class Settings:
         held: Bytes of all questions held at once, from their first byte to their answer: bodies, and what is unpacked
             from them.
         patience: Seconds for a question to arrive, and for it to be answered.
+        timeout: Seconds that one call of the scorer may take; then it is taken for stuck, and the service given up.
     """
 
     fingerprint: str
@@ -54,6 +55,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     held: int = 2**30
     patience: float = 120.0
+    timeout: float = 600.0
 
 
 def application(service: Service, settings: Settings) -> "FastAPI":
@@ -66,7 +68,9 @@ def application(service: Service, settings: Settings) -> "FastAPI":
 
     @asynccontextmanager
     async def lifespan(app: fastapi.FastAPI) -> AsyncIterator[None]:
+        watch = asyncio.create_task(_watch(service, settings.timeout))
         yield
+        watch.cancel()
         await asyncio.to_thread(service.close)
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
@@ -111,6 +115,13 @@ def application(service: Service, settings: Settings) -> "FastAPI":
         return Response(answer.model_dump_json(), media_type=JSON)
 
     return app
+
+
+async def _watch(service: Service, timeout: float) -> None:
+    """Give the service up when one call of its model takes too long."""
+    while service.call_seconds <= timeout:
+        await asyncio.sleep(min(1.0, timeout / 4))
+    service.give_up()
 
 
 class _Door:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -43,7 +45,8 @@ class Service:
     """A loaded reward behind a queue.
 
     What a model raises, and memory that runs out, answer the question that met them. Anything else is a fault of ours
-    or an interrupt: then all who wait are told, and nothing is answered any more.
+    or an interrupt: then all who wait are told, and nothing is answered any more. So it is where one call never ends
+    and the service is given up.
 
     Attributes:
         loaded: What scores.
@@ -51,8 +54,9 @@ class Service:
         linger: Seconds to wait for more of them.
         queue: Questions that may wait; more are refused.
         pixels: Most pixels of questions that are scored together; one with more is scored alone.
-        when_broken: Called in the end, from the thread that scores, if that breaks down.
-        broke_down: Whether it has.
+        when_broken: Called in the end, if the thread that scores breaks down or the service is given up.
+        broke_down: Whether it has broken down.
+        stuck_at: Lines of code where that thread was when the service was given up; empty if it was not.
     """
 
     def __init__(
@@ -60,7 +64,9 @@ class Service:
     ) -> None:
         self.loaded, self.rows, self.linger, self.queue, self.pixels = loaded, rows, linger, queue, pixels
         self.when_broken: Callable[[], object] = lambda: None
-        self.broke_down = False
+        self.broke_down, self.stuck_at = False, ""
+        self._call_began: float | None = None
+        self._scored: list[_Job] = []  # what the thread is at
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -91,6 +97,22 @@ class Service:
         job.answer.add_done_callback(lambda answer: self._forget(job))
         return job.answer
 
+    @property
+    def call_seconds(self) -> float:
+        """Seconds since the present call of the model began; 0 between calls."""
+        began = self._call_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def give_up(self) -> None:
+        """Take no more and refuse all who wait: the present call of the model is not expected to end.
+
+        Its thread is left alone: nothing can end it but the end of the process.
+        """
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        where = traceback.extract_stack(frame)[-3:] if frame is not None else []
+        self.stuck_at = " > ".join(f"{at.filename}:{at.lineno} {at.name}" for at in where) or "an unknown place"
+        self._refuse_all("the scorer is stuck")
+
     def _forget(self, job: _Job) -> None:
         """Let go of the pictures of a question that nobody waits for any more."""
         with self._changed:
@@ -102,7 +124,8 @@ class Service:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        if not self.stuck_at:
+            self._thread.join()
 
     def _work(self) -> None:
         with ExitStack() as at_the_end:
@@ -114,14 +137,18 @@ class Service:
             at_the_end.pop_all()
 
     def _break_down(self) -> None:
+        self.broke_down = True
+        self._refuse_all("the scorer has broken down")
+
+    def _refuse_all(self, why: str) -> None:
         """Take no more, and refuse all who wait: nobody waits for an answer that does not come."""
         with self._changed:
-            self._closing = self.broke_down = True
-            left = list(self._waiting)
+            self._closing = True
+            left = [job for job in self._waiting if job.answer.set_running_or_notify_cancel()]
+            left += [job for job in self._scored if not job.answer.done()]
             self._waiting.clear()
-        for job in left:
-            if job.answer.set_running_or_notify_cancel():
-                job.answer.set_exception(Refusal(503, "stopping", "the scorer has broken down", wait=5))
+            for job in left:
+                job.answer.set_exception(Refusal(503, "stopping", why, wait=5))
         self.when_broken()
 
     def _next(self) -> list[_Job]:
@@ -156,15 +183,18 @@ class Service:
         return sum(len(job.asked) for job in self._waiting)
 
     def _answer(self, jobs: list[_Job]) -> None:
-        unsent = list(jobs)
+        self._scored = jobs
         try:
             verdicts = self._score([job.asked for job in jobs])
-            for job, verdict in zip(jobs, verdicts, strict=True):
-                job.answer.set_result(verdict)
-                unsent.remove(job)
+            with self._changed:
+                for job, verdict in zip(jobs, verdicts, strict=True):
+                    if not job.answer.done():  # by giving up
+                        job.answer.set_result(verdict)
         finally:
-            for job in unsent:
-                job.answer.set_exception(Refusal(500, "broken", "the scorer has broken down"))
+            with self._changed:
+                for job in jobs:
+                    if not job.answer.done():
+                        job.answer.set_exception(Refusal(500, "broken", "the scorer has broken down"))
 
     def _score(self, questions: Sequence[ParsedQuestion]) -> list[Outcome]:
         if len(questions) == 1:
@@ -211,11 +241,9 @@ class Service:
             with torch.no_grad():
                 parts = [asked if rows is None else asked[rows] for asked in questions]
                 prompts = [text for asked in parts for text in asked.prompts]
-                rewards = self.loaded(
-                    media=_joined([asked.media for asked in parts]),
-                    prompts=prompts,
-                    group=_apart([asked.group for asked in parts]),
-                )
+                media, group = _joined([asked.media for asked in parts]), _apart([asked.group for asked in parts])
+                self._call_began = time.monotonic()
+                rewards = self.loaded(media=media, prompts=prompts, group=group)
             return Rewards(rewards.value.cpu(), {name: part.cpu() for name, part in rewards.parts.items()})
         except RewardError:
             raise
@@ -223,6 +251,8 @@ class Service:
             if not out_of_memory(error):
                 raise
             raise broken(self.loaded.model, error) from error
+        finally:
+            self._call_began = None
 
 
 def _verdict(found: Sequence[tuple[Tensor, Rewards | str]], count: int) -> Outcome:

@@ -55,9 +55,16 @@ def freezes(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 class Processes:
-    """Two processes of one run, started as a launcher does that leaves them alone afterwards."""
+    """Two processes of one run, started as a launcher does that leaves them alone afterwards.
 
-    def __init__(self, folder: Path, reward: Callable[..., Tensor], *more: str) -> None:
+    Args:
+        folder: What `prepared` wrote.
+        reward: Judge of the samples.
+        more: Words of the command line of both.
+        apart: Words of the second one's alone.
+    """
+
+    def __init__(self, folder: Path, reward: Callable[..., Tensor], *more: str, apart: Sequence[str] = ()) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -68,8 +75,8 @@ class Processes:
         environment = {**os.environ, **where, "OMP_NUM_THREADS": "1"}
         ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
         self.running = [
-            start("alignment.train", [*fixed, *more], environment | rank, folder / f"log{rank['RANK']}")
-            for rank in ranks
+            start("alignment.train", [*fixed, *more, *words], environment | rank, folder / f"log{rank['RANK']}")
+            for rank, words in zip(ranks, ([], apart), strict=True)
         ]
 
     def ended(self) -> list[int]:
@@ -186,3 +193,16 @@ def test_a_process_that_is_killed_ends_the_other(folder: Path, shard: str) -> No
     [told] = run.told()
     assert re.search(r"process 1 of 2 \(.+\) is lost: no sign of life comes from it", told)
     assert told.endswith("checkpoint-2 is saved; continue with --resume latest")
+
+
+@pytest.mark.parametrize("key", ["optimizer.learning_rate", "data.prompts"])
+def test_processes_that_are_not_made_from_the_same_are_refused(folder: Path, key: str) -> None:
+    other = folder / "other.txt"
+    other.write_text("a cat\na dog\na crow\n")
+    value = "0.5" if key == "optimizer.learning_rate" else str(other)
+    run = Processes(folder, fails, apart=[f"{key}={value}"])
+    assert run.ended() == [2, 2]
+    [told] = run.told()
+    what = f"{key} is 0.5, on process 0 0.0001" if key == "optimizer.learning_rate" else f"the content of {key} is "
+    assert f"process 1 of 2 is not like the first: {what}" in told
+    assert not (folder / "runs" / "run").exists()

@@ -125,9 +125,34 @@ class Buggy(RewardModel):
         return module("reward_models.broken", "def run():\n    raise TypeError('a bug')\n")["run"]()
 
 
+@dataclass(frozen=True)
+class Hanging(RewardModel):
+    """Never ends a call, until it is let go."""
+
+    differentiable: ClassVar[bool] = False
+    go: ClassVar[threading.Event] = threading.Event()
+
+    def load(self, *, device: torch.device) -> Hanging:
+        return self
+
+    def __call__(self, *, media: Media, prompts: Sequence[str]) -> Rewards:
+        self.go.wait()
+        return Rewards(torch.zeros(len(media)))
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_that_breaks_down_ends_the_program(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("model", "exit_code", "answer", "says"),
+    [
+        ("Buggy", 2, 500, "visalign: Buggy ended the thread that scores"),
+        ("Hanging", 7, 503, "Hanging had not ended one call after --timeout 1 seconds, and the server has ended"),
+    ],
+)
+def test_a_scorer_that_answers_no_more_ends_the_program(
+    capfd: pytest.CaptureFixture[str], model: str, exit_code: int, answer: int, says: str
+) -> None:
     """A process that runs and answers nobody would be found out by its clients alone."""
+    Hanging.go.clear()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     found: list[int] = []
@@ -139,10 +164,11 @@ def test_a_thread_that_breaks_down_ends_the_program(capfd: pytest.CaptureFixture
 
     asking = threading.Thread(target=ask)
     asking.start()
-    code = cli.run(["serve-reward", f"{__name__}:Buggy", "--port", str(port), "--device", "cpu"])
+    code = cli.run(["serve-reward", f"{__name__}:{model}", "--port", str(port), "--device", "cpu", "--timeout", "1"])
+    Hanging.go.set()
     asking.join()
-    assert (code, found) == (2, [500])
-    assert "visalign: Buggy ended the thread that scores" in capfd.readouterr().err
+    assert (code, found) == (exit_code, [answer])
+    assert says in capfd.readouterr().err
 
 
 ABSENT = ("accelerate", "av", "diffusers", "httpx", "jinja2", "matplotlib", "peft", "rich", "scipy", "transformers")

@@ -6,10 +6,10 @@ are a block or two thick and sixteen numbers wide; the tokens are words of a sho
 
 from __future__ import annotations
 
-from tests.pipelines.zoo import edits, images, videos, worlds
+from tests.pipelines.zoo import caches, edits, images, videos, worlds
 from tests.pipelines.zoo.member import Member, builders
 
-ZOO = builders(images, videos, edits, worlds)
+ZOO = builders(images, videos, edits, caches, worlds)
 """Builders by name."""
 
 

@@ -13,6 +13,7 @@ from diffusers import (
     AutoencoderKLLTXVideo,
     AutoencoderKLMochi,
     AutoencoderKLQwenImage,
+    AutoencoderKLQwenImage21,
     AutoencoderKLWan,
 )
 
@@ -88,6 +89,19 @@ def wan() -> AutoencoderKLWan:
 def qwen() -> AutoencoderKLQwenImage:
     """Return the autoencoder of Qwen-Image: Wan's, for one frame."""
     return AutoencoderKLQwenImage(**_WAN)
+
+
+def qwen21() -> AutoencoderKLQwenImage21:
+    """Return the autoencoder of Qwen-Image 2.1: a sixteenth of a side, four channels of pixels."""
+    return AutoencoderKLQwenImage21(
+        base_dim=4,
+        decoder_base_dim=4,
+        z_dim=CHANNELS,
+        dim_mult=[1, 1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.0] * CHANNELS,
+        latents_std=[1.0] * CHANNELS,
+    )
 
 
 def hunyuan() -> AutoencoderKLHunyuanVideo:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from diffusers import (
-    Flux2KleinKVPipeline,
     FluxControlNetModel,
     FluxControlNetPipeline,
     FluxFillPipeline,
@@ -11,11 +10,14 @@ from diffusers import (
     HunyuanSkyreelsImageToVideoPipeline,
     HunyuanVideoImageToVideoPipeline,
     LTXImageToVideoPipeline,
+    MotifVideoImage2VideoPipeline,
+    MotifVideoTransformer3DModel,
     QwenImageEditPipeline,
     SkyReelsV2ImageToVideoPipeline,
     SkyReelsV2Transformer3DModel,
     WanImageToVideoPipeline,
 )
+from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions as qwen_dimensions
 
@@ -40,16 +42,6 @@ def flux_fill() -> Member:
     transformer = images.flux_transformer(16 + 16 + 4 * 4, out=16)
     pipe = FluxFillPipeline(images.dynamic(), decoders.kl(shift=0.0), encoder, words, encoder_2, words_2, transformer)
     return Member(pipe, {**images.TEXT_CALL, "guidance_scale": 30.0})
-
-
-def flux2_klein_kv() -> Member:
-    """FLUX.2 klein KV: later rounds read the keys and values of the picture that the first one kept."""
-    words, encoder = texts.qwen3(4, head=True)
-    pipe = Flux2KleinKVPipeline(images.dynamic(), decoders.flux2(), encoder, words, images.flux2_transformer())
-    layers = {"max_sequence_length": 24, "text_encoder_out_layers": (1, 2, 3)}
-    keeps = "keeps something from round to round"
-    cannot = {"guidance": "the pipeline has no guidance", "nft_step": keeps, "dpo_step": keeps}
-    return Member(pipe, {**images.CALL, "height": 64, "width": 64, **layers}, cannot)  # no smaller picture is taken
 
 
 def flux_controlnet() -> Member:
@@ -139,3 +131,25 @@ def ltx_i2v() -> Member:
     words, encoder = texts.t5()
     pipe = LTXImageToVideoPipeline(flow(), decoders.ltx(), encoder, words, videos.ltx_transformer())
     return Member(pipe, {**videos.TEXT_CALL, "num_frames": 9, "guidance_scale": 3.0})
+
+
+def motif_i2v() -> Member:
+    """Motif-Video I2V: the first frame in the channels of the input, and seen by the eyes of the text encoder."""
+    words, encoder, reader = texts.t5_gemma2()
+    transformer = MotifVideoTransformer3DModel(
+        in_channels=4 * 2 + 1,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        num_single_layers=1,
+        num_decoder_layers=1,
+        text_embed_dim=32,
+        image_embed_dim=16,
+        rope_axes_dim=(4, 6, 6),
+    )
+    guider = ClassifierFreeGuidance(guidance_scale=3.0)
+    pipe = MotifVideoImage2VideoPipeline(
+        images.dynamic(), decoders.wan(), encoder, words, transformer, guider=guider, feature_extractor=reader
+    )
+    return Member(pipe, {**videos.TEXT_CALL, "negative_prompt": "blurry"})

@@ -41,12 +41,19 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3Model,
     Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     Qwen3VLModel,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
     T5Config,
     T5EncoderModel,
     UMT5Config,
     UMT5EncoderModel,
 )
+from transformers.models.t5gemma2.configuration_t5gemma2 import T5Gemma2EncoderConfig, T5Gemma2TextConfig
+from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2Encoder
 
 WORDS = """
 a and at blue blurry circle cube down fast green left moves of on one picture red right square squares table the three
@@ -171,15 +178,26 @@ def qwen25_vl(front: int = 0) -> Texts:
     return words, Qwen2_5_VLForConditionalGeneration(config)
 
 
-def qwen3_vl() -> Texts:
-    """Return a Qwen 3 VL without a head, of width 16."""
+def qwen3_vl(*, head: bool = False) -> Texts:
+    """Return a Qwen 3 VL, of width 16."""
     words = tokenizer(end=False, extra=CHAT_TOKENS, chat=CHAT, longest=1024)
     eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16}
     config = Qwen3VLConfig(
         text_config={**_decoder(words, 3), "head_dim": 8, "rope_parameters": ROPE},
         vision_config={**eyes, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+        image_token_id=words.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=words.convert_tokens_to_ids("<|video_pad|>"),
+        vision_start_token_id=words.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=words.convert_tokens_to_ids("<|vision_end|>"),
     )
-    return words, Qwen3VLModel(config)
+    return words, (Qwen3VLForConditionalGeneration if head else Qwen3VLModel)(config)
+
+
+def qwen3_vl_processor() -> tuple[PreTrainedModel, Qwen3VLProcessor]:
+    """Return a Qwen 3 VL with a head, of width 16, and what prepares its texts and pictures of 64 pixels."""
+    words, encoder = qwen3_vl(head=True)
+    eyes = Qwen2VLImageProcessor(min_pixels=64 * 64, max_pixels=64 * 64, patch_size=16)
+    return encoder, Qwen3VLProcessor(eyes, words, Qwen3VLVideoProcessor(), chat_template=CHAT)
 
 
 def gemma2() -> Texts:
@@ -273,3 +291,15 @@ def gemma3() -> Texts:
     eyes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Gemma3Config(text_config=sizes, vision_config={**eyes, "image_size": 8, "patch_size": 4})
     return words, Gemma3ForConditionalGeneration(config)
+
+
+def t5_gemma2() -> tuple[PreTrainedTokenizerFast, PreTrainedModel, SiglipImageProcessor]:
+    """Return the encoder of a T5 Gemma 2, of width 32, its eyes of width 16, and what prepares their pictures."""
+    words = tokenizer(begin=True, end=False)
+    eyes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = T5Gemma2EncoderConfig(
+        text_config=T5Gemma2TextConfig(**{**_decoder(words, 2), "hidden_size": 32, "head_dim": 16}, dropout_rate=0.0),
+        vision_config=SiglipVisionConfig(**eyes, image_size=8, patch_size=4),
+        mm_tokens_per_image=4,
+    )
+    return words, T5Gemma2Encoder(config), SiglipImageProcessor(size={"height": 8, "width": 8})

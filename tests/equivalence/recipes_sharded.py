@@ -1,0 +1,42 @@
+"""Take a step of every recipe on its tiny twin with networks spread over two processes; test_recipes.py compares.
+
+Usage: torchrun --nproc_per_node 2 recipes_sharded.py FOLDER
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import save_file
+
+from alignment.errors import VisalignError
+from tests.support.recipe_twins import RECIPES, take_step, tiny_run, write_data
+from tests.support.tiny_rewards import Shelf
+
+
+def main() -> None:
+    """Write RECIPE.safetensors for those that come through, RECIPE.txt with the reason for those that are refused."""
+    torch.set_num_threads(1)
+    folder, state = Path(sys.argv[1]), PartialState(cpu=True)
+    mine = folder / f"process {state.process_index}"  # each process makes the same files, for itself
+    (mine / "rewards").mkdir(parents=True)
+    write_data(mine)
+    os.chdir(mine)
+    shelf = Shelf(mine / "rewards")
+    for name, path in RECIPES.items():
+        try:
+            weights = take_step(tiny_run(path, mine, shelf, "parallel.shard=2"))
+        except VisalignError as error:
+            (mine / f"{name}.txt").write_text(str(error))
+            continue
+        if state.is_main_process:
+            save_file(weights, folder / f"{name}.safetensors")
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

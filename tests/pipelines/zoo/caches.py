@@ -1,0 +1,36 @@
+"""Pipelines whose later rounds read the keys and values that the first one kept."""
+
+from __future__ import annotations
+
+from diffusers import Flux2KleinKVPipeline, QwenImage21Pipeline, QwenImage21Transformer2DModel
+
+from tests.pipelines.zoo import decoders, images, texts
+from tests.pipelines.zoo.member import Member
+
+KEEPS = "keeps something from round to round"
+
+
+def flux2_klein_kv() -> Member:
+    """FLUX.2 klein KV: later rounds read the keys and values of the picture that the first one kept."""
+    words, encoder = texts.qwen3(4, head=True)
+    pipe = Flux2KleinKVPipeline(images.dynamic(), decoders.flux2(), encoder, words, images.flux2_transformer())
+    layers = {"max_sequence_length": 24, "text_encoder_out_layers": (1, 2, 3)}
+    cannot = {"guidance": "the pipeline has no guidance", "nft_step": KEEPS, "dpo_step": KEEPS}
+    return Member(pipe, {**images.CALL, "height": 64, "width": 64, **layers}, cannot)  # no smaller picture is taken
+
+
+def qwen_image_2_1() -> Member:
+    """Qwen-Image 2.1: one sequence of words and latents, those of the words computed in the first round only."""
+    encoder, processor = texts.qwen3_vl_processor()
+    transformer = QwenImage21Transformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        context_in_dim=16,
+        axes_dims_rope=(4, 6, 6),
+    )
+    pipe = QwenImage21Pipeline(images.dynamic(), decoders.qwen21(), encoder, processor, transformer)
+    call = {**images.CALL, "height": 32, "width": 32, "true_cfg_scale": 3.0, "negative_prompt": "blurry"}
+    return Member(pipe, call, {"nft_step": KEEPS, "dpo_step": KEEPS})
