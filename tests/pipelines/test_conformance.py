@@ -42,3 +42,12 @@ def test_the_table_has_a_row_a_pipeline_and_a_column_a_check() -> None:
 def test_enough_pipelines_pass_every_check() -> None:
     refused = {name for (name, _), mark in table.read().items() if mark != table.PASSED}
     assert len(ZOO.keys() - refused) >= ENOUGH
+
+
+@pytest.mark.parametrize("member", ["motif_i2v"], indirect=True)
+def test_a_text_encoder_that_also_sees_stays(member: Member, subject: Subject) -> None:
+    """Without it this pipeline would work on, and its network would never see the picture."""
+    prepared = subject.trainer.policy.prepared
+    assert prepared is not None
+    assert prepared.released == ()
+    assert member.pipe.text_encoder is not None

@@ -23,10 +23,10 @@ FLOPS = 0.05
 
 VALUES = {
     "lumina2", "ltx_video", "ltx_i2v", "ltx2", "mochi", "hunyuan_video_1_5", "cosmos", "skyreels_v2_forcing",
-    "hunyuan_image",
+    "hunyuan_image", "motif_i2v", "qwen_image_2_1",
 }  # fmt: skip
-"""Networks that look at the values of their inputs: masks that are counted, a device that is asked about autocast; and
-streams that are denoised one after the other."""
+"""Networks that look at the values of their inputs: masks that are counted, a device that is asked about autocast;
+streams that are denoised one after the other; and text encoders of which a part is called by itself."""
 
 
 def learned(loss: Loss) -> None:

@@ -143,13 +143,16 @@ def draw(spec: PolicySpec) -> Any:
             name: None if part is None else _component(name, part, described, spec)
             for name, part in described.parts.items()
         }
-        for name, encoder in list(parts.items()):
-            tokenizer = name.replace("text_encoder", "tokenizer")
-            if name.startswith("text_encoder") and encoder is not None and parts.get(tokenizer) is None:
-                parts[tokenizer] = _vocabulary(encoder)
+        words = {
+            name.replace("text_encoder", "tokenizer"): _vocabulary(encoder)
+            for name, encoder in parts.items()
+            if name.startswith("text_encoder") and encoder is not None
+        }
         processor = described.parts.get("processor")
         if processor is not None and parts["processor"] is None:
-            parts["processor"] = _processor(processor, parts["tokenizer"])
+            parts["processor"] = _processor(processor, parts.get("tokenizer") or words["tokenizer"])
+        takes = inspect.signature(described.cls.__init__).parameters
+        parts |= {name: made for name, made in words.items() if name in takes and parts.get(name) is None}
         # Tensors of the pipeline's own stay on the CPU; its networks alone are elsewhere.
         body = {"_execution_device": _HERE, "device": _HERE, "__module__": described.cls.__module__}
         pipe = type(described.cls.__name__, (described.cls,), body)(**parts, **described.settings)

@@ -20,7 +20,7 @@ def flux2_klein_kv() -> Member:
 
 
 def qwen_image_2_1() -> Member:
-    """Qwen-Image 2.1: one sequence of words and latents, those of the words computed in the first round only."""
+    """Qwen-Image 2.1: one sequence of words, a picture and latents; all but the last are computed in the first round."""
     encoder, processor = texts.qwen3_vl_processor()
     transformer = QwenImage21Transformer2DModel(
         in_channels=4,
@@ -32,5 +32,6 @@ def qwen_image_2_1() -> Member:
         axes_dims_rope=(4, 6, 6),
     )
     pipe = QwenImage21Pipeline(images.dynamic(), decoders.qwen21(), encoder, processor, transformer)
-    call = {**images.CALL, "height": 32, "width": 32, "true_cfg_scale": 3.0, "negative_prompt": "blurry"}
+    sizes = {"height": 32, "width": 32, "output_resolution": 64}  # the last is that of the picture it is given
+    call = {**images.CALL, **sizes, "true_cfg_scale": 3.0, "negative_prompt": "blurry"}
     return Member(pipe, call, {"nft_step": KEEPS, "dpo_step": KEEPS})
