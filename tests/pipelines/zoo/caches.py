@@ -20,7 +20,7 @@ def flux2_klein_kv() -> Member:
 
 
 def qwen_image_2_1() -> Member:
-    """Qwen-Image 2.1: one sequence of words, a picture and latents; all but the last are computed in the first round."""
+    """Qwen-Image 2.1: words, a picture and latents in one sequence; round 1 alone computes the first two."""
     encoder, processor = texts.qwen3_vl_processor()
     transformer = QwenImage21Transformer2DModel(
         in_channels=4,
