@@ -138,7 +138,7 @@ def calibration(margins: np.ndarray, human: np.ndarray) -> Calibration:
         for rows in np.array_split(np.argsort(predicted, kind="stable"), BINS)
         if len(rows)
     ]
-    error = sum(n * abs(said - seen) for said, seen, n in curve) / len(first)
+    error = sum(n * abs(mean - share) for mean, share, n in curve) / len(first)
     return Calibration(
         scale / slope, loss(math.log(slope)), float(((predicted - first) ** 2).mean()), error, tuple(curve)
     )

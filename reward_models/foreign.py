@@ -134,5 +134,5 @@ def what_ran_out(error: BaseException) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out, on a device or in the machine."""
-    said = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_ROOM)
-    return said or isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
+    no_room = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_ROOM)
+    return no_room or isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)

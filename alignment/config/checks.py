@@ -223,8 +223,8 @@ def _copies(run: Run) -> Iterator[Problem]:
             f"{type(run.source).__name__} does not keep; choose one that does (semi_policy keeps the opponent)",
         )
     used = {*run.objective.snapshots, *run.source.snapshots}
-    told = {"every": run.snapshots.every != 1, "above": bool(run.snapshots.above)}
-    for key in (key for key, said in told.items() if said and "behaviour" not in used):
+    given = {"every": run.snapshots.every != 1, "above": bool(run.snapshots.above)}
+    for key in (key for key, is_given in given.items() if is_given and "behaviour" not in used):
         yield (
             f"snapshots.{key}",
             "it sets when the behaviour copy is refreshed, but nothing in this run reads that copy; set "

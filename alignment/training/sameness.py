@@ -64,11 +64,11 @@ def check_same(world: World, facts: Mapping[str, str]) -> None:
     for rank, other in enumerate(others, start=1):
         differing = [key for key in {**first, **other} if first.get(key) != other.get(key)]
         if differing:
-            told = "; ".join(f"{key} is {other.get(key)}, on process 0 {first.get(key)}" for key in differing[:3])
+            both = [f"{key} is {other.get(key)}, on process 0 {first.get(key)}" for key in differing[:3]]
             more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise ConfigError(
-                f"process {rank} of {world.size} is not like the first: {told}{more}. Start all processes with the "
-                "same config, code, libraries and files"
+                f"process {rank} of {world.size} is not like the first: {'; '.join(both)}{more}. Start all processes "
+                "with the same config, code, libraries and files"
             )
 
 

@@ -124,11 +124,11 @@ def _unreadable(name: str, file: Path, error: BaseException) -> RewardError:
     return RewardError(f"{name}: {file} cannot be read, it is damaged or no checkpoint: {what}")
 
 
-def _not_tensors(file: Path, said: str) -> str:
+def _not_tensors(file: Path, message: str) -> str:
     """Return what is wrong with a file that torch does not unpickle, from its first bytes and torch's message."""
     with file.open("rb") as stream:
         begin = stream.read(16)
-    found = re.search(r"GLOBAL ([\w.]+)", said)
+    found = re.search(r"GLOBAL ([\w.]+)", message)
     if found or begin[:1] == pickle.PROTO:
         return (
             f"is refused: it holds {found[1] if found else 'something else than tensors'}, and loading that could run "

@@ -134,13 +134,13 @@ class _OpticalFlowScorer:
 
     def _speeds(self, clip: Tensor) -> Tensor:
         """Return the speed between neighbours of `[F, 3, H, W]`, `[F - 1]`, in thresholds."""
-        seen = self._ready(clip.to(self.device).float())
-        pairs = zip(seen[:-1].split(1), seen[1:].split(1), strict=True)
+        frames = self._ready(clip.to(self.device).float())
+        pairs = zip(frames[:-1].split(1), frames[1:].split(1), strict=True)
         flows = torch.cat([self.network(a, b, num_flow_updates=self.model.updates)[-1] for a, b in pairs])
         # The gradient of a length is not defined at zero, where nothing moves.
         lengths = (flows.square().sum(1) + torch.finfo(flows.dtype).eps).sqrt().flatten(1)
         fastest = lengths.topk(max(1, int(_FASTEST * lengths.shape[1])), dim=1).values.mean(1)
-        return fastest / (_THRESHOLD * min(seen.shape[-2:]))
+        return fastest / (_THRESHOLD * min(frames.shape[-2:]))
 
     def _ready(self, clip: Tensor) -> Tensor:
         """Return frames in [-1, 1] of a size that RAFT takes."""

@@ -61,13 +61,15 @@ class Detector:
         found = self.processor.post_process_instance_segmentation(
             answer, threshold=least, target_sizes=[size], return_binary_maps=True
         )[0]
-        told_of = found["segments_info"]
+        segments = found["segments_info"]
         kinds: dict[str, list[Instance]] = {}
-        for mask, told in zip(found["segmentation"] if told_of else (), told_of, strict=True):
-            if told["label_id"] in self.kinds and mask.any():
+        for mask, segment in zip(found["segmentation"] if segments else (), segments, strict=True):
+            if segment["label_id"] in self.kinds and mask.any():
                 left, top, right, bottom = (int(side) for side in masks_to_boxes(mask[None].float())[0])
                 box = (left, top, right + 1, bottom + 1)
-                kinds.setdefault(self.kinds[told["label_id"]], []).append(Instance(told["score"], box, mask.bool()))
+                kinds.setdefault(self.kinds[segment["label_id"]], []).append(
+                    Instance(segment["score"], box, mask.bool())
+                )
         return {kind: sorted(objects, key=lambda one: -one.score) for kind, objects in kinds.items()}
 
 

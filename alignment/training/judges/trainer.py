@@ -162,10 +162,10 @@ class JudgeTrainer:
         end = self.reader.processor.tokenizer.eos_token
         answers = [f"{thought}\n{CUE} {word}{end}" for thought, word in zip(thoughts, right, strict=True)]
         wrong = [f"{t}\n{CUE} {NO if word == YES else YES}{end}" for t, word in zip(thoughts, right, strict=True)]
-        told = self.reader.log_likelihood(questions, answers)
+        log_likelihoods = self.reader.log_likelihood(questions, answers)
         with torch.no_grad():
-            right_rows, wrong_rows = (told - self.reader.log_likelihood(questions, wrong)).chunk(2)
-        return -told.mean(), right_rows + wrong_rows
+            right_rows, wrong_rows = (log_likelihoods - self.reader.log_likelihood(questions, wrong)).chunk(2)
+        return -log_likelihoods.mean(), right_rows + wrong_rows
 
     @torch.no_grad()
     def accuracy(self, pairs: Sequence[Pair]) -> list[float]:
