@@ -17,8 +17,6 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
-    HunyuanImagePipeline,
-    HunyuanImageTransformer2DModel,
     Krea2Pipeline,
     Krea2Transformer2DModel,
     Lumina2Pipeline,
@@ -39,7 +37,6 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from diffusers.guiders import AdaptiveProjectedMixGuidance
 
 from tests.pipelines.zoo import decoders, texts
 from tests.pipelines.zoo.member import Member, flow
@@ -372,26 +369,3 @@ def krea2() -> Member:
     )
     pipe = Krea2Pipeline(dynamic(), decoders.qwen(), encoder, words, transformer, text_encoder_select_layers=(1, 2))
     return Member(pipe, {**CALL, "height": 32, "width": 32, "max_sequence_length": 24, "guidance_scale": 3.0})
-
-
-def hunyuan_image() -> Member:
-    """HunyuanImage: guidance that keeps an average of its own from round to round, and begins to use it late."""
-    (words, encoder), (letters, encoder_2) = texts.qwen25_vl(front=3), texts.byt5()
-    transformer = HunyuanImageTransformer2DModel(
-        in_channels=8,
-        out_channels=8,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=1,
-        num_single_layers=1,
-        num_refiner_layers=1,
-        text_embed_dim=16,
-        text_embed_2_dim=32,
-        rope_axes_dim=(4, 4),
-    )
-    guider = AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=2)
-    pipe = HunyuanImagePipeline(
-        flow(), decoders.hunyuan_image(), encoder, words, encoder_2, letters, transformer, guider, None
-    )
-    keeps = "keeps something from round to round"
-    return Member(pipe, {**CALL, "negative_prompt": "blurry"}, {"nft_step": keeps, "dpo_step": keeps})

@@ -56,6 +56,11 @@ def _finished(build: Callable[[], Member]) -> Callable[[], Member]:
     return finish
 
 
+def pad_to(kind: type[DiffusionPipeline], tokens: int) -> None:
+    """Let pipelines of a class pad texts to `tokens`; how many is a number in their `__init__`, a thousand of them."""
+    kind.tokenizer_max_length = property(lambda self: tokens, lambda self, value: None)
+
+
 def flow(shift: float = 1.0) -> FlowMatchEulerDiscreteScheduler:
     """Return the usual scheduler of flow models, with a fixed shift."""
     return FlowMatchEulerDiscreteScheduler(shift=shift)

@@ -29,7 +29,7 @@ from diffusers import (
 from diffusers.guiders import ClassifierFreeGuidance
 
 from tests.pipelines.zoo import decoders, texts
-from tests.pipelines.zoo.member import Member, flow
+from tests.pipelines.zoo.member import Member, flow, pad_to
 
 CALL: dict[str, object] = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 4}
 TEXT_CALL = {**CALL, "max_sequence_length": texts.TOKENS}
@@ -99,6 +99,7 @@ def hunyuan15_transformer(task: str) -> HunyuanVideo15Transformer3DModel:
 
 def hunyuan_video_1_5() -> Member:
     """HunyuanVideo 1.5: guidance by a component."""
+    pad_to(HunyuanVideo15Pipeline, texts.TOKENS)
     (words, encoder), (words_2, encoder_2) = texts.qwen25_vl_text(SYSTEM_TOKENS), texts.byt5()
     pipe = HunyuanVideo15Pipeline(
         encoder,
@@ -110,7 +111,7 @@ def hunyuan_video_1_5() -> Member:
         words_2,
         ClassifierFreeGuidance(guidance_scale=3.0),
     )
-    return Member(pipe, {**CALL, "height": 16, "width": 16, "num_inference_steps": 3})  # 2,000 tokens each
+    return Member(pipe, {**CALL, "height": 16, "width": 16, "num_inference_steps": 3})
 
 
 def wan_transformer(kind: type = WanTransformer3DModel, channels: int = 4, **more: object) -> object:
