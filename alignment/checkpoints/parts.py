@@ -25,6 +25,28 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def own(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor, in the very memory of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def like(part: Tensor, other: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Return a tensor of which this process holds `part`, spread over processes as another is.
+
+    Args:
+        part: What it holds, in whose memory the tensor lies.
+        other: The other tensor.
+        shape: Of the whole tensor; None is that of the other.
+    """
+    if not isinstance(other, DTensor):
+        return part
+    whole_shape = other.shape if shape is None else torch.Size(shape)
+    stride = other.stride() if shape is None else (*shape[1:], 1)
+    return DTensor.from_local(
+        part, other.device_mesh, other.placements, run_check=False, shape=whole_shape, stride=stride
+    )
+
+
 def spread(tensors: Mapping[str, Tensor]) -> bool:
     """Return whether processes hold parts of these tensors."""
     return any(isinstance(tensor, DTensor) for tensor in tensors.values())

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -42,21 +41,9 @@ PLACES = {
 }
 PARTS = "parts"
 """Folder of the tensors, where several processes wrote them."""
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-"""What AdamW keeps of each parameter."""
+SIGNED = ("exp_avg", "momentum_buffer")
+"""What optimisers keep that may be below zero: means of gradients, none of their squares and no count."""
 _DAMAGED = "the run cannot go on from this checkpoint; resume from an earlier one, or start a new run"
-
-
-class _Group(BaseModel):
-    """What a parameter group of an AdamW has in any case."""
-
-    model_config = ConfigDict(allow_inf_nan=False, strict=True)
-
-    params: list[int]
-    lr: float
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)]
-    eps: float
-    weight_decay: float
 
 
 class _Progress(BaseModel):
@@ -66,7 +53,6 @@ class _Progress(BaseModel):
 
     step: Annotated[int, Field(ge=0)]
     wall_seconds: Annotated[float, Field(ge=0)]
-    optimizer: Annotated[list[_Group], Field(min_length=1)]
     moments: int | None = None
     contents: dict[str, str] = {}
     found: dict[str, Any] = {}
@@ -79,7 +65,7 @@ class TrainState:
     Attributes:
         step: Steps done.
         trainable: The trained parameters, by name, float32.
-        optimizer: `state_dict()` of a `torch.optim.AdamW`.
+        moments: What the optimiser keeps of them, by "index.name".
         snapshots: The named copies of the trained parameters.
         wall_seconds: Time spent so far, over all resumptions.
         config: The resolved config, as JSON can hold it.
@@ -90,7 +76,7 @@ class TrainState:
 
     step: int
     trainable: Mapping[str, Tensor]
-    optimizer: Mapping[str, Any]
+    moments: Mapping[str, Tensor]
     snapshots: Mapping[str, Mapping[str, Tensor]]
     wall_seconds: float
     config: Mapping[str, object]
@@ -108,9 +94,8 @@ def write_state(folder: Path, state: TrainState, *, writes: bool = True) -> None
         writes: Whether this process writes what is the same on all.
     """
     target = folder / STATE
-    moments, groups = split_optimizer(state.optimizer)
     if spread(state.trainable):
-        write_parts(target / PARTS, joined(state.trainable, state.snapshots, moments))
+        write_parts(target / PARTS, joined(state.trainable, state.snapshots, state.moments))
         if not writes:
             return
     else:
@@ -118,12 +103,11 @@ def write_state(folder: Path, state: TrainState, *, writes: bool = True) -> None
         _save(target / "trainable.safetensors", state.trainable)
         for name, copy in state.snapshots.items():
             _save(target / f"snapshot-{name}.safetensors", copy)
-        _save(target / "optimizer.safetensors", moments)
+        _save(target / "optimizer.safetensors", state.moments)
     progress = {
         "step": state.step,
         "wall_seconds": state.wall_seconds,
-        "optimizer": groups,
-        "moments": len(moments),
+        "moments": len(state.moments),
         "contents": dict(state.contents),
         "found": state.found,
     }
@@ -162,13 +146,13 @@ def restore(
         state: As it was read.
         trainable: The trained parameters of the run.
         snapshots: The named copies of them.
-        moments: What its optimiser keeps, by "index.name", if the state has any.
+        moments: What its optimiser keeps, by "index.name".
     """
     here = joined(trainable, snapshots, moments)
     if state.parts is not None:
         read_parts(state.parts, here)
         return
-    saved = joined(state.trainable, state.snapshots, split_optimizer(state.optimizer)[0])
+    saved = joined(state.trainable, state.snapshots, state.moments)
     for name, tensor in here.items():
         fill(tensor, saved[name])
 
@@ -203,7 +187,7 @@ def read_state(folder: Path) -> TrainState:
     return TrainState(
         step=progress["step"],
         trainable=trainable,
-        optimizer=_join_optimizer(parts or source / "optimizer.safetensors", moments, progress["optimizer"]),
+        moments=_checked(parts or source / "optimizer.safetensors", moments),
         snapshots=snapshots,
         wall_seconds=progress["wall_seconds"],
         config=read_config(folder),
@@ -215,7 +199,7 @@ def read_state(folder: Path) -> TrainState:
 
 def _read_progress(path: Path) -> dict[str, Any]:
     progress = _read_object(path)
-    if lacking := sorted({"step", "wall_seconds", "optimizer"} - progress.keys()):
+    if lacking := sorted({"step", "wall_seconds"} - progress.keys()):
         raise CheckpointError(f"{path} lacks {', '.join(lacking)}: it was written by another version of visalign")
     try:
         _Progress.model_validate(progress)
@@ -237,7 +221,10 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def check_fits(
-    state: TrainState, trainable: Mapping[str, Tensor], snapshots: Mapping[str, Mapping[str, Tensor]]
+    state: TrainState,
+    trainable: Mapping[str, Tensor],
+    snapshots: Mapping[str, Mapping[str, Tensor]],
+    moments: Mapping[str, Tensor],
 ) -> None:
     """Refuse a state that is not of these weights: tensors that are missing, too many, or of another shape or dtype.
 
@@ -245,8 +232,9 @@ def check_fits(
 
     Args:
         state: As it was read.
-        trainable: The trained parameters of this run, in the order the optimiser knows them in.
+        trainable: The trained parameters of this run.
         snapshots: The named copies of them that this run keeps.
+        moments: What its optimiser keeps, by "index.name".
 
     Raises:
         CheckpointError: Naming the first few tensors that differ.
@@ -256,16 +244,7 @@ def check_fits(
         raise CheckpointError(_not_this_run("frozen copies", [f"{name} is on one side only" for name in differing]))
     for name, copy in snapshots.items():
         _check_tensors(f"frozen copy {name} (snapshot-{name}.safetensors)", state.snapshots[name], copy)
-    if not state.optimizer["state"]:  # no update was taken yet
-        return
-    entries = state.optimizer["state"]
-    found = {f"{name} of {index}": z for index, entry in entries.items() for name, z in entry.items()}
-    wanted = {
-        f"{moment} of {index}": weight if moment != "step" else torch.zeros(())
-        for index, weight in enumerate(trainable.values())
-        for moment in MOMENTS
-    }
-    _check_tensors("optimiser's moments (optimizer.safetensors)", found, wanted)
+    _check_tensors("optimiser's moments (optimizer.safetensors)", state.moments, moments)
 
 
 def _check_tensors(what: str, saved: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> None:
@@ -358,23 +337,15 @@ def _differences(key: str, saved: object, current: object, free: set[str]) -> It
         yield f"{key} was {json.dumps(saved)}, now it is {json.dumps(current)}"
 
 
-def split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Return the tensors of an AdamW state by "index.name", and its parameter groups."""
-    moments = {f"{index}.{name}": value for index, entry in state["state"].items() for name, value in entry.items()}
-    return moments, state["param_groups"]
-
-
-def _join_optimizer(path: Path, moments: Mapping[str, Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
-    state: dict[int, dict[str, Tensor]] = {}
+def _checked(path: Path, moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what an optimiser kept, unless its names or numbers can be of none."""
     for key, value in moments.items():
-        known = re.fullmatch(rf"([0-9]{{1,9}})\.({'|'.join(MOMENTS)})", key)
+        known = re.fullmatch(r"[0-9]{1,9}\.([a-z_.]+)", key)
         if known is None:
-            raise CheckpointError(f"{path}: {key!r} is not INDEX.{' or INDEX.'.join(MOMENTS)}; {_DAMAGED}")
-        if known[2] != "exp_avg" and not value.is_meta and not bool((value >= 0).all()):  # NaN is not either
+            raise CheckpointError(f"{path}: {key!r} is not INDEX.NAME, as in 0.step; {_DAMAGED}")
+        if known[1] not in SIGNED and not value.is_meta and not bool((value >= 0).all()):  # NaN is not either
             raise CheckpointError(f"{path}: {key} has a number below zero; {_DAMAGED}")
-        state.setdefault(int(known[1]), {})[known[2]] = value
-    # JSON has no tuples.
-    return {"state": state, "param_groups": [{**group, "betas": tuple(group["betas"])} for group in groups]}
+    return moments
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:

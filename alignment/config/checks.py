@@ -50,7 +50,7 @@ def check(run: Run, world_size: int) -> None:
     """
     found = (
         *values(run),
-        *parallel.problems(run.parallel, run.policy, world_size),
+        *parallel.problems(run.parallel, run.policy, run.optimizer.cannot_shard, world_size),
         *_geometry(run, world_size),
         *_files(run),
         *_rewards(run),
@@ -202,14 +202,16 @@ def _numbers(run: Run) -> Iterator[Problem]:
             yield key, f"got {at_least[key][0]}, expected at most {most}"
     above_zero = {
         "learning_rate": optimizer.learning_rate,
-        "epsilon": optimizer.epsilon,
+        "epsilon": 1 if optimizer.epsilon is None else optimizer.epsilon,
         "max_grad_norm": optimizer.max_grad_norm,
     }
     for key, got in above_zero.items():
         if got <= 0:
             yield f"optimizer.{key}", f"got {got}, expected more than 0"
     decays = {"snapshots.ema": run.snapshots.ema, "snapshots.behaviour": run.snapshots.behaviour}
-    for key, decay in {**decays, **{f"optimizer.betas.{i}": beta for i, beta in enumerate(optimizer.betas)}}.items():
+    decays |= {f"optimizer.betas.{i}": beta for i, beta in enumerate(optimizer.betas or ())}
+    decays |= {} if optimizer.momentum is None else {"optimizer.momentum": optimizer.momentum}
+    for key, decay in decays.items():
         if not 0 <= decay < 1:
             yield key, f"got {decay}, expected a number from 0 to below 1"
 

@@ -124,8 +124,17 @@ def divide(parallel: Parallel, processes: int) -> Division:
     return Division(shard, replicate)
 
 
-def problems(parallel: Parallel, policy: PolicySpec, processes: int) -> Iterator[tuple[str, str]]:
-    """Yield what keeps a policy from being divided among so many processes, as (key, message)."""
+def problems(
+    parallel: Parallel, policy: PolicySpec, whole_weights: str | None, processes: int
+) -> Iterator[tuple[str, str]]:
+    """Yield what keeps a policy from being divided among so many processes, as (key, message).
+
+    Args:
+        parallel: How it is to be divided.
+        policy: The policy.
+        whole_weights: Why its optimiser needs every weight whole; None where it does not.
+        processes: How many there are.
+    """
     try:
         division = divide(as_launched(parallel, os.environ), processes)
     except FieldError as error:
@@ -133,6 +142,11 @@ def problems(parallel: Parallel, policy: PolicySpec, processes: int) -> Iterator
         return
     if division.shard == 1:
         return
+    if whole_weights is not None:
+        yield (
+            "optimizer.type",
+            f"it {whole_weights} (parallel.shard: {division.shard}); use adamw or adamw8bit, or parallel.shard=1",
+        )
     if policy.lora is not None and policy.lora.merge:
         yield (
             "policy.lora.merge",

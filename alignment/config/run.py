@@ -47,22 +47,49 @@ class Data:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW and its learning-rate schedule, a pure function of the step.
+    """The rule of an update, and its learning-rate schedule, a pure function of the step.
 
     Attributes:
-        learning_rate: Peak rate.
+        learning_rate: Peak rate. Muon's is scaled to the size of AdamW's updates, so that it takes AdamW's rates.
+        type: "adamw"; "adamw8bit", whose moments take 8 bits each (torchao); "adafactor", which keeps a row and a
+            column of its second moment; "muon", for weights that are matrices: its momentum is made orthogonal. The
+            last two need every weight whole, and do not go with parallel.shard.
+        betas: How slowly AdamW's two moments change; null: 0.9 and 0.999.
+        epsilon: What AdamW adds to the root of its second moment; null: 1e-8.
+        momentum: How slowly Muon's momentum changes; null: 0.95.
+        weight_decay: Share of the weights, times the rate, that each update takes off them.
         warmup: Steps of linear warm-up.
         final: Fraction of the peak reached, linearly, at the last step; 1 keeps the rate constant.
         max_grad_norm: Global norm to which gradients are clipped.
     """
 
     learning_rate: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
+    type: Literal["adamw", "adamw8bit", "adafactor", "muon"] = "adamw"
+    betas: tuple[float, float] | None = None
+    epsilon: float | None = None
+    momentum: float | None = None
     weight_decay: float = 0.0
     warmup: int = 0
     final: float = 1.0
     max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        takes = {"muon": ("momentum",), "adafactor": ()}.get(self.type, ("betas", "epsilon"))
+        given = {"betas": self.betas, "epsilon": self.epsilon, "momentum": self.momentum}
+        for name in (name for name, value in given.items() if value is not None and name not in takes):
+            has = f" but {' and '.join(takes)}" if takes else ""
+            raise FieldError(name, f"{self.type} has no {name}{has}; leave it out, or set it to null")
+
+    @property
+    def cannot_shard(self) -> str | None:
+        """Why it cannot learn weights of which a process holds a part; None where it can."""
+        match self.type:
+            case "adafactor":
+                return "averages over whole columns of a weight, and torch's form of it looks at those of one process"
+            case "muon":
+                return "makes the momentum of a whole matrix orthogonal, and a part of it by itself comes out otherwise"
+            case _:
+                return None
 
 
 @dataclass(frozen=True)
@@ -155,7 +182,7 @@ class Run:
         objective: What is minimised.
         steps: Training steps: sampling, scoring and learning once is one.
         seed: Seed of every random number.
-        optimizer: AdamW and its schedule.
+        optimizer: The rule of an update, and its schedule.
         snapshots: Copies of the trained weights.
         batch: Updates and microbatches of a step.
         parallel: How the trained networks are spread over processes.

@@ -275,7 +275,7 @@ class Session:
         state = TrainState(
             step=done,
             trainable={name: p.detach() for name, p in policy.trainable.items()},
-            optimizer=runtime.optimizer.state_dict(),
+            moments=runtime.moments(),
             snapshots=policy.snapshots,
             wall_seconds=self._seconds(),
             config=self._config,
@@ -301,10 +301,11 @@ class Session:
 
     def _restore(self, state: TrainState) -> None:
         policy, runtime = self.trainer.policy, self.trainer.runtime
-        check_fits(state, policy.trainable, policy.snapshots)
+        moments = runtime.moments()
+        check_fits(state, policy.trainable, policy.snapshots, moments)
         check_same_finds(state.found, self._found)
         live = {name: parameter.detach() for name, parameter in policy.trainable.items()}
-        restore(state, live, policy.snapshots, runtime.moments() if state.optimizer["state"] else {})
+        restore(state, live, policy.snapshots, moments)
         self._spent = state.wall_seconds
         self._done = self._saved = state.step
 

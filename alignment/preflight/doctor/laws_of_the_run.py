@@ -277,8 +277,8 @@ def saved_checkpoint(subject: Subject, folder: Path) -> Path:
 
     def write(into: Path) -> None:
         live = {name: p.detach() for name, p in policy.trainable.items()}
-        optimizer = subject.trainer.runtime.optimizer.state_dict()
-        write_state(into, TrainState(1, live, optimizer, policy.snapshots, 0.0, config))
+        moments = subject.trainer.runtime.moments()
+        write_state(into, TrainState(1, live, moments, policy.snapshots, 0.0, config))
         write_artifacts(into, policy.pipe, policy.weights, Card(config, 1, {}))
 
     return checkpoints.find(checkpoints.save(1, write))

@@ -30,7 +30,8 @@ from alignment.preflight.plan.blueprint import stand_in_prompts
 from alignment.preflight.plan.counts import StepCounts
 from alignment.preflight.plan.gpus import GPU
 from alignment.preflight.plan.rehearsal import Rehearsal
-from alignment.preflight.plan.spread import Spread, Traffic, spread, traffic
+from alignment.preflight.plan.spread import FULL, Spread, Traffic, spread, traffic
+from alignment.training.runtime import optimizers
 from alignment.training.setup import read_data
 
 STEPS = 4
@@ -174,7 +175,7 @@ def plan(run: Run, setup: Setup) -> Plan:
     Raises:
         ConfigError: If it keeps the graph of what is not rehearsed, or cannot be spread over so many GPUs.
     """
-    for key, message in problems(run.parallel, run.policy, setup.gpus):
+    for key, message in problems(run.parallel, run.policy, run.optimizer.cannot_shard, setup.gpus):
         raise ConfigError(f"{key}: {message} (planned for --gpus {setup.gpus})")
     if run.objective.differentiates:
         raise ConfigError(
@@ -274,13 +275,16 @@ def _memory(
         "other networks": others + (0 if policy.embeddings.cacheable else texts),
         "reward models": size.bytes if size else 0,
         "frozen copies": len(policy.snapshots) * trained,
-        "optimizer": 2 * trained,
+        "optimizer": _remembered(rehearsal, over),
     }
     lora = rehearsal.run.policy.lora
     folded = (
         sum(layer.get_base_layer().weight.nbytes for layer in policy.weights.adapters) if lora and lora.merge else 0
     )
     kept = {"trajectories": max(step.kept for step in steps) if policy.spec.trajectories == "device" else 0}
+    # Fused rules make nothing on their way, others a few tensors of the size of the weight at hand.
+    largest = FULL * max(weight.numel() for weight in policy.trainable.values())
+    making = 0.0 if rehearsal.run.optimizer.type.startswith("adamw") else 2.0 * largest
     gathered, leaving = over.learning
     gradients, passing = {"gradients": trained}, {GATHERED: gathered, "gradients on their way": leaving}
     calls = [call for step in steps for call in step.calls]
@@ -296,11 +300,18 @@ def _memory(
         "rollout": always | {GATHERED: over.sampling, "merged adapters": folded, "activations": sampling} | kept,
         "decode": always | {GATHERED: over.decoding, "merged adapters": folded, "activations": decoding} | kept,
         "update": always | gradients | passing | {"activations": learning} | kept,
-        "optimizer step": always | gradients | {"temporaries": trained} | kept,  # AdamW's,
+        "optimizer step": always | gradients | {"temporaries": making} | kept,
     }
     if door.encoding.flops or door.before.one.flops:
         phases["encode"] = always | {"activations": encoding}
     return {phase: {name: size for name, size in parts.items() if size} for phase, parts in phases.items()}
+
+
+def _remembered(rehearsal: Rehearsal, over: Spread) -> float:
+    """Return the bytes that the optimiser keeps on one GPU."""
+    learned = list(rehearsal.policy.trainable.values())
+    kept = sum(optimizers.size(rehearsal.run.optimizer, weight) for weight in learned)
+    return kept * over.trained / sum(FULL * weight.numel() for weight in learned)
 
 
 @contextmanager

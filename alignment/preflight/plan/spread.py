@@ -17,7 +17,7 @@ from alignment.preflight.plan.counts import StepCounts
 from alignment.training.runtime.sharded import repeated_blocks
 
 FULL = 4
-"""Bytes of a float32: trained weights, their gradients and what AdamW remembers."""
+"""Bytes of a float32: trained weights, their gradients and AdamW's moments."""
 
 HALF = 2
 """Bytes of a bfloat16."""

@@ -21,6 +21,7 @@ from alignment.data.tensor_files import heed_umask
 from alignment.errors import ConfigError, NumericsError
 from alignment.policy.networks.spec import Lora
 from alignment.training.judges.pairs import Pair, pairs_of_step, pixels_of
+from alignment.training.runtime import optimizers
 from alignment.training.runtime.runtime import learning_rate
 from reward_models.vlm_rewards.questions import JudgeInput
 from reward_models.vlm_rewards.reward_dance import RewardDance
@@ -46,7 +47,7 @@ class JudgeTraining:
         batch: Pairs per step; each is asked about both ways.
         microbatch: Pairs in one forward-backward pass.
         lora: Adapters to train (targets null means every linear layer); null trains all weights.
-        optimizer: AdamW and its schedule.
+        optimizer: The rule of an update, and its schedule.
         gradient_checkpointing: Recompute activations in the backward pass.
         every: Steps between measurements on the held-out pairs; 0 measures at the start and the end only.
         seed: Of the order of pairs and of the adapters.
@@ -114,10 +115,7 @@ class JudgeTrainer:
         self.plan, self.device = plan, device
         self.reader = plan.vlm.load(device=device)
         self._weights = _unfreeze(self.reader, plan)
-        rate = plan.optimizer
-        self._optimizer = torch.optim.AdamW(
-            self._weights, rate.learning_rate, rate.betas, rate.epsilon, rate.weight_decay
-        )
+        self._optimizer = optimizers.make(plan.optimizer, self._weights)
 
     def step(self, step: int, pairs: Sequence[Pair]) -> dict[str, float]:
         """Learn from the pairs of one step, and return what happened.
@@ -133,15 +131,13 @@ class JudgeTrainer:
             (loss * len(part) / len(mine)).backward()
             total += loss.item() * len(part) / len(mine)
             right += (margin > 0).float().sum().item() / len(mine)
-        norm = nn.utils.clip_grad_norm_(self._weights, plan.optimizer.max_grad_norm).item()
+        norm = nn.utils.clip_grad_norm_(self._weights.values(), plan.optimizer.max_grad_norm).item()
         if not torch.isfinite(torch.tensor([total, norm])).all():
             raise NumericsError(
                 f"the judge's loss at step {step} is {total}, its gradient {norm}: lower the learning rate"
             )
         rate = learning_rate(plan.optimizer, step, plan.steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
+        optimizers.step(self._optimizer, rate)
         self._optimizer.zero_grad()
         return {"loss": total, "accuracy": right, "grad_norm": norm, "learning_rate": rate}
 
@@ -213,8 +209,8 @@ def _margin(log_odds: Tensor) -> Tensor:
     return right - wrong
 
 
-def _unfreeze(reader: LocalReader, plan: JudgeTraining) -> list[nn.Parameter]:
-    """Make weights trainable, adapters or all, and return them in float32."""
+def _unfreeze(reader: LocalReader, plan: JudgeTraining) -> dict[str, nn.Parameter]:
+    """Make weights trainable, adapters or all, and return them by name, in float32."""
     if plan.gradient_checkpointing:
         reader.model.gradient_checkpointing_enable()
         reader.model.enable_input_require_grads()
@@ -222,8 +218,8 @@ def _unfreeze(reader: LocalReader, plan: JudgeTraining) -> list[nn.Parameter]:
         reader.model.requires_grad_(True)
     else:
         reader.model = _with_lora(reader.model, plan.lora, plan.seed)
-    weights = [weight for weight in reader.model.parameters() if weight.requires_grad]
-    for weight in weights:
+    weights = {name: weight for name, weight in reader.model.named_parameters() if weight.requires_grad}
+    for weight in weights.values():
         weight.data = weight.data.float()
     return weights
 

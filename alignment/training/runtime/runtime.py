@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import _get_default_store  # pyright: ignore[reportPrivateUsage]  # no other way to it
 
 from alignment.checkpoints.parts import whole
-from alignment.checkpoints.state import split_optimizer
 from alignment.config.parallel import as_launched, divide
 from alignment.config.run import Optimizer, Run
 from alignment.errors import EnvironmentProblem, NumericsError
 from alignment.meetings import Meetings
 from alignment.objectives.base import Loss
 from alignment.policy.policy import Policy
+from alignment.training.runtime import optimizers
 from alignment.training.runtime.averages import Averages
 from alignment.training.runtime.mesh import laid_out
 from alignment.training.runtime.sharded import LEARNING
@@ -48,7 +48,7 @@ class Runtime:
     Attributes:
         world: The processes.
         layout: How the trained networks lie over the processes.
-        optimizer: AdamW over the policy's trained weights, once `attach` was called.
+        optimizer: Over the policy's trained weights, once `attach` was called.
         taken: Updates that were begun so far.
     """
 
@@ -78,23 +78,18 @@ class Runtime:
         return self._accelerator.is_main_process
 
     def attach(self, policy: Policy, settings: Optimizer) -> None:
-        """Make the optimiser of `policy`."""
+        """Make the optimiser of `policy`.
+
+        Raises:
+            ConfigError: If it cannot learn these weights.
+            EnvironmentProblem: If it is not installed.
+        """
         self._policy, self._settings = policy, settings
-        self.optimizer = torch.optim.AdamW(
-            policy.trainable.values(),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=settings.epsilon,
-            weight_decay=settings.weight_decay,
-        )
+        self.optimizer = optimizers.make(settings, policy.trainable)
 
     def moments(self) -> dict[str, Tensor]:
-        """Return what the optimiser keeps of each weight, by "index.name": nothing but zeros before its first step."""
-        for parameter in self._policy.trainable.values():
-            if not self.optimizer.state[parameter]:
-                zeros = {name: torch.zeros_like(parameter.detach()) for name in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
-        return split_optimizer(self.optimizer.state_dict())[0]
+        """Return what the optimiser keeps of each weight, by "index.name", to be read and to be filled."""
+        return optimizers.moments(self._settings, list(self._policy.trainable.values()), self.optimizer.state)
 
     def learn(self, loss: Loss, rows: int) -> None:
         """Run the backward pass of `loss`, as a share of an update over `rows` rows of all processes."""
@@ -128,9 +123,7 @@ class Runtime:
         finite = bool(norm.isfinite())
         self.taken += 1
         if finite:
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
-            self.optimizer.step()
+            optimizers.step(self.optimizer, learning_rate)
         self.optimizer.zero_grad(set_to_none=True)
         self._skipped = 0 if finite else self._skipped + 1
         if self._skipped >= _MAX_SKIPPED:

@@ -74,6 +74,16 @@ VALUES = {
     "no rank": ("policy.lora.rank=0", "command line: policy.lora.rank: got 0, expected at least 1"),
     "a decay of 1": ("snapshots.ema=1", "command line: snapshots.ema: got 1.0, expected a number from 0 to below 1"),
     "a beta of 1": ("optimizer.betas=[0.9, 1]", "command line: optimizer.betas.1: got 1.0"),
+    "betas of what has none": (
+        "optimizer={type: adafactor, betas: [0.9, 0.99]}",
+        "optimizer.betas: adafactor has no betas; leave it out, or set it to null",
+    ),
+    "momentum of what has moments": (
+        "optimizer.momentum=0.9",
+        "optimizer.momentum: adamw has no momentum but betas and epsilon; leave it out",
+    ),
+    "a word for an optimiser": ("optimizer.type=adam8bit", "Did you mean 'adamw8bit'"),
+    "all momentum": ("optimizer={type: muon, momentum: 1}", "command line: optimizer.momentum: got 1.0"),
     "a name with a slash": ("name=a/b", "command line: name: got 'a/b'; it names a folder"),
     "a name that climbs": ("name=..", "command line: name: got '..'; it names a folder"),
     "two ways to train": ("policy.trainable=[x]", "command line: policy.trainable: it chooses among"),

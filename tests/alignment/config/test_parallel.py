@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from accelerate.commands import launch
 from accelerate.utils.launch import prepare_multi_gpu_env
 
 from alignment.config.parallel import Division, Parallel, as_launched, divide, problems
+from alignment.config.run import Optimizer
 from alignment.errors import FieldError
 from alignment.policy.networks.spec import Lora, PolicySpec
 
@@ -108,5 +110,13 @@ def test_two_places_that_contradict_each_other() -> None:
 )
 def test_what_cannot_be_spread(spec: dict[str, object], key: str) -> None:
     policy = PolicySpec("pipeline", **spec)  # type: ignore[arg-type]  # fields of it
-    assert [found for found, _ in problems(Parallel(2), policy, 2)] == [key]
-    assert not list(problems(Parallel(), policy, 2))
+    assert [found for found, _ in problems(Parallel(2), policy, None, 2)] == [key]
+    assert not list(problems(Parallel(), policy, None, 2))
+
+
+@pytest.mark.parametrize(("kind", "words"), [("adafactor", "averages over whole columns"), ("muon", "orthogonal")])
+def test_a_rule_that_needs_whole_weights(kind: Literal["adafactor", "muon"], words: str) -> None:
+    why = Optimizer(type=kind).cannot_shard
+    ((key, message),) = problems(Parallel(2), PolicySpec("pipeline"), why, 2)
+    assert (key, words in str(message)) == ("optimizer.type", True)
+    assert not list(problems(Parallel(), PolicySpec("pipeline"), why, 2))
