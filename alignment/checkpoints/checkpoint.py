@@ -3,6 +3,9 @@
 A save is written into `checkpoint-N.tmp-RANDOM`, synced to the disk, sealed with a manifest and only then renamed to
 `checkpoint-N`: a process that dies at any moment leaves the earlier checkpoint, or the new one, or both. Older ones are
 deleted after that, never before. `latest` is a text file with the name of the newest, for people and scripts.
+
+All from the syncing on may go on in the background, in a thread that reads, hashes and renames files and computes
+nothing else: a second one that computes would take the first one's cores. Until then what is written lies in memory.
 """
 
 from __future__ import annotations
@@ -15,7 +18,10 @@ import secrets
 import shutil
 import socket
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -41,6 +47,21 @@ REMEDY = {
 }
 
 
+@dataclass(frozen=True)
+class _Draft:
+    """A save that is not sealed yet.
+
+    Attributes:
+        step: Steps done.
+        folder: Where it was written.
+        before: The checkpoints there were, newest first.
+    """
+
+    step: int
+    folder: Path
+    before: Mapping[Path, Manifest | None]
+
+
 class Checkpoints:
     """The checkpoints of one run's folder.
 
@@ -61,6 +82,7 @@ class Checkpoints:
         self.config = dict(config or {})
         self.world_size = world_size
         self._lock: int | None = None
+        self._sealing: Future[Path] | None = None
 
     def prepare(self) -> None:
         """Make the folder and keep every other process out of it, before anything is computed.
@@ -90,7 +112,10 @@ class Checkpoints:
         os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def close(self) -> None:
-        """Let other processes in."""
+        """Let other processes in, once what goes on in the background is done."""
+        if self._sealing is not None and (error := self._sealing.exception()) is not None:
+            warnings.warn(str(error), stacklevel=2)  # another error ends the run
+        self._sealing = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -106,41 +131,91 @@ class Checkpoints:
             EnvironmentProblem: If the disk is full or fails; the checkpoint before is untouched.
             CheckpointError: If what was written is not worth keeping: no weights, empty, not finite.
         """
+        self.settle()
+        return self._seal(self._drafted(step, write))
+
+    def begin(self, step: int, write: Callable[[Path], None]) -> None:
+        """Write the checkpoint of `step`, and commit it in the background; `settle` and `heed` say how that ended.
+
+        Args:
+            step: Steps done.
+            write: As in `save`. What it saves may change once it has returned.
+
+        Raises:
+            EnvironmentProblem: As `save` does, and if the save before has failed.
+            CheckpointError: If the save before has failed.
+        """
+        self.settle()
+        draft = self._drafted(step, write)
+        thread = ThreadPoolExecutor(1, "saving")
+        self._sealing = thread.submit(self._seal, draft)
+        thread.shutdown(wait=False)  # it ends with its work, which the interpreter waits for
+
+    def settle(self) -> None:
+        """Wait for a save in the background.
+
+        Raises:
+            EnvironmentProblem: As `save` does.
+            CheckpointError: As `save` does.
+        """
+        sealing, self._sealing = self._sealing, None
+        if sealing is not None:
+            sealing.result()
+
+    def heed(self) -> None:
+        """Raise what a save in the background has failed with, if it has; see `settle`."""
+        if self._sealing is not None and self._sealing.done():
+            self.settle()
+
+    def _drafted(self, step: int, write: Callable[[Path], None]) -> _Draft:
         before = self._newest_first()
         self._check_space(before)
-        previous, past = next(iter(before.items()), (None, None))
-        target = self.folder / f"checkpoint-{step}"
-        temporary = _temporary(target)
+        draft = _Draft(step, _temporary(self.folder / f"checkpoint-{step}"), before)
         for path in self._entries(UNFINISHED):
             _discard(path)
-        try:
-            temporary.mkdir(parents=True)
-            write(temporary)
-            heed_umask(temporary)
-            _sync_tree(temporary)
+        with self._explaining(draft):
+            draft.folder.mkdir(parents=True)
+            write(draft.folder)
+        return draft
+
+    def _seal(self, draft: _Draft) -> Path:
+        past, target = next(iter(draft.before.values()), None), self.folder / f"checkpoint-{draft.step}"
+        with self._explaining(draft):
+            heed_umask(draft.folder)
+            _sync_tree(draft.folder)
             manifest = inspect(
-                temporary,
-                step=step,
+                draft.folder,
+                step=draft.step,
                 sequence=past.sequence + 1 if past else 1,
                 world_size=self.world_size,
                 config=self.config,
             )
-            _write_durably(temporary / NAME, manifest.dumps())
-            _sync(temporary)
-            self._commit(temporary, target)
+            _write_durably(draft.folder / NAME, manifest.dumps())
+            _sync(draft.folder)
+            self._commit(draft.folder, target)
+        self._prune(target)
+        if past and past.step != draft.step and past.weights == manifest.weights:
+            warnings.warn(f"{target} has the very weights of step {past.step}: nothing was learned", stacklevel=2)
+        return target
+
+    @contextmanager
+    def _explaining(self, draft: _Draft) -> Iterator[None]:
+        """Say of what a disk does inside the block what it means, and leave nothing of a save that was not to be."""
+        done = False
+        try:
+            yield
+            done = True
         except (OSError, SafetensorError) as error:
+            previous, past = next(iter(draft.before.items()), (None, None))
             kept = f"{previous} is intact" if past else "there is none before it"
             again = "continue with --resume latest" if past else "start afresh with output.overwrite=true"
             raise EnvironmentProblem(
-                f"the checkpoint of step {step} could not be saved: {error}; {kept}: "
+                f"the checkpoint of step {draft.step} could not be saved: {error}; {kept}: "
                 f"free some space or mend the disk, and {again}"
             ) from error
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)  # not there any more once it is committed
-        self._prune(target)
-        if past and past.step != step and past.weights == manifest.weights:
-            warnings.warn(f"{target} has the very weights of step {past.step}: nothing was learned", stacklevel=2)
-        return target
+            if not done:
+                shutil.rmtree(draft.folder, ignore_errors=True)
 
     def find(self, which: str | Path = LATEST) -> Path:
         """Return a checkpoint to resume from, verified.

@@ -61,13 +61,15 @@ def fill(target: Tensor, source: Tensor) -> None:
 
 
 def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write this process's parts into `folder`; all processes do so together.
+    """Write this process's parts into `folder`; all processes do so together. Whoever seals the folder syncs it.
 
     Raises:
         EnvironmentProblem: If one of them cannot.
     """
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer.sync_files = False
     try:
-        checkpoint.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        checkpoint.save(dict(tensors), storage_writer=writer)
     except CheckpointException as error:
         raise EnvironmentProblem(f"{folder} could not be written: {_first(error)}") from error
 

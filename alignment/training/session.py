@@ -220,6 +220,7 @@ class Session:
         # other way round, a step would be missing.
         if self._recorder is not None:
             self._recorder.step(step, metrics)
+        self.checkpoints.heed()
         if done == run.steps or (run.output.save_every and done % run.output.save_every == 0):
             self._save_once()
         self._leave_if_asked()
@@ -228,6 +229,7 @@ class Session:
         if not self.trainer.runtime.any(self.stop.received is not None):
             return
         self._save_once()
+        self.checkpoints.settle()
         stopped = Stopped(f"stopped after {self._done} of {self.trainer.run.steps} steps")
         if self.stop.received is not None:
             stopped.exit_code = 128 + self.stop.received
@@ -244,6 +246,7 @@ class Session:
             lost = "" if whole else "A step that is learned by half is not saved; "
         else:
             lost = "What several processes hold can be saved by all of them only; "
+        self.checkpoints.settle()
         if self._saved is None:
             return lost and f"{lost}there is no checkpoint before it"
         return f"{lost}{self.checkpoints.folder / f'checkpoint-{self._saved}'} is saved; continue with --resume latest"
@@ -294,7 +297,7 @@ class Session:
                     write_artifacts(folder, policy.pipe, policy.weights, card, writes=runtime.main)
 
         if runtime.main:
-            self.checkpoints.save(done, write)
+            self.checkpoints.begin(done, write)
         else:
             write(self.checkpoints.folder)
         self._saving = time.perf_counter() - begin
@@ -327,6 +330,7 @@ class Session:
         assert isinstance(table, dict)
         self._table = table
         self._save(run.steps)
+        self.checkpoints.settle()
         from alignment.reports import report  # matplotlib takes a second to import
 
         path = report.write(self.checkpoints.folder)

@@ -59,7 +59,9 @@ def killed_at(call: int, folder: Path, step: int) -> bool:
         real_write, real_sync = os.write, os.fsync
         os.write, os.fsync = half_written, synced
         sys.addaudithook(lambda event, _: pass_or_die() if event in AUDITED else None)
-        save(folder, step)
+        checkpoints = Checkpoints(folder, keep=1)
+        checkpoints.begin(step, lambda target: weights(step, target))  # what is not written yet is so in the background
+        checkpoints.settle()
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if not os.WIFSIGNALED(status) and os.waitstatus_to_exitcode(status) != 0:

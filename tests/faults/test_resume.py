@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from alignment.checkpoints.manifest import NAME, inspect
+from alignment.errors import EnvironmentProblem
 from alignment.policy.between import Between
 from tests.support import runs
 from tests.support.runs import STEPS, left_by, prepared, train
@@ -97,6 +100,7 @@ def test_a_finished_run_can_be_resumed_and_changes_nothing(folder: Path, straigh
     ("override", "says"),
     [
         ("optimizer.learning_rate=0.5", "optimizer.learning_rate was 0.0001, now it is 0.5"),
+        ("optimizer.type=adafactor", 'optimizer.type was "adamw", now it is "adafactor"'),
         ("seed=7", "seed was 0, now it is 7"),
         ("source.group_size=4", "source.group_size was 3, now it is 4"),
         ("policy.lora.rank=4", "policy.lora.rank was 2, now it is 4"),
@@ -110,6 +114,27 @@ def test_another_config_is_refused_naming_both_values(
     assert says in said
     assert "Traceback" not in said
     assert left_by(folder / "runs" / "straight") == straight
+
+
+def test_a_save_that_fails_behind_the_step_ends_the_run_at_the_next_one(
+    folder: Path, straight: dict[str, object], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(descriptor: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    real = os.fsync
+
+    with monkeypatch.context() as disk:
+        runs.calls, runs.at_call = 0, {4: lambda: disk.setattr(os, "fsync", fail)}  # step 3, whose end is saved
+        assert train(folder, "grpo", "name=full") == EnvironmentProblem.exit_code
+    said = capfd.readouterr().err
+    assert "the checkpoint of step 4 could not be saved" in said
+    assert "checkpoint-2 is intact: free some space or mend the disk, and continue with --resume latest" in said
+    assert "Traceback" not in said
+    assert train(folder, "grpo", "name=full", "--resume", "latest") == 0
+    assert left_by(folder / "runs" / "full") == straight
 
 
 def moved(folder: Path, name: str) -> dict[str, str]:
