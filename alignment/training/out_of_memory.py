@@ -55,7 +55,7 @@ def _remedies(run: Run, doing: Doing) -> tuple[list[str], list[str]]:
     rows, pictures = run.batch.microbatch, run.evaluation.batch_size
     resuming = [
         (learning and rows > 1, f"a smaller batch.microbatch (now {rows})"),
-        (learning and not policy.gradient_checkpointing, "policy.gradient_checkpointing: true"),
+        (learning and policy.gradient_checkpointing is not True, "policy.gradient_checkpointing: true"),
         (doing == "evaluation" and pictures > 1, f"a smaller evaluation.batch_size (now {pictures})"),
         (policy.trajectories == "device", "policy.trajectories: cpu"),
         (not policy.offload, "policy.offload: true"),

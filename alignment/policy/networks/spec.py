@@ -118,7 +118,8 @@ class PolicySpec:
         autocast: Compute precision of denoiser and decoder, the same in rollout and in the pass with gradient
             (otherwise the first ratio is not 1); null computes in `dtype`.
         attention: Attention backend, a name of diffusers' `set_attention_backend`.
-        gradient_checkpointing: Recompute activations in the backward pass.
+        gradient_checkpointing: Recompute the activations of each block in the backward pass; "selective": but for
+            attention, convolutions and products of matrices, which take more to make than to keep.
         compile: Compile the denoiser.
         embedding_cache: Folder of cached prompt embeddings; null keeps them in memory only.
         quantize: Storage of the frozen denoiser in fewer bits, for training adapters: "8bit" (torchao, any device) or
@@ -145,7 +146,7 @@ class PolicySpec:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     autocast: Literal["bfloat16"] | None = None
     attention: str = "native"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["selective"] = False
     compile: bool = False
     embedding_cache: str | None = None
     quantize: Literal["8bit", "4bit"] | None = None

@@ -13,6 +13,7 @@ from alignment.errors import ConfigError
 from alignment.policy.networks.adapter_kinds import Adapter
 from alignment.policy.networks.adapters import check_apart, read_adapters
 from alignment.policy.networks.layout import Layout, Whole, chosen
+from alignment.policy.networks.recompute import let_recompute
 from alignment.policy.networks.single_file import check_factors, check_rounded
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.networks.tuning import (
@@ -112,8 +113,7 @@ class Weights:
                 names = tuple(unfreeze(network, spec.trainable))
             else:
                 names = tuple(add_lora(network, spec.lora, seed + k, start.get(name)))
-            if spec.gradient_checkpointing:
-                network.enable_gradient_checkpointing()
+            let_recompute(network, spec.gradient_checkpointing)
             self.layout.place(network, names)
             self.trainable |= {f"{name}.{key}" if k else key: p for key, p in chosen(network, names)}
             if spec.compile:

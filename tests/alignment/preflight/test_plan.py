@@ -16,7 +16,7 @@ from alignment.cli import main as cli
 from alignment.config.load import load
 from alignment.config.parallel import Division, Parallel
 from alignment.config.run import Run
-from alignment.data.prompts import read_prompts
+from alignment.data.prompts import Prompts, read_prompts
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.policy import Policy
 from alignment.preflight.plan import meter, plan
@@ -43,11 +43,13 @@ SMALL = (
     "data.prompts=prompts.txt",
     "evaluation={prompts: null}",
 )
+PROMPTS = Prompts(("two red circles", "one blue square"))
 CASES = {
     "branch, folded adapters": ("quickstart", ()),
     "window, adapters": ("quickstart_dancegrpo", ()),
     "window, all weights, divergence": ("quickstart_dancegrpo", ("policy.lora=null", "objective.kl=0.1")),
     "recomputed activations": ("quickstart_dancegrpo", ("policy.gradient_checkpointing=true",)),
+    "some of them": ("quickstart_dancegrpo", ("policy.gradient_checkpointing=selective",)),
     "fewer calls after the window": ("quickstart", ("source.tail=1", "source.window.steps=[0]")),
     "clean samples, two frozen copies": ("quickstart_nft", ("objective.kl=1e-4", "objective.points=2")),
     "matching": ("quickstart_awm", ()),
@@ -126,6 +128,19 @@ def test_recomputing_saves_memory_and_costs_flops() -> None:
     assert less.flops > kept.flops
 
 
+def test_what_is_recomputed_selectively_is_in_between() -> None:
+    found = []
+    for how in ("false", "selective", "true"):
+        rehearsal = Rehearsal(
+            load("quickstart_dancegrpo", [*SMALL, f"policy.gradient_checkpointing={how}"]), PROMPTS, 1
+        )
+        events = [event.cost for event in rehearsal.step(0).events if event.phase == "update"]
+        found.append((max(cost.bytes for cost in events), sum(cost.flops for cost in events)))
+    (none, at_least), (some, between), (fewest, most) = found
+    assert none > some > fewest
+    assert at_least < between < (at_least + most) / 2  # most products and all attention are kept
+
+
 def test_attention_keeps_no_score_matrix() -> None:
     q = torch.empty(1, 8, 4096, 64, device="meta", dtype=torch.bfloat16)
     attend = nn.functional.scaled_dot_product_attention
@@ -156,6 +171,17 @@ def test_a_plan_adds_up() -> None:
     assert made.peak_bytes == max(sum(parts.values()) for parts in made.memory.values())
     assert "text encoders" in made.memory["loading"]
     assert "text encoders" not in update  # dropped once prompts are embedded
+
+
+def test_a_plan_counts_what_a_rule_keeps() -> None:
+    planned = [
+        plan.plan(load("quickstart_dancegrpo", [*SMALL, *words]), plan.Setup(gpu("h100"))).memory["optimizer step"]
+        for words in ((), ("optimizer={type: muon, betas: null}",), ("optimizer={type: adafactor, betas: null}",))
+    ]
+    adam, muon, factored = (parts["optimizer"] for parts in planned)
+    assert muon == adam / 2
+    assert factored < adam / 4  # adapters of rank 8 are no large matrices
+    assert ["temporaries" in parts for parts in planned] == [False, True, True]
 
 
 WEIGHTS = ("transformer weights", "gradients", "optimizer", "frozen copies")
