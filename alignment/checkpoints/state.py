@@ -25,6 +25,7 @@ from alignment.errors import CheckpointError
 TRAJECTORY = ("policy", "data", "source", "objective", "optimizer", "snapshots", "batch", "seed")
 # Parts of those that change speed, place or memory, and no number but by rounding.
 FREE = {
+    "optimizer.offload",
     "policy.check_latents",
     "policy.embedding_cache",
     "policy.gradient_checkpointing",

@@ -50,7 +50,7 @@ def check(run: Run, world_size: int) -> None:
     """
     found = (
         *values(run),
-        *parallel.problems(run.parallel, run.policy, run.optimizer.cannot_shard, world_size),
+        *parallel.problems(run.parallel, run.policy, run.optimizer.needs_whole, world_size),
         *_geometry(run, world_size),
         *_files(run),
         *_rewards(run),

@@ -125,14 +125,14 @@ def divide(parallel: Parallel, processes: int) -> Division:
 
 
 def problems(
-    parallel: Parallel, policy: PolicySpec, whole_weights: str | None, processes: int
+    parallel: Parallel, policy: PolicySpec, needs_whole: Mapping[str, str], processes: int
 ) -> Iterator[tuple[str, str]]:
     """Yield what keeps a policy from being divided among so many processes, as (key, message).
 
     Args:
         parallel: How it is to be divided.
         policy: The policy.
-        whole_weights: Why its optimiser needs every weight whole; None where it does not.
+        needs_whole: Keys of its optimiser that need every weight whole, and why.
         processes: How many there are.
     """
     try:
@@ -142,11 +142,8 @@ def problems(
         return
     if division.shard == 1:
         return
-    if whole_weights is not None:
-        yield (
-            "optimizer.type",
-            f"it {whole_weights} (parallel.shard: {division.shard}); use adamw or adamw8bit, or parallel.shard=1",
-        )
+    for key, why in needs_whole.items():
+        yield key, f"{why}, or parallel.shard=1 (it is {division.shard})"
     if policy.lora is not None and policy.lora.merge:
         yield (
             "policy.lora.merge",

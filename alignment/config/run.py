@@ -61,6 +61,8 @@ class Optimizer:
         warmup: Steps of linear warm-up.
         final: Fraction of the peak reached, linearly, at the last step; 1 keeps the rate constant.
         max_grad_norm: Global norm to which gradients are clipped.
+        offload: Keep what the rule remembers of the weights, and compute updates, in main memory, beside a copy of the
+            weights and their gradients.
     """
 
     learning_rate: float = 1e-4
@@ -72,6 +74,7 @@ class Optimizer:
     warmup: int = 0
     final: float = 1.0
     max_grad_norm: float = 1.0
+    offload: bool = False
 
     def __post_init__(self) -> None:
         takes = {"muon": ("momentum",), "adafactor": ()}.get(self.type, ("betas", "epsilon"))
@@ -81,15 +84,25 @@ class Optimizer:
             raise FieldError(name, f"{self.type} has no {name}{has}; leave it out, or set it to null")
 
     @property
-    def cannot_shard(self) -> str | None:
-        """Why it cannot learn weights of which a process holds a part; None where it can."""
-        match self.type:
-            case "adafactor":
-                return "averages over whole columns of a weight, and torch's form of it looks at those of one process"
-            case "muon":
-                return "makes the momentum of a whole matrix orthogonal, and a part of it by itself comes out otherwise"
-            case _:
-                return None
+    def needs_whole(self) -> dict[str, str]:
+        """Keys that do not go with weights of which a process holds a part, each with the reason and what to do."""
+        found = {}
+        if self.type == "adafactor":
+            found["optimizer.type"] = (
+                "adafactor averages over whole columns of a weight, and torch's form of it looks at those of one "
+                "process; use adamw or adamw8bit"
+            )
+        if self.type == "muon":
+            found["optimizer.type"] = (
+                "muon makes the momentum of a whole matrix orthogonal, and that of a part by itself comes out "
+                "otherwise; use adamw or adamw8bit"
+            )
+        if self.offload:
+            found["optimizer.offload"] = (
+                "moments of parts stay on the device of their part, where each process has its share of them only; "
+                "set it to false"
+            )
+        return found
 
 
 @dataclass(frozen=True)

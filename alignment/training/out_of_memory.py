@@ -59,6 +59,7 @@ def _remedies(run: Run, doing: Doing) -> tuple[list[str], list[str]]:
         (doing == "evaluation" and pictures > 1, f"a smaller evaluation.batch_size (now {pictures})"),
         (policy.trajectories == "device", "policy.trajectories: cpu"),
         (not policy.offload, "policy.offload: true"),
+        (learning and policy.lora is None and not run.optimizer.offload, "optimizer.offload: true"),
     ]
     afresh = [
         (doing == "sampling" and calls not in (0, prompts), f"a smaller source.prompts_per_call (now {at_once})"),

@@ -37,7 +37,7 @@ from alignment.training.setup import read_data
 STEPS = 4
 """Steps that are rehearsed, evenly over the run: windows move, and their costs with them."""
 
-ROUNDED = {None: None, "8bit": 1.0, "4bit": 0.5625}
+ROUNDED = {"8bit": 1.0, "4bit": 0.5625}
 """Bytes of a weight of a linear layer, by `policy.quantize`: NF4 has a float32 for each 64 weights of half a byte."""
 
 GATHERED = "gathered weights"
@@ -175,7 +175,7 @@ def plan(run: Run, setup: Setup) -> Plan:
     Raises:
         ConfigError: If it keeps the graph of what is not rehearsed, or cannot be spread over so many GPUs.
     """
-    for key, message in problems(run.parallel, run.policy, run.optimizer.cannot_shard, setup.gpus):
+    for key, message in problems(run.parallel, run.policy, run.optimizer.needs_whole, setup.gpus):
         raise ConfigError(f"{key}: {message} (planned for --gpus {setup.gpus})")
     if run.objective.differentiates:
         raise ConfigError(
@@ -203,7 +203,7 @@ def plan(run: Run, setup: Setup) -> Plan:
         _memory(rehearsal, steps, networks, over),
         traffic(over, steps, run.batch.updates),
         run.policy.autocast is not None or run.policy.dtype != "float32",
-        [*notes, *reward_notes],
+        [*notes, *reward_notes, *_offloaded(rehearsal, over)],
     )
 
 
@@ -220,7 +220,7 @@ def _network(name: str, part: nn.Module, policy: Policy) -> Network:
     trained = {id(p) for p in policy.trainable.values()}
     parameters = list(part.parameters())
     taken = sum(p.nbytes for p in parameters)
-    each = ROUNDED[policy.spec.quantize]
+    each = ROUNDED.get(policy.spec.quantize or "")
     if each is not None and name in policy.experts:
         linear = [m.weight for m in part.modules() if isinstance(m, nn.Linear) and id(m.weight) not in trained]
         taken += sum(each * weight.numel() - weight.nbytes for weight in linear)
@@ -275,7 +275,7 @@ def _memory(
         "other networks": others + (0 if policy.embeddings.cacheable else texts),
         "reward models": size.bytes if size else 0,
         "frozen copies": len(policy.snapshots) * trained,
-        "optimizer": _remembered(rehearsal, over),
+        "optimizer": 0.0 if rehearsal.run.optimizer.offload else _remembered(rehearsal, over),
     }
     lora = rehearsal.run.policy.lora
     folded = (
@@ -284,7 +284,8 @@ def _memory(
     kept = {"trajectories": max(step.kept for step in steps) if policy.spec.trajectories == "device" else 0}
     # Fused rules make nothing on their way, others a few tensors of the size of the weight at hand.
     largest = FULL * max(weight.numel() for weight in policy.trainable.values())
-    making = 0.0 if rehearsal.run.optimizer.type.startswith("adamw") else 2.0 * largest
+    rule = rehearsal.run.optimizer
+    making = 0.0 if rule.offload or rule.type.startswith("adamw") else 2.0 * largest
     gathered, leaving = over.learning
     gradients, passing = {"gradients": trained}, {GATHERED: gathered, "gradients on their way": leaving}
     calls = [call for step in steps for call in step.calls]
@@ -312,6 +313,15 @@ def _remembered(rehearsal: Rehearsal, over: Spread) -> float:
     learned = list(rehearsal.policy.trainable.values())
     kept = sum(optimizers.size(rehearsal.run.optimizer, weight) for weight in learned)
     return kept * over.trained / sum(FULL * weight.numel() for weight in learned)
+
+
+def _offloaded(rehearsal: Rehearsal, over: Spread) -> Iterator[str]:
+    if rehearsal.run.optimizer.offload:
+        taken = 2 * over.trained + _remembered(rehearsal, over)
+        yield (
+            f"optimizer.offload takes {taken / 1e9:.3g} GB of main memory for each GPU: a copy of the weights and "
+            "their gradients, and what the optimiser keeps"
+        )
 
 
 @contextmanager

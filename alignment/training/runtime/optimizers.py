@@ -25,8 +25,13 @@ SMALL = 4096
 """Numbers of a weight below which its moments stay float32."""
 
 
-def make(settings: Optimizer, weights: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+def make(settings: Optimizer, weights: Mapping[str, nn.Parameter], *, fused: bool = False) -> torch.optim.Optimizer:
     """Return the optimiser of weights by name, with what it keeps of them at its start.
+
+    Args:
+        settings: Which, and its numbers.
+        weights: What it changes.
+        fused: Whether AdamW takes its fused form, which is fast on GPUs, and rounds otherwise.
 
     Raises:
         ConfigError: If some weight is none that it can learn.
@@ -34,9 +39,9 @@ def make(settings: Optimizer, weights: Mapping[str, nn.Parameter]) -> torch.opti
     """
     rate, decay, own_weights = settings.learning_rate, settings.weight_decay, list(weights.values())
     if settings.type == "adamw":
-        fused = all(weight.is_cuda for weight in own_weights) or None  # None leaves it to torch
+        form = True if fused else None  # which leaves it to torch
         adam = _adam(settings)
-        made: torch.optim.Optimizer = torch.optim.AdamW(own_weights, rate, weight_decay=decay, fused=fused, **adam)
+        made: torch.optim.Optimizer = torch.optim.AdamW(own_weights, rate, weight_decay=decay, fused=form, **adam)
     elif settings.type == "adamw8bit":
         made = _torchao().AdamW8bit(own_weights, rate, weight_decay=decay, block_size=BLOCK, **_adam(settings))
     elif settings.type == "adafactor":

@@ -28,6 +28,7 @@ from alignment.policy.policy import Policy
 from alignment.training.runtime import optimizers
 from alignment.training.runtime.averages import Averages
 from alignment.training.runtime.mesh import laid_out
+from alignment.training.runtime.offloaded import Offloaded
 from alignment.training.runtime.sharded import LEARNING
 from alignment.training.stopping import StopSignal
 from alignment.world import World
@@ -48,7 +49,7 @@ class Runtime:
     Attributes:
         world: The processes.
         layout: How the trained networks lie over the processes.
-        optimizer: Over the policy's trained weights, once `attach` was called.
+        optimizer: Over the policy's trained weights, or their copies in main memory, once `attach` was called.
         taken: Updates that were begun so far.
     """
 
@@ -85,11 +86,14 @@ class Runtime:
             EnvironmentProblem: If it is not installed.
         """
         self._policy, self._settings = policy, settings
-        self.optimizer = optimizers.make(settings, policy.trainable)
+        self._offloaded = Offloaded.of(policy.trainable) if settings.offload else None
+        held = policy.trainable if self._offloaded is None else self._offloaded.copies
+        fused = self.world.device.type == "cuda"
+        self.optimizer, self._held = optimizers.make(settings, held, fused=fused), list(held.values())
 
     def moments(self) -> dict[str, Tensor]:
         """Return what the optimiser keeps of each weight, by "index.name", to be read and to be filled."""
-        return optimizers.moments(self._settings, list(self._policy.trainable.values()), self.optimizer.state)
+        return optimizers.moments(self._settings, self._held, self.optimizer.state)
 
     def learn(self, loss: Loss, rows: int) -> None:
         """Run the backward pass of `loss`, as a share of an update over `rows` rows of all processes."""
@@ -123,8 +127,9 @@ class Runtime:
         finite = bool(norm.isfinite())
         self.taken += 1
         if finite:
-            optimizers.step(self.optimizer, learning_rate)
-        self.optimizer.zero_grad(set_to_none=True)
+            self._step(learning_rate)
+        for parameter in parameters:
+            parameter.grad = None
         self._skipped = 0 if finite else self._skipped + 1
         if self._skipped >= _MAX_SKIPPED:
             raise NumericsError(
@@ -134,6 +139,14 @@ class Runtime:
         self._updates += 1
         self._metrics.add({"grad/norm": norm.detach(), "updates/skipped": torch.tensor(float(not finite))})
         return norm.item()
+
+    def _step(self, learning_rate: float) -> None:
+        if self._offloaded is None:
+            optimizers.step(self.optimizer, learning_rate)
+            return
+        self._offloaded.bring()
+        optimizers.step(self.optimizer, learning_rate)
+        self._offloaded.give_back()
 
     def _reduce_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
         # A weight without a gradient gets zeros on one process too, or weight decay would see how many there are.

@@ -110,13 +110,18 @@ def test_two_places_that_contradict_each_other() -> None:
 )
 def test_what_cannot_be_spread(spec: dict[str, object], key: str) -> None:
     policy = PolicySpec("pipeline", **spec)  # type: ignore[arg-type]  # fields of it
-    assert [found for found, _ in problems(Parallel(2), policy, None, 2)] == [key]
-    assert not list(problems(Parallel(), policy, None, 2))
+    assert [found for found, _ in problems(Parallel(2), policy, {}, 2)] == [key]
+    assert not list(problems(Parallel(), policy, {}, 2))
 
 
 @pytest.mark.parametrize(("kind", "words"), [("adafactor", "averages over whole columns"), ("muon", "orthogonal")])
 def test_a_rule_that_needs_whole_weights(kind: Literal["adafactor", "muon"], words: str) -> None:
-    why = Optimizer(type=kind).cannot_shard
+    why = Optimizer(type=kind).needs_whole
     ((key, message),) = problems(Parallel(2), PolicySpec("pipeline"), why, 2)
     assert (key, words in str(message)) == ("optimizer.type", True)
     assert not list(problems(Parallel(), PolicySpec("pipeline"), why, 2))
+
+
+def test_moments_in_main_memory_are_whole() -> None:
+    ((key, message),) = problems(Parallel(2), PolicySpec("pipeline"), Optimizer(offload=True).needs_whole, 2)
+    assert (key, "or parallel.shard=1 (it is 2)" in message) == ("optimizer.offload", True)

@@ -14,6 +14,7 @@ from alignment.checkpoints.state import TrainState, check_fits, read_state, rest
 from alignment.config.run import Optimizer
 from alignment.errors import ConfigError
 from alignment.training.runtime import optimizers
+from alignment.training.runtime.offloaded import Offloaded
 
 TYPES = get_args(get_type_hints(Optimizer)["type"])
 SHAPES = {"wide": (20, 256), "small": (3, 5), "odd": (80, 60)}
@@ -28,10 +29,14 @@ def weights_of(kind: str) -> dict[str, nn.Parameter]:
 
 def learn(weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, steps: range) -> None:
     for step in steps:
-        generator = torch.Generator().manual_seed(step)
-        for weight in weights.values():
-            weight.grad = torch.randn(weight.shape, generator=generator)
+        give_gradients(weights, step)
         optimizers.step(optimizer, RATE)
+
+
+def give_gradients(weights: dict[str, nn.Parameter], step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for weight in weights.values():
+        weight.grad = torch.randn(weight.shape, generator=generator)
 
 
 def library(kind: str, weights: dict[str, nn.Parameter]) -> Any:
@@ -109,3 +114,27 @@ def test_muon_is_for_matrices() -> None:
         ConfigError, match=r"muon makes matrices orthogonal, and bias has shape \[300\] \(2 of 5 trained"
     ):
         optimizers.make(Optimizer(type="muon"), weights_of("adamw"))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_updates_in_main_memory_are_the_same(kind: str) -> None:
+    settings = Optimizer(RATE, kind, weight_decay=DECAY)
+    here, there = weights_of(kind), weights_of(kind)
+    optimizer, offloaded = optimizers.make(settings, here), Offloaded.of(there)
+    other = optimizers.make(settings, offloaded.copies)
+    for step in range(STEPS):
+        for weights in (here, there):
+            give_gradients(weights, step)
+        optimizers.step(optimizer, RATE)
+        offloaded.bring()
+        assert all(weight.grad is None for weight in there.values())
+        optimizers.step(other, RATE)
+        offloaded.give_back()
+        with torch.no_grad():  # something else changes the weights, as a copy of them that samples does for a while
+            for weight in (*here.values(), *there.values()):
+                weight.add_(1.0)
+    for name, weight in here.items():
+        assert torch.equal(there[name], weight), name
+    own, others = moments(settings, here, optimizer), moments(settings, dict(offloaded.copies), other)
+    assert all(torch.equal(others[name], moment) for name, moment in own.items())
+    assert not any(weight in other.state for weight in there.values())
