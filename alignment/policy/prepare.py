@@ -45,7 +45,11 @@ def load_policy(
     """
     pipe = load_pipeline(spec, device, layout) if pipe is None else pipe
     door, networks = PipelineDoor(pipe, fresh_routes(pipe, spec, device)), experts(pipe)
-    return Policy(door, Weights(networks, spec, seed, bring(spec, pipe, networks), layout))
+    weights = Weights(networks, spec, seed, bring(spec, pipe, networks), layout)
+    if spec.quantize == "float8":  # what is rounded goes to the device in fewer bits
+        for network in networks.values():
+            network.to(device)
+    return Policy(door, weights)
 
 
 def prepare(

@@ -43,6 +43,9 @@ def trap(file: str, function: str, moment: str, time: int) -> Callable[[], None]
 
     def arm() -> None:
         nonlocal armed
+        for thread in threading.enumerate():  # the save before is over: where a run is resumed is not left to chance
+            if thread.name.startswith("saving"):
+                thread.join()
         armed = True
 
     def watch(frame: FrameType, event: str, _: object) -> None:

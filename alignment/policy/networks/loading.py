@@ -28,7 +28,9 @@ DENOISERS = ("transformer", "unet")
 
 
 def load_pipeline(spec: PolicySpec, device: torch.device, layout: Layout | None = None) -> Any:
-    """Return the pipeline on `device`, frozen and in eval mode; networks that will be spread stay where they are read.
+    """Return the pipeline on `device`, frozen and in eval mode.
+
+    Networks that will be spread, or rounded once they have adapters, stay where they are read.
 
     Raises:
         PipelineError: If the folder or hub id does not hold a loadable pipeline.
@@ -61,7 +63,8 @@ def load_pipeline(spec: PolicySpec, device: torch.device, layout: Layout | None 
         _check_weights(pipe)
         if spec.offload:
             offload(pipe, loop_networks(pipe), device)
-        _move(pipe, device, experts(pipe) if layout is not None and layout.spread else ())
+        waits = spec.quantize == "float8" or (layout is not None and layout.spread)
+        _move(pipe, device, experts(pipe) if waits else ())
     own_scheduler(pipe)
     _check_tokenizers(pipe)
     pipe.set_progress_bar_config(disable=True)

@@ -33,7 +33,7 @@ def quantization(spec: PolicySpec, networks: Sequence[str], device: torch.device
     Raises:
         EnvironmentProblem: If the backend is not installed, or cannot run on `device`.
     """
-    if spec.quantize is None:
+    if spec.quantize is None or spec.quantize == "float8":
         return None
     from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig
 

@@ -122,8 +122,9 @@ class PolicySpec:
             attention, convolutions and products of matrices, which take more to make than to keep.
         compile: Compile the denoiser.
         embedding_cache: Folder of cached prompt embeddings; null keeps them in memory only.
-        quantize: Storage of the frozen denoiser in fewer bits, for training adapters: "8bit" (torchao, any device) or
-            "4bit" (NF4 of bitsandbytes, CUDA).
+        quantize: Storage of the frozen denoiser in fewer bits, for training adapters: "8bit" (torchao, any device),
+            "4bit" (NF4 of bitsandbytes, CUDA), or "float8" (E4M3, by diffusers' layerwise casting, any device; it needs
+            no package and rounds more than 8bit).
         offload: Keep text encoders, image encoders and the VAE in main memory; their layers visit the device one by
             one while they run.
         decode: Pixels of all rows at once, row by row ("sliced"), or in overlapping tiles of each row ("tiled", whose
@@ -149,7 +150,7 @@ class PolicySpec:
     gradient_checkpointing: bool | Literal["selective"] = False
     compile: bool = False
     embedding_cache: str | None = None
-    quantize: Literal["8bit", "4bit"] | None = None
+    quantize: Literal["8bit", "4bit", "float8"] | None = None
     offload: bool = False
     decode: Literal["whole", "sliced", "tiled"] = "whole"
     check_latents: bool = True
@@ -177,6 +178,8 @@ class PolicySpec:
             return "adapters cannot be folded into them; set policy.lora.merge: false"
         if self.adapters:
             return "policy.adapters cannot be folded into them; export a merged pipeline first, and train on that"
+        if self.lora.dora and self.quantize == "float8":
+            return "DoRA measures them at every call; set policy.lora.dora: false, or use 8bit"
         return "pissa takes a part out of them; use init: gaussian" if self.lora.init == "pissa" else None
 
     @property

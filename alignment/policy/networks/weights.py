@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from alignment.errors import ConfigError
 from alignment.policy.networks.adapter_kinds import Adapter
 from alignment.policy.networks.adapters import check_apart, read_adapters
+from alignment.policy.networks.float8 import store_as_float8
 from alignment.policy.networks.layout import Layout, Whole, chosen
 from alignment.policy.networks.recompute import let_recompute
 from alignment.policy.networks.single_file import check_factors, check_rounded
@@ -113,6 +115,8 @@ class Weights:
                 names = tuple(unfreeze(network, spec.trainable))
             else:
                 names = tuple(add_lora(network, spec.lora, seed + k, start.get(name)))
+            if spec.quantize == "float8":  # not before: new adapters take the precision of what they adapt
+                store_as_float8(network, getattr(torch, spec.dtype))
             let_recompute(network, spec.gradient_checkpointing)
             self.layout.place(network, names)
             self.trainable |= {f"{name}.{key}" if k else key: p for key, p in chosen(network, names)}

@@ -92,7 +92,15 @@ class Meter(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self._flops, self._peak, self._alive, self._before = 0.0, 0, 0, 0
-        self._storages = {tensor.untyped_storage()._cdata for tensor in known}  # pyright: ignore[reportPrivateUsage]
+        before = {storage._cdata: storage for storage in (z.untyped_storage() for z in known)}  # pyright: ignore[reportPrivateUsage]
+        self._storages = set(before)
+        # Weights that are stored otherwise than they compute are made anew in every call; what they replace is gone.
+        self._replaced = [weakref.finalize(z, self._died, key, z.nbytes()) for key, z in before.items()]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for known in self._replaced:
+            known.detach()
 
     def __torch_dispatch__(
         self,

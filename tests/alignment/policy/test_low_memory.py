@@ -10,11 +10,12 @@ import torch
 from diffusers import DiffusionPipeline
 
 from alignment.errors import ConfigError, EnvironmentProblem
+from alignment.policy.networks.float8 import store_as_float8
 from alignment.policy.networks.low_memory import decode_in_parts, quantization
 from alignment.policy.networks.spec import Lora, PolicySpec
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.rollout import sample
-from tests.support.policies import CPU, build, learn, perturb, plan, transitions
+from tests.support.policies import CPU, build, learn, log_ratio, perturb, plan, replayed, transitions
 from tests.support.tiny import FLUX_CALL, tiny_flux
 
 EIGHT_BITS = 0.05
@@ -41,6 +42,43 @@ def test_eight_bits_train_adapters(folder: Path) -> None:
     gradients = learn(policy, batch)
     assert set(gradients) == set(policy.trainable)
     assert all(bool(gradient.any()) for gradient in gradients.values())
+
+
+def test_float8_is_the_network_with_rounded_weights(folder: Path) -> None:
+    policy, whole = build(folder, FLUX_CALL, quantize="float8"), build(folder, FLUX_CALL)
+    here, rounded = dict(policy.denoiser.named_parameters()), []
+    with torch.no_grad():
+        for name, weight in whole.denoiser.named_parameters():
+            if here[name].dtype == torch.float8_e4m3fn:
+                rounded.append(name)
+                weight.copy_(here[name].float())
+            else:
+                assert torch.equal(here[name], weight), name
+    assert sum(here[name].numel() for name in rounded) > sum(p.numel() for p in here.values()) / 2
+    made, wanted = (transitions(p, plan(p, FlowSDE()))[1] for p in (policy, whole))
+    assert torch.equal(made.model_output, wanted.model_output)
+    ratios = [(log_ratio(made, k, v).exp() - 1).abs().max() for k, v in enumerate(replayed(policy, made))]
+    assert max(ratios) <= RATIO
+    for one in (policy, whole):
+        perturb(one)
+    gradients, others = learn(policy, made), learn(whole, wanted)
+    assert set(gradients) == set(policy.trainable)
+    for name, gradient in others.items():
+        assert torch.equal(gradients[name], gradient), name
+
+
+def test_what_float8_cannot_hold_is_named(folder: Path) -> None:
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.transformer.requires_grad_(False)
+    pipe.transformer.transformer_blocks[0].attn.to_q.weight[0, 0] = 1000.0
+    says = "float8 holds numbers up to 448, and transformer_blocks.0.attn.to_q has 1000; use 8bit"
+    with pytest.raises(ConfigError, match=says):
+        store_as_float8(pipe.transformer, torch.float32)
+
+
+def test_float8_goes_without_dora() -> None:
+    with pytest.raises(ConfigError, match=r"float8 keeps .* DoRA measures them at every call"):
+        PolicySpec("x", lora=Lora(2, dora=True), quantize="float8")
 
 
 def test_four_bits_need_cuda() -> None:

@@ -128,6 +128,16 @@ def test_recomputing_saves_memory_and_costs_flops() -> None:
     assert less.flops > kept.flops
 
 
+def test_weights_in_float8_take_a_quarter_and_are_made_again_block_by_block() -> None:
+    words = [*SMALL, "policy.gradient_checkpointing=true", "policy.lora.merge=false"]
+    runs = [load("quickstart_dancegrpo", [*words, f"policy.quantize={how}"]) for how in ("null", "float8")]
+    full, eight = (plan.plan(run, plan.Setup(gpu("h100"))).memory["update"] for run in runs)
+    network = rehearsed(runs[1])[0].denoiser
+    stored = sum(p.numel() for p in network.parameters() if p.dtype == torch.float8_e4m3fn)
+    assert full["transformer weights"] - eight["transformer weights"] == 3 * stored
+    assert 0 < eight["activations"] - full["activations"] < 4 * stored  # only the block at work has them whole
+
+
 def test_what_is_recomputed_selectively_is_in_between() -> None:
     found = []
     for how in ("false", "selective", "true"):
