@@ -48,7 +48,7 @@ _DAMAGED = "the run cannot go on from this checkpoint; resume from an earlier on
 
 
 class _Progress(BaseModel):
-    """What `progress.json` holds; an earlier version may lack the last three."""
+    """What `progress.json` holds; an earlier version may lack the last four."""
 
     model_config = ConfigDict(allow_inf_nan=False, strict=True)
 
@@ -57,6 +57,7 @@ class _Progress(BaseModel):
     moments: int | None = None
     contents: dict[str, str] = {}
     found: dict[str, Any] = {}
+    scaling: dict[str, Annotated[float, Field(ge=0)]] = {}
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class TrainState:
         config: The resolved config, as JSON can hold it.
         contents: Hashes of what the run is made from, by the config's key; see `alignment/checkpoints/contents.py`.
         found: What was found out about the pipeline, as JSON can hold it; empty where that was not recorded.
+        scaling: Of losses, where gradients pass through float16; empty elsewhere.
         parts: Where the content of the tensors lies, if several processes wrote it: they are then without.
     """
 
@@ -83,6 +85,7 @@ class TrainState:
     config: Mapping[str, object]
     contents: Mapping[str, str] = field(default_factory=dict)
     found: Mapping[str, object] = field(default_factory=dict)
+    scaling: Mapping[str, float] = field(default_factory=dict)
     parts: Path | None = None
 
 
@@ -111,6 +114,7 @@ def write_state(folder: Path, state: TrainState, *, writes: bool = True) -> None
         "moments": len(state.moments),
         "contents": dict(state.contents),
         "found": state.found,
+        "scaling": dict(state.scaling),
     }
     (target / "progress.json").write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
     (target / "config.json").write_text(json.dumps(state.config, indent=2) + "\n", encoding="utf-8")
@@ -194,6 +198,7 @@ def read_state(folder: Path) -> TrainState:
         config=read_config(folder),
         contents=progress.get("contents", {}),
         found=progress.get("found", {}),
+        scaling=progress.get("scaling", {}),
         parts=parts,
     )
 

@@ -122,11 +122,11 @@ def _policy(policy: PolicySpec) -> Iterator[Problem]:
             re.compile(pattern)
         except re.error as error:
             yield f"policy.trainable.{i}", f"{pattern!r} is not a regular expression: {error}"
-    if policy.dtype == "float16" and policy.autocast is not None:
+    if policy.autocast is not None and policy.dtype not in ("float32", policy.autocast):
         yield (
             "policy.dtype",
-            f"float16 weights do not go with policy.autocast {policy.autocast}: the two half precisions would meet in "
-            "one product; store bfloat16 or float32, or set policy.autocast=null",
+            f"{policy.dtype} weights do not go with policy.autocast {policy.autocast}: the two half precisions would "
+            f"meet in one product; store {policy.autocast} or float32, or set policy.autocast=null",
         )
     elif policy.dtype != "float32" and policy.lora is None and policy.autocast is None:
         yield (

@@ -84,7 +84,7 @@ class PipelineDoor:
 
 def fresh_routes(pipe: Any, spec: PolicySpec, device: torch.device) -> Routes:
     """Return new routes: call arguments decide the shapes of model outputs."""
-    return Routes(loop_networks(pipe), device, None if spec.autocast is None else torch.bfloat16)
+    return Routes(loop_networks(pipe), device, spec.precision)
 
 
 def call_natively(pipe: Any, routes: Routes, given: dict[str, Any], seeds: Tensor) -> Any:

@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +284,7 @@ class Session:
             config=self._config,
             contents=self.trainer.contents,
             found=self._found,
+            scaling={} if runtime.scale is None else asdict(runtime.scale),
         )
 
         def write(folder: Path) -> None:
@@ -309,6 +310,8 @@ class Session:
         check_same_finds(state.found, self._found)
         live = {name: parameter.detach() for name, parameter in policy.trainable.items()}
         restore(state, live, policy.snapshots, moments)
+        if runtime.scale is not None:
+            runtime.scale = replace(runtime.scale, **state.scaling)
         self._spent = state.wall_seconds
         self._done = self._saved = state.step
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from alignment.checkpoints.manifest import NAME, inspect
 from alignment.errors import EnvironmentProblem
 from alignment.policy.between import Between
+from alignment.training.runtime import scaling
 from tests.support import runs
 from tests.support.runs import STEPS, left_by, prepared, train
 
@@ -135,6 +136,23 @@ def test_a_save_that_fails_behind_the_step_ends_the_run_at_the_next_one(
     assert "Traceback" not in said
     assert train(folder, "grpo", "name=full", "--resume", "latest") == 0
     assert left_by(folder / "runs" / "full") == straight
+
+
+def test_a_run_in_float16_goes_on_with_its_scale(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "PATIENCE", 3)  # it doubles in the middle of a step
+    half = ("policy.autocast=float16", "evaluation.prompts=null")
+    assert train(folder, "grpo", "name=half", "steps=4", *half) == 0
+    assert train(folder, "grpo", "name=half-resumed", "steps=2", *half) == 0
+    assert train(folder, "grpo", "name=half-resumed", "steps=4", *half, "--resume", "latest") == 0
+    straight, resumed = (folder / "runs" / name for name in ("half", "half-resumed"))
+    told = [
+        [json.loads(line)["grad/scale"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (straight, resumed)
+    ]
+    assert told[0] == told[1]
+    assert told[0][-1] > told[0][0]
+    weights = [load_file(run / "checkpoint-4" / "pytorch_lora_weights.safetensors") for run in (straight, resumed)]
+    assert all(weights[0][name].equal(weight) for name, weight in weights[1].items())
 
 
 def moved(folder: Path, name: str) -> dict[str, str]:

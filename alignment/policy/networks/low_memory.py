@@ -47,7 +47,7 @@ def quantization(spec: PolicySpec, networks: Sequence[str], device: torch.device
                 f"policy.quantize: 4bit runs on CUDA only, and this run is on {device.type}; use 8bit"
             )
         _need("bitsandbytes", spec.quantize)
-        compute = torch.bfloat16 if spec.autocast == "bfloat16" else getattr(torch, spec.dtype)
+        compute = spec.precision or getattr(torch, spec.dtype)
         config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
     mapping: dict[str, Any] = dict.fromkeys(networks, config)
     return PipelineQuantizationConfig(quant_mapping=mapping)

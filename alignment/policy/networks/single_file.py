@@ -95,7 +95,7 @@ def _gguf(spec: PolicySpec) -> Any:
         )
     from diffusers import GGUFQuantizationConfig
 
-    return GGUFQuantizationConfig(compute_dtype=torch.bfloat16 if spec.autocast else getattr(torch, spec.dtype))
+    return GGUFQuantizationConfig(compute_dtype=spec.precision or getattr(torch, spec.dtype))
 
 
 def check_factors(networks: Mapping[str, Any], start: Mapping[str, Adapter]) -> None:

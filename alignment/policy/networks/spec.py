@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from alignment.errors import ConfigError, FieldError
 
 GGUF = ".gguf"
@@ -116,7 +118,8 @@ class PolicySpec:
         trainable: With full fine-tuning: patterns (regular expressions) of parameter names to train; null means all.
         dtype: Storage of the frozen weights. Trained weights are always float32.
         autocast: Compute precision of denoiser and decoder, the same in rollout and in the pass with gradient
-            (otherwise the first ratio is not 1); null computes in `dtype`.
+            (otherwise the first ratio is not 1); null computes in `dtype`. With float16, losses are scaled so that
+            gradients do not vanish; networks and decoders whose numbers exceed 65504 need bfloat16.
         attention: Attention backend, a name of diffusers' `set_attention_backend`.
         gradient_checkpointing: Recompute the activations of each block in the backward pass; "selective": but for
             attention, convolutions and products of matrices, which take more to make than to keep.
@@ -145,7 +148,7 @@ class PolicySpec:
     adapters: tuple[FrozenAdapter, ...] = ()
     trainable: tuple[str, ...] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    autocast: Literal["bfloat16"] | None = None
+    autocast: Literal["bfloat16", "float16"] | None = None
     attention: str = "native"
     gradient_checkpointing: bool | Literal["selective"] = False
     compile: bool = False
@@ -164,6 +167,11 @@ class PolicySpec:
             raise ConfigError(f"policy.quantize: {self.quantize} keeps the denoiser's weights rounded: {problem}")
         if self.rounded_file and problem is not None:
             raise FieldError("single_file", f"{self.single_file} holds rounded weights: {problem}")
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """In which autocast computes; None where there is none."""
+        return None if self.autocast is None else getattr(torch, self.autocast)
 
     @property
     def rounded_file(self) -> bool:

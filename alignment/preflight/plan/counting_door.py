@@ -94,7 +94,7 @@ class CountingDoor:
     after: Around
 
     def __init__(self, pipe: Any, spec: PolicySpec, weights: Weights) -> None:
-        self._precision = None if spec.autocast is None else torch.bfloat16
+        self._precision = spec.precision
         self._seen = Observed(loop_networks(pipe), CPU, self._precision)
         self._real = PipelineDoor(pipe, self._seen)
         self.pipe, self.device, self.scheduler, self.stubs = pipe, CPU, self._real.scheduler, True

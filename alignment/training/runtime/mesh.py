@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 from alignment.config.parallel import Division
@@ -24,8 +23,7 @@ def laid_out(run: Run, division: Division, world: World) -> Layout:
     if division.replicate == 1:
         shape, names = shape[1:], names[1:]
     mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
-    compute = None if run.policy.autocast is None else torch.bfloat16
-    return Sharded(mesh, compute, world.meetings, run.parallel.stay_gathered)
+    return Sharded(mesh, run.policy.precision, world.meetings, run.parallel.stay_gathered)
 
 
 def check_together(run: Run, policy: Policy) -> None:

@@ -29,6 +29,7 @@ from alignment.training.runtime import optimizers
 from alignment.training.runtime.averages import Averages
 from alignment.training.runtime.mesh import laid_out
 from alignment.training.runtime.offloaded import Offloaded
+from alignment.training.runtime.scaling import Scale
 from alignment.training.runtime.sharded import LEARNING
 from alignment.training.stopping import StopSignal
 from alignment.world import World
@@ -50,6 +51,7 @@ class Runtime:
         world: The processes.
         layout: How the trained networks lie over the processes.
         optimizer: Over the policy's trained weights, or their copies in main memory, once `attach` was called.
+        scale: Of losses, where gradients pass through float16; None elsewhere.
         taken: Updates that were begun so far.
     """
 
@@ -86,6 +88,7 @@ class Runtime:
             EnvironmentProblem: If it is not installed.
         """
         self._policy, self._settings = policy, settings
+        self.scale = Scale() if policy.spec.precision is torch.float16 else None
         self._offloaded = Offloaded.of(policy.trainable) if settings.offload else None
         held = policy.trainable if self._offloaded is None else self._offloaded.copies
         fused = self.world.device.type == "cuda"
@@ -107,6 +110,7 @@ class Runtime:
         self._backward(0.0 * loss.per_row.sum())
 
     def _backward(self, share: Tensor) -> None:
+        share = share if self.scale is None else share * self.scale.factor
         if not self.world.spread:
             share.backward()
             return
@@ -123,6 +127,10 @@ class Runtime:
         """
         parameters = list(self._policy.trainable.values())
         self._reduce_gradients(parameters)
+        if self.scale is not None:
+            for p in parameters:
+                if p.grad is not None:
+                    p.grad.div_(self.scale.factor)
         norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self._settings.max_grad_norm))
         finite = bool(norm.isfinite())
         self.taken += 1
@@ -130,7 +138,8 @@ class Runtime:
             self._step(learning_rate)
         for parameter in parameters:
             parameter.grad = None
-        self._skipped = 0 if finite else self._skipped + 1
+        wanting = not finite and (self.scale is None or self.scale.least)
+        self._skipped = self._skipped + 1 if wanting else 0
         if self._skipped >= _MAX_SKIPPED:
             raise NumericsError(
                 f"{_MAX_SKIPPED} updates in a row had gradients that are not finite; lower optimizer.learning_rate, or "
@@ -138,6 +147,9 @@ class Runtime:
             )
         self._updates += 1
         self._metrics.add({"grad/norm": norm.detach(), "updates/skipped": torch.tensor(float(not finite))})
+        if self.scale is not None:
+            self._metrics.add({"grad/scale": torch.tensor(self.scale.factor)})
+            self.scale.learned(finite=finite)
         return norm.item()
 
     def _step(self, learning_rate: float) -> None:

@@ -204,6 +204,7 @@ def seal_another_step(folder: Path) -> None:
         (told(step="2"), "progress.json: step is damaged: input should be a valid integer"),
         (told(step=-5), "progress.json: step is damaged: input should be greater"),
         (told(contents=[1]), "progress.json: contents is damaged"),
+        (told(scaling={"factor": -1.0}), "progress.json: scaling.factor is damaged"),
         (seal_another_step, "progress.json: step is 5, but manifest.json says 6"),
     ],
 )

@@ -107,6 +107,10 @@ VALUES = {
         "policy={dtype: float16, autocast: bfloat16}",
         "policy.dtype: float16 weights do not go with policy.autocast",
     ),
+    "two half precisions the other way": (
+        "policy={dtype: bfloat16, autocast: float16}",
+        "policy.dtype: bfloat16 weights do not go with policy.autocast float16",
+    ),
     "half inputs to float32 weights": (
         "policy={dtype: bfloat16, lora: null}",
         "policy.dtype: without policy.lora the trained weights are float32",
