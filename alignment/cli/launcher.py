@@ -26,6 +26,21 @@ def tell(message: str) -> None:
         Path(name).write_text(json.dumps({"message": reason}), encoding="utf-8")
 
 
+def unused_gpus(config: str, device: str) -> str:
+    """Return how to start a run on all GPUs of this machine; nothing if it uses them, or no launcher could help.
+
+    Args:
+        config: Its config file.
+        device: "auto", "cpu" or "cuda".
+    """
+    import torch  # takes seconds, and an error needs none of it
+
+    gpus = torch.cuda.device_count() if device != "cpu" else 0
+    if gpus < 2 or "WORLD_SIZE" in os.environ:
+        return ""
+    return f"This run uses one of {gpus} GPUs. For all: torchrun --nproc_per_node {gpus} -m alignment.train {config}"
+
+
 @contextmanager
 def one_tells() -> Iterator[None]:
     """Let the first process print what is wrong for all of them, before they have met: a config, a file, a reward.

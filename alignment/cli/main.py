@@ -169,12 +169,16 @@ def _add_train(commands: Commands) -> None:
 def _train(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(args)
-    from alignment.cli.launcher import one_tells
+    from alignment.cli.launcher import one_tells, unused_gpus
+    from alignment.config.checks import processes
+    from alignment.preflight.plan.utilisation import least_seconds
     from alignment.training import session
 
     with one_tells():
         run = session.checked(args.config, args.overrides)
-    session.train(run, args.resume)
+    if unused := unused_gpus(args.config, run.device):
+        show(unused)
+    session.train(run, args.resume, least_seconds(run, processes()))
     return 0
 
 

@@ -62,24 +62,25 @@ def checked(path: str, overrides: Sequence[str]) -> Run:
     return run
 
 
-def train(run: Run, resume: str | None = None) -> None:
+def train(run: Run, resume: str | None = None, least_seconds: float | None = None) -> None:
     """Train a checked run on the processes that were launched, from the start or from a checkpoint.
 
     Args:
         run: The run.
         resume: "latest", or a checkpoint folder to continue from; "auto" is the latest if there is one, and else the
             start, for launchers that start a run again by themselves.
+        least_seconds: Of a step, were its GPUs at their peak all the time; the record then says how near it came.
     """
     with StopSignal() as stop:
         runtime = Runtime(run, stop)
         try:
             with runtime.world.united():
-                begin(run, runtime, stop, resume)
+                begin(run, runtime, stop, resume, least_seconds)
         finally:
             runtime.close()
 
 
-def begin(run: Run, runtime: Runtime, stop: StopSignal, resume: str | None) -> None:
+def begin(run: Run, runtime: Runtime, stop: StopSignal, resume: str | None, least_seconds: float | None = None) -> None:
     """Train on the processes of `runtime`, from the start or from a checkpoint."""
     folder = Path(run.output.folder) / run.name
     resolved = build.resolved(run)
@@ -106,7 +107,7 @@ def begin(run: Run, runtime: Runtime, stop: StopSignal, resume: str | None) -> N
                 checkpoints.close()
             checkpoints.prepare()
         runtime.wait()
-        Session(trainer, checkpoints, resolved, stop).train(state)
+        Session(trainer, checkpoints, resolved, stop, least_seconds).train(state)
     finally:
         checkpoints.close()
 
@@ -141,12 +142,14 @@ class Session:
         checkpoints: Where it saves.
         resolved: The config as YAML.
         stop: Set when the process was asked to leave.
+        least_seconds: Of a step, were its GPUs at their peak all the time; None where nobody knows.
     """
 
     trainer: Trainer
     checkpoints: Checkpoints
     resolved: str
     stop: StopSignal
+    least_seconds: float | None = None
     _start: float = field(default_factory=time.perf_counter)
     _spent: float = 0.0
     _saving: float = 0.0
@@ -216,6 +219,8 @@ class Session:
                     self._recorder.samples(CREDIT, done, heat(experience.media, experience.maps), *shown)
         metrics["seconds/evaluation"] = time.perf_counter() - begin
         metrics["seconds/checkpoint"] = self._saving
+        if self.least_seconds is not None:
+            metrics["mfu"] = self.least_seconds / metrics["seconds/total"]
         # Told before it is saved: a process that dies in between resumes further back and tells the step again. The
         # other way round, a step would be missing.
         if self._recorder is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from alignment.errors import ConfigError
@@ -42,6 +43,16 @@ GPUS = (
     GPU("4090", 24_564 * _MIB, 165 * _TERA, 82.6 * _TERA, 32 * _GIGA),
     GPU("3090", 24_576 * _MIB, 71 * _TERA, 35.6 * _TERA, 32 * _GIGA),
 )
+
+
+def product(name: str) -> GPU | None:
+    """Return the GPU that a driver calls by this name, such as "NVIDIA A100-SXM4-80GB"; None if none here."""
+    words = re.findall(r"[a-z]*\d+[a-z]*", name.lower())
+    for one in GPUS:
+        kind, _, size = one.name.partition("-")
+        if kind in words and any(word.startswith(size) for word in words):
+            return one
+    return None
 
 
 def gpu(name: str) -> GPU:

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from alignment.cli import main as cli
-from alignment.cli.launcher import FILE
+from alignment.cli.launcher import FILE, unused_gpus
 
 ROOT = Path(__file__).parents[3]
 SAYS = "there is no such config file"
@@ -57,3 +58,27 @@ def test_torchruns_report_ends_with_the_message() -> None:
     assert "exitcode  : 2" in report
     # The launcher may end the first process before it prints; the other never does.
     assert sum(line.startswith("visalign: ") for line in done.stderr.splitlines()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "launched", "says"),
+    [
+        (
+            8,
+            "auto",
+            False,
+            "one of 8 GPUs. For all: torchrun --nproc_per_node 8 -m alignment.train a.yaml",
+        ),
+        (8, "auto", True, ""),
+        (8, "cpu", False, ""),
+        (1, "auto", False, ""),
+    ],
+)
+def test_gpus_that_a_run_leaves_unused_are_named(
+    gpus: int, device: str, launched: bool, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if launched:
+        monkeypatch.setenv("WORLD_SIZE", "8")
+    assert unused_gpus("a.yaml", device).removeprefix("This run uses ") == says
