@@ -159,11 +159,11 @@ def test_memory_does_not_grow_with_trained_steps(case, policy_of):
     assert peaks[1] <= 1.02 * peaks[0]
 
 
-@pytest.mark.parametrize("case", ["flux", "sd15 guided"])
-def test_checkpointing_gives_the_same_gradient(case, policy_of):
+@pytest.mark.parametrize(("case", "spec"), [("flux", {}), ("flux", {"lora": None}), ("sd15 guided", {})])
+def test_checkpointing_gives_the_same_gradient(case, spec, policy_of):
     found = []
     for checkpointing in (False, True, "selective"):
-        policy = policy_of(case, gradient_checkpointing=checkpointing)
+        policy = policy_of(case, gradient_checkpointing=checkpointing, **spec)
         perturb(policy)
         _, batch = transitions(policy, plan(policy, DYNAMICS[case.split()[0]][0]))
         found.append(learn(policy, batch))

@@ -122,7 +122,7 @@ class PolicySpec:
             gradients do not vanish; networks and decoders whose numbers exceed 65504 need bfloat16.
         attention: Attention backend, a name of diffusers' `set_attention_backend`.
         gradient_checkpointing: Recompute the activations of each block in the backward pass; "selective": but for
-            attention, convolutions and products of matrices, which take more to make than to keep.
+            attention and convolutions, and without `lora` products of matrices: they take more to make than to keep.
         compile: Compile the denoiser.
         embedding_cache: Folder of cached prompt embeddings; null keeps them in memory only.
         quantize: Storage of the frozen denoiser in fewer bits, for training adapters: "8bit" (torchao, any device),

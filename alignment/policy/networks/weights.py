@@ -117,7 +117,7 @@ class Weights:
                 names = tuple(add_lora(network, spec.lora, seed + k, start.get(name)))
             if spec.quantize == "float8":  # not before: new adapters take the precision of what they adapt
                 store_as_float8(network, getattr(torch, spec.dtype))
-            let_recompute(network, spec.gradient_checkpointing)
+            let_recompute(network, spec.gradient_checkpointing, whole=spec.lora is None)
             self.layout.place(network, names)
             self.trainable |= {f"{name}.{key}" if k else key: p for key, p in chosen(network, names)}
             if spec.compile:
