@@ -82,11 +82,8 @@ golden: $(STAMP) ## Write the golden curves anew; look at the difference before 
 bench: $(STAMP) ## Measure what the machinery costs (minutes)
 	$(BIN)/python -m examples.benchmarks.run
 
-bench-gpu: $(STAMP) ## Test the fused kernels on a GPU, then measure them against eager, torch.compile and a plain copy
-	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)' || { \
-		echo "make bench-gpu measures a GPU, and torch sees none here; nothing was measured" >&2; exit 3; }
-	TRITON_INTERPRET=0 $(PYTEST) -q tests/kernels
-	$(BIN)/python examples/benchmarks/kernels_gpu.py
+bench-gpu: $(STAMP) ## Measure a GPU in ten minutes: kernels, and steps of full-size models with random weights; call again for the rest
+	$(BIN)/python -m examples.benchmarks.gpu_hour
 
 # What bench-algorithms compares: those that learn from files by their steps, those that sample by their time.
 QUICK := configs/quickstart/quickstart
