@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alignment.errors import ConfigError
 from alignment.reports.terminal import show
 
 Actions = Any
@@ -19,6 +18,47 @@ def add(actions: Actions) -> None:
     """Add `list`, `score` and `bench` to the actions of `visalign rewards`."""
     for one in (_add_list, _add_score, _add_bench):
         one(actions)
+
+
+def add_eval(commands: Actions) -> None:
+    """Add `visalign eval`, which compares generators, to the commands."""
+    says = "compare generators: the same prompts and noise, scored, with intervals, and a page"
+    parser = commands.add_parser("eval", help=says, description=says, allow_abbrev=False)
+    parser.add_argument(
+        "subjects",
+        nargs="*",
+        metavar="[NAME=]PLACE[+ADAPTER[@WEIGHT]]",
+        help="a pipeline, with adapters or without, a checkpoint or run, or a folder of pictures; the first is the "
+        "base. Without any, --output goes on with what was begun there",
+    )
+    for flag, metavar, words in (
+        ("--on", "SUITE", "a suite of prompts, followed by its fields: geneval folder=PATH; shapes by default"),
+        ("--reward", "REWARD", "what scores, followed by its fields; by default what the suite's publishers use"),
+        ("--features", "EXTRACTOR", "what describes pictures, followed by its fields: dinov2 weights=PATH"),
+    ):
+        parser.add_argument(flag, nargs="+", action="append", metavar=metavar, help=f"{words}; may be repeated")
+    parser.add_argument("--call", nargs="+", default=[], metavar="key=value", help="arguments of the pipeline's call")
+    parser.add_argument("--pictures", type=_positive, metavar="N", help="pictures per prompt; as the suite says")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="use the first N prompts of each suite only")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+    parser.add_argument("--batch-size", type=_positive, default=64, help="pictures in one pipeline call (64)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; as trained")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--sweep", action="store_true", help="compare the subject's one adapter at strengths 0 to 1.25")
+    parser.add_argument("--reference", metavar="FOLDER", help="real pictures that fidelity is measured against")
+    parser.add_argument("--references", type=_positive, default=1000, metavar="N", help="how many of them (1000)")
+    stages = ("generate", "score", "compare", "report")
+    parser.add_argument("--only", nargs="+", choices=stages, metavar="STAGE", help=f"do these of {', '.join(stages)}")
+    parser.add_argument("--dry-run", action="store_true", help="say what there is to do, and stop")
+    parser.add_argument("--output", default="runs/eval", metavar="FOLDER", help="of all of it (runs/eval)")
+    parser.add_argument("--json", action="store_true", help="print eval.json in place of the table")
+    parser.set_defaults(command=_eval)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from evals.generation import command
+
+    return command.main(args)
 
 
 def _action(actions: Actions, name: str, says: str) -> argparse.ArgumentParser:
@@ -129,34 +169,9 @@ def _add_bench(actions: Actions) -> None:
     parser.set_defaults(command=_bench)
 
 
-def named(words: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
-    """Return (type, overrides) of each reward among words such as "shapes strict=1 clip"; twice the same get a number.
-
-    Raises:
-        ConfigError: If there is none, or a field stands before the first.
-    """
-    found: list[tuple[str, list[str]]] = []
-    for word in words:
-        if "=" not in word:
-            found.append((word, []))
-        elif found:
-            found[-1][1].append(word)
-        else:
-            raise ConfigError(
-                f"{word} stands before any reward; name the reward first: visalign rewards bench REWARD {word}"
-            )
-    if not found:
-        raise ConfigError(
-            "which rewards? visalign rewards bench REWARD [key=value ...] [REWARD ...]; see visalign rewards list"
-        )
-    titles = [" ".join([name, *fields]) for name, fields in found]
-    if len(set(titles)) < len(titles):
-        raise ConfigError(f"the same reward twice: {', '.join(titles)}")
-    return dict(zip(titles, found, strict=True))
-
-
 def _bench(args: argparse.Namespace) -> int:
     from evals import run_bench
+    from evals.words import named
 
     made = run_bench.run(
         {title: (lambda w=words: _scorer(w[0], w[1], args)) for title, words in named(args.overrides).items()},

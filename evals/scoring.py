@@ -11,7 +11,7 @@ from torch import Tensor
 from alignment.data.clips import KEPT_AT_MOST
 from alignment.errors import ConfigError
 from evals.medium import FRAMES, Levels, Medium, as_media
-from reward_models.base import RewardError, RewardModel, load_reward
+from reward_models.base import Loaded, RewardError, RewardModel, load_reward
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class BatchScorer:
         batch_size: Most media in one call.
         frames: Most frames of a clip.
         known: Scores given so far, by prompt, medium and change of the medium.
+        loaded: The model as it is asked.
     """
 
     model: RewardModel
@@ -67,6 +68,7 @@ class BatchScorer:
     batch_size: int = 16
     frames: int = FRAMES
     known: dict[Key, MediumScore] = field(default_factory=dict)
+    loaded: Loaded = field(init=False)
 
     def __post_init__(self) -> None:
         if self.model.scope != "sample":
@@ -74,7 +76,7 @@ class BatchScorer:
                 f"{self.model} compares the samples of a group; only rewards that score a sample by itself can be "
                 "measured one by one"
             )
-        self._loaded = load_reward(self.model, device=self.device)
+        self.loaded = load_reward(self.model, device=self.device)
 
     def scores(
         self,
@@ -113,7 +115,7 @@ class BatchScorer:
             media = replace(media, pixels=media.pixels.to(self.device))
             try:
                 with torch.no_grad():
-                    rewards = self._loaded(media=media, prompts=[prompt for (prompt, _, _), _ in batch])
+                    rewards = self.loaded(media=media, prompts=[prompt for (prompt, _, _), _ in batch])
             except RewardError as error:
                 raise RewardError(f"{_called([missing[key].medium.name for key, _ in batch])}: {error}") from error
             columns = {part: column.tolist() for part, column in rewards.parts.items()}

@@ -36,6 +36,29 @@ def write_pipeline(checkpoint: Path, to: Path, card: Card, pipeline: str | None,
         CheckpointError: If the checkpoint is of another pipeline, or the files are not what was to be written.
         PipelineError: If the base pipeline cannot be loaded.
     """
+    pipe = trained_pipeline(checkpoint, card, pipeline)
+    networks = experts(pipe)
+    for name in networks if dtype is not None else ():
+        pipe.components[name].to(dtype)
+    pipe.save_pretrained(to)
+    for name in networks:
+        check_parts(to / name, pipe.components[name].state_dict())
+    write_card(to, Classes.of(pipe), layout="pipeline", card=card)
+
+
+def trained_pipeline(checkpoint: Path, card: Card, pipeline: str | None = None) -> Any:
+    """Return the base pipeline with the trained weights of a checkpoint in it, on the CPU.
+
+    Args:
+        checkpoint: A verified checkpoint.
+        card: Its card.
+        pipeline: Where the base pipeline is, if not where training found it.
+
+    Raises:
+        CheckpointError: If the checkpoint is of another pipeline.
+        ConfigError: If the base pipeline has moved, or its weights are rounded.
+        PipelineError: If the base pipeline cannot be loaded.
+    """
     pipe = load_pipeline(base_of(card, pipeline), torch.device("cpu"))
     component, networks = denoiser_name(pipe), experts(pipe)
     if any("quantization_config" in network.config for network in networks.values()):
@@ -54,12 +77,7 @@ def write_pipeline(checkpoint: Path, to: Path, card: Card, pipeline: str | None,
             fold(network, adapters[name], 1.0)
         else:
             pipe.register_modules(**{name: _trained(checkpoint / name, name, network, pipe)})
-        if dtype is not None:
-            pipe.components[name].to(dtype)
-    pipe.save_pretrained(to)
-    for name in networks:
-        check_parts(to / name, pipe.components[name].state_dict())
-    write_card(to, Classes.of(pipe), layout="pipeline", card=card)
+    return pipe
 
 
 def declared(card: Card, pipeline: str | None, main: str) -> Classes:

@@ -76,17 +76,27 @@ def prepare(
         PipelineError: If the pipeline cannot be trained.
     """
     with policy.weights.as_trained():
-        return _prepare(policy, prompts, held_out, arguments or {}, visits=visits)
+        other = _meet(policy, prompts, held_out, arguments or {})
+        check_replay(policy, prompts)
+        return _look(policy, prompts, held_out, other, visits=visits)
 
 
-def _prepare(
-    policy: Policy,
-    prompts: Sequence[str],
-    held_out: Sequence[str],
-    arguments: dict[str, object],
-    *,
-    visits: bool,
-) -> Prepared:
+def prepare_to_generate(policy: Policy, prompts: Sequence[str]) -> Prepared:
+    """Get ready to generate alone: as `prepare`, for a pipeline that may be one that cannot be trained.
+
+    Raises:
+        ConfigError: If call arguments do not fit the pipeline.
+        DataError: If prompts do not.
+        PipelineError: If the pipeline cannot be conducted.
+    """
+    other = _meet(policy, prompts, (), {})
+    return _look(policy, prompts, (), other, visits=False)
+
+
+def _meet(
+    policy: Policy, prompts: Sequence[str], held_out: Sequence[str], arguments: dict[str, object]
+) -> dict[str, object]:
+    """Probe the pipeline and embed every prompt; return the arguments of `generate`, as they are passed."""
     pipe = policy.pipe
     other = checked_arguments(type(pipe), arguments, "evaluation.call")
     check_media(pipe, {"policy.call": policy.arguments, "evaluation.call": other}, prompts, held_out)
@@ -99,7 +109,14 @@ def _prepare(
         _embed(policy, policy.door, prompts, {}, known=True)
     with naming_key("evaluation.call", pipe):
         _embed(policy, _another_door(policy), held_out, other, known=False)
-    check_replay(policy, prompts)
+    return other
+
+
+def _look(
+    policy: Policy, prompts: Sequence[str], held_out: Sequence[str], other: dict[str, object], *, visits: bool
+) -> Prepared:
+    """Make pixels for the first time, and release the text encoders if all embeddings were kept."""
+    pipe = policy.pipe
     with naming_key("policy.call, policy.decode", pipe):  # the first time that pixels are made
         made = policy.shown.settle(pipe, lambda: _blank(policy, prompts[0]))
     check_picture_size(pipe, policy.arguments, made)

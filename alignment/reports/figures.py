@@ -138,7 +138,7 @@ class Columns:
 
 def training_reward(columns: Columns, held_out: Mapping[int, Interval]) -> Chart:
     """Draw the reward of the training samples with the spread within a group, and held-out means over it."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     reward = columns["reward/mean"]
     if "reward/group_std" in columns:
         spread = columns["reward/group_std"]
@@ -150,12 +150,12 @@ def training_reward(columns: Columns, held_out: Mapping[int, Interval]) -> Chart
         points(axes, held_out, SERIES[1], "held out, 95 %")
         axes.legend(loc="best", **LEGEND)
         note += " Dots are held-out prompts."
-    return _chart(figure, axes, "Training reward", note)
+    return finished(figure, axes, "Training reward", note)
 
 
 def held_out_score(metric: str, found: Mapping[int, Interval], columns: Columns) -> Chart:
     """Draw a held-out metric with its 95 % intervals, over the same number on the training samples if there is one."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     note = "Mean on held-out prompts with its 95 % interval, prompts resampled."
     part = f"reward/{metric}"
     if part in columns:
@@ -164,12 +164,12 @@ def held_out_score(metric: str, found: Mapping[int, Interval], columns: Columns)
     points(axes, found, SERIES[1], "held out, 95 %")
     if part in columns:
         axes.legend(loc="best", **LEGEND)
-    return _chart(figure, axes, f"Held out: {metric}", note)
+    return finished(figure, axes, f"Held out: {metric}", note)
 
 
 def phases(columns: Columns) -> Chart:
     """Draw where each step's seconds went, stacked."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     known = {name: np.nan_to_num(columns[f"seconds/{name}"]) for name in (*PHASES, *ASIDE)}
     other = np.maximum(0.0, np.nan_to_num(columns["seconds/total"]) - sum(known[name] for name in PHASES))
     edges = np.append(columns.step, columns.step[-1] + 1)
@@ -180,7 +180,7 @@ def phases(columns: Columns) -> Chart:
         bottom = bottom + height
     axes.set_ylim(0, None)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, handlelength=0.8, columnspacing=1.2, **LEGEND)
-    return _chart(
+    return finished(
         figure,
         axes,
         "Seconds per step",
@@ -190,7 +190,7 @@ def phases(columns: Columns) -> Chart:
 
 def ratios(columns: Columns) -> Chart:
     """Draw the likelihood ratio between the policy that learns and the one that sampled."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     if "ratio/min" in columns and "ratio/max" in columns:
         axes.fill_between(columns.step, columns["ratio/min"], columns["ratio/max"], color=SERIES[0], alpha=0.18, lw=0)
     axes.plot(columns.step, columns["ratio/mean"], color=SERIES[0])
@@ -198,7 +198,7 @@ def ratios(columns: Columns) -> Chart:
     note = "Mean, and the band from the least to the greatest."
     if "ratio/first_error_max" in columns:
         note += f" At a step's first update it is off 1 by at most {np.nanmax(columns['ratio/first_error_max']):.1e}."
-    return _chart(figure, axes, "Likelihood ratio", note)
+    return finished(figure, axes, "Likelihood ratio", note)
 
 
 def conflicts(columns: Columns, pairs: Mapping[tuple[str, str], str]) -> Chart:
@@ -209,7 +209,7 @@ def conflicts(columns: Columns, pairs: Mapping[tuple[str, str], str]) -> Chart:
         pairs: Metric of each two rewards.
     """
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
-    figure, axes = _axes()
+    figure, axes = new_axes()
     axes.grid(visible=False)
     for pair, metric in pairs.items():
         recent = columns[metric][-max(1, len(columns.step) // 4) :]
@@ -230,17 +230,17 @@ def conflicts(columns: Columns, pairs: Mapping[tuple[str, str], str]) -> Chart:
         "Correlation of the credits each two rewards would give alone, within groups, over the last quarter of the "
         "run. Below zero (orange) one praises what the other blames."
     )
-    return _chart(figure, axes, "Do the rewards agree?", note, steps=False)
+    return finished(figure, axes, "Do the rewards agree?", note, steps=False)
 
 
 def single(columns: Columns, which: Single) -> Chart:
     """Draw one metric over the steps."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     values = columns[which.metric] / which.unit
     if which.noisy:
         axes.plot(columns.step, values, color=SERIES[0], alpha=0.35, linewidth=1)
     axes.plot(columns.step, smooth(values) if which.noisy else values, color=SERIES[0])
-    return _chart(figure, axes, which.title, which.note)
+    return finished(figure, axes, which.title, which.note)
 
 
 def points(axes: Axes, found: Mapping[int, Interval], colour: str, label: str) -> None:
@@ -260,7 +260,8 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return np.array([np.nan if np.isnan(window).all() else np.nanmean(window) for window in windows])
 
 
-def _axes() -> tuple[Figure, Axes]:
+def new_axes() -> tuple[Figure, Axes]:
+    """Return a figure in the page's style, and its axes."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 2.9))
         axes = figure.add_subplot()
@@ -271,7 +272,8 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _chart(figure: Figure, axes: Axes, title: str, note: str, *, steps: bool = True) -> Chart:
+def finished(figure: Figure, axes: Axes, title: str, note: str, *, steps: bool = True) -> Chart:
+    """Return a figure that was drawn as a chart of the page; with `steps` its bottom axis counts."""
     if steps:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     with matplotlib.rc_context(STYLE):

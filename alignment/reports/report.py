@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 import yaml
-from markupsafe import Markup
 from PIL import Image
 
-from alignment.data.frame_rate import EXPORTED
 from alignment.errors import DataError
 from alignment.reports import figures, run_folder
 from alignment.reports.figures import Chart, Columns
-from alignment.reports.pictures import MOMENTS, encode, encode_loop, frames, moments, printable
+from alignment.reports.page import PageMedium, data_uri, shown, template
+from alignment.reports.pictures import encode, printable
 from alignment.reports.progress import duration
 from alignment.reports.record import intervals
 from alignment.reports.run_folder import BASE, FINAL, Evaluated
 from alignment.reports.statistics import Interval, difference
 from alignment.reports.terminal import show
 
-PICTURE_WIDTH = 384
-"""Pictures wider than this are made smaller before they are embedded, so that a page of 1024-pixel ones stays light."""
 ABOUT_ALL = ("mean", "group_std", "zero_std_fraction", "unscored_fraction")
 """Metrics of a reward in the record that are not parts of it."""
 SAMPLE_GRIDS = 4
@@ -86,25 +80,6 @@ class MetricChange:
 
 
 @dataclass(frozen=True)
-class PageMedium:
-    """A picture or clip in the page.
-
-    Attributes:
-        uri: Its bytes, as a data URI.
-        moving: Whether it is a film, to be started and stopped.
-        small: Whether it is enlarged on screen, and should keep its pixels sharp.
-        scores: Metric and score, as text.
-        sheet: Of a clip: a few of its moments side by side, as a data URI, for paper and for still pages.
-    """
-
-    uri: str
-    moving: bool
-    small: bool = False
-    scores: tuple[tuple[str, str], ...] = ()
-    sheet: str = ""
-
-
-@dataclass(frozen=True)
 class PagePair:
     """The same prompt and noise, before and after."""
 
@@ -134,7 +109,7 @@ def write(folder: Path) -> Path:
     summary = _summary(folder / run_folder.SUMMARY, damaged)
     before, after = evaluations.get(BASE), evaluations.get(FINAL)
     ends = (before[1], after[1]) if before and after else None
-    page = _template().render(
+    page = template("alignment.reports", "report_template.html").render(
         name=folder.resolve().name,
         finished=bool(summary),
         facts=_facts(run, summary, columns),
@@ -159,15 +134,6 @@ def main(run_folder: str) -> int:
     """Write the report of a run, print its path and return the exit code."""
     show(str(write(Path(run_folder))))
     return 0
-
-
-def _template() -> jinja2.Template:
-    surroundings = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    surroundings.filters["svg"] = Markup  # our own drawing: matplotlib has escaped what users wrote in it
-    source = resources.files("alignment.reports").joinpath("report_template.html").read_text(encoding="utf-8")
-    return surroundings.from_string(source)
 
 
 def _text(path: Path, damaged: list[str]) -> str:
@@ -291,28 +257,16 @@ def _constants(columns: Columns) -> list[tuple[str, str]]:
 
 
 def _pairs(base: Evaluated, final: Evaluated) -> list[PagePair]:
-    shown = range(min(len(base.media), len(final.media)))
-    return [PagePair(printable(final.prompts[row]), _shown(base, row), _shown(final, row)) for row in shown]
+    rows = range(min(len(base.media), len(final.media)))
+    return [PagePair(printable(final.prompts[row]), _shown(base, row), _shown(final, row)) for row in rows]
 
 
 def _shown(result: Evaluated, row: int) -> PageMedium:
-    clip = frames(result.media.pixels[row])
-    width = clip[0].width
-    if width > PICTURE_WIDTH:
-        size = (PICTURE_WIDTH, round(clip[0].height * PICTURE_WIDTH / width))
-        clip = [frame.resize(size, Image.Resampling.LANCZOS) for frame in clip]
     scores = tuple(
         (metric, "not scored" if math.isnan(score[row]) else f"{score[row].item():.3g}")
         for metric, score in result.scores.items()
     )
-    if len(clip) > 1:
-        loop = encode_loop(clip, result.media.fps or EXPORTED)
-        still = frames(moments(result.media[row : row + 1]).pixels[0])[0]
-        still.thumbnail((MOMENTS * PICTURE_WIDTH, PICTURE_WIDTH))
-        return PageMedium(_uri("image/webp", loop), False, width < 200, scores, _uri("image/png", encode(still)))
-    if width > 128:
-        return PageMedium(_uri("image/jpeg", encode(clip[0], "JPEG")), False, width < 200, scores)
-    return PageMedium(_uri("image/png", encode(clip[0])), False, True, scores)
+    return shown(result.media[row : row + 1], scores)
 
 
 def _samples(folder: Path, damaged: list[str], *, credit: bool) -> list[tuple[str, PageMedium]]:
@@ -326,20 +280,20 @@ def _samples(folder: Path, damaged: list[str], *, credit: bool) -> list[tuple[st
     files = [path for path in every if path.suffix == ".mp4" or path.stem not in films]
     last = len(files) - 1
     picked = dict.fromkeys(round(last * k / max(1, SAMPLE_GRIDS - 1)) for k in range(SAMPLE_GRIDS)) if files else {}
-    shown = []
+    grids = []
     for path in (files[index] for index in picked):
         try:
-            shown.append((path.stem, _sample(path)))
+            grids.append((path.stem, _sample(path)))
         except DataError as error:
             damaged.append(str(error))
-    return shown
+    return grids
 
 
 def _sample(path: Path) -> PageMedium:
     if path.suffix == ".mp4":
         sheet = path.with_suffix(".png")
         still = _embedded(sheet) if sheet.exists() else ""
-        return PageMedium(_uri("video/mp4", _bytes(path)), moving=True, sheet=still)
+        return PageMedium(data_uri("video/mp4", _bytes(path)), moving=True, sheet=still)
     return PageMedium(_embedded(path), moving=False)
 
 
@@ -356,8 +310,4 @@ def _embedded(path: Path) -> str:
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"samples/{path.name} is not a picture that can be read") from error
     picture.thumbnail((SAMPLE_WIDTH, 10 * SAMPLE_WIDTH))
-    return _uri("image/jpeg", encode(picture, "JPEG"))
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return data_uri("image/jpeg", encode(picture, "JPEG"))

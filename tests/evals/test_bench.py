@@ -12,9 +12,9 @@ import torch
 from alignment.cli.main import run
 from evals.bench import measure, worst
 from evals.benchmarks.shapes import Shapes
-from evals.cli import named
 from evals.probes import PROBES
 from evals.scoring import BatchScorer, Request
+from evals.words import named
 from reward_models.combinators.function import Function
 from reward_models.measures.colour import Colour
 from reward_models.measures.jpeg import Jpeg

@@ -1,0 +1,50 @@
+"""What an extractor is: numbers that stand for a picture, for distances between pictures and between sets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Extract = Callable[[Tensor], Tensor]
+"""Takes pictures or clips `[B, F, 3, H, W]` in [0, 1] and returns `[B, d]` float32; a row depends on its own pixels."""
+
+
+@runtime_checkable
+class Extractor(Protocol):
+    """A light, frozen description of what makes features; `load` makes the heavy object.
+
+    The file `evals/features/NAME.py` holds the class that the command line calls NAME.
+
+    Attributes:
+        distance: How far two pictures are apart: 1 - cosine, or the root of the mean squared difference.
+        names: Of the numbers, where each means something by itself; empty where only all of them together do.
+        kernel: The maximum mean discrepancy that is usual with these features: "cubic" (KID), "gaussian" (CMMD).
+        clips: Whether it looks at clips as such; other extractors take the mean over frames.
+    """
+
+    home: ClassVar[str] = "evals.features"
+    distance: ClassVar[Literal["cosine", "euclidean"]] = "cosine"
+    names: ClassVar[tuple[str, ...]] = ()
+    kernel: ClassVar[Literal["cubic", "gaussian"]] = "cubic"
+    clips: ClassVar[bool] = False
+
+    def load(self, *, device: torch.device) -> Extract:
+        """Return the loaded extractor.
+
+        Raises:
+            ConfigError: If its weights are missing or damaged.
+        """
+        ...
+
+
+def per_clip(pixels: Tensor, extract: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the mean over frames of the features of pictures.
+
+    Args:
+        pixels: `[B, F, 3, H, W]`.
+        extract: From pictures `[n, 3, H, W]` to `[n, d]`.
+    """
+    return extract(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]).float().mean(1)
