@@ -199,7 +199,7 @@ def understand(words: list[str]) -> None:
     from alignment.config import build
     from alignment.config.load import load
     from alignment.preflight.plan.gpus import gpu
-    from evals.cli import named
+    from evals.words import named
     from reward_models.base import RewardModel
 
     words = [word for word in words if not (word.startswith("[") and word.endswith("]"))]  # what may be left out
