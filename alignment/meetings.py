@@ -80,6 +80,7 @@ class Meetings:
         self._exchange: tuple[str, float] | None = None
         self.known_over: dict[str, Any] = {}
         self._parting = False
+        self._told: dict[str, int] = {}
         self.place("starting")
 
     def place(self, name: str) -> None:
@@ -147,22 +148,49 @@ class Meetings:
     def meet(self, what: str) -> None:
         """Wait for the others, as `exchange` does, and exchange nothing."""
         self._count += 1
-        key, start, asked = f"arrived/{self._count}", time.monotonic(), None
+        key = f"arrived/{self._count}"
         self._leave_if_over()
         self._store.set(f"at/{self.rank}", str(self._count))
-        arrived = self._store.add(key, 1)
-        while arrived < self.size:
+        if self._store.add(key, 1) < self.size:
+            self._until(lambda: self._store.add(key, 0) >= self.size, what, self._absent)
+        self._store.delete_key(f"arrived/{self._count - 1}")  # all have left it, for all are here
+
+    def tell(self, what: str, text: str) -> None:
+        """Tell other processes something, without waiting for them."""
+        self._store.set(self._numbered(what), text)
+
+    def hear(self, what: str, teller: int, listeners: int) -> str:
+        """Wait for what a process tells this one and others, in the order in which it is told; see `meet`.
+
+        In any thread, and whatever else the processes exchange meanwhile.
+        """
+        key = self._numbered(what)
+        self._until(lambda: self._store.check([key]), what, lambda: [teller])
+        text = self._store.get(key).decode()
+        if self._store.add(f"{key}/heard", 1) == listeners:
+            self._store.delete_key(key)
+            self._store.delete_key(f"{key}/heard")
+        return text
+
+    def _numbered(self, what: str) -> str:
+        self._told[what] = self._told.get(what, 0) + 1
+        return f"told/{what}/{self._told[what]}"
+
+    def _until(self, there: Callable[[], bool], what: str, absent: Callable[[], Sequence[int]]) -> None:
+        """Wait until something is there, for which `absent` processes have to come."""
+        start, asked = time.monotonic(), None
+        while True:
             now = time.monotonic()
             self._leave_if_over()
             if now - start > self.timeout:
-                raise self._lost(what, now - start)
+                raise self._lost(what, now - start, who=absent())
             if (number := self.asked()) is not None:
                 asked = asked or now
                 if now - asked > GRACE:
                     raise self._left(what, number)
             time.sleep(min(PAUSE, (now - start) / 20 + 1e-4))
-            arrived = self._store.add(key, 0)
-        self._store.delete_key(f"arrived/{self._count - 1}")  # all have left it, for all are here
+            if there():
+                return
 
     def claim(self, error: BaseException, stuck: Sequence[int] = ()) -> bool:
         """Tell the others that the run is over; return whether this process is the one that tells the user."""
@@ -258,10 +286,10 @@ class Meetings:
         stopped.exit_code = 128 + number
         return stopped
 
-    def _lost(self, what: str, waited: float, reason: str | None = None) -> ProcessLost:
+    def _lost(self, what: str, waited: float, reason: str | None = None, who: Sequence[int] = ()) -> ProcessLost:
         """Say which processes are waited for, and claim the end of the run."""
         silent = self._silent()
-        who = self._absent() or silent
+        who = who or self._absent() or silent
         gone = set(who) & set(silent)
         state = (
             "lost: no sign of life comes from it" if gone and gone == set(who) else "stuck or lost" if gone else "stuck"

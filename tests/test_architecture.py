@@ -60,6 +60,7 @@ DISTRIBUTED = {
     "alignment/training/runtime/runtime.py",
     "alignment/training/runtime/mesh.py",
     "alignment/training/runtime/sharded.py",
+    "alignment/training/runtime/team.py",
     "alignment/world.py",
     "alignment/checkpoints/checkpoint.py",
     "alignment/checkpoints/parts.py",

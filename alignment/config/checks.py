@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import textwrap
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 
 from alignment.config import parallel
+from alignment.config.parallel import Problem
 from alignment.config.places import misplaced, unwritable
 from alignment.config.run import Run
 from alignment.config.schedule import check_dynamics, check_noise, read_scheduler, sampled_apart
@@ -32,9 +34,6 @@ PIXELS_AT_MOST = 2**31
 FOLLOWING = ("reference", "behaviour", "ema")
 """The frozen copies that the loop keeps for whoever names them."""
 
-Problem = tuple[str, str]
-"""(key path, message)"""
-
 
 def processes() -> int:
     """Return how many processes the launcher has started, as its environment reports it."""
@@ -48,12 +47,12 @@ def check(run: Run, world_size: int) -> None:
         ConfigError: The first problem found.
         EnvironmentProblem: If a tracker it reports to cannot be started.
     """
-    found = (
-        *values(run),
-        *parallel.problems(run.parallel, run.policy, run.optimizer.needs_whole, world_size),
-        *_geometry(run, world_size),
-        *_files(run),
-        *_rewards(run),
+    found = itertools.chain(
+        values(run),
+        parallel.problems(run.parallel, run.policy, run.optimizer.needs_whole, world_size),
+        _geometry(run, world_size),
+        _files(run),
+        _rewards(run),
     )
     for key, message in found:
         raise ConfigError(f"{key}: {message}")
@@ -293,28 +292,29 @@ def _credit(run: Run) -> Iterator[Problem]:
 
 
 def _geometry(run: Run, world_size: int) -> Iterator[Problem]:
-    prompts = run.source.prompts
-    each, over = divmod(prompts, world_size)
+    division = parallel.divide(parallel.as_launched(run.parallel, os.environ), world_size)
+    prompts, size = run.source.prompts, division.teams
+    whose = f"{size} processes" if division.context == 1 else f"{size} teams of {division.context} processes"
+    each, over = divmod(prompts, size)
     if over:
-        near = " or ".join(str(n * world_size) for n in (each, each + 1) if n)
+        near = " or ".join(str(n * size) for n in (each, each + 1) if n)
         yield (
             "source.prompts",
-            f"{prompts} prompts per step do not divide over {world_size} processes: "
-            f"{prompts} = {world_size} x {each} + {over}; use {near}",
+            f"{prompts} prompts per step do not divide over {whose}: {prompts} = {size} x {each} + {over}; use {near}",
         )
     shape = run.source.shape(None)
-    if not over and shape.groups % world_size:
+    if not over and shape.groups % size:
         yield (
             "source.prompts",
             f"the {prompts} prompts of a step are {shape.groups} groups to compare within, which do not divide over "
-            f"{world_size} processes; use a multiple of {world_size * prompts // shape.groups}",
+            f"{whose}; use a multiple of {size * prompts // shape.groups}",
         )
     calls = shape.calls
     at_once = prompts // calls if calls else 1
     if each % at_once and at_once % each:
         yield (
             "source.prompts_per_call",
-            f"{at_once} prompts per pipeline call do not divide the {each} prompts of each of {world_size} processes, "
+            f"{at_once} prompts per pipeline call do not divide the {each} prompts of each of {whose}, "
             f"nor the other way round: {each} = {at_once} x {each // at_once} + {each % at_once}",
         )
 

@@ -66,8 +66,7 @@ def score(
             "diverged, or a network overflows in its dtype; lower optimizer.learning_rate, or compute in float32 "
             "(policy.dtype: float32, policy.autocast: null)"
         )
-    rewards = ctx.world.scorer(reward)(media=media, prompts=prompts, group=group)
-    return Rewards(rewards.value.cpu(), {name: part.cpu() for name, part in rewards.parts.items()})
+    return ctx.world.score(reward, media, prompts, group)
 
 
 def join(rewards: list[Rewards]) -> Rewards:

@@ -31,7 +31,7 @@ class Scoring:
 
     def __init__(self, ctx: Context, reward: RewardModel, watch: Stopwatch, *, overlap: Overlap) -> None:
         self._ctx, self._reward, self._watch = ctx, reward, watch
-        ctx.world.scorer(reward)  # loaded before there is a second thread
+        ctx.world.ready(reward)  # loaded before there is a second thread
         elsewhere = reward.waits() or ctx.world.device.type != "cpu"
         beside = overlap == "always" or (overlap and elsewhere)
         self._pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) if beside else None

@@ -41,7 +41,7 @@ class Evaluator:
         short = -len(pairs) % ctx.world.size
         order = torch.cat([torch.arange(len(pairs)), torch.zeros(short, dtype=torch.int64)])
         mine = order[ctx.world.share(len(order))].split(self.settings.batch_size)
-        if ctx.world.spread:  # then every process makes as many pipeline calls
+        if ctx.world.in_step:  # then every process makes as many pipeline calls
             named = [(rows, [texts[row] for row in rows.tolist()]) for rows in mine]
             mine = [rows[call] for rows, prompts in named for call in ctx.policy.form.calls(prompts)]
         shown, rewards = [], []

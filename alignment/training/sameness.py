@@ -40,7 +40,7 @@ def check_same_start(world: World, config: Mapping[str, object]) -> None:
     Raises:
         ConfigError: On every process, naming what differs, both values and the process.
     """
-    if world.size > 1:
+    if world.processes > 1:
         keys = {key: value for key, value in _leaves(config) if not key.startswith(PLACES)}
         check_same(world, {**keys, **code()})
 
@@ -60,15 +60,15 @@ def check_same_contents(world: World, contents: Mapping[str, str]) -> None:
 
 def check_same(world: World, facts: Mapping[str, str]) -> None:
     """Refuse processes for which something is not what it is on the first; see `check_same_start`."""
-    first, *others = world.everyone(dict(facts))
+    first, *others = world.each(dict(facts))
     for rank, other in enumerate(others, start=1):
         differing = [key for key in {**first, **other} if first.get(key) != other.get(key)]
         if differing:
             both = [f"{key} is {other.get(key)}, on process 0 {first.get(key)}" for key in differing[:3]]
             more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise ConfigError(
-                f"process {rank} of {world.size} is not like the first: {'; '.join(both)}{more}. Start all processes "
-                "with the same config, code, libraries and files"
+                f"process {rank} of {world.processes} is not like the first: {'; '.join(both)}{more}. Start all "
+                "processes with the same config, code, libraries and files"
             )
 
 

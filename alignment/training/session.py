@@ -85,7 +85,7 @@ def begin(run: Run, runtime: Runtime, stop: StopSignal, resume: str | None, leas
     folder = Path(run.output.folder) / run.name
     resolved = build.resolved(run)
     config = yaml.safe_load(resolved)
-    checkpoints = Checkpoints(folder, run.output.keep, config, runtime.world.size)
+    checkpoints = Checkpoints(folder, run.output.keep, config, runtime.world.processes)
     check_same_start(runtime.world, config)
     afresh = run.output.overwrite or resume == AUTO  # without a checkpoint there is nothing that could be lost
     try:
@@ -245,7 +245,7 @@ class Session:
         runtime = self.trainer.runtime
         whole = runtime.taken == self._taken
         if able:
-            whole = all(runtime.world.everyone(whole)) if runtime.world.spread else whole
+            whole = all(runtime.world.each(whole)) if runtime.world.spread else whole
             if whole and self._done:
                 self._save_once()
             lost = "" if whole else "A step that is learned by half is not saved; "

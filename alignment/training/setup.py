@@ -80,9 +80,9 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     if held_out is not None:
         contents["evaluation.prompts"] = prompts_digest(held_out)
         assert run.measure is not None  # `checks` refuses a run without
-        runtime.world.scorer(run.measure)
+        runtime.world.ready(run.measure)
     if run.source.reward is not None:
-        runtime.world.scorer(run.source.reward)
+        runtime.world.ready(run.source.reward)
     if run.source.structure is not None:
         runtime.world.allocator(run.source.structure)
     pipe = load_pipeline(run.policy, runtime.world.device, runtime.layout)

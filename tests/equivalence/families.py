@@ -1,12 +1,16 @@
 """Every family of objectives on pipelines of pictures and clips; test_families.py trains them on several processes.
 
-Usage: torchrun --nproc_per_node N families.py FOLDER OUTPUT_FOLDER SHARD CASE ...
+Usage: torchrun --nproc_per_node N families.py FOLDER OUTPUT_FOLDER CASE ...
+
+A case is one of those below, or a member of the zoo whose network is run whole and divided.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +52,8 @@ from alignment.sources.semi_policy import SemiPolicy
 from reward_models.measures.colour import Colour
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.fraction import Fraction
-from tests.pipelines.zoo import built
+from tests.equivalence.divided_networks import differences
+from tests.pipelines.zoo import ZOO, built
 from tests.support.toy import fit, trainer_of
 
 STEPS = 3
@@ -77,20 +82,32 @@ class Case:
         pipeline: Member of the zoo.
         family: Of objectives.
         lora: Whether adapters are trained; else all weights are.
+        shard: Processes that hold the networks together.
+        context: Processes that work at the same samples.
     """
 
     pipeline: str
     family: str
     lora: bool
+    shard: int = 1
+    context: int = 1
 
     def __str__(self) -> str:
-        return f"{self.pipeline}-{self.family}-{'lora' if self.lora else 'full'}"
+        what = "lora" if self.lora else "full"
+        return f"{self.pipeline}-{self.family}-{what}-shard{self.shard}-context{self.context}"
 
     @classmethod
-    def read(cls, text: str) -> Case:
-        """Return the case of this name."""
-        pipeline, family, what = text.split("-")
-        return cls(pipeline, family, what == "lora")
+    def read(cls, text: str, shard: int = 1, context: int = 1) -> Case:
+        """Return the case of this name, whole or without how it is divided."""
+        pipeline, family, what, *how = text.split("-")
+        if how:
+            shard, context = (int(re.sub(r"\D", "", word)) for word in how)
+        return cls(pipeline, family, what == "lora", shard, context)
+
+    @property
+    def alone(self) -> Case:
+        """The same on one process."""
+        return Case(self.pipeline, self.family, self.lora)
 
 
 def write(folder: Path) -> None:
@@ -110,7 +127,7 @@ def write(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def run_of(folder: Path, case: Case, shard: int) -> Run:
+def run_of(folder: Path, case: Case) -> Run:
     """Return the run of a case."""
     source, objective = FAMILIES[case.family]
     spec = PolicySpec(
@@ -130,30 +147,38 @@ def run_of(folder: Path, case: Case, shard: int) -> Run:
         snapshots=Snapshots(ema=0.5),
         # Wan takes one time per call, so that rows of a microbatch share one where states are noised.
         batch=BatchSettings(updates=1, microbatch=3 if case.pipeline == "flux" else 1),
-        parallel=Parallel(shard, stay_gathered=case.lora),
+        parallel=Parallel(case.shard, context=case.context, stay_gathered=case.lora),
         evaluation=Evaluation(),
         output=Output(),
         device="cpu",
     )
 
 
-def outcome(folder: Path, case: Case, shard: int) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+def outcome(folder: Path, case: Case) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Return the weights after training, with the averaged copy, and the metrics of each step."""
-    trainer = trainer_of(run_of(folder, case, shard))
+    trainer = trainer_of(run_of(folder, case))
     lines = fit(trainer)
     weights = {name: whole(p.detach()).clone() for name, p in trainer.policy.trainable.items()}
     return weights | {f"ema {name}": whole(z) for name, z in trainer.policy.snapshots["ema"].items()}, lines
 
 
-def main() -> None:
-    """Train the cases and write CASE.safetensors and CASE.json from the main process."""
-    torch.set_num_threads(1)
-    folder, output, shard = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    for name in sys.argv[4:]:
-        weights, lines = outcome(folder, Case.read(name), shard)
+def train(folder: Path, output: Path, names: Sequence[str]) -> None:
+    """Write CASE.safetensors and CASE.json for each case, from the main process."""
+    for name in names:
+        if name in ZOO:
+            weights, told = {}, differences(name)
+        else:
+            weights, told = outcome(folder, Case.read(name))
         if PartialState().is_main_process:
             save_file(weights, output / f"{name}.safetensors")
-            (output / f"{name}.json").write_text(json.dumps(lines))
+            (output / f"{name}.json").write_text(json.dumps(told))
+
+
+def main() -> None:
+    """Train the cases on the processes that there are."""
+    torch.set_num_threads(1)
+    PartialState(cpu=True)
+    train(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
     PartialState().destroy_process_group()
 
 

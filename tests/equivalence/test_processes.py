@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.equivalence import families
 from tests.equivalence.two_processes import CASES, Outcome, outcome, run_of, write_data
 from tests.support.runs import left_by, prepared, train
 from tests.support.served import served
@@ -58,18 +59,28 @@ WORLDS: dict[str, tuple[int, int, Sequence[str]]] = {
     "two, sharded": (2, 2, tuple(CASES)),
     "four, in two sets": (4, 2, ("transitions", "branch", "nft", "direct", "semi")),
 }
+BOTH = families.Case.read("flux-grpo-full", shard=2, context=2)
+"""On the four: each holds half of the network, and two of them work at the same samples."""
 RUNS = [(world, name) for world, (_, _, names) in WORLDS.items() for name in names]
 
 
 @pytest.fixture(scope="module")
-def several(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("families")
+    families.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def several(folder: Path, pipelines: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of what several processes wrote, a folder per world."""
     output = tmp_path_factory.mktemp("several")
     for world, (processes, shard, names) in WORLDS.items():
         (output / world).mkdir()
         with served(REWARD) as url:
             where = (str(folder), str(output / world), url)
-            done = launched(*torchrun(processes), str(script()), *where, str(shard), ",".join(names))
+            more = (str(pipelines), *([str(BOTH)] if processes == 4 else []))
+            done = launched(*torchrun(processes), str(script()), *where, str(shard), ",".join(names), *more)
         assert done.returncode == 0, done.stderr
     return output
 
@@ -103,6 +114,17 @@ def test_several_processes_learn_what_one_learns(one: dict[str, Outcome], severa
 @pytest.mark.parametrize(("world", "name"), RUNS)
 def test_a_gradient_broken_on_one_process_is_left_out_on_all(several: Path, world: str, name: str) -> None:
     assert set(json.loads((several / world / f"{name}.json").read_text())["skipped on all"]) == {True}
+
+
+@pytest.mark.multi
+@pytest.mark.slow
+@pytest.mark.xdist_group("several processes")  # which are started once
+def test_weights_are_spread_and_tokens_divided_at_once(pipelines: Path, several: Path) -> None:
+    weights, _ = families.outcome(pipelines, BOTH.alone)
+    theirs = load_file(several / "four, in two sets" / f"{BOTH}.safetensors")
+    assert theirs.keys() == weights.keys()
+    for key, weight in weights.items():
+        torch.testing.assert_close(theirs[key], weight, rtol=0, atol=ROUNDING)
 
 
 @pytest.fixture(scope="module")

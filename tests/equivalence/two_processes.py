@@ -1,6 +1,9 @@
 """Train the cases on however many processes a launcher started, and write what came out; test_processes.py runs it.
 
-Usage: torchrun --nproc_per_node N two_processes.py TOY_FOLDER OUTPUT_FOLDER REWARD_SERVER SHARD CASE,CASE,...
+Usage: torchrun --nproc_per_node N two_processes.py TOY_FOLDER OUTPUT_FOLDER REWARD_SERVER SHARD CASE,CASE,... FOLDER
+CASE ...
+
+The second folder is that of `families.py`, whose cases follow.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ from reward_models.serving.remote import Remote
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.branch import Branch
 from samplers.windows.fraction import Fraction
+from tests.equivalence import families
 from tests.support.toy import REWARD, fit, labelled, pairs, toy_run, trainer_of
 
 STEPS = 3
@@ -163,6 +167,7 @@ def main() -> None:
         if trainer.runtime.main:
             save_file(weights, output / f"{name}.safetensors")
             (output / f"{name}.json").write_text(json.dumps(told))
+    families.train(Path(sys.argv[6]), output, sys.argv[7:])
     PartialState().destroy_process_group()
 
 

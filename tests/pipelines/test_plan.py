@@ -66,9 +66,9 @@ def test_flops_of_a_step_are_torchs(member: Member, subject: Subject) -> None:
     run = trainer.run
     if member.name in VALUES:
         with pytest.raises(PipelineError, match="cannot be planned"):
-            Rehearsal(run, read_prompts(run.data.prompts, columns=run.data.columns), 1)
+            Rehearsal(run, read_prompts(run.data.prompts, columns=run.data.columns))
         return
-    rehearsal = Rehearsal(run, read_prompts(run.data.prompts, columns=run.data.columns), 1)
+    rehearsal = Rehearsal(run, read_prompts(run.data.prompts, columns=run.data.columns))
     step, door = rehearsal.step(0), rehearsal.door
     planned = {p: sum(e.cost.flops for e in step.events if e.phase == p) for p in ("rollout", "update")}
     planned["rollout"] += step.encoded * door.encoding.flops

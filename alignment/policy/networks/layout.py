@@ -19,6 +19,11 @@ class Layout(Protocol):
         """Whether a process holds a part of each weight only. Networks are then not moved whole to the device."""
         ...
 
+    @property
+    def in_step(self) -> bool:
+        """Whether processes have to call the networks together, because none has all that a call needs."""
+        ...
+
     def place(self, network: nn.Module, trained: Collection[str]) -> None:
         """Put a network into place, its trained weights in float32.
 
@@ -50,9 +55,11 @@ class Whole:
 
     Attributes:
         spread: False.
+        in_step: False.
     """
 
     spread: bool = False
+    in_step: bool = False
 
     def place(self, network: nn.Module, trained: Collection[str]) -> None:
         """Make the trained weights float32."""

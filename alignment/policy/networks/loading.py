@@ -302,7 +302,7 @@ def _set_attention(denoiser: Any, backend: str) -> None:
     if backend == "native":
         return
     # Networks written before diffusers had backends, UNets among them, know one other way to compute attention.
-    choosable = any(hasattr(module.processor, "_attention_backend") for module in _attentions(denoiser))
+    choosable = any(hasattr(module.processor, "_attention_backend") for module in attentions(denoiser))
     if not choosable and backend != "xformers":
         raise ConfigError(
             f"policy.attention: {type(denoiser).__name__} can only use native or xformers, not {backend!r}"
@@ -318,7 +318,8 @@ def _set_attention(denoiser: Any, backend: str) -> None:
         ) from error
 
 
-def _attentions(denoiser: nn.Module) -> list[Any]:
+def attentions(denoiser: nn.Module) -> list[Any]:
+    """Return the modules of a network in which tokens attend to each other, as diffusers makes them."""
     from diffusers.models.attention import AttentionModuleMixin
     from diffusers.models.attention_processor import Attention
 

@@ -46,7 +46,7 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 def geometry(subject: Subject) -> Finding:
     """Prompts, groups, calls, rows and updates fit together for every step of the run's own pipeline."""
     run, rounds = subject.trainer.run, subject.policy.rounds
-    checks.check(run, subject.trainer.runtime.world.size)
+    checks.check(run, subject.trainer.runtime.world.processes)
     says = f"{run.source.prompts} prompts a step, {rounds} denoising steps"
     if run.source.window is not None:
         for step in range(min(run.steps, MOST_STEPS)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ from alignment.preflight.plan import blueprint
 from alignment.preflight.plan import meter as plan_meter
 from alignment.preflight.plan.counts import Around, Called, Event
 from alignment.preflight.plan.meter import AsOnGPU, Cost, Meter
+from alignment.preflight.plan.pretended import Pretended
+from alignment.training.runtime.divided import Divided
 from samplers import Conductor, Grid, Routes, read_grid
 from samplers.stand_in.conductor import Stepped
 
@@ -100,6 +102,7 @@ class CountingDoor:
         self.pipe, self.device, self.scheduler, self.stubs = pipe, CPU, self._real.scheduler, True
         self.networks = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
         self._weights = weights
+        self._team = weights.layout.team if isinstance(weights.layout, Divided) else None
         self._costs: dict[tuple[object, ...], Cost] = {}
         self.forget()
 
@@ -139,8 +142,12 @@ class CountingDoor:
     def _first(self, key: tuple[str, int], run: Callable[[], Any]) -> Any:
         """Make the first call of its kind; what it costs is what a round of this call alone will."""
         cost, out = plan_meter.forward(run, _weights([self.networks[key[0]]]), self._precision)
-        self._costs[(key,), self._switched_off, False] = cost
+        self._costs[(key,), self._switched_off, False] = self._with_received(cost)
         return out
+
+    def _with_received(self, cost: Cost) -> Cost:
+        """Return a cost with what came from other processes since this was called."""
+        return replace(cost, received=self._team.take()) if isinstance(self._team, Pretended) else cost
 
     @property
     def _switched_off(self) -> bool:
@@ -169,7 +176,7 @@ class CountingDoor:
         grad = torch.is_grad_enabled()
         signature = (tuple(keys), self._switched_off, grad)
         if signature not in self._costs:
-            self._costs[signature] = self._measure(keys, grad)
+            self._costs[signature] = self._with_received(self._measure(keys, grad))
         networks = tuple(name for name, _ in keys if name in self._weights.experts)
         self.events.append(Event(self.phase, rows, self._costs[signature].times(rows), grad, networks))
 

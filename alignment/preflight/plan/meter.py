@@ -71,15 +71,18 @@ class Cost:
             counted, as torch's own counter has them.
         bytes: The most memory that was alive at once, without what was alive before.
         fixed: The part of it that more rows do not add to: trained weights that autocast keeps in half precision.
+        received: Bytes that come from other processes, which have the rest of the tokens.
     """
 
     flops: float = 0.0
     bytes: float = 0.0
     fixed: float = 0.0
+    received: float = 0.0
 
     def times(self, rows: int) -> Cost:
         """Return the cost of `rows` rows at once, where this is that of one."""
-        return Cost(self.flops * rows, self.fixed + (self.bytes - self.fixed) * rows, self.fixed)
+        taken = self.fixed + (self.bytes - self.fixed) * rows
+        return Cost(self.flops * rows, taken, self.fixed, self.received * rows)
 
 
 class Meter(TorchDispatchMode):

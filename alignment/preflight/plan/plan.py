@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ class Plan:
             "latent": list(self.latent),
             "gpu": setup.gpu.name,
             "gpus": setup.gpus,
-            "parallel": {"shard": self.division.shard, "replicate": self.division.replicate},
+            "parallel": asdict(self.division),
             "parameters": {n.name: {"total": n.parameters, "trained": n.trained} for n in self.networks},
             "flops_per_step": {**self.flops, "total": whole},
             "peak_fraction": setup.peak_fraction,
@@ -161,6 +161,7 @@ class Plan:
             "peak": {"phase": self.peak_phase, "bytes": self.peak_bytes, "fits": self.peak_bytes < setup.gpu.memory},
             "communication": {
                 "bytes_per_call": {"sampling": self.traffic.sampling, "learning": self.traffic.learning},
+                "bytes_per_row": {"sampling": self.traffic.row_sampling, "learning": self.traffic.row_learning},
                 "bytes_per_step": self.traffic.step,
                 "bandwidth": setup.link,
                 "seconds_per_step": self.traffic.step / setup.link,
@@ -182,14 +183,15 @@ def plan(run: Run, setup: Setup) -> Plan:
             f"objective: {type(run.objective).__name__} keeps the graph of decoder and reward model, whose size is not "
             "planned yet; see memory/peak_bytes of a run with steps=2"
         )
+    division = divide(run.parallel, setup.gpus)
     with _quietly(), tempfile.TemporaryDirectory() as folder:
         prompts, notes = _prompts(run, Path(folder))
-        rehearsal = Rehearsal(run, prompts, setup.gpus)
+        rehearsal = Rehearsal(run, prompts, division)
         chosen = sorted({round(i * (run.steps - 1) / max(STEPS - 1, 1)) for i in range(STEPS)})
         steps = [rehearsal.step(number) for number in chosen]
     policy, door = rehearsal.policy, rehearsal.door
     networks = [_network(name, part, policy) for name, part in door.networks.items()]
-    over = spread(policy, divide(run.parallel, setup.gpus), stays=run.parallel.stay_gathered)
+    over = spread(policy, division, stays=run.parallel.stay_gathered)
     flops, reward_notes = _flops(rehearsal, steps)
     return Plan(
         run.name,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alignment.config.parallel import Division
 from alignment.config.run import Run
 from alignment.context import Context
 from alignment.credit.structures.base import Allocator, Structure
@@ -26,6 +27,7 @@ from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, PipelineError, VisalignError
 from alignment.objectives.base import Loss
 from alignment.policy.call_forms import Form, brings_pictures, first_accepted
+from alignment.policy.networks.layout import Whole
 from alignment.policy.networks.loading import experts
 from alignment.policy.networks.weights import Weights, bring
 from alignment.policy.policy import Policy
@@ -33,19 +35,30 @@ from alignment.preflight.plan import blueprint
 from alignment.preflight.plan.counting_door import CPU, TOY, CountingDoor
 from alignment.preflight.plan.counts import Around, StepCounts
 from alignment.preflight.plan.meter import Cost
+from alignment.preflight.plan.pretended import Pretended
 from alignment.training import loop
+from alignment.training.runtime.divided import Divided
 from alignment.world import World
 from reward_models.base import Loaded, Media, RewardError, RewardModel, Rewards
 from samplers import LoopLayout
 
 
-def rehearsed(run: Run) -> tuple[Policy, CountingDoor]:
-    """Return the policy of a run, over its pipeline without weights, and the door that counts its calls."""
+def rehearsed(run: Run, context: int = 1) -> tuple[Policy, CountingDoor]:
+    """Return the policy of a run, over its pipeline without weights, and the door that counts its calls.
+
+    Args:
+        run: The run.
+        context: Processes that work at the same samples.
+
+    Raises:
+        ConfigError: If they cannot.
+    """
     # What is folded in takes no room of its own.
     spec = replace(run.policy, compile=False, embedding_cache=None, adapters=())
     pipe = blueprint.draw(spec)
     networks = experts(pipe)
-    weights = Weights(networks, spec, 0, bring(spec, pipe, networks))
+    layout = None if context == 1 else Divided(Whole(), Pretended(context), None)
+    weights = Weights(networks, spec, 0, bring(spec, pipe, networks), layout)
     door = CountingDoor(pipe, spec, weights)
     policy = Policy(door, weights)
     policy.latents = blueprint.BlankLatents(pipe, TOY)
@@ -140,18 +153,19 @@ class Rehearsal:
         door: What counts its calls.
     """
 
-    def __init__(self, run: Run, prompts: Prompts, processes: int) -> None:
-        each, over = divmod(run.source.prompts, processes)
+    def __init__(self, run: Run, prompts: Prompts, division: Division = Division(1, 1)) -> None:
+        each, over = divmod(run.source.prompts, division.teams)
         if over or not each:
+            teams = "GPUs" if division.context == 1 else f"teams of {division.context} GPUs"
             raise ConfigError(
-                f"source.prompts: {run.source.prompts} prompts per step do not divide over {processes} GPUs"
+                f"source.prompts: {run.source.prompts} prompts per step do not divide over {division.teams} {teams}"
             )
         try:
             source: Any = replace(run.source, prompts=each)  # type: ignore[type-var]  # sources are dataclasses
         except ConfigError as error:
             raise ConfigError(f"source, with {each} of {run.source.prompts} prompts a GPU: {error}") from error
         self.run = replace(run, source=source)
-        self.policy, self.door = rehearsed(run)
+        self.policy, self.door = rehearsed(run, division.context)
         mixed = len(set(map(pictures_of, prompts.texts))) > 1
         observe(self.policy, self.door, max(prompts.texts, key=len), mixed=mixed)
         for name in run.copies:

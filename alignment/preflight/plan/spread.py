@@ -161,11 +161,15 @@ class Traffic:
         sampling: In a call of the main network without gradient.
         learning: In one with, forward and backward.
         step: In one step.
+        row_sampling: Of each row in a round without gradient, where processes share its tokens.
+        row_learning: In one with.
     """
 
     sampling: float
     learning: float
     step: float
+    row_sampling: float = 0.0
+    row_learning: float = 0.0
 
 
 def traffic(spread: Spread, steps: Sequence[StepCounts], updates: int) -> Traffic:
@@ -191,4 +195,7 @@ def traffic(spread: Spread, steps: Sequence[StepCounts], updates: int) -> Traffi
         sent += sum((both if e.grad else forward)[name] for e in events for name in e.networks)
     main = next(iter(forward))
     once = around * sum(summed.values()) * updates if shard == 1 else 0.0
-    return Traffic(forward[main], both[main], sent / len(steps) + once)
+    rounds = [event for step in steps for event in step.events]
+    sent += sum(e.cost.received for e in rounds)
+    a_row = [max((e.cost.received / e.rows for e in rounds if e.grad is grad), default=0.0) for grad in (False, True)]
+    return Traffic(forward[main], both[main], sent / len(steps) + once, *a_row)

@@ -22,6 +22,7 @@ def show(plan: Plan, console: Console) -> None:
     setup = plan.setup
     path, kind = plan.pipeline
     among = f", networks in {plan.division.shard} parts" if plan.division.shard > 1 else ""
+    among += f", {plan.division.context} share the tokens of a sample" if plan.division.context > 1 else ""
     console.print(
         f"[bold]{plan.name}[/]: {kind} {escape(path)}, {plan.rounds} denoising steps, latents "
         f"{' x '.join(map(str, plan.latent))}; one of {setup.gpus} {setup.gpu.name}{among}"
@@ -67,6 +68,8 @@ def _traffic(plan: Plan) -> Table:
     for name, taken in (
         ("network call, sampling", plan.traffic.sampling),
         ("network call, learning", plan.traffic.learning),
+        ("row and round, its tokens, sampling", plan.traffic.row_sampling),
+        ("row and round, its tokens, learning", plan.traffic.row_learning),
         ("step", plan.traffic.step),
     ):
         if taken:

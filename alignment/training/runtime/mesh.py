@@ -9,13 +9,23 @@ from alignment.config.run import Run
 from alignment.data.batches import Pairs, Samples
 from alignment.errors import ConfigError
 from alignment.policy.networks.layout import Layout, Whole
+from alignment.policy.networks.loading import loop_networks
 from alignment.policy.policy import Policy
+from alignment.training.runtime.divided import Divided
 from alignment.training.runtime.sharded import Sharded
+from alignment.training.runtime.team import team_of
 from alignment.world import World
 
 
 def laid_out(run: Run, division: Division, world: World) -> Layout:
-    """Return the layout of the trained networks over the processes."""
+    """Return the layout of the trained networks, and of their tokens, over the processes."""
+    layout = _spread(run, division, world)
+    if division.context == 1:
+        return layout
+    return Divided(layout, team_of(division.context, world.device), world.meetings)
+
+
+def _spread(run: Run, division: Division, world: World) -> Layout:
     if division.shard == 1:
         return Whole()
     assert world.meetings is not None  # there are several processes
@@ -27,25 +37,31 @@ def laid_out(run: Run, division: Division, world: World) -> Layout:
 
 
 def check_together(run: Run, policy: Policy) -> None:
-    """Refuse a run in which processes would not call the networks that are spread over them in the same order.
+    """Refuse a run whose networks the processes would not call alike, where none can call them alone.
 
     Raises:
         ConfigError: Naming the key that decides it.
     """
-    several, remembers = len(policy.experts) > 1, not policy.stubs
-    if not policy.weights.layout.spread or not (several or remembers):
+    name, several, remembers = type(policy.pipe).__name__, len(policy.experts) > 1, not policy.stubs
+    steering = [other for other in loop_networks(policy.pipe) if "controlnet" in other]
+    if steering and isinstance(policy.weights.layout, Divided):
+        raise ConfigError(
+            f"parallel.context: the {steering[0]} of {name} adds to tokens of its {policy.component} that are divided, "
+            "and is not divided itself; set parallel.context=1"
+        )
+    if not policy.weights.layout.in_step or not (several or remembers):
         return
-    name = type(policy.pipe).__name__
+    key, how = ("shard", "spread over processes") if policy.weights.layout.spread else ("context", "called in step")
     if several and issubclass(run.source.produces, Samples | Pairs):
         raise ConfigError(
-            f"parallel.shard: {name} has {len(policy.experts)} networks that take turns by the time, and objective "
+            f"parallel.{key}: {name} has {len(policy.experts)} networks that take turns by the time, and objective "
             f"{type(run.objective).__name__} draws other times on each process; choose one that learns from the "
-            "pipeline's own steps (clipped_surrogate), or parallel.shard=1"
+            f"pipeline's own steps (clipped_surrogate), or parallel.{key}=1"
         )
     calls = run.source.shape(policy.rounds).calls
     if run.source.window is not None and calls not in (None, 0, 1):
         why = "networks that take turns" if several else "networks that run in every round up to the last trained one"
         raise ConfigError(
             f"source.prompts_per_call: each pipeline call trains steps of its own, and {name} has {why}, which are "
-            "spread over processes (parallel.shard); set prompts_per_call=null, which gives a step one window"
+            f"{how} (parallel.{key}); set prompts_per_call=null, which gives a step one window"
         )

@@ -68,7 +68,7 @@ class Runtime:
         _check_world(state.num_processes)
         division = divide(as_launched(run.parallel, os.environ), state.num_processes)
         meetings = _meetings(state, run.timeout, stop)
-        self.world = World(state, self._accelerator.device, meetings, spread=division.shard > 1)
+        self.world = World(state, self._accelerator.device, meetings, division.shard > 1, division.context)
         self.layout = laid_out(run, division, self.world)
         self._metrics = Averages()
         self._updates = 0
@@ -99,8 +99,11 @@ class Runtime:
         return optimizers.moments(self._settings, self._held, self.optimizer.state)
 
     def learn(self, loss: Loss, rows: int) -> None:
-        """Run the backward pass of `loss`, as a share of an update over `rows` rows of all processes."""
-        self._backward(loss.per_row.sum() / rows)
+        """Run the backward pass of `loss`, as a share of an update over `rows` rows of all processes.
+
+        Processes of a team have the same rows, and take a share each.
+        """
+        self._backward(loss.per_row.sum() / rows / self.world.team)
         later = self._updates > 0
         metrics = {k: v for k, v in loss.metrics.items() if not (later and k.startswith("ratio/first_"))}
         self._metrics.add({"loss": loss.per_row.detach(), **metrics})
@@ -111,11 +114,13 @@ class Runtime:
 
     def _backward(self, share: Tensor) -> None:
         share = share if self.scale is None else share * self.scale.factor
-        if not self.world.spread:
+        if not self.world.in_step:
             share.backward()
             return
+        if self.world.spread:  # then gradients come back as means over the processes
+            share = share * self.world.processes
         with self.world.exchange(LEARNING):
-            (share * self.world.size).backward()  # gradients come back as means over the processes
+            share.backward()
 
     def update(self, learning_rate: float) -> float:
         """Reduce and clip the gradients, take a step, and return their norm before clipping.
@@ -179,8 +184,7 @@ class Runtime:
 
     def any(self, flag: bool) -> bool:
         """Return whether `flag` is set on any process."""
-        mine = torch.tensor([float(flag)])
-        return bool(self.world.gather(mine).max() > 0)
+        return any(self.world.each(flag))
 
     def close(self) -> None:
         """Leave the process group."""

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from alignment.checkpoints.parts import whole
 from alignment.meetings import Meetings
 from alignment.policy.networks.layout import chosen
+from alignment.training.runtime.together import call_together
 
 LEARNING = "learning from a microbatch"
 
@@ -35,6 +36,7 @@ class Sharded:
             for it.
         stay: Whether what was gathered stays while samples are made.
         spread: True.
+        in_step: True.
     """
 
     mesh: DeviceMesh
@@ -42,6 +44,7 @@ class Sharded:
     meetings: Meetings
     stay: bool = False
     spread: bool = True
+    in_step: bool = True
     _networks: list[nn.Module] = field(default_factory=list)
     _parts: list[FSDPModule] = field(default_factory=list)
 
@@ -63,25 +66,8 @@ class Sharded:
                     parameter.data = parameter.data.float()
             self._parts.append(fully_shard(part, mesh=self.mesh, reshard_after_forward=True, mp_policy=precision))
         self._networks.append(network)
-        self._call_together(network, f"calling network {len(self._networks)}")
-
-    def _call_together(self, network: nn.Module, running: str) -> None:
-        """Let the processes meet before each call of a network, and keep autocast's copies of weights out of it.
-
-        They stay from call to call: the gradient of a later call would go by way of an earlier one's copy, and come
-        when the parts have been added up already.
-        """
-
-        def begin(*_: object) -> None:
-            self.meetings.begin(running)
-            torch.set_autocast_cache_enabled(False)
-
-        def end(*_: object) -> None:
-            torch.set_autocast_cache_enabled(True)
-            self.meetings.end()
-
-        network.register_forward_pre_hook(begin, prepend=True)
-        network.register_forward_hook(end, always_call=True)
+        _without_cached_casts(network)
+        call_together(network, f"calling network {len(self._networks)}", self.meetings)
 
     def exchange(self, trained: Mapping[str, nn.Parameter], frozen: dict[str, Tensor]) -> None:
         """Copy values between the two: what gathers a parameter keeps hold of its memory."""
@@ -118,6 +104,23 @@ class Sharded:
     def _part(self) -> None:
         for part in self._parts:
             part.reshard()
+
+
+def _without_cached_casts(network: nn.Module) -> None:
+    """Keep autocast's copies of weights out of the calls of a network.
+
+    They stay from call to call: the gradient of a later call would go by way of an earlier one's copy, and come when
+    the parts have been added up already.
+    """
+
+    def begin(*_: object) -> None:
+        torch.set_autocast_cache_enabled(False)
+
+    def end(*_: object) -> None:
+        torch.set_autocast_cache_enabled(True)
+
+    network.register_forward_pre_hook(begin, prepend=True)
+    network.register_forward_hook(end, always_call=True)
 
 
 def repeated_blocks(network: nn.Module) -> list[nn.Module]:

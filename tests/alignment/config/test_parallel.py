@@ -19,6 +19,7 @@ MEANT = {
     "ddp.yaml": (8, Division(1, 8)),
     "fsdp2.yaml": (8, Division(8, 1)),
     "hsdp.yaml": (16, Division(8, 2)),
+    "context.yaml": (8, Division(8, 1, 2)),
 }
 
 
@@ -47,6 +48,9 @@ def test_settings_of_accelerate_mean_the_same(name: str) -> None:
         (Parallel(4, "auto"), 8, Division(4, 2)),
         (Parallel(2, 4), 8, Division(2, 4)),
         (Parallel(None, 8), 8, Division(1, 8)),
+        (Parallel(context=4), 8, Division(1, 8, 4)),
+        (Parallel("auto", context=8), 8, Division(8, 1, 8)),
+        (Parallel(4, 2, context=2), 8, Division(4, 2, 2)),
     ],
 )
 def test_what_is_not_said_is_what_is_left(parallel: Parallel, processes: int, meant: Division) -> None:
@@ -59,6 +63,8 @@ def test_what_is_not_said_is_what_is_left(parallel: Parallel, processes: int, me
         (Parallel(3), 8, r"3 processes in each of 2 sets are not the 8 .* \(8 = 3 x 2 \+ 2\)"),
         (Parallel(4, 4), 8, r"4 processes in each of 4 sets are not the 8 that were launched \(they ask for 16\)"),
         (Parallel(8), 1, r"8 processes in each of 0 sets are not the 1 "),
+        (Parallel(context=3), 8, r"teams of 3 .* do not divide the 8 processes .* use one of 1, 2, 4, 8"),
+        (Parallel(context=16), 8, r"teams of 16 .* or launch a multiple of 16"),
     ],
 )
 def test_a_mesh_that_does_not_multiply(parallel: Parallel, processes: int, words: str) -> None:
@@ -67,7 +73,7 @@ def test_a_mesh_that_does_not_multiply(parallel: Parallel, processes: int, words
 
 
 @pytest.mark.parametrize("count", [0, -1])
-@pytest.mark.parametrize("name", ["shard", "replicate"])
+@pytest.mark.parametrize("name", ["shard", "replicate", "context"])
 def test_fewer_than_one_process(name: str, count: int) -> None:
     with pytest.raises(FieldError, match=f"{name}: got {count}, expected a number of processes"):
         Parallel(**{name: count})
@@ -85,7 +91,7 @@ def test_fewer_than_one_process(name: str, count: int) -> None:
                 "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
                 "PARALLELISM_CONFIG_TP_SIZE": "2",
             },
-            "launched with tp_size 2; only dp_shard and dp_replicate are used",
+            "launched with tp_size 2; only dp_shard, dp_replicate and cp are used",
         ),
     ],
 )
@@ -98,6 +104,28 @@ def test_two_places_that_contradict_each_other() -> None:
     environment = told("--config_file", str(SETTINGS / "hsdp.yaml"))
     with pytest.raises(FieldError, match=r"parallel\.shard: it is 4, but accelerate was launched with 8"):
         as_launched(Parallel(4), environment)
+    environment = told("--config_file", str(SETTINGS / "context.yaml"))
+    with pytest.raises(FieldError, match=r"parallel\.context: it is 4, but accelerate was launched with 2"):
+        as_launched(Parallel(context=4), environment)
+
+
+def test_what_accelerate_was_not_asked_for_contradicts_nothing() -> None:
+    environment = told("--config_file", str(SETTINGS / "hsdp.yaml"))
+    assert divide(as_launched(Parallel(context=2), environment), 16) == Division(8, 2, 2)
+
+
+def test_processes_of_a_team_count_as_one() -> None:
+    assert Division(4, 2, 2).teams == 4
+    assert Division(1, 8, 8).teams == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "key"), [({"attention": "flex"}, "policy.attention"), ({"compile": True}, "policy.compile")]
+)
+def test_what_cannot_be_divided(spec: dict[str, object], key: str) -> None:
+    policy = PolicySpec("pipeline", **spec)  # type: ignore[arg-type]  # fields of it
+    assert [found for found, _ in problems(Parallel(context=2), policy, {}, 2)] == [key]
+    assert not list(problems(Parallel(), policy, {}, 2))
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def beside_the_assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def planned(run: Run, number: int = 0) -> tuple[float, float]:
     """Return the FLOPs of a step's experience and of its updates."""
-    rehearsal = Rehearsal(run, read_prompts(run.data.prompts), 1)
+    rehearsal = Rehearsal(run, read_prompts(run.data.prompts))
     step, door = rehearsal.step(number), rehearsal.door
     phases = {p: sum(e.cost.flops for e in step.events if e.phase == p) for p in ("rollout", "update")}
     decoded = sum(door.after.of(call.rows).flops for call in step.calls if call.decodes)
@@ -90,6 +90,25 @@ def test_flops_of_a_step_are_torchs(case: str) -> None:
     name, changes = CASES[case]
     run = load(name, [*SMALL, *changes])
     assert planned(run) == pytest.approx(counted(run), rel=FLOPS)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_processes_that_share_a_sample_share_its_cost(recompute: bool) -> None:
+    large = ("policy.call.height=128", "policy.call.width=128", f"policy.gradient_checkpointing={recompute}")
+    run = load("quickstart_dancegrpo", [*SMALL, "policy.lora=null", *large])
+    prompts = read_prompts(run.data.prompts)
+    one, two = (Rehearsal(run, prompts, division) for division in (Division(1, 1), Division(1, 2, 2)))
+    width, pixels, texts = 128, 256, 12  # of a token; tokens of a sample, and of its prompt
+    attended = (
+        5 * 4 * (pixels + texts) // 2 * width // 2 * 4
+    )  # by five blocks; queries, keys, values and what comes out
+    joined = pixels // 2 * two.door.latent[-1] * 4
+    for alone, shared in zip(one.step(0).events, two.step(0).events, strict=True):
+        assert alone.cost.flops / 2 <= shared.cost.flops < 0.52 * alone.cost.flops
+        assert shared.cost.bytes < 0.55 * alone.cost.bytes
+        assert alone.cost.received == 0
+        times = 1 + shared.grad * (1 + recompute)
+        assert shared.cost.received == shared.rows * (times * attended + (1 + shared.grad) * joined)
 
 
 def network() -> nn.Sequential:
@@ -143,7 +162,7 @@ def test_what_is_recomputed_selectively_is_in_between(trains: str) -> None:
     found = []
     for how in ("false", "selective", "true"):
         words = [f"policy.{trains}", f"policy.gradient_checkpointing={how}"]
-        rehearsal = Rehearsal(load("quickstart_dancegrpo", [*SMALL, *words]), PROMPTS, 1)
+        rehearsal = Rehearsal(load("quickstart_dancegrpo", [*SMALL, *words]), PROMPTS)
         events = [event.cost for event in rehearsal.step(0).events if event.phase == "update"]
         found.append((max(cost.bytes for cost in events), sum(cost.flops for cost in events)))
     (none, at_least), (some, between), (fewest, most) = found

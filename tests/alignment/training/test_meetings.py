@@ -57,6 +57,39 @@ def test_all_come_to_every_exchange() -> None:
     assert all(sorted(done[3 * i : 3 * i + 3]) == [0, 1, 2] for i in range(50))
 
 
+def test_what_is_told_is_heard_in_its_order_by_all() -> None:
+    heard: dict[int, list[str]] = {1: [], 2: []}
+    three = meetings(3)
+
+    def tell() -> None:
+        for number in range(20):
+            three[0].tell("scores", str(number))
+
+    def hear(rank: int) -> None:
+        heard[rank] += [three[rank].hear("scores", 0, 2) for _ in range(20)]
+
+    assert together(tell, lambda: hear(1), lambda: hear(2)) == [None] * 3
+    assert heard == {rank: [str(number) for number in range(20)] for rank in (1, 2)}
+
+
+def test_who_waits_to_be_told_learns_that_the_teller_failed() -> None:
+    two = meetings(2)
+
+    def fail() -> None:
+        with two[0].united():
+            raise RewardError("the judge is out")
+
+    told, other = together(fail, lambda: two[1].hear("scores", 0, 1))
+    assert isinstance(told, RewardError)
+    assert isinstance(other, EndedElsewhere)
+
+
+def test_who_is_told_nothing_names_the_teller() -> None:
+    error = ended(lambda: meetings(2, SOON)[1].hear("scores", 0, 1))
+    assert isinstance(error, ProcessLost)
+    assert "process 0 of 2 (starting)" in str(error)
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 @pytest.mark.parametrize("error", [RewardError("the judge is out"), NumericsError("not finite")])
 def test_a_failure_ends_the_others_at_their_next_meeting(failing: int, error: Exception) -> None:
