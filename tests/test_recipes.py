@@ -16,7 +16,9 @@ from tests.equivalence.test_processes import launched, torchrun
 from tests.support.recipe_twins import RECIPES, prompts_for, small, take_step, tiny_run, write_data
 from tests.support.tiny_rewards import Shelf
 
-ROUNDING = 1e-5  # of weights of unit size, after one update
+APART = 0.1
+"""Of the update: recipes compute in bfloat16, and Adam's first update makes each number's as large as the rate, where
+the gradient is rounding, too. Another gradient would be further apart than the update is long."""
 
 TRIED = "# Tried: "
 LEVELS = (
@@ -89,5 +91,6 @@ def test_recipes_take_a_sharded_step(tmp_path: Path, tiny_rewards: Shelf) -> Non
     assert came_through == {name for name, path in RECIPES.items() if LEVELS[3] in tried(path)}
     for name in came_through:
         theirs = load_file(tmp_path / f"{name}.safetensors")
-        for key, weight in take_step(tiny_run(RECIPES[name], tmp_path, tiny_rewards)).items():
-            torch.testing.assert_close(theirs[key], weight, rtol=0, atol=ROUNDING)
+        ours, moved = take_step(tiny_run(RECIPES[name], tmp_path, tiny_rewards))
+        apart = torch.cat([(theirs[key] - weight).flatten() for key, weight in ours.items()]).norm().item()
+        assert apart < APART * moved, name

@@ -33,6 +33,8 @@ FREE = {
     "policy.trajectories",
     "batch.microbatch",
 }
+# What configs of earlier versions say otherwise, and mean.
+ALIKE: dict[str, tuple[object, ...]] = {"optimizer.betas": (None, [0.9, 0.999]), "optimizer.epsilon": (None, 1e-8)}
 # Where the content of a key is, which may change where the content does not.
 PLACES = {
     "data.prompts": ("data.prompts",),
@@ -334,7 +336,7 @@ def _decays(config: Mapping[str, object]) -> bool:
 
 
 def _differences(key: str, saved: object, current: object, free: set[str]) -> Iterator[str]:
-    if key in free or saved == current:
+    if key in free or saved == current or (saved in ALIKE.get(key, ()) and current in ALIKE[key]):
         return
     if isinstance(saved, dict) and isinstance(current, dict):
         for name in sorted(saved.keys() | current.keys()):

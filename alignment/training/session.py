@@ -23,7 +23,7 @@ from alignment.checkpoints.state import (
     restore,
     write_state,
 )
-from alignment.config import build, checks
+from alignment.config import build, checks, yaml_nodes
 from alignment.config.load import load as load_run
 from alignment.config.run import Run
 from alignment.data.batches import Batch, Experience
@@ -92,7 +92,7 @@ def begin(run: Run, runtime: Runtime, stop: StopSignal, resume: str | None, leas
         path = where_from(resume, checkpoints, runtime)
         state = None if path is None else read_state(path)
         if state is not None:
-            check_same_run(state.config, config, state.contents)
+            check_same_run(of_today(state.config), config, state.contents)
             refuse_fewer_steps(run, state.step)
         elif runtime.main and not afresh:
             refuse_run(folder)
@@ -110,6 +110,14 @@ def begin(run: Run, runtime: Runtime, stop: StopSignal, resume: str | None, leas
         Session(trainer, checkpoints, resolved, stop, least_seconds).train(state)
     finally:
         checkpoints.close()
+
+
+def of_today(config: Mapping[str, object]) -> Mapping[str, object]:
+    """Return a run's resolved config with the fields that came later at their defaults, as which that run went."""
+    try:
+        return yaml.safe_load(build.resolved(build.build(Run, yaml_nodes.parse(yaml.safe_dump(config), "checkpoint"))))
+    except ConfigError:  # a class that is not there any more: the config alone is compared
+        return config
 
 
 def where_from(resume: str | None, checkpoints: Checkpoints, runtime: Runtime) -> Path | None:

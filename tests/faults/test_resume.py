@@ -17,9 +17,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from alignment.checkpoints.manifest import NAME, inspect
-from alignment.errors import EnvironmentProblem
+from alignment.checkpoints.state import check_same_run, read_state
+from alignment.errors import CheckpointError, EnvironmentProblem
 from alignment.policy.between import Between
 from alignment.training.runtime import scaling
+from alignment.training.session import of_today
 from tests.support import runs
 from tests.support.runs import STEPS, left_by, prepared, train
 
@@ -153,6 +155,18 @@ def test_a_run_in_float16_goes_on_with_its_scale(folder: Path, monkeypatch: pyte
     assert told[0][-1] > told[0][0]
     weights = [load_file(run / "checkpoint-4" / "pytorch_lora_weights.safetensors") for run in (straight, resumed)]
     assert all(weights[0][name].equal(weight) for name, weight in weights[1].items())
+
+
+def test_a_config_of_before_a_field_came_is_the_same_run(folder: Path, straight: dict[str, object]) -> None:
+    config = read_state(folder / "runs" / "straight" / f"checkpoint-{STEPS}").config
+    optimizer = {
+        key: config["optimizer"][key] for key in config["optimizer"] if key not in ("type", "momentum", "offload")
+    }
+    earlier = {**config, "optimizer": {**optimizer, "betas": [0.9, 0.999], "epsilon": 1e-8}}
+    check_same_run(of_today(earlier), config)
+    earlier["optimizer"]["betas"] = [0.9, 0.99]
+    with pytest.raises(CheckpointError, match=r"optimizer\.betas was \[0\.9, 0\.99\], now it is null"):
+        check_same_run(of_today(earlier), config)
 
 
 def moved(folder: Path, name: str) -> dict[str, str]:

@@ -113,15 +113,16 @@ def tiny_run(path: Path, folder: Path, shelf: Shelf, *more: str) -> Run:
     return scored(load(path, [*small(path), *here, *changes, *more]), shelf)
 
 
-def take_step(run: Run) -> dict[str, Tensor]:
-    """Take the first step of a run and return its trained weights; some have moved, and all are finite."""
+def take_step(run: Run) -> tuple[dict[str, Tensor], float]:
+    """Take the first step of a run; return its trained weights, all finite, and how far they have moved together."""
     latents.RETURNS = (1.0, 1.0)  # VAEs of random weights give nothing back
     trainer = trainer_of(run)
     before = {name: whole(p.detach()).clone() for name, p in trainer.policy.trainable.items()}
     ctx = trainer.context(0)
     trainer.learn(ctx, trainer.experience(ctx).batch)
     after = {name: whole(p.detach()).clone() for name, p in trainer.policy.trainable.items()}
-    assert any(not torch.equal(after[name], before[name]) for name in after)
+    moved = torch.cat([(after[name] - before[name]).flatten() for name in after]).norm().item()
+    assert moved > 0
     assert all(p.isfinite().all() for p in after.values())
     assert trainer.runtime.metrics()["grad/norm"] > 0
-    return after
+    return after, moved
