@@ -37,9 +37,9 @@ USERINFO_OR_QUERY = re.compile(r"(?<=://)[^/@\s]*@|(?<=\w)\?\S*(?=$)")
 MARKUP = frozenset("\\`*_{}[]()#+!|~$")
 """What Markdown would read; other marks are HTML's."""
 
-SavedLayout = Literal["lora", "adapter", "alone", "peft", "comfyui", "kohya", "component", "pipeline"]
+SavedLayout = Literal["lora", "adapter", "alone", "peft", "comfyui", "kohya", "component", "pipeline", "original"]
 """What lies in a folder: adapters that the pipeline loads, that only the component loads, that diffusers cannot load at
-all; adapters in another program's format; or whole weights."""
+all; adapters in another program's format; or whole weights, in diffusers' names or in their authors'."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def write_card(folder: Path, classes: Classes, *, layout: SavedLayout, card: Car
     (folder / CARD_DATA).write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
     base, component = str(shown["config"]["policy"]["pipeline"]), classes.main
     base_name = name_of_base(card)
-    whole = layout in ("component", "pipeline")
+    whole = layout in ("component", "pipeline", "original")
     header = {
         "base_model": base_name,
         **({} if card.licence is None else {"license": card.licence}),

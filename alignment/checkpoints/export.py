@@ -20,14 +20,14 @@ from alignment.checkpoints.adapter_files import frozen_file, lying_under, read_o
 from alignment.checkpoints.artifacts import CARD, Card, name_of_base, read_card, write_card
 from alignment.checkpoints.hub import push_folder, require_token
 from alignment.checkpoints.manifest import verify
-from alignment.checkpoints.whole import declared, write_pipeline
+from alignment.checkpoints.whole import declared, to_dtype, trained_pipeline, write_originals, write_pipeline
 from alignment.data.tensor_files import heed_umask
 from alignment.errors import ConfigError, EnvironmentProblem
 from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_FILE, file_name
 from alignment.policy.networks.loading import no_progress_bars
 from alignment.reports.terminal import show
 
-Whole = Literal["merged", "full"]
+Whole = Literal["merged", "full", "gguf-ready"]
 Form = formats.Form | Whole
 
 
@@ -38,7 +38,8 @@ class Order:
     Attributes:
         form: The format: adapters alone as "diffusers", "peft", "comfyui" or "kohya" has them; "merged", the base
             pipeline with the adapters folded into its weights; "full", the base pipeline with the component of a full
-            fine-tuning in place.
+            fine-tuning in place; "gguf-ready", the trained networks of either in one file each, named as their
+            authors do, for programs that make GGUF files.
         pipeline: Where the base pipeline is, if not where training found it.
         dtype: Of the adapters, or of the trained components of a whole pipeline; None as they are.
         trigger: Words that call up what was learned, for the header and the card.
@@ -89,14 +90,19 @@ def export(checkpoint: Path, to: Path, order: Order) -> None:
         raise ConfigError(
             f"{checkpoint} holds adapters; export them with `--as diffusers`, or folded in with `--as merged`"
         )
-    if not adapters and order.form != "full":
+    if not adapters and order.form not in ("full", "gguf-ready"):
         raise ConfigError(f"{checkpoint} holds fully trained weights and no adapters; export them with `--as full`")
     if to.is_file() or (to.is_dir() and any(to.iterdir())):
         raise ConfigError(f"{to} exists and is not empty; choose another `--to`, or remove it")
     with _appearing(to) as folder:
-        if order.form in ("merged", "full"):
+        if order.form in ("merged", "full", "gguf-ready"):
             with no_progress_bars():
-                write_pipeline(checkpoint, folder, card, order.pipeline, order.stored)
+                pipe = trained_pipeline(checkpoint, card, order.pipeline)
+                to_dtype(pipe, order.stored)
+                if order.form == "gguf-ready":
+                    write_originals(folder, card, pipe, _header(card))
+                else:
+                    write_pipeline(folder, card, pipe)
         else:
             _write_adapters(checkpoint, folder, card, order)
 
@@ -119,8 +125,7 @@ def _appearing(to: Path) -> Iterator[Path]:
 def _write_adapters(checkpoint: Path, folder: Path, card: Card, order: Order) -> None:
     """Write every adapter of a checkpoint, those that training was on top of too."""
     form = order.form
-    assert form != "merged"
-    assert form != "full"
+    assert form not in ("merged", "full", "gguf-ready")
     trained = read_own(checkpoint / LORA_FILE)
     main = trained.origin
     classes = declared(card, order.pipeline, main)

@@ -1,4 +1,4 @@
-"""A whole pipeline with what was trained in it."""
+"""A whole pipeline with what was trained in it, or its trained networks alone as their authors publish them."""
 
 from __future__ import annotations
 
@@ -8,42 +8,96 @@ from typing import Any, cast
 
 import diffusers
 import torch
-from torch import nn
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from alignment.checkpoints.adapter_files import frozen_file, lying_under
 from alignment.checkpoints.artifacts import Card, Classes, write_card
-from alignment.checkpoints.formats import check_parts
+from alignment.checkpoints.formats import check_parts, check_written
 from alignment.errors import CheckpointError, ConfigError, PipelineError
 from alignment.policy.networks.adapter_kinds import Adapter
 from alignment.policy.networks.adapter_places import LORA_FILE, file_name
 from alignment.policy.networks.adapters import read_adapters
 from alignment.policy.networks.loading import components_listed, denoiser_name, experts, load_pipeline
+from alignment.policy.networks.original_names import no_original, to_original
 from alignment.policy.networks.spec import GGUF, PolicySpec
 from alignment.policy.networks.tuning import fold
+from reward_models.foreign import ForeignCode
 
 
-def write_pipeline(checkpoint: Path, to: Path, card: Card, pipeline: str | None, dtype: torch.dtype | None) -> None:
-    """Write the base pipeline with the trained weights of a checkpoint in it, and read those back.
+def write_pipeline(to: Path, card: Card, pipe: Any) -> None:
+    """Write a pipeline, and read its trained networks back.
 
     Args:
-        checkpoint: A verified checkpoint.
         to: An empty folder.
-        card: Its card.
-        pipeline: Where the base pipeline is, if not where training found it.
-        dtype: Of the trained components; None as they were.
+        card: Of the checkpoint.
+        pipe: The base pipeline with the trained weights in it.
 
     Raises:
-        CheckpointError: If the checkpoint is of another pipeline, or the files are not what was to be written.
-        PipelineError: If the base pipeline cannot be loaded.
+        CheckpointError: If the files are not what was to be written.
     """
-    pipe = trained_pipeline(checkpoint, card, pipeline)
-    networks = experts(pipe)
-    for name in networks if dtype is not None else ():
-        pipe.components[name].to(dtype)
     pipe.save_pretrained(to)
-    for name in networks:
+    for name in experts(pipe):
         check_parts(to / name, pipe.components[name].state_dict())
     write_card(to, Classes.of(pipe), layout="pipeline", card=card)
+
+
+def write_originals(to: Path, card: Card, pipe: Any, header: Mapping[str, str]) -> None:
+    """Write each trained network into one file, in the names of its authors, and read it back as diffusers does.
+
+    Args:
+        to: An empty folder.
+        card: Of the checkpoint.
+        pipe: The base pipeline with the trained weights in it.
+        header: What the header of each file says.
+
+    Raises:
+        ConfigError: If its class has no such names, or diffusers reads other tensors from them.
+        CheckpointError: If the file is not what was to be written.
+    """
+    for name, network in experts(pipe).items():
+        kind, tensors = type(network), network.state_dict()
+        original = to_original(kind.__name__, network.config, tensors)
+        check_originals(kind.__name__, network.config, original, tensors)
+        save_file(original, to / f"{name}.safetensors", {"format": "pt", **header})
+        check_written(to / f"{name}.safetensors", original)
+    write_card(to, Classes.of(pipe), layout="original", card=card)
+
+
+def check_originals(
+    kind: str, config: Mapping[str, Any], original: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> None:
+    """Compare what diffusers makes of tensors in their authors' names with what they are in its own, bit by bit.
+
+    Args:
+        kind: Class of the network.
+        config: Its configuration.
+        original: Tensors as the authors name them.
+        tensors: Tensors as diffusers does.
+
+    Raises:
+        ConfigError: Naming the first that is not the same.
+    """
+
+    def unreadable(error: BaseException) -> ConfigError:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return no_original(kind, f"diffusers does not read them back, perhaps for its size ({said})")
+
+    with ForeignCode(unreadable):
+        convert = SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"]
+        made: Mapping[str, Tensor | None] = convert(checkpoint=dict(original), config=dict(config))
+    read = {name: tensor for name, tensor in made.items() if tensor is not None}
+    for name in [*tensors, *read]:
+        mine, theirs = tensors.get(name), read.get(name)
+        if mine is None or theirs is None or mine.dtype != theirs.dtype or not torch.equal(mine, theirs):
+            raise no_original(kind, f"diffusers does not read {name} back")
+
+
+def to_dtype(pipe: Any, dtype: torch.dtype | None) -> None:
+    """Round the trained networks of a pipeline; None leaves them as they were."""
+    for name in experts(pipe) if dtype is not None else ():
+        pipe.components[name].to(dtype)
 
 
 def trained_pipeline(checkpoint: Path, card: Card, pipeline: str | None = None) -> Any:

@@ -273,7 +273,7 @@ def _add_export(commands: Commands) -> None:
     parser = _add(commands, "export", "write a checkpoint as plain diffusers loads it")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint-N folder")
     parser.add_argument("--to", required=True, metavar="DIR", help="folder to write")
-    forms = ("diffusers", "peft", "comfyui", "kohya", "merged", "full")
+    forms = ("diffusers", "peft", "comfyui", "kohya", "merged", "full", "gguf-ready")
     parser.add_argument("--as", dest="form", required=True, choices=forms, help="what to write; docs/adapters.md")
     parser.add_argument("--pipeline", metavar="PATH", help="the pipeline it was trained on, where it has moved")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the numbers; as they are")

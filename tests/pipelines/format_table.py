@@ -9,7 +9,10 @@ from pathlib import Path
 from tests.pipelines.zoo import ZOO
 
 PAGE = Path(__file__).parents[2] / "docs/adapters.md"
-FORMATS = {"diffusers": "diffusers", "peft": "PEFT", "comfyui": "ComfyUI", "kohya": "kohya", "merged": "merged"}
+FORMATS = {
+    "diffusers": "diffusers", "peft": "PEFT", "comfyui": "ComfyUI", "kohya": "kohya", "merged": "merged",
+    "gguf-ready": "GGUF-ready",
+}  # fmt: skip
 YES, NO, PART = "✓", "no", "by network"
 """PART: diffusers loads them into the network, but not through the pipeline."""
 BEGIN, END = "<!-- written by `make pipelines-table` -->", "<!-- end -->"

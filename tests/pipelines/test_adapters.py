@@ -16,11 +16,13 @@ from torch import Tensor
 from alignment.checkpoints.adapter_files import trained_adapters
 from alignment.checkpoints.artifacts import Classes
 from alignment.checkpoints.formats import check_parts, write_form
+from alignment.checkpoints.whole import check_originals
 from alignment.errors import ConfigError
 from alignment.policy.networks.adapter_kinds import Adapter, alpha_of
 from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_FILE
 from alignment.policy.networks.adapters import read_adapters
 from alignment.policy.networks.loading import experts
+from alignment.policy.networks.original_names import to_original
 from alignment.policy.networks.spec import Lora, PolicySpec
 from alignment.policy.networks.tuning import fold
 from alignment.policy.networks.weights import Weights
@@ -31,6 +33,14 @@ from tests.pipelines.zoo import ZOO, Member
 LORA = Lora(2, alpha=3, dora=True, ranks={"to_q": 1})
 """Two ranks, magnitudes, and an alpha that is not the rank and not twice or half of it: folded in, it would be seen."""
 
+
+WIDE = {"num_attention_heads": 24, "attention_head_dim": 128}
+PUBLISHED: dict[str, dict[str, int]] = {
+    "FluxTransformer2DModel": WIDE, "ChromaTransformer2DModel": WIDE, "HunyuanVideoTransformer3DModel": WIDE,
+    "Lumina2Transformer2DModel": {"hidden_size": 2304, "num_attention_heads": 24, "num_kv_heads": 8},
+    "UNet2DConditionModel": {"layers_per_block": 2},
+}  # fmt: skip
+"""Sizes of what is published, where diffusers reads no others from single files."""
 
 HALF_READ = ("ChromaPipeline", "WanVACEPipeline")
 """Pipelines whose loader does not know all of their modules by ComfyUI's names."""
@@ -93,7 +103,7 @@ def test_every_format_comes_back_bit_by_bit(
     adapters = trained(member)
     loaded = {"lora": YES, "adapter": PART, "alone": NO}[Classes.of(member.pipe).layout("LoRA")]
     marks = [mark(form, member, adapters, tmp_path) for form in ("diffusers", "peft", "comfyui", "kohya")]
-    marks = [loaded if marks[0] == YES else marks[0], *marks[1:], merged(member, adapters, tmp_path)]
+    marks = [loaded if marks[0] == YES else marks[0], *marks[1:], merged(member, adapters, tmp_path), originals(member)]
     row = [f"`{type(next(iter(experts(member.pipe).values()))).__name__}`", *marks]
     record_property("formats", [member.name, row[0], row[1:]])
     assert "WRITE_TABLE" in os.environ or format_table.read()[member.name] == row
@@ -112,6 +122,24 @@ def merged(member: Member, adapters: Mapping[str, Adapter], folder: Path) -> str
             f"{module}.weight" for module in adapter.modules
         }
         check_parts(folder / "merged" / name, after)
+    return YES
+
+
+def originals(member: Member) -> str:
+    """Name the rows of networks as their authors do, and let diffusers read them back; no network has columns."""
+    for network in experts(member.pipe).values():
+        kind = type(network)
+        with torch.device("meta"):
+            sized = kind.from_config({**network.config, **PUBLISHED.get(kind.__name__, {})})
+        generator = torch.Generator().manual_seed(0)
+        rows = {
+            name: torch.randn(tensor.shape[:1] + (1,) * (tensor.ndim - 1), generator=generator)
+            for name, tensor in sized.state_dict().items()
+        }
+        try:
+            check_originals(kind.__name__, sized.config, to_original(kind.__name__, sized.config, rows), rows)
+        except ConfigError as error:
+            return NO if "diffusers reads no file of them back" in str(error) else ""
     return YES
 
 

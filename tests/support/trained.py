@@ -70,6 +70,12 @@ def trained(folder: Path, family: str, *, lora: bool) -> Trained:
     pipe.save_pretrained(base)
     pipe = quiet(DiffusionPipeline.from_pretrained(base))
     before = picture(pipe)
+    checkpoint = saved(folder, base, pipe, lora=lora)
+    return Trained(base, checkpoint, component, before, picture(pipe), pipe)
+
+
+def saved(folder: Path, base: Path, pipe: Any, *, lora: bool) -> Path:
+    """Move the weights of a pipeline, and commit a checkpoint."""
     weights = Weights(experts(pipe), PolicySpec(str(base), lora=Lora(RANK, ALPHA) if lora else None), seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -77,8 +83,7 @@ def trained(folder: Path, family: str, *, lora: bool) -> Trained:
             weight += 0.1 * torch.randn(weight.shape, generator=generator)
     config = config_of(base, lora=lora)
     write = lambda target: write_artifacts(target, pipe, weights, card_of(config))  # noqa: E731
-    checkpoint = Checkpoints(folder / "run", keep=1, config=config).save(7, write)
-    return Trained(base, checkpoint, component, before, picture(pipe), pipe)
+    return Checkpoints(folder / "run", keep=1, config=config).save(7, write)
 
 
 def quiet(pipe: Any) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +24,10 @@ from alignment.cli import main as cli
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem, PipelineError
 from alignment.policy.networks.adapter_kinds import Adapter
 from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_FILE
+from alignment.policy.networks.original_names import to_original
+from tests.pipelines.zoo import built
 from tests.support.tiny import picture, tiny_flux
-from tests.support.trained import SAME, Trained, quiet, trained
+from tests.support.trained import SAME, Trained, quiet, saved, trained
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +140,47 @@ def test_a_broken_base_or_place_leaves_nothing(adapters: Trained, tmp_path: Path
     with pytest.raises(EnvironmentProblem, match="could not be written"):
         export(adapters.checkpoint, tmp_path / "file" / "out", Order("diffusers"))
     assert sorted(os.listdir(tmp_path)) == ["empty", "file"]
+
+
+# ---- trained networks in the names of their authors ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_networks_in_the_names_of_their_authors_are_read_by_diffusers(tmp_path: Path, lora: bool) -> None:
+    """Wan 2.2 has two of them."""
+    pipe = built("wan_2_2").pipe
+    pipe.save_pretrained(tmp_path / "base")
+    checkpoint = saved(tmp_path, tmp_path / "base", pipe, lora=lora)
+    export(checkpoint, tmp_path / "out", Order("gguf-ready", licence="mit"))
+    assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == {
+        "transformer.safetensors",
+        "transformer_2.safetensors",
+    }
+    export(checkpoint, tmp_path / "whole", Order("merged" if lora else "full"))
+    wanted = DiffusionPipeline.from_pretrained(tmp_path / "whole")
+    code = re.findall(r"```python\n(.*?)\nresult", (tmp_path / "out" / CARD).read_text(), re.DOTALL)[0]
+    names: dict[str, Any] = {}
+    exec(code.replace("THIS_FOLDER", str(tmp_path / "out")), names)
+    for name in ("transformer", "transformer_2"):
+        with safe_open(tmp_path / "out" / f"{name}.safetensors", framework="pt") as file:
+            assert {"blocks.0.self_attn.q.weight", "head.modulation"} <= set(file.keys())
+            assert file.metadata()["modelspec.license"] == "mit"
+        mine, theirs = (p.components[name].state_dict() for p in (names["pipe"], wanted))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in mine.items())
+
+
+def test_networks_that_diffusers_does_not_read_back_so_are_refused(adapters: Trained, tmp_path: Path) -> None:
+    """Its reader of FLUX takes the published width alone; PixArt has none."""
+    with pytest.raises(ConfigError, match=r"--as gguf-ready: .* FluxTransformer2DModel: .*perhaps for its size"):
+        export(adapters.checkpoint, tmp_path / "out", Order("gguf-ready"))
+    assert list(tmp_path.iterdir()) == []
+    for kind, config, says in (
+        ("PixArtTransformer2DModel", {}, "diffusers reads no file of them back"),
+        ("WanTransformer3DModel", {}, "fps_embedding.weight has none"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            to_original(kind, config, {"fps_embedding.weight": torch.ones(1)})
 
 
 # ---- adapters in other formats ---------------------------------------------------------------------------------------
