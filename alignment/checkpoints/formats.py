@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,9 @@ from alignment.errors import CheckpointError, ConfigError
 from alignment.policy.networks.adapter_kinds import Adapter, alpha_of, scale_of
 from alignment.policy.networks.adapter_places import PEFT_CONFIG
 from alignment.policy.networks.adapters import SETTINGS
+from alignment.policy.networks.fused import together
 from alignment.policy.networks.module_names import names_of
+from alignment.policy.networks.original_names import Slot
 
 Form = Literal["diffusers", "peft", "comfyui", "kohya"]
 """Ways to write adapters alone."""
@@ -87,23 +89,31 @@ def _named(adapter: Adapter, form: Form, kind: str) -> Iterator[tuple[str, Tenso
         prefix = f"{adapter.origin}." if form == "diffusers" else "base_model.model."
         yield from ((f"{prefix}{name}", tensor) for name, tensor in adapter.weights.items())
         return
-    names = names_of(kind)
-    name_of = names.for_comfyui if form == "comfyui" else names.for_kohya
-    taken: dict[str, str] = {}
+    names, flat = names_of(kind), names_of(kind).flat(form)
+    groups: dict[str, dict[int, str]] = {}
+    slots: dict[str, Slot] = {}
     for module in adapter.modules:
-        name = name_of(module)
-        if name is None:
+        slot = names.slot(form, module)
+        if slot is None:
             raise no_format(form, kind)
-        if name in taken:
-            raise ConfigError(f"{WORDS[form]} has one name, {name}, for {taken[name]} and for {module} of {kind}")
-        taken[name] = module
-        yield from _of_module(adapter, module, name, flat=form == "kohya" or names.flat)
+        group, slots[slot.name] = groups.setdefault(slot.name, {}), slot
+        if slot.part in group:
+            raise ConfigError(f"{WORDS[form]} has one name, {slot.name}, for {group[slot.part]} and {module} of {kind}")
+        group[slot.part] = module
+    for name, group in groups.items():
+        modules = [group[k] for k in sorted(group)]
+        if len(modules) < slots[name].count:
+            raise ConfigError(
+                f"--as {form}: {WORDS[form]} has one matrix, {name}, for {slots[name].count} of {kind}, of which "
+                f"{' and '.join(modules)} alone is adapted; use --as diffusers, or --as merged for the whole pipeline"
+            )
+        yield from _of_matrix(adapter, modules, slots[name], flat=flat)
 
 
 def no_format(form: Form, kind: str) -> ConfigError:
     """Return the error of a class of network that a format has no names for."""
     return ConfigError(
-        f"--as {form}: there are no names for the modules of {kind} one by one that {WORDS[form]} would know; use "
+        f"--as {form}: there are no names for the modules of {kind} that {WORDS[form]} would know; use "
         "--as diffusers, or --as merged for the whole pipeline"
     )
 
@@ -116,24 +126,43 @@ def not_loaded(kind: str, network: str) -> ConfigError:
     )
 
 
-def _of_module(adapter: Adapter, module: str, name: str, *, flat: bool) -> Iterator[tuple[str, Tensor]]:
-    if factors := adapter.parts(module):
-        scale = scale_of(adapter, module)
-        if {"lokr_w1", "lokr_w2"} <= set(factors) and scale != 1:
-            raise ConfigError(
-                f"the LoKr of {module} is of two whole matrices at scale {scale}, and other programs know no scale of "
-                "such; use --as peft"
-            )
-        yield from ((f"{name}.{part}", factor) for part, factor in factors.items())
-        yield f"{name}.alpha", torch.tensor(alpha_of(adapter, module))
+def _of_matrix(adapter: Adapter, modules: Sequence[str], slot: Slot, *, flat: bool) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a matrix that one or several modules are."""
+    if adapter.kind in ("LoHa", "LoKr"):
+        yield from _of_factors(adapter, modules, slot)
         return
-    a, b = (adapter.weights[f"{module}.lora_{side}.weight"] for side in "AB")
+    parts = [_matrices(adapter, module) for module in modules]
+    made = parts[0] if slot == Slot(slot.name) else together(slot.name, parts, swapped=slot.swapped)
     down, up = ("lora_down", "lora_up") if flat else ("lora_A", "lora_B")
-    yield f"{name}.{down}.weight", a
-    yield f"{name}.{up}.weight", b
-    yield f"{name}.alpha", torch.tensor(alpha_of(adapter, module))
+    yield f"{slot.name}.{down}.weight", made["A"]
+    yield f"{slot.name}.{up}.weight", made["B"]
+    yield f"{slot.name}.alpha", made["alpha"]
+    if "magnitude" in made:
+        yield f"{slot.name}.dora_scale", made["magnitude"].reshape(-1, *[1] * (made["A"].ndim - 1))
+
+
+def _matrices(adapter: Adapter, module: str) -> dict[str, Tensor]:
+    """Return what a module's low-rank update is made of."""
+    made = {side: adapter.weights[f"{module}.lora_{side}.weight"] for side in "AB"}
     if (magnitude := adapter.weights.get(f"{module}.lora_magnitude_vector")) is not None:
-        yield f"{name}.dora_scale", magnitude.reshape(-1, *[1] * (a.ndim - 1))
+        made["magnitude"] = magnitude
+    return {**made, "alpha": torch.tensor(alpha_of(adapter, module))}
+
+
+def _of_factors(adapter: Adapter, modules: Sequence[str], slot: Slot) -> Iterator[tuple[str, Tensor]]:
+    factors, scale = adapter.parts(modules[0]), scale_of(adapter, modules[0])
+    if slot != Slot(slot.name):
+        raise ConfigError(
+            f"{slot.name} is another matrix there than {modules[0]} is in diffusers, and a {adapter.kind} is not put "
+            "together; use --as peft, or --as merged for the whole pipeline"
+        )
+    if {"lokr_w1", "lokr_w2"} <= set(factors) and scale != 1:
+        raise ConfigError(
+            f"the LoKr of {modules[0]} is of two whole matrices at scale {scale}, and other programs know no scale of "
+            "such; use --as peft"
+        )
+    yield from ((f"{slot.name}.{part}", factor) for part, factor in factors.items())
+    yield f"{slot.name}.alpha", torch.tensor(alpha_of(adapter, modules[0]))
 
 
 def in_dtype(adapter: Adapter, dtype: torch.dtype | None) -> Adapter:

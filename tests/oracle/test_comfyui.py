@@ -22,6 +22,7 @@ from torch import nn
 from alignment.checkpoints.formats import write_form
 from alignment.policy.networks.adapter_kinds import Adapter, config_of, shape_of
 from alignment.policy.networks.module_names import names_of
+from alignment.policy.networks.original_names import Slot
 from alignment.policy.networks.tuning import lora_targets
 
 pytestmark = pytest.mark.oracle
@@ -60,6 +61,23 @@ PIXART = {
     "image_model": "pixart_sigma", "depth": 2, "patch_size": 2, "hidden_size": 1152, "num_heads": 16,
     "input_size": 128, "pe_interpolation": 2, "micro_condition": False,
 }  # fmt: skip
+FLUX2 = {
+    "image_model": "flux2", "in_channels": 128, "out_channels": 128, "patch_size": 1, "vec_in_dim": None,
+    "context_in_dim": 15360, "hidden_size": 6144, "mlp_ratio": 3.0, "num_heads": 48, "depth": 8,
+    "depth_single_blocks": 48, "axes_dim": [32, 32, 32, 32], "theta": 2000, "qkv_bias": False, "guidance_embed": True,
+    "global_modulation": True, "mlp_silu_act": True, "ops_bias": False, "txt_ids_dims": [3],
+}  # fmt: skip
+LUMINA = {
+    "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 2304, "cap_feat_dim": 2304, "n_layers": 26,
+    "qk_norm": True, "n_heads": 24, "n_kv_heads": 8, "axes_dims": [32, 32, 32], "axes_lens": [300, 512, 512],
+    "rope_theta": 10000.0, "ffn_dim_multiplier": 4.0,
+}  # fmt: skip
+HUNYUAN = {
+    "image_model": "hunyuan_video", "in_channels": 16, "patch_size": [1, 2, 2], "out_channels": 16, "vec_in_dim": 768,
+    "context_in_dim": 4096, "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": 20,
+    "depth_single_blocks": 40, "axes_dim": [16, 56, 56], "theta": 256, "qkv_bias": True, "guidance_embed": True,
+    "meanflow": False, "byt5": False,
+}  # fmt: skip
 XL = {
     "sample_size": 128, "cross_attention_dim": 2048, "block_out_channels": (320, 640, 1280),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -92,6 +110,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any] | None]] = {
         {"image_model": "qwen_image", "in_channels": 64, "num_layers": 60},
     ),
     "z image": (diffusers.ZImageTransformer2DModel, "ZImage", Z_IMAGE),
+    "flux 2": (diffusers.Flux2Transformer2DModel, "Flux2", FLUX2),
+    "lumina 2": (diffusers.Lumina2Transformer2DModel, "Lumina2", LUMINA),
+    "hunyuan video": (diffusers.HunyuanVideoTransformer3DModel, "HunyuanVideo", HUNYUAN),
     "ltx video": (diffusers.LTXVideoTransformer3DModel, "LTXV", {"image_model": "ltxv"}),
     "wan": (diffusers.WanTransformer3DModel, "WAN21_T2V", WAN),
     "wan i2v": (
@@ -148,7 +169,12 @@ def test_comfyui_finds_every_module_and_nothing_else(case: str, comfyui: tuple[P
     words = [python, Path(__file__).with_name("comfyui.py"), folder, tmp_path / "jobs.json"]
     told = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1])[0]
     assert told["unread"] == []
-    names = names_of(type(network).__name__)
-    places = {name: told["found"][names.for_comfyui(name)] for name in targets}
-    assert {name: tuple(place[2:]) for name, place in places.items()} == shapes
-    assert len({tuple(place[:2]) for place in places.values()}) == len(targets)  # each has rows of its own
+    names, rows = names_of(type(network).__name__), dict[str, int]()
+    slots = {name: cast(Slot, names.slot("comfyui", name)) for name in targets}
+    for name, slot in slots.items():
+        rows[slot.name] = rows.get(slot.name, 0) + shapes[name][0]  # of several of diffusers' matrices that are one
+    places = {slot.name: told["found"][slot.name] for slot in slots.values()}
+    assert {name: tuple(place[2:]) for name, place in places.items()} == {
+        slot.name: (rows[slot.name], *shapes[name][1:]) for name, slot in slots.items()
+    }
+    assert len({tuple(place[:2]) for place in places.values()}) == len(places)  # each has rows of its own

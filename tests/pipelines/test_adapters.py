@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,16 @@ PUBLISHED: dict[str, dict[str, int]] = {
 }  # fmt: skip
 """Sizes of what is published, where diffusers reads no others from single files."""
 
-HALF_READ = ("ChromaPipeline", "WanVACEPipeline")
-"""Pipelines whose loader does not know all of their modules by ComfyUI's names."""
+HALF_READ = (
+    "ChromaTransformer2DModel", "WanVACETransformer3DModel", "Flux2Transformer2DModel", "Lumina2Transformer2DModel",
+    "HunyuanVideoTransformer3DModel",
+)  # fmt: skip
+"""Networks whose loader does not know all of their modules by ComfyUI's names, or at published sizes alone."""
 
 
-def trained(member: Member) -> dict[str, Adapter]:
+def trained(member: Member, lora: Lora = LORA) -> dict[str, Adapter]:
     """Return adapters of copies of a member's networks that were moved."""
-    weights = Weights(copy.deepcopy(experts(member.pipe)), PolicySpec("somewhere", lora=LORA), 0)
+    weights = Weights(copy.deepcopy(experts(member.pipe)), PolicySpec("somewhere", lora=lora), 0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in weights.trainable.values():
@@ -74,18 +78,21 @@ def mark(form: Any, member: Member, adapters: Mapping[str, Adapter], folder: Pat
         try:
             write_form(adapter, path, form, type(networks[name]).__name__, {"run": "zoo"})
         except ConfigError as error:
+            if "different scales" in str(error):  # of matrices that are one there
+                return mark(form, member, trained(member, replace(LORA, ranks={})), folder)
             return NO if f"no names for the modules of {type(networks[name]).__name__}" in str(error) else ""
         place = str(path.parent if form == "peft" else path)
         found = read_adapters("checkpoint", place, member.pipe, {name: networks[name]})[name]
         assert same(found, adapter), (form, name)
         if form == "comfyui":
-            diffusers_agrees(type(member.pipe), name, adapter, load_file(path))
+            diffusers_agrees(member, name, adapter, load_file(path))
     return YES
 
 
-def diffusers_agrees(kind: Any, component: str, adapter: Adapter, file: Mapping[str, Tensor]) -> None:
+def diffusers_agrees(member: Member, component: str, adapter: Adapter, file: Mapping[str, Tensor]) -> None:
     """Compare what a pipeline's own loader makes of ComfyUI's names; without alphas, which it multiplies in."""
-    if not hasattr(kind, "lora_state_dict") or kind.__name__ in HALF_READ:
+    kind: Any = type(member.pipe)
+    if not hasattr(kind, "lora_state_dict") or type(experts(member.pipe)[component]).__name__ in HALF_READ:
         return
     made = kind.lora_state_dict({key: z for key, z in file.items() if key.endswith(".weight")})
     state: Mapping[str, Tensor] = made[0] if isinstance(made, tuple) else made

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from alignment.policy.networks.adapter_kinds import (
     sides,
 )
 from alignment.policy.networks.adapter_places import Place
+from alignment.policy.networks.fused import apart
 from alignment.policy.networks.module_names import FLAT, names_of
 from reward_models.foreign import ForeignCode
 
@@ -237,29 +238,38 @@ class _Reading:
 
     def _known(self, tensors: Mapping[str, Tensor]) -> tuple[Parts, list[str]]:
         """Return the tensors whose names are those of modules, and the names that are not."""
-        layers = {name: name for name, module in self.network.named_modules() if shape_of(module) is not None}
-        names = names_of(type(self.network).__name__)
-        layers = {names.of_authors(name): name for name in layers} | layers
-        flat = {theirs.replace(".", "_"): name for theirs, name in layers.items()}
-        parts, unknown = Parts(), []
+        shapes = {name: shape for name, m in self.network.named_modules() if (shape := shape_of(m)) is not None}
+        layers = self.network.config.get("num_layers")
+        spots = names_of(type(self.network).__name__).spots(
+            list(shapes), layers - 1 if isinstance(layers, int) else None
+        )
+        flat = {theirs.replace(".", "_"): theirs for theirs in spots}
+        found, unknown = Parts(), []
         for name, tensor in tensors.items():
-            found = _NAME.fullmatch(name)
-            module = None if found is None else self._module(found[1], layers, flat)
-            if found is None or module is None:
+            part = _NAME.fullmatch(name)
+            theirs = None if part is None else self._spot(part[1], spots, flat)
+            if part is None or theirs is None:
                 unknown.append(name)
             else:
-                parts.setdefault(module, {})[_PARTS[found[2]]] = tensor
+                found.setdefault(theirs, {})[_PARTS[part[2]]] = tensor
+        parts = Parts()
+        for theirs, tensors_of in found.items():
+            spot = spots[theirs]
+            if len(spot.modules) == 1 and not spot.swapped:
+                parts[spot.modules[0]] = tensors_of
+            else:
+                parts |= apart(f"{self.where}: {theirs}", tensors_of, spot, [shapes[m][0] for m in spot.modules])
         return parts, unknown
 
-    def _module(self, name: str, layers: Mapping[str, str], flat: Mapping[str, str]) -> str | None:
-        if name in layers:
-            return layers[name]
+    def _spot(self, name: str, spots: Collection[str], flat: Mapping[str, str]) -> str | None:
+        if name in spots:
+            return name
         for prefix in _FLAT:
             if name.startswith(prefix) and name.removeprefix(prefix) in flat:
                 return flat[name.removeprefix(prefix)]
         for prefix in (f"{self.component}.", f"{self.main}.", *_PREFIXES):
             if name.startswith(prefix):
-                return self._module(name.removeprefix(prefix), layers, flat)
+                return self._spot(name.removeprefix(prefix), spots, flat)
         return None
 
     def _check(self, parts: Parts) -> None:

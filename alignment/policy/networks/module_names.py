@@ -5,10 +5,14 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
+from typing import Literal
 
 import yaml
+
+from alignment.policy.networks.fused import Spot, spots
+from alignment.policy.networks.original_names import OriginalNames, Slot, original_names
 
 FLAT = "lora_unet_"
 """Before the names of kohya's tools, which have underscores for dots."""
@@ -17,43 +21,52 @@ WHOLE = "diffusion_model."
 """What ComfyUI calls the network; before names that need no other prefix."""
 
 
+Program = Literal["comfyui", "kohya"]
+
+
 @dataclass(frozen=True)
 class ModuleNames:
     """Names of one class of network.
 
     Attributes:
         comfyui: Prefix of ComfyUI's names; None where it publishes none.
-        kohya: Whether kohya's tools know the class.
-        renames: (regular expression, replacement) from diffusers' names to those of the model's authors.
+        kohya: Whether kohya's tools have diffusers' names or the authors'; None where they do not know the class.
+        renames: (regular expression, replacement) from diffusers' names to ComfyUI's.
+        authors: The authors' names, where one of the two has those.
     """
 
     comfyui: str | None = None
-    kohya: bool = False
+    kohya: Literal["diffusers", "authors"] | None = None
     renames: Sequence[Sequence[str]] = field(default=())
+    authors: OriginalNames = field(default=OriginalNames())
 
-    @property
-    def flat(self) -> bool:
-        """Whether ComfyUI's names have underscores for dots."""
-        return self.comfyui is not None and self.comfyui.endswith("_")
+    def flat(self, program: Program) -> bool:
+        """Return whether names have underscores for dots."""
+        return program == "kohya" or (self.comfyui is not None and self.comfyui.endswith("_"))
 
-    def of_authors(self, module: str) -> str:
-        """Return the authors' name of a module of diffusers'."""
+    def slot(self, program: Program, module: str) -> Slot | None:
+        """Return a program's name of a module; None where it has none for the class."""
+        if (self.comfyui if program == "comfyui" else self.kohya) is None:
+            return None
+        by_authors = self.comfyui == WHOLE if program == "comfyui" else self.kohya == "authors"
+        slot = self.authors.slot(module) if by_authors else Slot(self._renamed(module))
+        if slot is None:
+            return None
+        if program == "kohya":
+            return replace(slot, name=FLAT + slot.name.replace(".", "_"))
+        if slot.name.startswith(WHOLE):
+            return slot
+        return replace(slot, name=f"{self.comfyui}{slot.name.replace('.', '_') if self.flat(program) else slot.name}")
+
+    def _renamed(self, module: str) -> str:
         for pattern, name in self.renames:
             module = re.sub(pattern, name, module)
         return module
 
-    def for_comfyui(self, module: str) -> str | None:
-        """Return ComfyUI's name of a module; None where it has none for the class."""
-        if self.comfyui is None:
-            return None
-        name = self.of_authors(module)
-        if name.startswith(WHOLE):
-            return name
-        return self.comfyui + (name.replace(".", "_") if self.flat else name)
-
-    def for_kohya(self, module: str) -> str | None:
-        """Return the name that kohya's tools have for a module; None where they do not know the class."""
-        return FLAT + self.of_authors(module).replace(".", "_") if self.kohya else None
+    def spots(self, modules: Sequence[str], last: int | None) -> dict[str, Spot]:
+        """Return what is read of a network: its modules by diffusers' names, and by those that programs write."""
+        theirs = spots(modules, self.authors, last)
+        return theirs | {self._renamed(name): Spot((name,)) for name in modules} | {n: Spot((n,)) for n in modules}
 
 
 def names_of(network_class: str) -> ModuleNames:
@@ -64,4 +77,10 @@ def names_of(network_class: str) -> ModuleNames:
 @functools.cache
 def _known() -> Mapping[str, ModuleNames]:
     text = resources.files("alignment.policy.networks").joinpath("module_names.yaml").read_text(encoding="utf-8")
-    return {name: ModuleNames(**told) for name, told in yaml.safe_load(text).items()}
+    known = {name: ModuleNames(**told) for name, told in yaml.safe_load(text).items()}
+    return {
+        name: replace(names, authors=original_names(name) or OriginalNames())
+        if names.comfyui == WHOLE or names.kohya == "authors"
+        else names
+        for name, names in known.items()
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from alignment.errors import ConfigError
 
 _KINDS = (".weight", ".bias")
-_NEXT = "{next}"
+_NEXT, _LAST = "{next}", "{last}"
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,14 @@ class Slot:
 
     Attributes:
         name: Of the tensor, or the module, there.
-        part: Its number among those whose rows stand below each other there; None where it is alone.
+        part: Its number among those whose rows stand below each other there.
+        count: How many those are.
         swapped: Whether its halves are in the other order there.
     """
 
     name: str
-    part: int | None = None
+    part: int = 0
+    count: int = 1
     swapped: bool = False
 
 
@@ -48,17 +50,27 @@ class OriginalNames:
 
         Args:
             module: Diffusers' name.
-            last: Number of the last block, where it is named otherwise.
+            last: Number of the last block; without it, what may be otherwise there has no name.
         """
-        begun = module
+        for pattern, replacement, *part in self.names:
+            if found := re.fullmatch(pattern, self._begun(module)):
+                swapped = (
+                    None if self.swapped is None else re.fullmatch(self.swapped.replace(_LAST, "(?P<last>.+)"), module)
+                )
+                block = None if swapped is None else swapped.groupdict().get("last")
+                if block is not None and last is None:
+                    return None
+                here = swapped is not None and block in (None, str(last))
+                count = sum(rule[1] == replacement for rule in self.names) if part else 1
+                return Slot(found.expand(replacement), part[0] if part else 0, count, here)
+        return None
+
+    def _begun(self, module: str) -> str:
+        """Return a name with the beginning that `names` look for."""
         for ours, theirs in self.blocks.items():
             if module == ours or module.startswith(f"{ours}."):
-                begun = theirs + module.removeprefix(ours)
-        for pattern, replacement, *part in self.names:
-            if found := re.fullmatch(pattern, begun):
-                swapped = self.swapped is not None and re.fullmatch(self.swapped.replace("{last}", str(last)), module)
-                return Slot(found.expand(replacement), part[0] if part else None, bool(swapped))
-        return None
+                return theirs + module.removeprefix(ours)
+        return module
 
     def slot_of_tensor(self, name: str, last: int | None) -> Slot | None:
         """Return where a tensor is."""
@@ -66,7 +78,7 @@ class OriginalNames:
             return found
         kind = next((kind for kind in _KINDS if name.endswith(kind)), None)
         found = None if kind is None else self.slot(name.removesuffix(kind), last)
-        return None if found is None else Slot(f"{found.name}{kind}", found.part, found.swapped)
+        return None if found is None else replace(found, name=f"{found.name}{kind}")
 
 
 def original_names(network_class: str) -> OriginalNames | None:
@@ -95,9 +107,9 @@ def to_original(network_class: str, config: Mapping[str, Any], tensors: Mapping[
         if slot is None:
             raise no_original(network_class, f"{name} has none")
         parts = fused.setdefault(slot.name, {})
-        if (slot.part or 0) in parts:
+        if slot.part in parts:
             raise no_original(network_class, f"{name} has that of another tensor, {slot.name}")
-        parts[slot.part or 0] = halves_swapped(tensor) if slot.swapped else tensor
+        parts[slot.part] = halves_swapped(tensor) if slot.swapped else tensor
     whole = {
         name: torch.cat([parts[k] for k in sorted(parts)]) if len(parts) > 1 else parts[0]
         for name, parts in fused.items()

@@ -1,0 +1,110 @@
+"""Adapters of matrices that are one in their authors' network and several in diffusers': put together, and apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alignment.errors import ConfigError
+from alignment.policy.networks.adapter_kinds import rows_of
+from alignment.policy.networks.original_names import OriginalNames, Slot, halves_swapped
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A matrix of the authors.
+
+    Attributes:
+        modules: Those of diffusers whose rows are in it, from above.
+        swapped: Whether its halves are in the other order than diffusers'.
+    """
+
+    modules: tuple[str, ...]
+    swapped: bool = False
+
+
+def spots(modules: Sequence[str], names: OriginalNames, last: int | None) -> dict[str, Spot]:
+    """Return the authors' matrices by their names, as far as diffusers' modules have all of their rows."""
+    found: dict[str, dict[int, str]] = {}
+    slots: dict[str, Slot] = {}
+    for module in modules:
+        if (slot := names.slot(module, last)) is not None:
+            found.setdefault(slot.name, {})[slot.part] = module
+            slots[slot.name] = slot
+    return {
+        name: Spot(tuple(parts[k] for k in sorted(parts)), slots[name].swapped)
+        for name, parts in found.items()
+        if len(parts) == slots[name].count
+    }
+
+
+def apart(where: str, found: Mapping[str, Tensor], spot: Spot, sizes: Sequence[int]) -> dict[str, dict[str, Tensor]]:
+    """Return what an adapter of a matrix is for each of diffusers' modules in it.
+
+    Columns of B that are 0 in all rows of a module are those of others, and are left out with their rows of A.
+
+    Args:
+        where: For messages.
+        found: Its tensors.
+        spot: The matrix.
+        sizes: Rows of each module.
+
+    Raises:
+        ConfigError: If it has another number of rows, or is of a kind that cannot be cut.
+    """
+    if "A" not in found or "B" not in found:
+        return _factors_apart(where, found, spot, sizes)
+    whole = {part: halves_swapped(z) if spot.swapped and part in ("B", "magnitude") else z for part, z in found.items()}
+    if len(whole["B"]) != sum(sizes):
+        raise ConfigError(f"{where} has {len(whole['B'])} rows, where the network has {sum(sizes)}")
+    made: dict[str, dict[str, Tensor]] = {}
+    for module, b, k in zip(spot.modules, whole["B"].split(list(sizes)), range(len(sizes)), strict=True):
+        used = (b != 0).flatten(2).any(-1).any(0) if b.ndim > 2 else (b != 0).any(0)
+        if len(sizes) == 1 or not bool(used.any()):
+            used = torch.ones_like(used)
+        part = made[module] = {"A": whole["A"][used].contiguous(), "B": b[:, used].contiguous()}
+        if "alpha" in whole:
+            part["alpha"] = whole["alpha"] / len(used) * int(used.sum())
+        if "magnitude" in whole:
+            part["magnitude"] = whole["magnitude"].flatten().split(list(sizes))[k].contiguous()
+    return made
+
+
+def _factors_apart(
+    where: str, found: Mapping[str, Tensor], spot: Spot, sizes: Sequence[int]
+) -> dict[str, dict[str, Tensor]]:
+    numbers = torch.arange(sum(sizes))
+    rows = (halves_swapped(numbers) if spot.swapped else numbers).split(list(sizes))
+    return {module: dict(rows_of(where, found, k)) for module, k in zip(spot.modules, rows, strict=True)}
+
+
+def together(name: str, parts: Sequence[Mapping[str, Tensor]], *, swapped: bool) -> dict[str, Tensor]:
+    """Return low-rank matrices of several modules as those of one: the first ones below each other, the second aslant.
+
+    Args:
+        name: Of the one matrix, for messages.
+        parts: "A", "B", "alpha" and perhaps "magnitude" of each.
+        swapped: Whether its halves are in the other order than diffusers'.
+
+    Raises:
+        ConfigError: If their scales differ, which one matrix cannot have.
+    """
+    ranks = [len(part["A"]) for part in parts]
+    scales = {float(part["alpha"]) / rank for part, rank in zip(parts, ranks, strict=True)}
+    if len(scales) > 1:
+        said = ", ".join(map(str, sorted(scales)))
+        raise ConfigError(
+            f"{name} is one matrix there and {len(parts)} in diffusers, whose adapters have different scales (alpha / "
+            f"rank): {said}; use --as diffusers, or --as merged for the whole pipeline"
+        )
+    made = {
+        "A": torch.cat([part["A"] for part in parts]),
+        "B": torch.block_diag(*(part["B"] for part in parts)),
+        "alpha": torch.tensor(scales.pop() * sum(ranks)),
+    }
+    if "magnitude" in parts[0]:
+        made["magnitude"] = torch.cat([part["magnitude"].flatten() for part in parts])
+    return {part: halves_swapped(z) if swapped and part in ("B", "magnitude") else z for part, z in made.items()}
