@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignment.errors import ConfigError
+from reward_models.foreign import ForeignCode
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The file that `load_lora_weights` looks for."""
@@ -68,13 +69,14 @@ class Place:
         self.check()
         path = Path(self.name)
         if path.is_file():
-            return {main: (path, {})}
-        if not path.is_dir():
-            return {main: (self._fetched(), {})}
-        chosen = self._in_folder([entry.name for entry in path.iterdir()])
-        told = self._told(path / PEFT_CONFIG) if chosen == PEFT_FILE and (path / PEFT_CONFIG).is_file() else {}
-        others = {name: path / file_name(name, main) for name in components if name != main and chosen == LORA_FILE}
-        return {main: (path / chosen, told), **{name: (file, {}) for name, file in others.items() if file.is_file()}}
+            return {main: (path, self._told(path))}
+        if path.is_dir():
+            chosen = path / self._in_folder([entry.name for entry in path.iterdir()])
+        else:
+            chosen = self._fetched(main, components)
+        others = {name: chosen.with_name(file_name(name, main)) for name in components if name != main}
+        several = {name: file for name, file in others.items() if chosen.name == LORA_FILE and file.is_file()}
+        return {main: (chosen, self._told(chosen)), **{name: (file, {}) for name, file in several.items()}}
 
     def _in_folder(self, names: Sequence[str]) -> str:
         """Return the one of these files that is the adapter."""
@@ -91,7 +93,13 @@ class Place:
             raise self._pickle(pickles[0])
         raise ConfigError(f"{self.key}: {self.name} holds no {_WEIGHTS} file")
 
-    def _told(self, path: Path) -> Mapping[str, object]:
+    def _told(self, file: Path) -> Mapping[str, object]:
+        """Return PEFT's settings, which lie beside a file of its name."""
+        if file.name != PEFT_FILE:
+            return {}
+        path = file.with_name(PEFT_CONFIG)
+        if not path.is_file():
+            raise ConfigError(f"{self.key}: {file} lacks its {PEFT_CONFIG}, which has its scale; put it beside it")
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
@@ -116,17 +124,43 @@ class Place:
         inside = "/".join(parts[2:])
         return ("/".join(parts[:2]), inside or None) if not inside or inside.endswith(_WEIGHTS) else None
 
-    def _fetched(self) -> Path:
-        from huggingface_hub import HfApi, hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
+    def _fetched(self, main: str, components: Sequence[str]) -> Path:
+        """Return the file that the hub has, or had, fetched with what belongs to it."""
         hub = self._hub()
         assert hub is not None  # `check` refuses anything else
+        repository, inside = hub
+        names = self._listed(repository)
+        if inside is not None and inside not in names:
+            some = ", ".join(name for name in names if name.endswith(_WEIGHTS)) or f"no {_WEIGHTS} file"
+            raise ConfigError(f"{self.key}: {repository} has no {inside}; it has {some}")
+        chosen = inside or self._in_folder(names)
+        folder = chosen.rpartition("/")[0]
+        beside = [PEFT_CONFIG] if chosen.endswith(PEFT_FILE) else []
+        beside += [file_name(name, main) for name in components if chosen == LORA_FILE and name != main]
+        wanted = [f"{folder}/{name}" if folder else name for name in beside]
+        with ForeignCode(self._unreachable):
+            from huggingface_hub import hf_hub_download
+
+            for name in wanted:
+                if name in names:
+                    hf_hub_download(repository, name)
+            return Path(hf_hub_download(repository, chosen))
+
+    def _listed(self, repository: str) -> Sequence[str]:
+        """Return the names of a repository's files; where the hub is out of reach, those fetched before."""
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
         try:
-            file = hub[1] or self._in_folder(HfApi().list_repo_files(hub[0]))
-            return Path(hf_hub_download(hub[0], file))
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
-            raise ConfigError(
-                f"{self.key}: {self.name} is not on this machine, and the hub did not give it: {reason}"
-            ) from error
+            with ForeignCode(self._unreachable):
+                return HfApi().list_repo_files(repository)
+        except ConfigError as error:
+            try:
+                folder = Path(snapshot_download(repository, local_files_only=True))
+            except LocalEntryNotFoundError:
+                raise error from None
+            return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+    def _unreachable(self, error: BaseException) -> ConfigError:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+        return ConfigError(f"{self.key}: {self.name} is not on this machine, and the hub did not give it: {reason}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from alignment.checkpoints.adapter_files import trained_adapters, write_adapter
 from alignment.cli import main as cli
 from alignment.errors import ConfigError
-from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_CONFIG, PEFT_FILE
+from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_CONFIG, PEFT_FILE, Place
 from alignment.policy.networks.adapters import read_adapters
 from alignment.policy.networks.loading import experts
 from alignment.policy.networks.spec import Lora
@@ -244,6 +244,56 @@ def test_the_hub_is_asked_and_its_answer_told() -> None:
         ConfigError, match=r"start: somebody/style is not on this machine, and the hub did not give it: "
     ):
         read_adapters(BEGIN, "somebody/style", pipe, experts(pipe))
+
+
+def cached(cache: Path, repository: str) -> Path:
+    """Return the folder of a repository in a cache of the hub's, as if it had been fetched."""
+    home = cache / f"models--{repository.replace('/', '--')}"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("0" * 40)
+    folder = home / "snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_what_was_fetched_from_the_hub_is_used_where_it_is_out_of_reach(cache: Path, tmp_path: Path) -> None:
+    pipe, wanted = tiny_flux(), adapter(tmp_path)
+    folder = cached(cache, "somebody/style")
+    (tmp_path / LORA_FILE).rename(folder / LORA_FILE)
+    found = read_adapters(BEGIN, "somebody/style", pipe, experts(pipe))["transformer"]
+    assert all(torch.equal(tensor, wanted[f"transformer.{name}"]) for name, tensor in found.weights.items())
+    with pytest.raises(ConfigError, match=rf"somebody/style has no other.safetensors; it has {LORA_FILE}"):
+        read_adapters(BEGIN, "somebody/style/other.safetensors", pipe, experts(pipe))
+    folder = cached(cache, "somebody/peft") / "inside"
+    folder.mkdir()
+    name = "transformer_blocks.0.attn.to_q"
+    matrices = {f"base_model.model.{name}.lora_{side}.weight": torch.ones(2, 32) for side in "A"}
+    save_file({**matrices, f"base_model.model.{name}.lora_B.weight": torch.ones(32, 2)}, folder / PEFT_FILE)
+    (folder / PEFT_CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 6}))
+    for place in ("somebody/peft/inside/adapter_model.safetensors", "somebody/peft", str(folder / PEFT_FILE)):
+        found = read_adapters(BEGIN, place, pipe, experts(pipe))["transformer"]
+        assert found.config.lora_alpha == 6, place
+    (folder / PEFT_CONFIG).unlink()
+    with pytest.raises(ConfigError, match=rf"lacks its {PEFT_CONFIG}, which has its scale"):
+        read_adapters(BEGIN, str(folder), pipe, experts(pipe))
+
+
+def test_experts_have_a_file_each_on_the_hub_too(cache: Path) -> None:
+    folder = cached(cache, "somebody/two")
+    for name in (LORA_FILE, "pytorch_lora_weights_transformer_2.safetensors"):
+        (folder / name).write_bytes(b"")
+    found = Place(BEGIN, "somebody/two").files("transformer", ("transformer", "transformer_2"))
+    assert {name: path.name for name, (path, _) in found.items()} == {
+        "transformer": LORA_FILE,
+        "transformer_2": "pytorch_lora_weights_transformer_2.safetensors",
+    }
 
 
 def test_a_run_refuses_it_in_one_line_and_leaves_nothing(
