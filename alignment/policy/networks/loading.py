@@ -196,7 +196,7 @@ def _check_weights(pipe: Any) -> None:
 
 def _made_up(network: Any) -> list[str]:
     """Return the names of the weights that were not in the files that a network was loaded from."""
-    empty = [key for key, weight in network.named_parameters() if weight.is_meta]
+    empty = [key for key, weight in network.named_parameters() if _is_empty(weight)]
     if not isinstance(network, PreTrainedModel) or "quantization_config" in vars(network.config):
         return empty
     source = str(network.name_or_path)
@@ -209,6 +209,16 @@ def _made_up(network: Any) -> list[str]:
             source, device_map="meta", local_files_only=True, output_loading_info=True
         )
     return [*empty, *sorted(loaded[1]["missing_keys"])]
+
+
+def _is_empty(weight: torch.Tensor) -> bool:
+    """Whether a weight has no numbers; a rounded one is several tensors, whatever it says of its own device."""
+    if not hasattr(type(weight), "__tensor_flatten__"):
+        return weight.is_meta
+    rounded: Any = weight
+    inside, _ = rounded.__tensor_flatten__()
+    parts = vars(rounded)
+    return any(_is_empty(parts[name]) for name in inside if isinstance(parts.get(name), torch.Tensor))
 
 
 @contextmanager

@@ -8,17 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel, QuantoConfig, TorchAoConfig
 from safetensors.torch import save_file
+from torchao.quantization import Float8WeightOnlyConfig
 
+from alignment.checkpoints.adapter_files import trained_adapters
 from alignment.config.places import misplaced
 from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
 from alignment.policy.networks.loading import load_pipeline
 from alignment.policy.networks.single_file import check_rounded
 from alignment.policy.networks.spec import FrozenAdapter, Lora, PolicySpec
+from alignment.policy.policy import Policy
 from samplers.dynamics.flow_sde import FlowSDE
 from tests.pipelines.zoo import built
-from tests.support.policies import CPU, build, perturb, plan, replayed, transitions
+from tests.support.policies import CPU, build, learn, perturb, plan, replayed, transitions
 from tests.support.tiny import FLUX_CALL, tiny_flux
 
 AUTHORS = {"proj_in.": "patchify_proj.", "time_embed.": "adaln_single.", "norm_q.": "q_norm.", "norm_k.": "k_norm."}
@@ -132,6 +135,52 @@ def test_weights_in_fewer_bits_take_adapters_alone(change: dict[str, object], sa
     check_rounded(PolicySpec(str(flux_folder), lora=Lora(2)), {"transformer": network})
 
 
+def trains_adapters(policy: Policy, kinds: set[str]) -> None:
+    """Check what its layers are, that the first ratio is 1, that all adapters learn, and that they can be exported."""
+    assert {type(layer.get_base_layer().weight).__name__ for layer in policy.weights.adapters} == kinds
+    _, batch = transitions(policy, plan(policy, FlowSDE()))
+    for k, model_output in enumerate(replayed(policy, batch)):
+        assert torch.equal(model_output, batch.model_output[:, k])
+    perturb(policy)
+    gradients = learn(policy, batch)
+    assert all(bool(gradient.any()) for gradient in gradients.values())
+    adapter = trained_adapters(policy.weights)["transformer"]
+    assert len(adapter.modules) == len(policy.weights.adapters)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "BF16"])
+def test_a_file_in_fewer_bits_trains_adapters(kind: str, flux_folder: Path, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(str(tmp_path / "flux.gguf"), "flux")
+    for name, tensor in tiny_flux().transformer.state_dict().items():
+        fits = tensor.ndim == 2 and tensor.shape[1] % 32 == 0 and "blocks." in name
+        stored = gguf.GGMLQuantizationType[kind if fits else "F32"]
+        writer.add_tensor(name, gguf.quants.quantize(tensor.numpy(), stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    policy = build(flux_folder, FLUX_CALL, lora=Lora(2), single_file=str(tmp_path / "flux.gguf"))
+    trains_adapters(policy, {"GGUFParameter"})
+
+
+@pytest.mark.parametrize("kind", ["torchao", "quanto"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_other_ways_to_store_fewer_bits_train_adapters(kind: str, flux_folder: Path, tmp_path: Path) -> None:
+    if kind == "quanto":
+        pytest.importorskip("optimum.quanto")
+        settings, stored = QuantoConfig(weights_dtype="int8"), "WeightQBytesTensor"
+    else:
+        settings, stored = TorchAoConfig(Float8WeightOnlyConfig()), "Float8Tensor"
+    shutil.copytree(flux_folder, tmp_path / "rounded")
+    rounded = FluxTransformer2DModel.from_pretrained(
+        flux_folder, subfolder="transformer", quantization_config=settings, torch_dtype=torch.float32
+    )
+    shutil.rmtree(tmp_path / "rounded" / "transformer")
+    rounded.save_pretrained(tmp_path / "rounded" / "transformer")
+    trains_adapters(build(tmp_path / "rounded", FLUX_CALL, lora=Lora(2)), {stored})
+
+
 def test_a_pipeline_that_is_stored_in_fewer_bits_trains_adapters(flux_folder: Path, tmp_path: Path) -> None:
     rounded = load_pipeline(PolicySpec(str(flux_folder), lora=Lora(2), quantize="8bit"), CPU)
     rounded.save_pretrained(tmp_path / "rounded")
@@ -151,9 +200,9 @@ def test_a_pipeline_whose_bits_nobody_here_can_read_says_what_is_missing(flux_fo
     settings = tmp_path / "rounded/transformer/config.json"
     told = {
         **json.loads(settings.read_text()),
-        "quantization_config": {"quant_method": "quanto", "weights_dtype": "int8"},
+        "quantization_config": {"quant_method": "modelopt", "quant_type": "NVFP4"},
     }
     settings.write_text(json.dumps(told))
-    with pytest.raises(PipelineError, match=r"could not be loaded: .*quanto") as refused:
+    with pytest.raises(PipelineError, match=r"could not be loaded: .*modelopt") as refused:
         load_pipeline(PolicySpec(str(tmp_path / "rounded"), lora=Lora(2)), CPU)
     assert "\n" not in str(refused.value)
