@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -19,11 +18,10 @@ import pytest
 import torch
 from torch import nn
 
-from alignment.checkpoints.formats import write_form
-from alignment.policy.networks.adapter_kinds import Adapter, config_of, shape_of
 from alignment.policy.networks.module_names import names_of
 from alignment.policy.networks.original_names import Slot
-from alignment.policy.networks.tuning import lora_targets
+from tests.support.adapters import export_ones
+from tests.support.environments import environment
 
 pytestmark = pytest.mark.oracle
 
@@ -76,7 +74,7 @@ HUNYUAN = {
     "image_model": "hunyuan_video", "in_channels": 16, "patch_size": [1, 2, 2], "out_channels": 16, "vec_in_dim": 768,
     "context_in_dim": 4096, "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": 20,
     "depth_single_blocks": 40, "axes_dim": [16, 56, 56], "theta": 256, "qkv_bias": True, "guidance_embed": True,
-    "meanflow": False, "byt5": False,
+    "meanflow": False, "meanflow_sum": False, "byt5": False, "use_cond_type_embedding": False, "vision_in_dim": None,
 }  # fmt: skip
 XL = {
     "sample_size": 128, "cross_attention_dim": 2048, "block_out_channels": (320, 640, 1280),
@@ -136,29 +134,16 @@ def comfyui() -> tuple[Path, Path]:
     folder = Path(os.environ.get("VISALIGN_COMFYUI", home / "source"))
     if not folder.is_dir():
         subprocess.run(["git", "clone", "--quiet", "--depth", "1", "--branch", RELEASE, SOURCE, folder], check=True)
-    python = home / "python" / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
-        packages = next(python.parents[1].glob("lib/python*/site-packages"))
-        ours = [path for path in sys.path if path.endswith("site-packages")]
-        (packages / "ours.pth").write_text("\n".join(ours), encoding="utf-8")
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *ALONE], check=True)
-    return python, folder
+    return environment(home / "python", ALONE), folder
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_comfyui_finds_every_module_and_nothing_else(case: str, comfyui: tuple[Path, Path], tmp_path: Path) -> None:
     make, theirs, config = CASES[case]
     python, folder = comfyui
+    shapes, kind = export_ones(make, tmp_path / "style.safetensors", "comfyui")
     with torch.device("meta"):
         network = make()
-    modules = dict(network.named_modules())
-    targets = lora_targets(network)
-    shapes = {name: cast(tuple[int, ...], shape_of(modules[name])) for name in targets}
-    parts = {name: {"A": torch.ones(1, *shape[1:]), "B": torch.ones(shape[0], 1)} for name, shape in shapes.items()}
-    weights = {f"{name}.lora_{side}.weight": z for name, part in parts.items() for side, z in part.items()}
-    adapter = Adapter("transformer", weights, config_of(parts, dict.fromkeys(targets, 1.0), rslora=False))
-    write_form(adapter, tmp_path / "style.safetensors", "comfyui", type(network).__name__, {})
     job = {
         "model": theirs,
         "config": config or {"diffusers": {name: list(z.shape) for name, z in network.state_dict().items()}},
@@ -169,8 +154,8 @@ def test_comfyui_finds_every_module_and_nothing_else(case: str, comfyui: tuple[P
     words = [python, Path(__file__).with_name("comfyui.py"), folder, tmp_path / "jobs.json"]
     told = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1])[0]
     assert told["unread"] == []
-    names, rows = names_of(type(network).__name__), dict[str, int]()
-    slots = {name: cast(Slot, names.slot("comfyui", name)) for name in targets}
+    names, rows = names_of(kind), dict[str, int]()
+    slots = {name: cast(Slot, names.slot("comfyui", name)) for name in shapes}
     for name, slot in slots.items():
         rows[slot.name] = rows.get(slot.name, 0) + shapes[name][0]  # of several of diffusers' matrices that are one
     places = {slot.name: told["found"][slot.name] for slot in slots.values()}

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from alignment.checkpoints.adapter_files import trained_adapters, write_adapter
+from alignment.checkpoints.formats import Form, write_form
+from alignment.policy.networks.adapter_kinds import Adapter, config_of, shape_of
 from alignment.policy.networks.adapter_places import LORA_FILE
 from alignment.policy.networks.loading import experts
 from alignment.policy.networks.spec import Lora, PolicySpec
+from alignment.policy.networks.tuning import lora_targets
 from alignment.policy.networks.weights import Weights
+
+
+def export_ones(make: Callable[[], Any], path: Path, form: Form) -> tuple[dict[str, tuple[int, ...]], str]:
+    """Write an adapter of rank 1, all ones, of a network without numbers; return its modules' shapes, and its class."""
+    with torch.device("meta"):
+        network = make()
+    modules = dict(network.named_modules())
+    shapes = {name: cast(tuple[int, ...], shape_of(modules[name])) for name in lora_targets(network)}
+    parts = {name: {"A": torch.ones(1, *shape[1:]), "B": torch.ones(shape[0], 1)} for name, shape in shapes.items()}
+    weights = {f"{name}.lora_{side}.weight": z for name, part in parts.items() for side, z in part.items()}
+    adapter = Adapter("transformer", weights, config_of(parts, dict.fromkeys(shapes, 1.0), rslora=False))
+    write_form(adapter, path, form, type(network).__name__, {})
+    return shapes, type(network).__name__
 
 
 def save(pipe: Any, folder: Path, lora: Lora) -> None:

@@ -1,0 +1,20 @@
+"""Environments of other people's packages, which borrow what is large from ours."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def environment(folder: Path, packages: Sequence[str]) -> Path:
+    """Return the interpreter of an environment, made where there is none; PyTorch and the like are ours."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        inside = next(folder.glob("lib/python*/site-packages"))
+        ours = [path for path in sys.path if path.endswith("site-packages")]
+        (inside / "ours.pth").write_text("\n".join(ours), encoding="utf-8")
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+    return python
