@@ -99,7 +99,7 @@ def to_original(network_class: str, config: Mapping[str, Any], tensors: Mapping[
     """
     names = original_names(network_class)
     if names is None:
-        raise no_original(network_class, "diffusers reads no file of them back, or one that lacks tensors")
+        raise no_original(network_class, "none are known that diffusers reads back whole")
     layers = config.get("num_layers")
     fused: dict[str, dict[int, Tensor]] = {}
     for name, tensor in tensors.items():

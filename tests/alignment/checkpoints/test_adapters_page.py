@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from alignment.checkpoints.artifacts import CARD
 from alignment.cli import main as cli
@@ -46,6 +47,12 @@ def test_the_commands_of_the_page_do_what_it_says(tmp_path: Path, monkeypatch: p
     assert header["base_model"] == "tiny_flux"
     assert (header["run"], header["step"]) == ("first", "1")
     assert (header["modelspec.trigger_phrase"], header["modelspec.license"]) == ("in shapes", "apache-2.0")
+    with safe_open("out/gguf-ready/transformer.safetensors", framework="pt") as file:
+        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    assert kinds["blocks.0.self_attn.q.weight"] == "BF16"
+    assert "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight" in load_file(
+        "out/kohya/pytorch_lora_weights.safetensors"
+    )
     card = Path("out/comfyui", CARD).read_text()
     assert "models/loras" in card
     assert "license: apache-2.0" in card
