@@ -16,6 +16,9 @@ sys.path.insert(0, source)
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
+if not torch.cuda.is_available():
+    torch.cuda.current_device = lambda: 0  # which musubi-tuner asks for while it is imported
+
 
 def of(name):
     """Return a module of theirs."""

@@ -199,9 +199,11 @@ def test_every_format_is_whole_and_says_where_it_comes_from(adapters: Trained, t
         assert (front["license"], front["instance_prompt"], "lora" in front["tags"]) == ("mit", "in shapes", True)
 
 
-def test_a_class_without_names_in_a_format_says_so(adapters: Trained, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--as kohya: there are no names for the modules of FluxTransformer2DModel"):
-        export(adapters.checkpoint, tmp_path / "out", Order("kohya"))
+def test_a_class_without_names_in_a_format_says_so(tmp_path: Path) -> None:
+    adapter = Adapter("transformer", {"to_q.lora_A.weight": torch.ones(1, 1)}, LoraConfig())
+    for form, kind in (("kohya", "AuraFlowTransformer2DModel"), ("comfyui", "SanaTransformer2DModel")):
+        with pytest.raises(ConfigError, match=rf"--as {form}: there are no names for the modules of {kind}"):
+            formats.write_form(adapter, tmp_path / "a.safetensors", form, kind, {})
     assert list(tmp_path.iterdir()) == []
 
 
