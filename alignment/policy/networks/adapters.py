@@ -155,6 +155,10 @@ class _Reading:
         for name, tensor in tensors.items():
             if not bool(tensor.isfinite().all()):
                 raise ConfigError(f"{self.where}: {name} is not finite (NaN or infinity)")
+            part, shape = name.rpartition(".")[2], list(tensor.shape)
+            if (part == "alpha" and tensor.numel() != 1) or (part in (*LOHA, *LOKR) and tensor.ndim < 2):
+                wanted = "one number" if part == "alpha" else "a matrix"
+                raise ConfigError(f"{self.where}: {name} has shape {shape}, expected {wanted}")
         return tensors, header or {}
 
     def _settings(self, header: Mapping[str, str]) -> Mapping[str, object]:
@@ -244,7 +248,7 @@ class _Reading:
             list(shapes), layers - 1 if isinstance(layers, int) else None
         )
         flat = {theirs.replace(".", "_"): theirs for theirs in spots}
-        found, unknown = Parts(), []
+        found, said, unknown = Parts(), dict[str, str](), []
         for name, tensor in tensors.items():
             part = _NAME.fullmatch(name)
             theirs = None if part is None else self._spot(part[1], spots, flat)
@@ -252,13 +256,14 @@ class _Reading:
                 unknown.append(name)
             else:
                 found.setdefault(theirs, {})[_PARTS[part[2]]] = tensor
+                said[theirs] = part[1]
         parts = Parts()
         for theirs, tensors_of in found.items():
             spot = spots[theirs]
             if len(spot.modules) == 1 and not spot.swapped:
                 parts[spot.modules[0]] = tensors_of
             else:
-                parts |= apart(f"{self.where}: {theirs}", tensors_of, spot, [shapes[m][0] for m in spot.modules])
+                parts |= apart(f"{self.where}: {said[theirs]}", tensors_of, spot, [shapes[m][0] for m in spot.modules])
         return parts, unknown
 
     def _spot(self, name: str, spots: Collection[str], flat: Mapping[str, str]) -> str | None:
@@ -281,7 +286,8 @@ class _Reading:
             shape = shape_of(modules[name])
             assert shape is not None
             a, b = part["A"], part["B"]
-            if a.ndim < 2 or b.ndim < 2 or (b.shape[0], *a.shape[1:]) != shape or a.shape[0] != b.shape[1]:
+            fits = a.ndim > 1 and b.ndim > 1 and (b.shape[0], *a.shape[1:]) == shape and 0 < a.shape[0] == b.shape[1]
+            if not fits:
                 raise ConfigError(
                     f"{self.where} is an adapter of another network than this {type(self.network).__name__}: for "
                     f"{name} it has matrices of shapes {list(a.shape)} and {list(b.shape)}, the layer has {list(shape)}"

@@ -53,16 +53,21 @@ def apart(where: str, found: Mapping[str, Tensor], spot: Spot, sizes: Sequence[i
         sizes: Rows of each module.
 
     Raises:
-        ConfigError: If it has another number of rows, or is of a kind that cannot be cut.
+        ConfigError: If it lacks a matrix, has another number of rows, or is of a kind that cannot be cut.
     """
-    if "A" not in found or "B" not in found:
+    if not found.keys() <= {"A", "B", "alpha", "magnitude"}:
         return _factors_apart(where, found, spot, sizes)
+    if lacking := [side for side in ("A", "B") if side not in found]:
+        raise ConfigError(f"{where} lacks its matrix {' and '.join(lacking)}")
+    a, b = found["A"], found["B"]
+    if a.ndim < 2 or b.ndim < 2 or not 0 < len(a) == b.shape[1] or len(b) != sum(sizes):
+        raise ConfigError(
+            f"{where} has matrices of shapes {list(a.shape)} and {list(b.shape)}, not of {sum(sizes)} rows"
+        )
     whole = {part: halves_swapped(z) if spot.swapped and part in ("B", "magnitude") else z for part, z in found.items()}
-    if len(whole["B"]) != sum(sizes):
-        raise ConfigError(f"{where} has {len(whole['B'])} rows, where the network has {sum(sizes)}")
     made: dict[str, dict[str, Tensor]] = {}
-    for module, b, k in zip(spot.modules, whole["B"].split(list(sizes)), range(len(sizes)), strict=True):
-        used = (b != 0).flatten(2).any(-1).any(0) if b.ndim > 2 else (b != 0).any(0)
+    for k, (module, b) in enumerate(zip(spot.modules, whole["B"].split(list(sizes)), strict=True)):
+        used = (b != 0).any(0)
         if len(sizes) == 1 or not bool(used.any()):
             used = torch.ones_like(used)
         part = made[module] = {"A": whole["A"][used].contiguous(), "B": b[:, used].contiguous()}

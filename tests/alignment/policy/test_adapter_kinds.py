@@ -201,7 +201,10 @@ def test_rows_of_a_matrix_that_is_several_in_diffusers(tmp_path: Path) -> None:
         assert found.keys() == wanted.keys()
         assert all(torch.equal(z, wanted[key]) for key, z in found.items())
     file = saved({"lora_unet_double_blocks_0_img_attn_qkv": lokr(96, 32)}, tmp_path / "other.safetensors")
-    with pytest.raises(ConfigError, match=r"img_attn_qkv is a LoKr of a matrix that is several in diffusers"):
+    with pytest.raises(
+        ConfigError,
+        match=r"other.safetensors: lora_unet_double_blocks_0_img_attn_qkv is a LoKr of a matrix that is several",
+    ):
         read_adapters(BEGIN, str(file), pipe, experts(pipe))
 
 
@@ -266,6 +269,10 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Factors]], str]] = {
     ),
     "factors that PEFT cannot make": (other_factors, r"one that PEFT cannot make: the lokr_w1 of \S+ has shape \[8, 4"),
     "ranks": (two_ranks, rf"the factors of {ATTENTION} have ranks 2 and 3, where PEFT has one"),
+    "a number": (
+        lambda: {ATTENTION: {**loha(32, 32), "hada_w1_a": torch.tensor(1.0)}},
+        r"hada_w1_a has shape \[\], expected a matrix",
+    ),
     "another base": (lambda: {"down_blocks.0.attn.to_q": loha(32, 32)}, r"another base than this FluxPipeline"),
 }  # fmt: skip
 

@@ -160,6 +160,15 @@ def of_lycoris(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"lycoris_single_transformer_blocks_0_attn_to_q.lokr_w1": torch.ones(2, 2), **tensors}
 
 
+def several_scales(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    name = next(iter(tensors)).rpartition(".lora_")[0]
+    return {**tensors, f"{name}.alpha": torch.ones(3)}
+
+
+def of_no_rank(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: z[:0] if "lora_A" in name else z[:, :0] for name, z in tensors.items()}
+
+
 def with_text(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**tensors, "text_encoder.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2, 32)}
 
@@ -171,6 +180,8 @@ CHANGED: dict[Callable[[dict[str, Tensor]], dict[str, Tensor]], str] = {
     lacking: r"lacks its matrix B",
     wider: r"another network than this FluxTransformer2DModel.*the layer has \[32, 32\]",
     of_lycoris: r"holds several kinds of adapter, .*a LoKr \(\S+lokr_w1\), a LoRA",
+    several_scales: r"\S+alpha has shape \[3\], expected one number",
+    of_no_rank: r"another network than this FluxTransformer2DModel.*shapes \[0, \d+\] and \[\d+, 0\]",
     with_text: r"1 of its 35 tensors are of no module of the transformer: text_encoder",
 }
 

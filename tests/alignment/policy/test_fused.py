@@ -52,14 +52,18 @@ def test_a_matrix_that_is_not_several_stays_as_it_is() -> None:
         assert same(found[name], {**whole, "B": b})
     untrained = apart("here", {**whole, "B": torch.zeros(12, 2)}, Spot(MODULES), SIZES)
     assert all(len(z["A"]) == 2 for z in untrained.values())
-    with pytest.raises(ConfigError, match="here has 12 rows, where the network has 13"):
-        apart("here", whole, Spot(MODULES), (6, 3, 4))
+    for changed, sizes, says in (
+        (whole, (6, 3, 4), r"shapes \[2, 5\] and \[12, 2\], not of 13 rows"),
+        ({**whole, "A": torch.ones(3, 5)}, SIZES, r"here has matrices of shapes \[3, 5\] and \[12, 2\]"),
+        ({**whole, "B": torch.ones(12)}, SIZES, r"here has matrices of shapes"),
+        ({"alpha": torch.tensor(1.0)}, SIZES, "here lacks its matrix A and B"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            apart("here", changed, Spot(MODULES), sizes)
 
 
 def test_different_scales_and_a_part_alone_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"qkv is one matrix there and 2 in diffusers, .*: 1\.0, 1\.5; use"
-    ):
+    with pytest.raises(ConfigError, match=r"qkv is one matrix there and 2 in diffusers, .*: 1\.0, 1\.5; use"):
         together("qkv", [part(2, 6), part(2, 4, scale=1.0)], swapped=False)
     name = "transformer_blocks.0.attn.to_q"
     matrices = {"A": torch.ones(1, 4), "B": torch.ones(4, 1)}
