@@ -93,6 +93,11 @@ def _named(adapter: Adapter, form: Form, kind: str) -> Iterator[tuple[str, Tenso
     groups: dict[str, dict[int, str]] = {}
     slots: dict[str, Slot] = {}
     for module in adapter.modules:
+        if names.leaves_out(form, module):
+            raise ConfigError(
+                f"--as {form}: {WORDS[form]} adapt nothing of {module} of {kind}, and would read past it; train "
+                "without it (policy.lora.targets), or use --as diffusers, or --as merged for the whole pipeline"
+            )
         slot = names.slot(form, module)
         if slot is None:
             raise no_format(form, kind)

@@ -80,7 +80,8 @@ def mark(form: Any, member: Member, adapters: Mapping[str, Adapter], folder: Pat
         except ConfigError as error:
             if "different scales" in str(error):  # of matrices that are one there
                 return mark(form, member, trained(member, replace(LORA, ranks={})), folder)
-            return NO if f"no names for the modules of {type(networks[name]).__name__}" in str(error) else ""
+            known = (f"no names for the modules of {type(networks[name]).__name__}", "adapt nothing of")
+            return NO if any(words in str(error) for words in known) else ""
         place = str(path.parent if form == "peft" else path)
         found = read_adapters("checkpoint", place, member.pipe, {name: networks[name]})[name]
         assert same(found, adapter), (form, name)

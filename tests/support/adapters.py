@@ -13,6 +13,7 @@ from alignment.checkpoints.formats import Form, write_form
 from alignment.policy.networks.adapter_kinds import Adapter, config_of, shape_of
 from alignment.policy.networks.adapter_places import LORA_FILE
 from alignment.policy.networks.loading import experts
+from alignment.policy.networks.module_names import names_of
 from alignment.policy.networks.spec import Lora, PolicySpec
 from alignment.policy.networks.tuning import lora_targets
 from alignment.policy.networks.weights import Weights
@@ -23,7 +24,9 @@ def export_ones(make: Callable[[], Any], path: Path, form: Form) -> tuple[dict[s
     with torch.device("meta"):
         network = make()
     modules = dict(network.named_modules())
-    shapes = {name: cast(tuple[int, ...], shape_of(modules[name])) for name in lora_targets(network)}
+    names = names_of(type(network).__name__)
+    taken = [name for name in lora_targets(network) if not names.leaves_out(form, name)]
+    shapes = {name: cast(tuple[int, ...], shape_of(modules[name])) for name in taken}
     parts = {name: {"A": torch.ones(1, *shape[1:]), "B": torch.ones(shape[0], 1)} for name, shape in shapes.items()}
     weights = {f"{name}.lora_{side}.weight": z for name, part in parts.items() for side, z in part.items()}
     adapter = Adapter("transformer", weights, config_of(parts, dict.fromkeys(shapes, 1.0), rslora=False))

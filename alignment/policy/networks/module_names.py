@@ -31,18 +31,24 @@ class ModuleNames:
     Attributes:
         comfyui: Prefix of ComfyUI's names; None where it publishes none.
         kohya: Whether kohya's tools have diffusers' names or the authors'; None where they do not know the class.
+        left_out: (regular expression) modules that those adapt nothing of.
         renames: (regular expression, replacement) from diffusers' names to ComfyUI's.
         authors: The authors' names, where one of the two has those.
     """
 
     comfyui: str | None = None
     kohya: Literal["diffusers", "authors"] | None = None
+    left_out: str | None = None
     renames: Sequence[Sequence[str]] = field(default=())
     authors: OriginalNames = field(default=OriginalNames())
 
     def flat(self, program: Program) -> bool:
         """Return whether names have underscores for dots."""
         return program == "kohya" or (self.comfyui is not None and self.comfyui.endswith("_"))
+
+    def leaves_out(self, program: Program, module: str) -> bool:
+        """Return whether a program that knows the class adapts nothing of a module, and would read past it."""
+        return program == "kohya" and self.left_out is not None and bool(re.fullmatch(self.left_out, module))
 
     def slot(self, program: Program, module: str) -> Slot | None:
         """Return a program's name of a module; None where it has none for the class."""

@@ -207,6 +207,13 @@ def test_a_class_without_names_in_a_format_says_so(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_modules_that_a_program_would_read_past_are_refused(tmp_path: Path) -> None:
+    name = "context_embedder.token_refiner.refiner_blocks.0.attn.to_q"
+    adapter = Adapter("transformer", {f"{name}.lora_A.weight": torch.ones(1, 1)}, LoraConfig())
+    with pytest.raises(ConfigError, match=rf"kohya's tools adapt nothing of {name} of HunyuanVideoTransformer3DModel"):
+        formats.write_form(adapter, tmp_path / "a.safetensors", "kohya", "HunyuanVideoTransformer3DModel", {})
+
+
 def test_the_dtype_is_that_of_the_trained_numbers_alone(adapters: Trained, whole: Trained, tmp_path: Path) -> None:
     for run, form in ((adapters, "merged"), (whole, "full")):
         export(run.checkpoint, tmp_path / form, Order(form, dtype="bfloat16"))
