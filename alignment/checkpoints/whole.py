@@ -85,7 +85,7 @@ def check_originals(
         return no_original(kind, f"diffusers does not read them back, perhaps for its size ({said})")
 
     with ForeignCode(unreadable):
-        convert = SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"]
+        convert: Any = SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"]
         made: Mapping[str, Tensor | None] = convert(checkpoint=dict(original), config=dict(config))
     read = {name: tensor for name, tensor in made.items() if tensor is not None}
     for name in [*tensors, *read]:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
@@ -132,7 +133,7 @@ def factors_config(where: str, parts: Parts, told: Mapping[str, object], layers:
     alphas = {name: _alpha(name, found, ranks[name], told) for name, found in parts.items()}
     check_scales(where, alphas)
     rank, ranks, alpha, alphas = _patterns(ranks, {name: plain(alpha) for name, alpha in alphas.items()})
-    common = {
+    common: dict[str, Any] = {
         "r": rank,
         "alpha": alpha,
         "rank_pattern": ranks,
@@ -283,10 +284,10 @@ def _hollow(layer: nn.Module) -> nn.Module:
     if isinstance(layer, nn.Linear):
         return nn.Linear(layer.in_features, layer.out_features, device="meta")
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-    made = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
+    made: Any = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
     return made(
         layer.in_channels, layer.out_channels, layer.kernel_size, groups=layer.groups, device=torch.device("meta")
-    )  # type: ignore[arg-type]  # of its own number of dimensions
+    )
 
 
 def sides(found: Mapping[str, Tensor]) -> tuple[int, int]:

@@ -325,4 +325,5 @@ def _lost_in_diffusers(subject: Subject, folder: Path) -> int:
 
 
 def _scales(denoiser: nn.Module) -> list[list[float]]:
-    return [list(m.scaling.values()) for m in denoiser.modules() if isinstance(m, BaseTunerLayer)]
+    adapted: list[Any] = [m for m in denoiser.modules() if isinstance(m, BaseTunerLayer)]
+    return [list(m.scaling.values()) for m in adapted]
