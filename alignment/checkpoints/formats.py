@@ -18,8 +18,7 @@ from alignment.policy.networks.adapter_kinds import Adapter, alpha_of, scale_of
 from alignment.policy.networks.adapter_places import PEFT_CONFIG
 from alignment.policy.networks.adapters import SETTINGS
 from alignment.policy.networks.fused import together
-from alignment.policy.networks.module_names import names_of
-from alignment.policy.networks.original_names import Slot
+from alignment.policy.networks.module_names import Slot, names_of
 
 Form = Literal["diffusers", "peft", "comfyui", "kohya"]
 """Ways to write adapters alone."""

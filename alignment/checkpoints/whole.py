@@ -20,7 +20,7 @@ from alignment.policy.networks.adapter_kinds import Adapter
 from alignment.policy.networks.adapter_places import LORA_FILE, file_name
 from alignment.policy.networks.adapters import read_adapters
 from alignment.policy.networks.loading import components_listed, denoiser_name, experts, load_pipeline
-from alignment.policy.networks.original_names import no_original, to_original
+from alignment.policy.networks.module_names import no_original, to_original
 from alignment.policy.networks.spec import GGUF, PolicySpec
 from alignment.policy.networks.tuning import fold
 from reward_models.foreign import ForeignCode

@@ -18,8 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from alignment.policy.networks.module_names import names_of
-from alignment.policy.networks.original_names import Slot
+from alignment.policy.networks.module_names import Slot, names_of
 from tests.support.adapters import export_ones
 from tests.support.environments import environment
 

@@ -14,8 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from alignment.policy.networks.module_names import names_of
-from alignment.policy.networks.original_names import Slot
+from alignment.policy.networks.module_names import Slot, names_of
 from tests.oracle.test_comfyui import CASES
 from tests.support.adapters import export_ones
 from tests.support.environments import environment

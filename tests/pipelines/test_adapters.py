@@ -23,7 +23,7 @@ from alignment.policy.networks.adapter_kinds import Adapter, alpha_of
 from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_FILE
 from alignment.policy.networks.adapters import read_adapters
 from alignment.policy.networks.loading import experts
-from alignment.policy.networks.original_names import to_original
+from alignment.policy.networks.module_names import to_original
 from alignment.policy.networks.spec import Lora, PolicySpec
 from alignment.policy.networks.tuning import fold
 from alignment.policy.networks.weights import Weights

@@ -3,42 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from alignment.errors import ConfigError
 from alignment.policy.networks.adapter_kinds import rows_of
-from alignment.policy.networks.original_names import OriginalNames, Slot, halves_swapped
-
-
-@dataclass(frozen=True)
-class Spot:
-    """A matrix of the authors.
-
-    Attributes:
-        modules: Those of diffusers whose rows are in it, from above.
-        swapped: Whether its halves are in the other order than diffusers'.
-    """
-
-    modules: tuple[str, ...]
-    swapped: bool = False
-
-
-def spots(modules: Sequence[str], names: OriginalNames, last: int | None) -> dict[str, Spot]:
-    """Return the authors' matrices by their names, as far as diffusers' modules have all of their rows."""
-    found: dict[str, dict[int, str]] = {}
-    slots: dict[str, Slot] = {}
-    for module in modules:
-        if (slot := names.slot(module, last)) is not None:
-            found.setdefault(slot.name, {})[slot.part] = module
-            slots[slot.name] = slot
-    return {
-        name: Spot(tuple(parts[k] for k in sorted(parts)), slots[name].swapped)
-        for name, parts in found.items()
-        if len(parts) == slots[name].count
-    }
+from alignment.policy.networks.module_names import Spot, halves_swapped
 
 
 def apart(where: str, found: Mapping[str, Tensor], spot: Spot, sizes: Sequence[int]) -> dict[str, dict[str, Tensor]]:

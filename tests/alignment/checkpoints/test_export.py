@@ -24,7 +24,7 @@ from alignment.cli import main as cli
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem, PipelineError
 from alignment.policy.networks.adapter_kinds import Adapter
 from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_FILE
-from alignment.policy.networks.original_names import to_original
+from alignment.policy.networks.module_names import to_original
 from tests.pipelines.zoo import built
 from tests.support.tiny import picture, tiny_flux
 from tests.support.trained import SAME, Trained, quiet, saved, trained

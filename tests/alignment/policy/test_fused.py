@@ -11,8 +11,8 @@ from torch import Tensor
 from alignment.checkpoints.formats import write_form
 from alignment.errors import ConfigError
 from alignment.policy.networks.adapter_kinds import Adapter, config_of
-from alignment.policy.networks.fused import Spot, apart, spots, together
-from alignment.policy.networks.original_names import OriginalNames, original_names
+from alignment.policy.networks.fused import apart, together
+from alignment.policy.networks.module_names import OriginalNames, Spot, original_names, spots
 
 SIZES = (6, 2, 4)
 MODULES = ("to_q", "to_k", "to_v")
