@@ -182,7 +182,7 @@ class Trained:
 
     call: Mapping[str, object] = field(default_factory=dict)
     dtype: Dtype = "float32"
-    autocast: Literal["bfloat16"] | None = None
+    autocast: Literal["bfloat16", "float16"] | None = None
 
 
 def trained(subjects: Sequence[Candidate], *, call: bool) -> Trained:

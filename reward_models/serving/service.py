@@ -108,7 +108,7 @@ class Service:
 
         Its thread is left alone: nothing can end it but the end of the process.
         """
-        frame = sys._current_frames().get(self._thread.ident or 0)
+        frame = sys._current_frames().get(self._thread.ident or 0)  # pyright: ignore[reportPrivateUsage]  # documented
         where = traceback.extract_stack(frame)[-3:] if frame is not None else []
         self.stuck_at = " > ".join(f"{at.filename}:{at.lineno} {at.name}" for at in where) or "an unknown place"
         self._refuse_all("the scorer is stuck")
