@@ -93,4 +93,5 @@ def test_recipes_take_a_sharded_step(tmp_path: Path, tiny_rewards: Shelf) -> Non
         theirs = load_file(tmp_path / f"{name}.safetensors")
         ours, moved = take_step(tiny_run(RECIPES[name], tmp_path, tiny_rewards))
         apart = torch.cat([(theirs[key] - weight).flatten() for key, weight in ours.items()]).norm().item()
-        assert apart < APART * moved, name
+        weights = torch.cat([weight.flatten() for weight in ours.values()]).norm().item()
+        assert apart < APART * moved + torch.finfo(torch.float32).eps * weights, name  # a rate may be near rounding

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,10 +128,15 @@ def test_a_save_that_fails_behind_the_step_ends_the_run_at_the_next_one(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(descriptor)
 
+    def fill_up() -> None:
+        while any(thread.name.startswith("saving") for thread in threading.enumerate()):
+            time.sleep(0.01)  # what step 2 left is saved in peace
+        disk.setattr(os, "fsync", fail)
+
     real = os.fsync
 
     with monkeypatch.context() as disk:
-        runs.calls, runs.at_call = 0, {4: lambda: disk.setattr(os, "fsync", fail)}  # step 3, whose end is saved
+        runs.calls, runs.at_call = 0, {4: fill_up}  # step 3, whose end is not saved; that of step 4 is
         assert train(folder, "grpo", "name=full") == EnvironmentProblem.exit_code
     said = capfd.readouterr().err
     assert "the checkpoint of step 4 could not be saved" in said
