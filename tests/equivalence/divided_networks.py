@@ -81,7 +81,7 @@ def differences(name: str) -> dict[str, Any]:
         return {"refused": str(error)}
     told = {}
     for how in HOW:
-        let_recompute(network, HOW[how])
+        let_recompute(network, HOW[how], whole=True)
         theirs, parts = learned(network, args, named, 1 / size)
         for part in parts.values():
             torch.distributed.all_reduce(part)
