@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -42,7 +43,7 @@ from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrog
 from alignment.objectives.policy_gradient.vipo import ViPO
 from alignment.objectives.preference.dpo import DPO
 from alignment.objectives.preference.seppo import SePPO
-from alignment.policy.networks.spec import Lora
+from alignment.policy.networks.spec import FrozenAdapter, Lora
 from alignment.sources.base import Source
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
@@ -54,6 +55,7 @@ from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.fraction import Fraction
 from tests.equivalence.divided_networks import differences
 from tests.pipelines.zoo import ZOO, built
+from tests.support.adapters import save
 from tests.support.toy import fit, trainer_of
 
 STEPS = 3
@@ -81,20 +83,19 @@ class Case:
     Attributes:
         pipeline: Member of the zoo.
         family: Of objectives.
-        lora: Whether adapters are trained; else all weights are.
+        what: "full" for all weights; adapters that are new, "lora" or "pissa", or begin at files, "start" or "loha".
         shard: Processes that hold the networks together.
         context: Processes that work at the same samples.
     """
 
     pipeline: str
     family: str
-    lora: bool
+    what: str
     shard: int = 1
     context: int = 1
 
     def __str__(self) -> str:
-        what = "lora" if self.lora else "full"
-        return f"{self.pipeline}-{self.family}-{what}-shard{self.shard}-context{self.context}"
+        return f"{self.pipeline}-{self.family}-{self.what}-shard{self.shard}-context{self.context}"
 
     @classmethod
     def read(cls, text: str, shard: int = 1, context: int = 1) -> Case:
@@ -102,18 +103,25 @@ class Case:
         pipeline, family, what, *how = text.split("-")
         if how:
             shard, context = (int(re.sub(r"\D", "", word)) for word in how)
-        return cls(pipeline, family, what == "lora", shard, context)
+        return cls(pipeline, family, what, shard, context)
 
     @property
     def alone(self) -> Case:
         """The same on one process."""
-        return Case(self.pipeline, self.family, self.lora)
+        return Case(self.pipeline, self.family, self.what)
 
 
 def write(folder: Path) -> None:
     """Save the pipelines, and the winners that SePPO learns from."""
     for name in PIPELINES:
         built(name).pipe.save_pretrained(folder / name)
+    adapted: Any = built("flux").pipe
+    save(adapted, folder / "adapter", Lora(2))
+    layer, parts = "transformer_blocks.0.attn.to_q", ("w1_a", "w1_b", "w2_a", "w2_b")
+    rows, columns = adapted.transformer.get_submodule(layer).base_layer.weight.shape
+    sides = [torch.full((rows, 2), 0.2), torch.full((2, columns), 0.3)] * 2
+    factors = {f"{layer}.hada_{part}": side.clone() for part, side in zip(parts, sides, strict=True)}
+    save_file(factors, folder / "loha.safetensors")
     (folder / "prompts.txt").write_text("".join(f"{colour} circle\n" for colour in ("a red", "a green", "a blue", "a")))
     for name, frames in {"flux": 1, "wan": 5}.items():
         call = built(name).call
@@ -133,7 +141,7 @@ def run_of(folder: Path, case: Case) -> Run:
     spec = PolicySpec(
         str(folder / case.pipeline),
         call=dict(built(case.pipeline).call),
-        lora=Lora(2) if case.lora else None,
+        **what_is_trained(folder, case.what),
         check_latents=False,
     )
     return Run(
@@ -147,11 +155,21 @@ def run_of(folder: Path, case: Case) -> Run:
         snapshots=Snapshots(ema=0.5),
         # Wan takes one time per call, so that rows of a microbatch share one where states are noised.
         batch=BatchSettings(updates=1, microbatch=3 if case.pipeline == "flux" else 1),
-        parallel=Parallel(case.shard, context=case.context, stay_gathered=case.lora),
+        parallel=Parallel(case.shard, context=case.context, stay_gathered=case.what != "full"),
         evaluation=Evaluation(),
         output=Output(),
         device="cpu",
     )
+
+
+def what_is_trained(folder: Path, what: str) -> dict[str, Any]:
+    """Return the part of a policy that says so."""
+    if what == "start":
+        frozen = FrozenAdapter(str(folder / "loha.safetensors"), 0.5)
+        return {"lora": Lora(start=str(folder / "adapter")), "adapters": (frozen,)}
+    if what == "loha":
+        return {"lora": Lora(start=str(folder / "loha.safetensors"))}
+    return {"lora": Lora(2, init="pissa" if what == "pissa" else "gaussian") if what != "full" else None}
 
 
 def outcome(folder: Path, case: Case) -> tuple[dict[str, Tensor], list[dict[str, float]]]:

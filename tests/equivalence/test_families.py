@@ -29,6 +29,7 @@ EXACT = 1e-6  # the first ratio of a step, in float32
 SHARDED = (
     "flux-grpo-lora", "flux-vipo-full", "flux-nft-full", "flux-awm-lora", "flux-dpo-lora", "flux-seppo-full",
     "flux-draft-lora", "wan-grpo-full", "wan-nft-lora", "wan-draft-full", "wan_2_2-grpo-lora",
+    "flux-grpo-start", "flux-awm-loha", "flux-grpo-pissa",
 )  # fmt: skip
 DIVIDED = ("flux-grpo-lora", "flux-seppo-full", "flux-draft-lora", "wan-grpo-full", "wan-nft-lora")
 EVERY = [f"{p}-{family}-{what}" for p in ("flux", "wan") for family in FAMILIES for what in ("lora", "full")]
