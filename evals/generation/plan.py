@@ -69,7 +69,7 @@ class Making:
     batch_size: int = 64
     call: Mapping[str, object] = field(default_factory=dict)
     dtype: Dtype = "float32"
-    autocast: Literal["bfloat16"] | None = None
+    autocast: Literal["bfloat16", "float16"] | None = None
 
 
 @dataclass(frozen=True)
