@@ -40,12 +40,20 @@ class PageMedium:
 def template(package: str, name: str) -> jinja2.Template:
     """Return a page's template, a file of a package; what it is told is escaped, and `style` is the pages' own."""
     surroundings = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(_own),
     )
     surroundings.filters["svg"] = Markup  # our own drawing: matplotlib has escaped what users wrote in it
-    style = resources.files("alignment.reports").joinpath("page_style.css").read_text(encoding="utf-8")
     text = resources.files(package).joinpath(name).read_text(encoding="utf-8")
-    return surroundings.from_string(text, {"style": Markup(style)})
+    return surroundings.from_string(text, {"style": Markup(_own("page_style.css"))})
+
+
+def _own(name: str) -> str:
+    """Return a file that all pages share."""
+    return resources.files("alignment.reports").joinpath(name).read_text(encoding="utf-8")
 
 
 def shown(media: Media, scores: tuple[tuple[str, str], ...] = ()) -> PageMedium:
