@@ -45,21 +45,16 @@ def check_same_start(world: World, config: Mapping[str, object]) -> None:
         check_same(world, {**keys, **code()})
 
 
-def check_same_contents(world: World, contents: Mapping[str, str]) -> None:
-    """Refuse processes that have loaded other prompts or weights than the first.
+def check_same(world: World, facts: Mapping[str, str]) -> None:
+    """Refuse processes for which something is not what it is on the first.
 
     Args:
         world: The processes.
-        contents: Hashes by the config's key.
+        facts: What has to be the same, by what it is.
 
     Raises:
-        ConfigError: On every process, naming the key and the process.
+        ConfigError: On every process, naming what differs, both values and the process.
     """
-    check_same(world, {f"the content of {key}": value for key, value in contents.items()})
-
-
-def check_same(world: World, facts: Mapping[str, str]) -> None:
-    """Refuse processes for which something is not what it is on the first; see `check_same_start`."""
     first, *others = world.each(dict(facts))
     for rank, other in enumerate(others, start=1):
         differing = [key for key in {**first, **other} if first.get(key) != other.get(key)]

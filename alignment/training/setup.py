@@ -14,7 +14,7 @@ from alignment.policy.prepare import load_policy, prepare
 from alignment.training.loop import Trainer
 from alignment.training.runtime.mesh import check_together
 from alignment.training.runtime.runtime import Runtime
-from alignment.training.sameness import check_same_contents
+from alignment.training.sameness import check_same
 from reward_models.base import RewardError, RewardModel
 
 
@@ -90,9 +90,8 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     seed = Draw(run.seed).key("adapters")
     policy = load_policy(run.policy, device=runtime.world.device, seed=seed, pipe=pipe, layout=runtime.layout)
     contents |= adapters_digests(policy.weights.brought)
-    check_same_contents(
-        runtime.world, contents
-    )  # before the networks are called, by all together where they are spread
+    # Before the networks are called: by all processes together, where they are spread.
+    check_same(runtime.world, {f"the content of {key}": value for key, value in contents.items()})
     scheduler = pipe.components.get("scheduler")
     checks.check_scheduler(run, scheduler, None)
     visits = issubclass(run.source.produces, Samples | Pairs)

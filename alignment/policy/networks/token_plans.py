@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch import nn
 from alignment.errors import ConfigError
 from alignment.policy.networks.loading import attentions
 
+ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+"""Arguments of `scaled_dot_product_attention` that have a place."""
 TEXT = "encoder_hidden_states"
 """What diffusers calls the text's tokens, wherever a module takes them."""
 
@@ -187,3 +189,8 @@ def check_divisible(network: nn.Module, context: int) -> TokenPlan:
             f"use one of {fitting}"
         )
     return plan
+
+
+def attention_arguments(args: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call of torch's `scaled_dot_product_attention` by name."""
+    return dict(zip(ATTENTION, args, strict=False)) | dict(named)

@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from alignment.policy.networks.token_plans import ATTENTION, attention_arguments
+
 META = torch.device("meta")
 
 functional = nn.functional
@@ -57,9 +59,6 @@ _FULL = {
     Tensor.exp,
 }
 """What autocast computes in half and in full precision on GPUs, as far as denoisers and decoders call it."""
-
-_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-"""Arguments of `scaled_dot_product_attention` that have a place."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ class AsOnGPU(TorchFunctionMode):
             given = tree_map_only(Tensor, self._full, given)
         args, named = given
         if func is functional.scaled_dot_product_attention:
-            return _fused_attention(dict(zip(_ATTENTION, args, strict=False)) | named)
+            return _fused_attention(attention_arguments(args, named))
         return func(*args, **named)
 
     @property
@@ -198,7 +197,7 @@ def _fused_attention(given: Mapping[str, Any]) -> Tensor:
     Args:
         given: Its arguments by name.
     """
-    query, key, value, mask = (given.get(name) for name in _ATTENTION[:4])
+    query, key, value, mask = (given.get(name) for name in ATTENTION[:4])
     assert query is not None
     assert key is not None
     assert value is not None

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
-from torch.autograd import Function
 
-from alignment.training.runtime.team import parts
+from alignment.training.runtime.team import RowExchange, parts
 
 
 @dataclass
@@ -52,22 +50,14 @@ class Pretended:
 
     def exchange(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         """Return rows of the right shape, forward and backward."""
-        return _Exchange.apply(rows, tuple(sent), tuple(received), self)  # pyright: ignore[reportReturnType]
+        return RowExchange.apply(rows, tuple(sent), tuple(received), self._move)  # pyright: ignore[reportReturnType]
+
+    def _move(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        rows = rows.contiguous()  # as what is sent has to be
+        out = rows.new_empty(sum(received), *rows.shape[1:])
+        self.received += out[: sum(received) - received[self.rank]].nbytes
+        return out
 
     def mean(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the tensors."""
         return tuple(tensors)
-
-
-class _Exchange(Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, sent: Sequence[int], received: Sequence[int], team: Pretended) -> Tensor:
-        ctx.way = (received, sent, team)
-        rows = rows.contiguous()  # as what is sent has to be
-        out = rows.new_empty(sum(received), *rows.shape[1:])
-        team.received += out[: sum(received) - received[team.rank]].nbytes
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None, None]:
-        return _Exchange.forward(ctx, gradients[0], *ctx.way), None, None, None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from alignment.config.run import Run
@@ -13,9 +15,10 @@ def least_seconds(run: Run, gpus: int) -> float | None:
     """Return the seconds of a step on this machine's GPUs, were each at its peak all the time.
 
     Returns:
-        None where the run uses no GPU, where this kind of GPU is not known, or where the run cannot be planned.
+        None where the run uses no GPU, where this kind of GPU is not known, or where the run cannot be planned; and on
+        all processes but the one that records.
     """
-    if run.device == "cpu" or not torch.cuda.is_available():
+    if os.environ.get("RANK", "0") != "0" or run.device == "cpu" or not torch.cuda.is_available():
         return None
     return seconds_at_peak(run, torch.cuda.get_device_name(), gpus)
 

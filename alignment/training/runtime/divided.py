@@ -25,15 +25,21 @@ from alignment.errors import PipelineError
 from alignment.meetings import Meetings
 from alignment.policy.networks.layout import Layout
 from alignment.policy.networks.loading import attentions
-from alignment.policy.networks.token_plans import TEXT, Cut, Cuts, TokenPlan, check_divisible, modules_called
+from alignment.policy.networks.token_plans import (
+    ATTENTION,
+    TEXT,
+    Cut,
+    Cuts,
+    TokenPlan,
+    attention_arguments,
+    check_divisible,
+    modules_called,
+)
 from alignment.training.runtime.team import Team
 from alignment.training.runtime.together import call_together
 
 TOKENS = "hidden_states"
 """What diffusers calls a picture's or clip's tokens, wherever a module takes them."""
-
-_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-"""Arguments of `scaled_dot_product_attention` that have a place."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,7 @@ class _Division:
         Args:
             given: Its arguments by name; of this process's tokens, `[n, heads, tokens, width]`.
         """
-        query, key, value = (given[name] for name in _ATTENTION[:3])
+        query, key, value = (given[name] for name in ATTENTION[:3])
         queries, keys = self.team.lengths(query.shape[-2], key.shape[-2])
         if given.get("is_causal") and self.plan.texts:
             raise PipelineError(f"parallel.context: attention of {self.network} is causal over text and picture")
@@ -247,7 +253,7 @@ class _Attending(TorchFunctionMode):
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         self.attended = True
-        return self._division.attend(dict(zip(_ATTENTION, args, strict=False)) | dict(kwargs or {}))
+        return self._division.attend(attention_arguments(args, kwargs or {}))
 
 
 def _outer(kept: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,7 +87,12 @@ class Processes:
 
     def exchange(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
         """Send rows to each of them, and return those that each of them sent here; see `Team`."""
-        return _Exchange.apply(rows, tuple(sent), tuple(received), self.group)  # pyright: ignore[reportReturnType]
+        return RowExchange.apply(rows, tuple(sent), tuple(received), self._move)  # pyright: ignore[reportReturnType]
+
+    def _move(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        out = rows.new_empty(sum(received), *rows.shape[1:])
+        torch.distributed.all_to_all_single(out, rows.contiguous(), list(received), list(sent), self.group)
+        return out
 
     def mean(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the means over the team."""
@@ -97,17 +102,23 @@ class Processes:
         return means
 
 
-class _Exchange(Function):
+Move = Callable[[Tensor, Sequence[int], Sequence[int]], Tensor]
+"""Sends rows, so many to each process, and returns those that come, so many from each."""
+
+
+class RowExchange(Function):
+    """An exchange of rows, whose gradients go the way back."""
+
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, sent: Sequence[int], received: Sequence[int], group: ProcessGroup) -> Tensor:
-        ctx.way = (received, sent, group)
-        out = rows.new_empty(sum(received), *rows.shape[1:])
-        torch.distributed.all_to_all_single(out, rows.contiguous(), list(received), list(sent), group)
-        return out
+    def forward(ctx: Any, rows: Tensor, sent: Sequence[int], received: Sequence[int], move: Move) -> Tensor:
+        """Return the rows that were received."""
+        ctx.way = (received, sent, move)
+        return move(rows, sent, received)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None, None]:
-        return _Exchange.forward(ctx, gradients[0], *ctx.way), None, None, None
+        """Return the gradients of the rows that were sent."""
+        return RowExchange.forward(ctx, gradients[0], *ctx.way), None, None, None
 
 
 def parts(count: int, size: int) -> list[int]:
