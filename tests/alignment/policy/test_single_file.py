@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, TorchAoConfig
+from diffusers import FluxTransformer2DModel, QuantoConfig, TorchAoConfig
 from safetensors.torch import save_file
 from torchao.quantization import Float8WeightOnlyConfig
 
@@ -148,17 +148,37 @@ def trains_adapters(policy: Policy, kinds: set[str]) -> None:
     assert len(adapter.modules) == len(policy.weights.adapters)
 
 
-def test_eight_bits_of_another_kind_train_adapters(flux_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "BF16"])
+def test_a_file_in_fewer_bits_trains_adapters(kind: str, flux_folder: Path, tmp_path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(str(tmp_path / "flux.gguf"), "flux")
+    for name, tensor in tiny_flux().transformer.state_dict().items():
+        fits = tensor.ndim == 2 and tensor.shape[1] % 32 == 0 and "blocks." in name
+        stored = gguf.GGMLQuantizationType[kind if fits else "F32"]
+        writer.add_tensor(name, gguf.quants.quantize(tensor.numpy(), stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    policy = build(flux_folder, FLUX_CALL, lora=Lora(2), single_file=str(tmp_path / "flux.gguf"))
+    trains_adapters(policy, {"GGUFParameter"})
+
+
+@pytest.mark.parametrize("kind", ["torchao", "quanto"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_other_ways_to_store_fewer_bits_train_adapters(kind: str, flux_folder: Path, tmp_path: Path) -> None:
+    if kind == "quanto":
+        settings, stored = QuantoConfig(weights_dtype="int8"), "WeightQBytesTensor"
+    else:
+        settings, stored = TorchAoConfig(Float8WeightOnlyConfig()), "Float8Tensor"
     shutil.copytree(flux_folder, tmp_path / "rounded")
     rounded = FluxTransformer2DModel.from_pretrained(
-        flux_folder,
-        subfolder="transformer",
-        quantization_config=TorchAoConfig(Float8WeightOnlyConfig()),
-        torch_dtype=torch.float32,
+        flux_folder, subfolder="transformer", quantization_config=settings, torch_dtype=torch.float32
     )
     shutil.rmtree(tmp_path / "rounded" / "transformer")
     rounded.save_pretrained(tmp_path / "rounded" / "transformer")
-    trains_adapters(build(tmp_path / "rounded", FLUX_CALL, lora=Lora(2)), {"Float8Tensor"})
+    trains_adapters(build(tmp_path / "rounded", FLUX_CALL, lora=Lora(2)), {stored})
 
 
 def test_a_pipeline_that_is_stored_in_fewer_bits_trains_adapters(flux_folder: Path, tmp_path: Path) -> None:
