@@ -13,7 +13,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart quickstart-video test test-processes test-long test-gpu oracle check types laws format coverage pipelines-table golden bench bench-gpu bench-recipes bench-algorithms docs clean distclean
+.PHONY: help install quickstart quickstart-video test test-pipelines test-processes test-long test-gpu oracle check types laws format coverage pipelines-table golden bench bench-gpu bench-recipes bench-algorithms docs clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,8 +40,11 @@ quickstart-video: $(STAMP) ## Align the tiny Wan pipeline on the CPU, from text,
 	$(BIN)/visalign train quickstart_video
 	$(BIN)/visalign train quickstart_image_to_video
 
-test: $(STAMP) ## Run the test-suite on the CPU, but for what starts several processes
-	$(PYTEST) -n 2 --dist loadgroup -m 'not multi'
+test: $(STAMP) ## Run the test-suite on the CPU, but for the two parts below
+	$(PYTEST) -n 2 --dist loadgroup -m 'not multi' --ignore tests/pipelines
+
+test-pipelines: $(STAMP) ## Run the checks of every pipeline we know
+	$(PYTEST) -n 2 --dist loadgroup tests/pipelines
 
 test-processes: $(STAMP) ## Run the tests of runs on several processes: spread over them, killed, stuck, resumed
 	$(PYTEST) -n 2 --dist loadgroup -m multi
