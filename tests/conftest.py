@@ -47,8 +47,21 @@ diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
 
+def shares_a_fixture(item: pytest.Item) -> bool:
+    """Return whether a test asks for something that is made once for its file."""
+    made = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()  # pyright: ignore[reportPrivateUsage]
+    return any(definitions[-1].scope == "module" for definitions in made)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is run only where it is asked for, and skip what needs a GPU where there is none."""
+    """Leave out what is run only where it is asked for, and skip what needs a GPU where there is none.
+
+    Tests of a file that share a fixture stay in one process, or each process would make it for itself.
+    """
+    for item in items:
+        if shares_a_fixture(item) and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     for mark in ("oracle", "long"):
         if mark not in config.getoption("markexpr"):
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(mark)])

@@ -246,7 +246,7 @@ def test_spoilt_questions_do_not_bring_it_down():
     assert statuses[400] > 100
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_thousand_spoilt_questions_do_not_bring_it_down():
     statuses = storm(10_000)
     assert set(statuses) <= {200, 400, 413, 415, 422}

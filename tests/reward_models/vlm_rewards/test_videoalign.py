@@ -70,7 +70,7 @@ def recomputed(model, row):
     return videoreward_by_hand.scores(arrays, chosen, tokenizer(text).input_ids, place=place, marks=marks)
 
 
-@pytest.mark.slow  # attention over 4,000 letters, head by head, in float64
+@pytest.mark.long  # attention over 4,000 letters, head by head, in float64
 def test_the_stored_scores_are_those_of_the_arithmetic(model):
     found = [recomputed(model, row) for row in range(len(CAPTIONS))]
     if os.environ.get("REWRITE_GOLDEN"):
