@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from alignment.config import checks
@@ -23,13 +24,14 @@ from alignment.sources.prompts_only import PromptsOnly
 from alignment.training.loop import Trainer
 from reward_models.measures.colour import Colour
 from reward_models.verifiers.shapes import Shapes
-from samplers import Conductor, Native, Skip
+from samplers import Conductor, Native, Skip, Solve, read_grid
 from tests.support.tiny import FLUX_CALL
 from tests.support.toy import STEPS, fit, saved, toy_run, trainer_of
 
 SLOPE = 2e-3  # relative: central differences of float32 rewards over steps of 1e-2
 STEP = 1e-2
 ROUNDED = 1e-6  # of a reward near 0.1: float32 kernels with a graph and without
+CLOSE = 1e-4  # absolute and relative: the scheduler divides by the root of a float32 product of 1,000 numbers
 CLIMB = 0.02  # of the colour of the toy's pictures, over ten updates
 
 
@@ -125,6 +127,19 @@ def test_refl_scores_the_clean_prediction_of_its_round(trainer: Trainer) -> None
     for objective in (DRaFT(1), ReFL(share=1e-9)):
         objective(ctx, batch, lambda loss: seen.append(loss.metrics["reward/mean"]))
     torch.testing.assert_close(seen[0], seen[1], rtol=0, atol=1e-6)
+
+
+def test_refl_jumps_to_the_clean_prediction_where_the_last_step_keeps_noise() -> None:
+    """Stable Diffusion 1.5's last sigma is .029: the value, and the gradient, are those of the prediction itself."""
+    scheduler = DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear", clip_sample=False, set_alpha_to_one=False)
+    scheduler.set_timesteps(10)
+    grid = read_grid(scheduler, scheduler.timesteps)
+    for i, t in enumerate(scheduler.timesteps):
+        x, v = torch.randn(2, 3, 4)
+        expected = scheduler.step(v, t, x).pred_original_sample
+        jump = ReFL().finish(i, len(grid))[0]
+        assert isinstance(jump, Solve)
+        torch.testing.assert_close(jump.solver.step(grid, i, len(grid), x, v), expected, rtol=CLOSE, atol=CLOSE)
 
 
 def test_the_truncation_is_drawn_anew_each_step_within_its_bounds(trainer: Trainer) -> None:
