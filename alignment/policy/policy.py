@@ -95,6 +95,13 @@ class Policy:
             raise ForwardProcessError(str(error)) from error
 
     @property
+    def times(self) -> Tensor:
+        """The times in [0, 1] of the steps of a call, in order, `[R]` float32 on the CPU."""
+        first = 0 if self.layout is None else self.layout.before
+        offered = torch.as_tensor(self.door.scheduler.timesteps)[first : first + self.rounds]
+        return self.path.time(offered).float().cpu()
+
+    @property
     def storage(self) -> torch.device:
         """Where sampled states wait for their update."""
         return torch.device("cpu") if self.spec.trajectories == "cpu" else self.device

@@ -33,7 +33,7 @@ class NFT(Matching):
         self_normalised: See above.
 
     Source: DiffusionNFT (arXiv 2509.16117), eq. 5 and its code (train_nft_sd3), which takes the sampler's own times
-    (SD3, ten steps: mean .66); ours are uniform (mean .51), and `times: {shift: 3.0}` is near theirs.
+    (SD3, ten steps: mean .66): `times: {distribution: sampler}`; ours are uniform (mean .51).
     """
 
     beta: float = 1.0

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from alignment.context import Context
 from alignment.data.batches import B, Batch
+from alignment.errors import ConfigError
 from alignment.objectives.kernels.matching import noised_pair
 from samplers.paths.times import Times
 
@@ -35,11 +36,21 @@ def draw_points(ctx: Context, batch: Batch, x0: Tensor, times: Times, count: int
     """
     points = []
     for k in range(count):
-        t = times(ctx.draw.uniform("time", batch.seeds, k)).to(x0.device)
+        t = _drawn(ctx, batch, times, k).to(x0.device)
         t = t if ctx.policy.row_times else t[:1].expand_as(t)
         noise = ctx.draw.normal("noise", batch.seeds, k, x0.shape[1:]).to(x0.device)
         points.append(Point(t, *noised_pair(ctx.policy.path, x0, noise, t)))
     return points
+
+
+def _drawn(ctx: Context, batch: Batch, times: Times, k: int) -> Tensor:
+    """Return the times of the k-th noised copy, `[n]` float32."""
+    if times.distribution != "sampler":
+        return times(ctx.draw.uniform("time", batch.seeds, k))
+    try:
+        return times.among(ctx.policy.times, ctx.draw.uniform("time", batch.seeds, 0), k)
+    except ValueError as error:
+        raise ConfigError(f"objective.times: {error}") from error
 
 
 def noised_alike(ctx: Context, batch: B) -> B:

@@ -33,8 +33,8 @@ class WeightedMatching(Matching):
     Source: Advantage Weighted Matching (arXiv 2509.25050), eq. 9. The authors' Huber weights are not offered; one ratio
     is taken for each time, not for their sum; errors are float32, not float64. They draw six times a sample and hold
     the policy both to the reference (weight 1e-4 to 3e-3) and to a moving average (weight 1); here it is one point and
-    one anchor, off by default. Their released configs take the sampler's own times, which
-    `times: {shift: 3.0}` is near.
+    one anchor, off by default. Their released configs take the sampler's own times:
+    `times: {distribution: sampler}`.
     """
 
     clip: float = 1.0

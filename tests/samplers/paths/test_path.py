@@ -185,6 +185,21 @@ def test_the_logit_normal_has_its_mean_and_spread():
     assert logit.std().item() == pytest.approx(2.0, abs=1e-2)
 
 
+def test_the_samplers_own_times_come_once_each():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)  # as Stable Diffusion 3 ships
+    scheduler.set_timesteps(10)
+    own = read_path(scheduler).time(scheduler.timesteps).float()
+    times, u = Times("sampler", low=1e-3), torch.rand(50)
+    drawn = torch.stack([times.among(own, u, k) for k in range(len(own))], dim=1)
+    assert torch.equal(drawn.sort(dim=1).values, own.sort().values.expand(50, -1))
+    assert own.mean().item() == pytest.approx(0.66, abs=5e-3)  # of the authors' ten steps
+    assert Times("sampler", high=0.99).among(own, u, 0).max() < 0.99
+    with pytest.raises(ValueError, match=r"no step of the sampler lies between times\.low 0\.01 and times\.high 0\.02"):
+        Times("sampler", low=0.01, high=0.02).among(own, u, 0)
+    with pytest.raises(ValueError, match="shifted already"):
+        Times("sampler", shift=3.0)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"low": 0.0}, {"low": 0.9, "high": 0.5}, {"high": 1.1}, {"shift": 0.0}, {"std": -1.0}]
 )
