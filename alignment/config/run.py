@@ -38,11 +38,22 @@ class Data:
         dedupe: What to do with a prompt that occurs twice: refuse, drop the later ones, or keep.
         columns: Which column holds what, by the name of the pipeline's argument: `{image: first_frame}`. Columns that
             have the argument's own name need no mention. Held-out prompts are read in the same way.
+        flipped: Share of the records whose label is made wrong, to see what a method makes of noisy preferences: 0 to
+            0.5. Which ones follows from the run's seed.
     """
 
     prompts: str
     dedupe: Literal["error", "drop", "keep"] = "error"
     columns: dict[str, str] = field(default_factory=dict)
+    flipped: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.flipped <= 0.5:
+            raise FieldError(
+                "flipped",
+                f"got {self.flipped}, expected a share of the records from 0 to 0.5; with more, the labels would be "
+                "right the other way round",
+            )
 
 
 @dataclass(frozen=True)
@@ -238,6 +249,11 @@ class Run:
                 f"{source.produces.__name__}. Sources that produce {objective.consumes.__name__}: {', '.join(meets)}; "
                 f"objectives that consume {source.produces.__name__}: {', '.join(takes)}",
             )
+        if self.data.flipped and not self.source.media:
+            raise FieldError(
+                "data.flipped",
+                f"source {source.__name__} learns from no labels of a file; leave it out, or set it to 0",
+            )
         if (self.source.structure is not None) is not objective.spatial:
             raise FieldError(
                 "source.structure",
@@ -248,6 +264,8 @@ class Run:
                 "spreads none; choose source on_policy_steps and say what spreads credit, as in source.structure: "
                 "{type: perceptual, backbone: {type: dinov2}}",
             )
+        if self.source.structure is not None and (problem := self.source.structure.problem(self.source.reward)):
+            raise FieldError("source.structure", problem)
 
     @property
     def copies(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +38,16 @@ class Prompts:
 
     texts: tuple[str, ...]
     examples: tuple[Example, ...] = ()
+
+    def mislabelled(self, share: float, draw: Draw) -> Prompts:
+        """Return them with the labels of so many records, to the nearest whole number, made wrong: 1 where none."""
+        order = torch.randperm(len(self.examples), generator=draw.generator("mislabelled")).tolist()
+        wrong = set(order[: round(share * len(order))])
+        examples = (
+            replace(example, label=-(1.0 if example.label is None else example.label)) if place in wrong else example
+            for place, example in enumerate(self.examples)
+        )
+        return replace(self, examples=tuple(examples))
 
     def at(self, step: int, count: int, draw: Draw) -> Groups:
         """Return the prompts of a step: every prompt once in a random order, then again in another one.

@@ -13,7 +13,7 @@ from alignment.context import Context
 from alignment.credit.advantages.base import Advantage
 from alignment.credit.advantages.group_statistics import group_rows, group_spread, group_variance
 from alignment.credit.advantages.parts import conflicts
-from alignment.credit.structures.base import Structure
+from alignment.credit.structures.base import Sampled, Structure
 from alignment.data.batches import Groups
 from alignment.errors import ConfigError, NumericsError
 from alignment.policy.latent_grid import latent_grid
@@ -129,16 +129,15 @@ def refuse(ctx: Context, value: Tensor, what: RewardModel) -> None:
 
 
 def spread(
-    ctx: Context, structure: Structure, credits: Tensor, media: Media, state: torch.Size
+    ctx: Context, structure: Structure, credits: Tensor, samples: Sampled
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Return the credit of this process's samples laid over their latents, the maps, and their metrics.
 
     Args:
         ctx: Surroundings of the step.
-        structure: What makes maps of pixels.
+        structure: What makes maps of samples.
         credits: `[B]`.
-        media: The samples.
-        state: Shape of a row's latents.
+        samples: What they belong to.
 
     Returns:
         `[B, *map]`, which broadcasts against the latents; `[B, frames, height, width]`; metrics.
@@ -146,8 +145,9 @@ def spread(
     Raises:
         PipelineError: If the latents are not a grid.
     """
-    grid = latent_grid(ctx.policy.pipe, state, media.pixels.shape)
-    maps = ctx.world.allocator(structure)(media.pixels, grid)
+    state = samples.x0.shape[1:]
+    grid = latent_grid(ctx.policy.pipe, state, samples.media.pixels.shape)
+    maps = ctx.world.allocator(structure)(samples, grid)
     laid = grid.lay(maps)
     metrics = {"structure/mean": ctx.world.gather(maps.flatten(1).mean(dim=1)).mean().item()}
     return credits.reshape(-1, *(1,) * len(state)) * laid, maps, metrics

@@ -12,14 +12,14 @@ from torch import Tensor
 from alignment.context import Context
 from alignment.credit.advantages.base import Advantage
 from alignment.credit.advantages.group_norm import GroupNorm
-from alignment.credit.structures.base import Structure
+from alignment.credit.structures.base import Sampled, Structure
 from alignment.data.batches import Batch, Experience, Groups, Transitions, concatenate
 from alignment.errors import ConfigError
 from alignment.sources.base import Source, StepShape, calls_of
 from alignment.sources.credited import Stopwatch, assign, check_geometry, repeat, sample_ids, spread
 from alignment.sources.extremes import check_keep, extremes
 from alignment.sources.overlap import Overlap, Scoring
-from reward_models.base import RewardModel
+from reward_models.base import Media, RewardModel
 from samplers import rows_of
 from samplers.dynamics.base import Dynamics
 from samplers.rollout import RolloutPlan, Trajectory, sample
@@ -122,7 +122,9 @@ class OnPolicySteps(Source[Transitions]):
         maps = None
         if self.structure is not None:
             with watch.time("structure"):
-                credits, maps, map_metrics = spread(ctx, self.structure, credits, media, paths[0].x0.shape[1:])
+                credits, maps, map_metrics = spread(
+                    ctx, self.structure, credits, self._sampled(ctx, groups, media, paths)
+                )
             metrics |= map_metrics
         batches = [
             self._batch(part, plan, path, credit, ctx.policy.form.chunks(number, self._rows(part, plan)))
@@ -154,6 +156,12 @@ class OnPolicySteps(Source[Transitions]):
             self.tail,
             self.share_prefix and ctx.policy.stubs,
         )
+
+    def _sampled(self, ctx: Context, groups: Groups, media: Media, paths: list[Trajectory]) -> Sampled:
+        seeds = ctx.draw.keys("structure", sample_ids(groups, self.group_size))
+        x0 = torch.cat([path.x0 for path in paths])
+        texts = repeat(groups.prompts, self.group_size)
+        return Sampled(media, texts, x0, seeds, ctx.draw, ctx.policy, self.reward, ctx.world.scorer)
 
     def _rows(self, part: Groups, plan: RolloutPlan) -> int:
         return len(part) * (1 if plan.choice.branch else self.group_size)

@@ -26,7 +26,8 @@ def read_data(run: Run) -> Prompts:
         EnvironmentProblem: As `read_prompts` does.
     """
     data, frames = run.data, run.policy.call.get("num_frames")
-    return read_prompts(data.prompts, data.dedupe, data.columns, run.source.media, frames)
+    prompts = read_prompts(data.prompts, data.dedupe, data.columns, run.source.media, frames)
+    return prompts.mislabelled(data.flipped, Draw(run.seed)) if data.flipped else prompts
 
 
 def read_held_out(run: Run) -> Prompts | None:
@@ -96,7 +97,8 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     checks.check_scheduler(run, scheduler, None)
     visits = issubclass(run.source.produces, Samples | Pairs)
     others = () if held_out is None else held_out.texts
-    prepare(policy, prompts.texts, others, run.evaluation.call, visits=visits)
+    asked = () if run.source.structure is None else run.source.structure.prompts()
+    prepare(policy, (*prompts.texts, *asked), others, run.evaluation.call, visits=visits)
     checks.check_scheduler(run, scheduler, policy.rounds)
     check_together(run, policy)
     if prompts.examples:  # what cannot be encoded is refused before anything is trained

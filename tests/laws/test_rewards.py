@@ -31,6 +31,7 @@ def brightness(pixels, prompts):
 ARGUMENTS = {
     "function": {"call": f"{__name__}:brightness"},
     "cached": {"reward": Colour()},
+    "cropped": {"reward": Colour(), "box": (0.25, 0.0, 1.0, 0.5)},
     "guarded": {"reward": Colour(), "deadline": 600.0},
     "paco": {"vlm": BrightVlm()},
     "reward_dance": {"vlm": BrightVlm(), "reference": "group"},

@@ -5,13 +5,18 @@ P1, P2, P5 and P6 are the properties by which the module was specified.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from alignment.config import registry
@@ -20,11 +25,29 @@ from alignment.credit.backbones.clip import CLIP
 from alignment.credit.backbones.dinov2 import DINOv2
 from alignment.credit.backbones.resnet import ResNet
 from alignment.credit.backbones.saliency import Saliency
-from alignment.credit.structures.base import Structure
-from alignment.credit.structures.perceptual import Perceptual, in_time, projections, signs, smoothed, standing_out
-from alignment.errors import ConfigError
+from alignment.credit.structures.base import Sampled, Structure
+from alignment.credit.structures.maps import in_time, smoothed
+from alignment.credit.structures.motion import Motion
+from alignment.credit.structures.perceptual import Perceptual, projections, signs, standing_out
+from alignment.credit.structures.prompt_difference import PromptDifference
+from alignment.credit.structures.reward_gradient import RewardGradient
+from alignment.data.random_streams import Draw
+from alignment.errors import ConfigError, PipelineError
+from alignment.objectives.policy_gradient.vipo import ViPO
 from alignment.policy.latent_grid import LatentGrid
+from alignment.policy.networks.spec import PolicySpec
+from alignment.policy.policy import Policy
+from alignment.policy.prepare import load_policy, prepare
+from alignment.sources.on_policy_steps import OnPolicySteps
+from reward_models.base import Media, RewardModel, load_reward
+from reward_models.combinators.cropped import Cropped
+from reward_models.measures.colour import Colour
+from reward_models.measures.exposure import Exposure
+from reward_models.measures.jpeg import Jpeg
+from samplers.dynamics.flow_sde import FlowSDE
+from samplers.windows.all import All
 from tests.support.tiny_rewards import clip_folder
+from tests.support.toy import ToyNetwork, ToyPipeline, toy_run
 
 CPU = torch.device("cpu")
 ROWS = 1e-5  # a network's rounding with another number of rows
@@ -55,8 +78,12 @@ BACKBONES: dict[str, Callable[[Path], Backbone]] = {
     "clip": clip, "dinov2": dinov2, "resnet": resnet, "saliency": lambda folder: Saliency(),
 }  # fmt: skip
 STRUCTURES: dict[str, Structure] = {
+    "motion": Motion(),
     "perceptual": Perceptual(Saliency()),
+    "prompt_difference": PromptDifference(),
+    "reward_gradient": RewardGradient(Exposure()),
 }
+PIXELS = [name for name in STRUCTURES if name != "prompt_difference"]  # what makes maps of pixels alone
 GRIDS = {
     "picture": (LatentGrid(1, 8, 8, (1, 8, 8)), 1, 32, 32),
     "odd": (LatentGrid(1, 5, 7, (35, 1)), 1, 21, 30),
@@ -70,9 +97,43 @@ def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> Backbone:
     return BACKBONES[request.param](tmp_path)
 
 
-@pytest.fixture(params=sorted(STRUCTURES))
+@pytest.fixture(params=PIXELS)
 def structure(request: pytest.FixtureRequest) -> Structure:
     return STRUCTURES[request.param]
+
+
+def sampled(pixels: Tensor, reward: RewardModel = Exposure()) -> Sampled:
+    """Return samples for structures that ask no policy."""
+    nobody = cast(Policy, None)
+    scorer = functools.partial(load_reward, device=CPU)
+    n = len(pixels)
+    return Sampled(Media(pixels), ("",) * n, torch.zeros(n, 1), torch.arange(n), Draw(0), nobody, reward, scorer)
+
+
+class Spot(ToyPipeline):
+    """Denoises pictures of 4 x 4 positions; a prompt that says something adds to the output at one of them."""
+
+    def encode_prompt(self, prompt: list[str]) -> tuple[Tensor]:
+        return (torch.tensor([[float(bool(text))] for text in prompt]),)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: list[str],
+        num_inference_steps: int = 3,
+        generator: Sequence[torch.Generator] = (),
+        output_type: str = "pt",
+        return_dict: bool = True,
+    ) -> tuple[Tensor]:
+        (told,) = self.encode_prompt(prompt)
+        x = torch.stack([torch.randn(2, 4, 4, generator=g) for g in generator])
+        self.scheduler.set_timesteps(num_inference_steps)
+        place = torch.zeros(4, 4)
+        place[1, 2] = 1.0
+        for t in self.scheduler.timesteps:
+            v = self.transformer(x[:, :, 0, 0], (t / 1000).expand(len(x)))[:, :, None, None] + x
+            x = self.scheduler.step(v + told[:, :, None, None] * place, t, x, return_dict=False)[0]
+        return (x,) if output_type == "latent" else (x[:, :1].repeat(1, 3, 1, 1).sigmoid(),)
 
 
 def test_every_file_holds_one_and_is_tested() -> None:
@@ -104,7 +165,11 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path, kind: type) -> 
 @pytest.mark.parametrize("name", GRIDS)
 def test_p1_maps_fill_the_unit_interval_at_the_latents_own_positions(structure: Structure, name: str) -> None:
     grid, frames, height, width = GRIDS[name]
-    maps = structure.load(device=CPU)(torch.rand(2, frames, 3, height, width), grid)
+    if isinstance(structure, Motion) and frames == 1:
+        with pytest.raises(PipelineError, match=r"source\.structure: maps of motion are made from clips"):
+            structure.load(device=CPU)(sampled(torch.rand(2, frames, 3, height, width)), grid)
+        return
+    maps = structure.load(device=CPU)(sampled(torch.rand(2, frames, 3, height, width)), grid)
     assert maps.shape == (2, grid.frames, grid.height, grid.width)
     assert (maps.dtype, maps.device) == (torch.float32, CPU)
     torch.testing.assert_close(maps.flatten(1).aminmax(dim=1), (torch.zeros(2), torch.ones(2)))
@@ -115,20 +180,22 @@ def test_p1_maps_fill_the_unit_interval_at_the_latents_own_positions(structure: 
 def test_maps_of_a_batch_are_those_of_its_rows(structure: Structure) -> None:
     grid, frames, height, width = GRIDS["clip"]
     pixels, make = torch.rand(3, frames, 3, height, width), structure.load(device=CPU)
-    torch.testing.assert_close(make(pixels, grid), torch.cat([make(clip[None], grid) for clip in pixels]))
+    torch.testing.assert_close(make(sampled(pixels), grid), torch.cat([make(sampled(c[None]), grid) for c in pixels]))
 
 
 @pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
 def test_where_nothing_differs_credit_stays_as_it_was(structure: Structure, level: float) -> None:
     grid, frames, height, width = GRIDS["clip"]
     pixels = torch.full((1, frames, 3, height, width), level)
-    assert torch.equal(structure.load(device=CPU)(pixels, grid), torch.ones(1, 3, 4, 6))
+    assert torch.equal(structure.load(device=CPU)(sampled(pixels), grid), torch.ones(1, 3, 4, 6))
 
 
 def test_maps_that_keep_mass_have_mean_one_and_point_the_same_way() -> None:
     grid, frames, height, width = GRIDS["picture"]
     pixels = torch.rand(2, frames, 3, height, width)
-    plain, kept = (Perceptual(Saliency(), keep_mass=keep).load(device=CPU)(pixels, grid) for keep in (False, True))
+    plain, kept = (
+        Perceptual(Saliency(), keep_mass=keep).load(device=CPU)(sampled(pixels), grid) for keep in (False, True)
+    )
     torch.testing.assert_close(kept.flatten(1).mean(dim=1), torch.ones(2))
     torch.testing.assert_close(kept / kept.amax(dim=(1, 2, 3), keepdim=True), plain)
 
@@ -141,6 +208,72 @@ def test_p2_the_sign_of_a_component_does_not_matter(front: str, seed: int, flips
     z, _ = projections(tokens - tokens.mean(dim=0), 3)
     flip = torch.tensor(flips, dtype=torch.float64)
     assert torch.equal(z * flip * signs(z * flip, (1, 4, 6), front), z * signs(z, (1, 4, 6), front))
+
+
+MASS = 0.9  # of a map that has to lie where alone there is something
+
+
+def test_a_reward_that_reads_one_patch_has_its_credit_there() -> None:
+    grid, frames, height, width = GRIDS["picture"]
+    reward = Cropped(Exposure(), (0.25, 0.5, 0.5, 0.75))
+    maps = RewardGradient().load(device=CPU)(sampled(torch.rand(2, frames, 3, height, width), reward), grid)
+    assert (maps[:, 0, 4:6, 2:4].sum(dim=(1, 2)) >= MASS * maps.sum(dim=(1, 2, 3))).all()
+    named = RewardGradient(reward, keep_mass=True).load(device=CPU)(
+        sampled(torch.rand(1, frames, 3, height, width), Jpeg()), grid
+    )
+    assert named[:, 0, 4:6, 2:4].sum() >= MASS * named.sum()
+    torch.testing.assert_close(named.mean(), torch.tensor(1.0))
+
+
+def test_a_reward_that_reads_all_alike_leaves_credit_as_it_was() -> None:
+    grid, frames, height, width = GRIDS["odd"]
+    maps = RewardGradient().load(device=CPU)(sampled(torch.rand(2, frames, 3, height, width), Colour()), grid)
+    assert torch.equal(maps, torch.ones(2, 1, 5, 7))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_reward_without_gradient_is_refused(named: bool) -> None:
+    structure, run = (RewardGradient(Jpeg()), Colour()) if named else (RewardGradient(), Jpeg())
+    told = structure.problem(run)
+    assert told is not None
+    assert "Jpeg gives none that reaches the pixels; name a differentiable reward" in told
+    with pytest.raises(ConfigError, match="Jpeg gives none"):
+        toy_run(Path(), OnPolicySteps(2, run, FlowSDE(), All(), structure=structure), ViPO(), 1)
+
+
+def test_credit_of_a_clip_is_where_it_moves() -> None:
+    grid, frames, height, width = GRIDS["clip"]
+    clip = torch.rand(1, 1, 3, height, width).repeat(1, frames, 1, 1, 1)
+    clip[:, ::2, :, 4:8, 8:12] = 1.0
+    maps = Motion().load(device=CPU)(sampled(clip), grid)
+    assert maps[..., 1, 2].sum() >= MASS * maps.sum()
+    still = Motion().load(device=CPU)(sampled(clip[:, :1].repeat(1, frames, 1, 1, 1)), grid)
+    assert torch.equal(still, torch.ones_like(still))
+
+
+def test_credit_goes_where_the_prompt_has_a_say() -> None:
+    pipe = Spot(ToyNetwork(), FlowMatchEulerDiscreteScheduler())
+    policy = load_policy(PolicySpec("", call={"num_inference_steps": 3}), device=CPU, seed=0, pipe=pipe)
+    prepare(policy, ("a spot", ""), visits=True)
+    samples = replace(sampled(torch.rand(3, 1, 3, 4, 4)), prompts=("a spot", "", "a spot"), policy=policy)
+    samples = replace(samples, x0=torch.randn(3, 2, 4, 4))
+    maps = PromptDifference().load(device=CPU)(samples, LatentGrid(1, 4, 4, (1, 4, 4)))
+    for row in (0, 2):
+        assert maps[row, 0, 1, 2] >= MASS * maps[row].sum()
+    assert torch.equal(maps[1], torch.ones(1, 4, 4))  # nothing was said: credit stays as it was
+
+
+@pytest.mark.parametrize("times", [(), (0.0,), (1.5,)])
+def test_times_that_are_none_are_refused(times: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"times in \(0, 1\]"):
+        PromptDifference(times)
+
+
+def test_a_reflected_border_is_scipys() -> None:
+    score = torch.rand(2, 5, 7)
+    for sigma in (0.5, 1.0, 3.0):
+        expected = torch.stack([torch.from_numpy(gaussian_filter(one.numpy(), sigma)) for one in score])
+        torch.testing.assert_close(smoothed(score, sigma, "reflected"), expected, rtol=ROWS, atol=ROWS)
 
 
 def clusters(front: Tensor) -> Tensor:

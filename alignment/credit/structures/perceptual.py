@@ -7,10 +7,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool1d, interpolate
+from torch.nn.functional import interpolate
 
 from alignment.credit.backbones.base import Backbone, Tokens
-from alignment.credit.structures.base import Structure
+from alignment.credit.structures.base import Sampled, Structure
+from alignment.credit.structures.maps import Border, in_time, ranged, smoothed
 from alignment.errors import ConfigError, NumericsError
 from alignment.policy.latent_grid import LatentGrid
 
@@ -37,6 +38,9 @@ class Perceptual(Structure):
         backbone: What sees patches.
         components: K.
         smooth: Standard deviation of the Gaussian, in patches; 0 for none.
+        border: What the Gaussian does at the edge of a frame: weights that would lie outside are "shared" out among
+            the others, or lie inside, "reflected", as in public code (TeleBoost, by scipy). They differ by a tenth at
+            most, in a corner.
         front: Which end of a component is structure: "rare" is the end with the few patches that differ from the many
             (positive skewness); "centre" the end that lies nearer the middle of the frame. A subject that fills most
             of the frame is the many: then "centre" is right.
@@ -55,6 +59,7 @@ class Perceptual(Structure):
     backbone: Backbone
     components: int = 3
     smooth: float = 1.0
+    border: Border = "shared"
     front: Front = "rare"
     keep_mass: bool = False
     batch_size: int = 32
@@ -80,9 +85,10 @@ class Perceiver:
     device: torch.device
 
     @torch.no_grad()
-    def __call__(self, pixels: Tensor, grid: LatentGrid) -> Tensor:
-        """Return the maps of samples `[n, F, 3, H, W]`."""
-        return torch.stack([self._map(clip.to(self.device, torch.float32), grid) for clip in pixels]).cpu()
+    def __call__(self, samples: Sampled, grid: LatentGrid) -> Tensor:
+        """Return the maps of samples."""
+        clips = (clip.to(self.device, torch.float32) for clip in samples.media.pixels)
+        return torch.stack([self._map(clip, grid) for clip in clips]).cpu()
 
     def _map(self, clip: Tensor, grid: LatentGrid) -> Tensor:
         tokens = torch.cat([self.tokens(frames) for frames in clip.split(self.how.batch_size)])
@@ -92,17 +98,12 @@ class Perceiver:
                 "finite; compute in float32 (source.structure.backbone.dtype)"
             )
         score = standing_out(tokens, self.how.components, self.how.front)
-        ones = torch.ones(grid.frames, grid.height, grid.width, device=self.device)
         if score is None:
-            return ones
-        score = in_time(smoothed(score, self.how.smooth), grid.frames)
+            return torch.ones(grid.frames, grid.height, grid.width, device=self.device)
+        score = in_time(smoothed(score, self.how.smooth, self.how.border), grid.frames)
         size = (grid.height, grid.width)
         there = interpolate(score[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
-        low, high = there.min(), there.max()
-        if high - low <= _UNDECIDED:
-            return ones
-        there = (there - low) / (high - low)
-        return there / there.mean() if self.how.keep_mass else there
+        return ranged(there[None], keep_mass=self.how.keep_mass)[0]
 
 
 def standing_out(tokens: Tensor, components: int, front: Front) -> Tensor | None:
@@ -161,30 +162,3 @@ def signs(z: Tensor, place: tuple[int, ...] | torch.Size, front: Front) -> Tenso
     furthest = z.gather(0, z.abs().argmax(dim=0, keepdim=True))[0]
     decided = evidence.abs() > _UNDECIDED * most
     return torch.where(torch.where(decided, evidence, furthest) < 0, -1.0, 1.0).to(z.dtype)
-
-
-def smoothed(score: Tensor, sigma: float) -> Tensor:
-    """Return `score` `[F, h, w]` under a Gaussian; weights that would lie outside are shared out among the others."""
-    if sigma == 0:
-        return score
-    for axis in (-2, -1):
-        index = torch.arange(score.shape[axis], device=score.device)
-        weights = torch.exp(-0.5 * ((index[:, None] - index) / sigma).square())
-        shares = weights / weights.sum(dim=1, keepdim=True)
-        score = (score.movedim(axis, -1) @ shares.T).movedim(-1, axis)
-    return score
-
-
-def in_time(score: Tensor, frames: int) -> Tensor:
-    """Return `score` `[F, h, w]` at `frames` latent frames.
-
-    Where F - 1 divides by `frames` - 1 the VAE is taken to be causal: the first frame is alone, and each of the others
-    holds as many frames as the next. Elsewhere time is cut into equal parts.
-    """
-    before = len(score)
-    if before == frames:
-        return score
-    if 1 < frames < before and (before - 1) % (frames - 1) == 0:
-        rest = score[1:].unflatten(0, (frames - 1, -1)).mean(dim=1)
-        return torch.cat([score[:1], rest])
-    return adaptive_avg_pool1d(score.permute(1, 2, 0), frames).permute(2, 0, 1)

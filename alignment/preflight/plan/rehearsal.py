@@ -117,7 +117,7 @@ class _Alone(World):
         return Loaded(reward, _Counting(self.scored))
 
     def allocator(self, structure: Structure) -> Allocator:
-        return lambda pixels, grid: torch.ones(len(pixels), grid.frames, grid.height, grid.width)
+        return lambda samples, grid: torch.ones(len(samples.media), grid.frames, grid.height, grid.width)
 
 
 @dataclass(frozen=True)

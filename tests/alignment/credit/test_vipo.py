@@ -37,9 +37,10 @@ SPREAD = Perceptual(Saliency())
 
 
 def transitions(credit: Tensor, maps: Tensor, packed: bool) -> Transitions:
-    """Return one trained step; `maps` is `[ROWS, ACTIONS, HEIGHT, WIDTH]`."""
-    latent = (HEIGHT * WIDTH, CHANNELS) if packed else (CHANNELS, HEIGHT, WIDTH)
-    laid = maps.reshape(ROWS, ACTIONS, *((HEIGHT * WIDTH, 1) if packed else (1, HEIGHT, WIDTH)))
+    """Return one trained step; `maps` is `[ROWS, ACTIONS, height, width]`."""
+    height, width = maps.shape[2:]
+    latent = (height * width, CHANNELS) if packed else (CHANNELS, height, width)
+    laid = maps.reshape(ROWS, ACTIONS, *((height * width, 1) if packed else (1, height, width)))
     x, v = torch.randn(2, ROWS, 1, *latent)
     return Transitions(
         prompts=("",) * ROWS,
@@ -74,6 +75,15 @@ def test_p3_a_map_of_ones_gives_the_scalar_gradient_times_a_constant(packed: boo
     found = gradient(ViPO(channels=channels), batch)
     scalar = gradient(ClippedSurrogate(), replace(batch, advantage=credit))
     torch.testing.assert_close(found, factor * scalar, rtol=FLOAT32, atol=FLOAT32 * found.abs().max().item())
+
+
+def test_a_constant_map_is_scalar_grpo_bit_for_bit(packed: bool) -> None:
+    """At the first update, where nothing is clipped; positions and channels are powers of two, as latents' are."""
+    credit = torch.randn(ROWS, ACTIONS)
+    batch = transitions(credit, torch.ones(ROWS, ACTIONS, 4, 8), packed)
+    batch = replace(batch, x_next=batch.x_next[:, :, :1], advantage=batch.advantage[:, :1])
+    scalar = replace(batch, advantage=credit[:, :1])
+    assert torch.equal(gradient(ViPO(channels="mean"), batch), gradient(ClippedSurrogate(), scalar))
 
 
 def test_p4_positions_learn_as_much_as_they_are_credited(packed: bool) -> None:

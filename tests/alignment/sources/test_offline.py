@@ -20,15 +20,20 @@ from alignment.data.batches import Pairs, Samples
 from alignment.data.prompts import read_prompts
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, DataError
+from alignment.objectives.direct_gradient.draft import DRaFT
+from alignment.objectives.forward_process.adpo import ADPO
 from alignment.objectives.forward_process.kto import KTO
 from alignment.objectives.preference.dpo import DPO
 from alignment.objectives.preference.seppo import SePPO
 from alignment.reports.pictures import encode_clip
 from alignment.sources.base import Source
 from alignment.sources.offline import Offline
+from alignment.sources.offline_groups import OfflineGroups
 from alignment.sources.offline_pairs import OfflinePairs
+from alignment.sources.prompts_only import PromptsOnly
 from alignment.sources.semi_policy import OPPONENT, SemiPolicy
 from alignment.training.loop import Trainer
+from reward_models.measures.colour import Colour
 from tests.support.toy import SCALE, labelled, pairs, saved, toy_run, trainer_of
 
 LEVEL = 2 * SCALE / 255  # a picture's 8 bits, in the toy's coordinates
@@ -42,6 +47,49 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loaded(folder: Path, source: Source, objective: object, data: str) -> Trainer:
     return trainer_of(toy_run(folder, source, objective, 1, data=Data(data)))
+
+
+def test_both_sides_of_a_record_are_a_group(folder: Path) -> None:
+    data = pairs(folder, count=16)
+    of_pairs, of_groups = (
+        loaded(folder, source, objective, data)
+        for source, objective in ((OfflinePairs(4), DPO()), (OfflineGroups(4), ADPO()))
+    )
+    one, other = (trainer.experience(trainer.context(0)).batch for trainer in (of_pairs, of_groups))
+    assert isinstance(one, Pairs)
+    assert isinstance(other, Samples)
+    assert torch.equal(other.x0[::2], one.chosen)
+    assert torch.equal(other.x0[1::2], one.rejected)
+    assert other.advantage.tolist() == [1.0, -1.0] * 4
+    assert torch.equal(other.group, one.group.repeat_interleave(2))
+    assert len(other.seeds.unique()) == 8
+    for trainer in (of_pairs, of_groups):
+        trainer.learn(trainer.context(0), trainer.experience(trainer.context(0)).batch)
+        trainer.runtime.close()
+
+
+def test_labels_made_wrong_are_a_share_that_stays_the_same(folder: Path) -> None:
+    data = Data(pairs(folder, count=20), flipped=0.4)
+    trainer = trainer_of(toy_run(folder, OfflinePairs(20), DPO(), 1, data=data))
+    wrong = {example.media[0] for example in trainer.prompts.examples if example.label == -1.0}
+    assert len(wrong) == 8
+    seen = [trainer.prompts.at(step, 20, Draw(0)).examples for step in range(3)]
+    assert all({e.media[0] for e in examples if e.label == -1.0} == wrong for examples in seen)
+    batch = trainer.experience(trainer.context(0)).batch
+    assert isinstance(batch, Pairs)
+    assert sorted(batch.advantage.tolist()) == [-1.0] * 8 + [1.0] * 12
+    trainer.runtime.close()
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.6])
+def test_a_share_of_wrong_labels_is_at_most_a_half(share: float) -> None:
+    with pytest.raises(ConfigError, match=rf"got {share}, expected a share of the records from 0 to 0\.5"):
+        Data("pairs.jsonl", flipped=share)
+
+
+def test_wrong_labels_without_labels_are_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="PromptsOnly learns from no labels of a file"):
+        toy_run(folder, PromptsOnly(4, Colour()), DRaFT(), 1, data=Data("prompts.txt", flipped=0.2))
 
 
 @pytest.fixture

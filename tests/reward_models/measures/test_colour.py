@@ -13,7 +13,13 @@ def flat(*colour):
 
 @pytest.mark.parametrize(
     ("channel", "colour", "value"),
-    [("red", (1, 0, 0), 1), ("red", (0, 1, 1), -1), ("green", (0.2, 0.8, 0.4), 0.5), ("blue", (0.5, 0.5, 0.5), 0)],
+    [
+        ("red", (1, 0, 0), 1),
+        ("red", (0, 1, 1), -1),
+        ("green", (0.2, 0.8, 0.4), 0.5),
+        ("blue", (0.5, 0.5, 0.5), 0),
+        ("white", (0.2, 0.4, 0.9), 0.5),
+    ],
 )
 def test_known_colours_have_their_known_scores(channel, colour, value):
     rewards = Colour(channel).load(device=CPU)(media=Media(flat(*colour)), prompts=[""])
