@@ -37,19 +37,13 @@ def add_eval(commands: Actions) -> None:
         ("--features", "EXTRACTOR", "what describes pictures, followed by its fields: dinov2 weights=PATH"),
     ):
         parser.add_argument(flag, nargs="+", action="append", metavar=metavar, help=f"{words}; may be repeated")
-    parser.add_argument("--call", nargs="+", default=[], metavar="key=value", help="arguments of the pipeline's call")
     parser.add_argument("--pictures", type=_positive, metavar="N", help="pictures per prompt; as the suite says")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="use the first N prompts of each suite only")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
-    parser.add_argument("--batch-size", type=_positive, default=64, help="pictures in one pipeline call (64)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; as trained")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    _add_making(parser)
     parser.add_argument("--sweep", action="store_true", help="compare the subject's one adapter at strengths 0 to 1.25")
     parser.add_argument("--reference", metavar="FOLDER", help="real pictures that fidelity is measured against")
     parser.add_argument("--references", type=_positive, default=1000, metavar="N", help="how many of them (1000)")
     stages = ("generate", "score", "compare", "report")
     parser.add_argument("--only", nargs="+", choices=stages, metavar="STAGE", help=f"do these of {', '.join(stages)}")
-    parser.add_argument("--dry-run", action="store_true", help="say what there is to do, and stop")
     parser.add_argument("--output", default="runs/eval", metavar="FOLDER", help="of all of it (runs/eval)")
     parser.add_argument("--json", action="store_true", help="print eval.json in place of the table")
     parser.set_defaults(command=_eval)
@@ -59,6 +53,46 @@ def _eval(args: argparse.Namespace) -> int:
     from evals.generation import command
 
     return command.main(args)
+
+
+def add_generate(commands: Actions) -> None:
+    """Add `visalign generate`, which makes pictures, to the commands."""
+    says = "make pictures: plain, or the best of several by a reward"
+    parser = commands.add_parser("generate", help=says, description=says, allow_abbrev=False)
+    parser.add_argument(
+        "subject",
+        metavar="PLACE[+ADAPTER[@WEIGHT]]",
+        help="a pipeline, with adapters or without, or a checkpoint or run",
+    )
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="what is to be seen; may be repeated")
+    parser.add_argument("--prompts", metavar="FILE", help="a .txt, .jsonl or .parquet file of prompts, in its place")
+    parser.add_argument("--pictures", type=_positive, default=1, metavar="K", help="pictures per prompt (1)")
+    parser.add_argument("--best-of", type=_positive, default=1, metavar="N", help="make N for each and keep the best")
+    parser.add_argument("--by", nargs="+", metavar="REWARD", help="what chooses, followed by its fields")
+    parser.add_argument(
+        "--reward", nargs="+", action="append", metavar="REWARD", help="what scores, too, and does not choose; repeated"
+    )
+    parser.add_argument("--output", default="runs/generated", metavar="FOLDER", help="of all of it (runs/generated)")
+    parser.add_argument("--json", action="store_true", help="print generated.json in place of the table")
+    _add_making(parser)
+    parser.set_defaults(command=_generate)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from evals.choosing import command
+
+    return command.main(args)
+
+
+def _add_making(parser: argparse.ArgumentParser) -> None:
+    """Add how pictures are made."""
+    parser.add_argument("--call", nargs="+", default=[], metavar="key=value", help="arguments of the pipeline's call")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="use the first N prompts only")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+    parser.add_argument("--batch-size", type=_positive, default=64, help="pictures in one pipeline call (64)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; as trained")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--dry-run", action="store_true", help="say what there is to do, and stop")
 
 
 def _action(actions: Actions, name: str, says: str) -> argparse.ArgumentParser:

@@ -50,6 +50,19 @@ Key = tuple[str, str, str]
 """Prompt, medium, and what was done to the medium."""
 
 
+def check_alone(model: RewardModel) -> None:
+    """Refuse a reward that cannot score a picture by itself.
+
+    Raises:
+        ConfigError: If it compares the samples of a group.
+    """
+    if model.scope != "sample":
+        raise ConfigError(
+            f"{model} compares the samples of a group; only rewards that score a sample by itself can be measured one "
+            "by one"
+        )
+
+
 @dataclass
 class BatchScorer:
     """A loaded reward model that scores requests.
@@ -71,11 +84,7 @@ class BatchScorer:
     loaded: Loaded = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.model.scope != "sample":
-            raise ConfigError(
-                f"{self.model} compares the samples of a group; only rewards that score a sample by itself can be "
-                "measured one by one"
-            )
+        check_alone(self.model)
         self.loaded = load_reward(self.model, device=self.device)
 
     def scores(

@@ -114,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"visalign {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
-        _add_init, _add_train, _add_doctor, _add_plan, _add_export, _add_report, _add_eval, _add_rewards,
-        _add_serve_reward, _add_config,
+        _add_init, _add_train, _add_doctor, _add_plan, _add_export, _add_report, _add_eval, _add_generate,
+        _add_rewards, _add_serve_reward, _add_config,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -308,6 +308,12 @@ def _add_eval(commands: Commands) -> None:
     from evals import cli as evals
 
     evals.add_eval(commands)
+
+
+def _add_generate(commands: Commands) -> None:
+    from evals import cli as evals
+
+    evals.add_generate(commands)
 
 
 def _add_rewards(commands: Commands) -> None:

@@ -106,9 +106,9 @@ def planned(told: Asked, output: Path, device: torch.device) -> EvalPlan:
     )
     return EvalPlan(
         compared,
-        _titled(Suite, told["suites"]),
-        _titled(RewardModel, told["rewards"]),
-        _titled(Extractor, told["features"]),
+        titled(Suite, told["suites"]),
+        titled(RewardModel, told["rewards"]),
+        titled(Extractor, told["features"]),
         making,
         output,
         told["references"],
@@ -117,7 +117,22 @@ def planned(told: Asked, output: Path, device: torch.device) -> EvalPlan:
     )
 
 
-def _titled(kind: Any, words: Sequence[Sequence[str]]) -> dict[str, Any]:
+def check_scored(plan: EvalPlan) -> None:
+    """Refuse a comparison of which nothing is asked.
+
+    Raises:
+        ConfigError: If nothing scores the pictures of a suite.
+    """
+    for name, suite in plan.suites.items():
+        if not plan.rewards_of(name):
+            raise ConfigError(
+                f"{name} does not say what scores its pictures"
+                + (f" (its publishers use {suite.scored})" if suite.scored else "")
+                + "; name it: --reward REWARD [key=value ...]; see visalign rewards list"
+            )
+
+
+def titled(kind: Any, words: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Return what words such as ["clip", "weights=PATH"] build, by its name; by its fields, too, where two share it."""
     found = named([word for one in words for word in one]) if words else {}
     short = [_short(name) for name, _ in found.values()]
@@ -135,10 +150,11 @@ def _short(name: str) -> str:
 def main(args: argparse.Namespace) -> int:
     """Do the stages that are asked for and return the exit code."""
     told, share, output = asked(args), Share.launched(), Path(args.output)
-    plan = planned(told, output, parse_device(_device(args.device, share)))
+    plan = planned(told, output, parse_device(device_of(args.device, share)))
+    check_scored(plan)
     stages = args.only or STAGES
     bar = Bar(quiet=share.rank > 0)
-    _say_size(plan, bar)
+    say_size(plan, bar)
     if args.dry_run:
         return 0
     plan.settle(told, share)
@@ -151,7 +167,7 @@ def main(args: argparse.Namespace) -> int:
         if share.rank > 0:
             return 0
         if {"compare", "report"} & set(stages):
-            _wait(plan, share, bar)
+            wait(plan, share, bar)
             found = compare(plan, bar)
             page.write_json(plan, found)
         if "report" in stages:
@@ -163,13 +179,13 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _device(name: str, share: Share) -> str:
+def device_of(name: str, share: Share) -> str:
     """Return the device of this process: each of several on a machine takes a GPU of its own."""
     several = share.size > 1 and name in ("auto", "cuda") and torch.cuda.is_available()
     return f"cuda:{share.rank % torch.cuda.device_count()}" if several else name
 
 
-def _say_size(plan: EvalPlan, bar: Bar) -> None:
+def say_size(plan: EvalPlan, bar: Bar) -> None:
     """Say what it is going to cost, as far as that is known before anything is loaded."""
     whole, names = Share(), [subject.name for subject in plan.subjects]
     there = sum(len(unit.rows) for name in names for _, unit in missing(plan, whole, name))
@@ -180,7 +196,7 @@ def _say_size(plan: EvalPlan, bar: Bar) -> None:
     bar.say(f"{', '.join(names)} on {each}: {total:,} pictures, of which {there:,} are to be made{cost}")
 
 
-def _wait(plan: EvalPlan, share: Share, bar: Bar) -> None:
+def wait(plan: EvalPlan, share: Share, bar: Bar) -> None:
     """Wait until the other processes have finished their parts, where there are others."""
     if share.size == 1:
         return

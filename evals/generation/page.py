@@ -45,7 +45,7 @@ class SideBySide:
 def as_json(plan: EvalPlan, found: Sequence[OnSuite]) -> dict[str, Any]:
     """Return all that was found, and what it was found with; what is not a finite number is null."""
     first = found[0]
-    return _finite(
+    return finite(
         {
             "says": [beside.says for suite in found for beside in suite.beside.values()],
             "protocol": plan.fixed() | {"pictures_per_prompt": plan.making.pictures, "base": first.base},
@@ -109,11 +109,12 @@ def _change(change: Change) -> dict[str, Any]:
     return dataclasses.asdict(change) | told
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return it with null for what is not a finite number, as JSON has it."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(inner) for key, inner in value.items()}
+        return {str(key): finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -138,7 +139,7 @@ def write_page(plan: EvalPlan, found: Sequence[OnSuite]) -> None:
         facts=_facts(plan),
         suites=[_shown(plan, suite) for suite in found],
         rounded=rounded,
-        protocol=json.dumps(_finite(plan.fixed()), indent=2, ensure_ascii=False),
+        protocol=json.dumps(finite(plan.fixed()), indent=2, ensure_ascii=False),
     )
     write(plan.output / PAGE, page.encode(errors="replace"))
 

@@ -21,6 +21,7 @@ from alignment.errors import ConfigError, DataError
 from evals.features.base import Extractor
 from evals.generation.shelf import Row, Shelf, Unit, units, write
 from evals.generation.subjects import REFERENCE, Candidate, Dtype
+from evals.scoring import check_alone
 from evals.suites.base import Item, Suite
 from reward_models.base import RewardError, RewardModel
 
@@ -103,20 +104,15 @@ class EvalPlan:
         """The prompts of each suite.
 
         Raises:
+            ConfigError: If a reward cannot score pictures one by one.
             DataError: If a suite cannot be read, or a reward cannot judge its prompts.
         """
         found = {name: suite.items()[: self.making.limit] for name, suite in self.suites.items()}
         for name, items in found.items():
             if not items:
                 raise DataError(f"{name} has no prompts")
-            if not self.rewards_of(name):
-                scored = self.suites[name].scored
-                raise ConfigError(
-                    f"{name} does not say what scores its pictures"
-                    + (f" (its publishers use {scored})" if scored else "")
-                    + "; name it: --reward REWARD [key=value ...]; see visalign rewards list"
-                )
             for title, model in self.rewards_of(name).items():
+                check_alone(model)
                 try:
                     model.check(tuple(dict.fromkeys(item.prompt for item in items)))
                 except RewardError as error:
