@@ -14,6 +14,7 @@ import torch
 from alignment.config import parallel
 from alignment.config.parallel import Problem
 from alignment.config.places import misplaced, unwritable
+from alignment.config.refusals import rollouts
 from alignment.config.run import Run
 from alignment.config.schedule import check_dynamics, check_noise, read_scheduler, sampled_apart
 from alignment.errors import ConfigError
@@ -60,6 +61,8 @@ def check(run: Run, world_size: int) -> None:
     if Path(run.policy.pipeline).is_dir() and (kind := declared_class(run.policy)) is not None:
         checked_arguments(kind, run.policy.call, "policy.call")
         checked_arguments(kind, run.evaluation.call, "evaluation.call")
+        if run.source.scout is not None:
+            checked_arguments(kind, run.source.scout.how.call, "source.scout.how.call")
     if run.output.report_to:  # whose libraries take seconds to import
         from alignment.reports.trackers import check_trackers
 
@@ -103,6 +106,7 @@ def values(run: Run) -> Iterator[Problem]:
     yield from _rows(run)
     yield from _rounds(run)
     yield from _credit(run)
+    yield from rollouts.problems(run)
 
 
 def _policy(policy: PolicySpec) -> Iterator[Problem]:

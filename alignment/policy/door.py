@@ -42,6 +42,10 @@ class Door(Protocol):
         """
         ...
 
+    def aside(self) -> Door:
+        """Return a door to the same pipeline for calls with other arguments, which decide the shapes of its loop."""
+        ...
+
 
 class PipelineDoor:
     """The door of a loaded pipeline, whose own scheduler is in place whenever the door is shut.
@@ -80,6 +84,10 @@ class PipelineDoor:
         finally:
             self.scheduler.conduct(None)
             vars(self.pipe)["scheduler"] = self.native
+
+    def aside(self) -> PipelineDoor:
+        """Return a door to the same pipeline with new routes."""
+        return PipelineDoor(self.pipe, Routes(self.routes.networks, self.device, self.routes.autocast))
 
 
 def fresh_routes(pipe: Any, spec: PolicySpec, device: torch.device) -> Routes:

@@ -136,14 +136,22 @@ class Policy:
     # ---- the three ways ----------------------------------------------------------------------------------------
 
     def call(
-        self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, *, pixels: bool, grad: bool = False
+        self,
+        conductor: Conductor,
+        prompts: tuple[str, ...],
+        seeds: Tensor,
+        *,
+        pixels: bool,
+        grad: bool = False,
+        arguments: Mapping[str, object] | None = None,
     ) -> Tensor | None:
         """Run the pipeline once, or once per row if it takes one row per call; see `samplers.Call`.
 
-        With `grad` a graph leads from the pixels through the decoder to every round in which networks run.
+        With `grad` a graph leads from the pixels through the decoder to every round in which networks run. With
+        `arguments` that differ from the policy's own nothing is known of the loop, so that no round may be left out.
         """
         with torch.set_grad_enabled(grad), contextlib.nullcontext() if grad else self.sampling():
-            return self._run(conductor, prompts, seeds, pixels=pixels)
+            return self._run(conductor, prompts, seeds, pixels=pixels, arguments=arguments)
 
     def replay(self, batch: Transitions, receive: Receive, *, grad: bool) -> None:
         """Visit the recorded states of `batch` again, in order; the denoiser runs in those rounds only.
@@ -263,12 +271,21 @@ class Policy:
         rows = arrange(self.form, self.pipe, prompts, self.arguments | (arguments or {}))
         return accepted_arguments(self.pipe, rows | own)
 
-    def _run(self, conductor: Conductor, prompts: Sequence[str], seeds: Tensor, *, pixels: bool) -> Tensor | None:
-        conductor.layout = self.layout
+    def _run(
+        self,
+        conductor: Conductor,
+        prompts: Sequence[str],
+        seeds: Tensor,
+        *,
+        pixels: bool,
+        arguments: Mapping[str, object] | None = None,
+    ) -> Tensor | None:
+        other = None if arguments is None else checked_arguments(type(self.pipe), arguments, "call")
+        door, conductor.layout = (self.door, self.layout) if other is None else (self.door.aside(), None)
 
         def run(rows: slice, conductor: Conductor) -> Tensor | None:
-            given = self.given(prompts[rows], seeds[rows], self.shown.seen if pixels else self.shown.unseen)
-            images = self.door.conduct(conductor, given, seeds[rows])
+            given = self.given(prompts[rows], seeds[rows], self.shown.seen if pixels else self.shown.unseen, other)
+            images = door.conduct(conductor, given, seeds[rows])
             return self.shown.clips(images) if pixels else None
 
         if not self.form.single or len(seeds) == 1:

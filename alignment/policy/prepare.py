@@ -58,6 +58,7 @@ def prepare(
     held_out: Sequence[str] = (),
     arguments: dict[str, object] | None = None,
     *,
+    scout: dict[str, object] | None = None,
     visits: bool = False,
 ) -> Prepared:
     """Get ready to train: probe the pipeline, embed every prompt, release the text encoders if all were kept.
@@ -67,6 +68,7 @@ def prepare(
         prompts: What will be sampled and trained.
         held_out: What will be generated only.
         arguments: What `generate` will be called with, where that differs from the policy's own arguments.
+        scout: What prompts will be sampled with beside that, where scouts are sent.
         visits: Whether states of the caller's making will be visited: then it is found out if rows may have times of
             their own.
 
@@ -77,8 +79,11 @@ def prepare(
     """
     with policy.weights.as_trained():
         other = _meet(policy, prompts, held_out, arguments or {})
+        others = [(prompt, other) for prompt in held_out[:1]]
+        if scout:
+            others += [(prompts[0], _meet_scouts(policy, prompts, scout))]
         check_replay(policy, prompts)
-        return _look(policy, prompts, held_out, other, visits=visits)
+        return _look(policy, prompts, others, visits=visits)
 
 
 def prepare_to_generate(policy: Policy, prompts: Sequence[str]) -> Prepared:
@@ -89,8 +94,8 @@ def prepare_to_generate(policy: Policy, prompts: Sequence[str]) -> Prepared:
         DataError: If prompts do not.
         PipelineError: If the pipeline cannot be conducted.
     """
-    other = _meet(policy, prompts, (), {})
-    return _look(policy, prompts, (), other, visits=False)
+    _meet(policy, prompts, (), {})
+    return _look(policy, prompts, (), visits=False)
 
 
 def _meet(
@@ -112,15 +117,24 @@ def _meet(
     return other
 
 
+def _meet_scouts(policy: Policy, prompts: Sequence[str], arguments: dict[str, object]) -> dict[str, object]:
+    """Embed every prompt as scouts have it; return the arguments of scouts, as they are passed."""
+    key = "source.scout.how.call"
+    other = checked_arguments(type(policy.pipe), arguments, key)
+    with naming_key(key, policy.pipe):
+        _embed(policy, _another_door(policy), prompts, other, known=False)
+    return other
+
+
 def _look(
-    policy: Policy, prompts: Sequence[str], held_out: Sequence[str], other: dict[str, object], *, visits: bool
+    policy: Policy, prompts: Sequence[str], others: Sequence[tuple[str, dict[str, object]]], *, visits: bool
 ) -> Prepared:
     """Make pixels for the first time, and release the text encoders if all embeddings were kept."""
     pipe = policy.pipe
     with naming_key("policy.call, policy.decode", pipe):  # the first time that pixels are made
         made = policy.shown.settle(pipe, lambda: _blank(policy, prompts[0]))
     check_picture_size(pipe, policy.arguments, made)
-    _release(policy, [(prompts[0], {}), *((prompt, other) for prompt in held_out[:1])])
+    _release(policy, [(prompts[0], {}), *others])
     policy.prepared = Prepared(
         type(pipe).__name__,
         type(policy.door.scheduler).__bases__[1].__name__,

@@ -10,6 +10,7 @@ from alignment.credit.advantages.base import Advantage
 from alignment.credit.structures.base import Structure
 from alignment.data.batches import Batch, Experience, Groups
 from alignment.fact import fact
+from alignment.sources.scouting.scout import Scout
 from reward_models.base import RewardModel
 from samplers.dynamics.base import Dynamics
 from samplers.windows.base import Window
@@ -91,6 +92,11 @@ class Source(Protocol[B_co]):
     @fact
     def window(self) -> Window | None:
         """What chooses the stochastic, trained steps of a call; None where there are none."""
+        return None
+
+    @fact
+    def scout(self) -> Scout | None:
+        """Cheap samples that say which are made; None where every sample is."""
         return None
 
     @property

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from alignment.context import Context
 from alignment.data.batches import Groups
-from alignment.sources.credited import Stopwatch, repeat, sample_ids
+from alignment.sources.credited import Stopwatch, repeat
 from alignment.sources.overlap import Overlap, Scoring
+from alignment.sources.scouting.choosing import Chosen, by_call, choose
+from alignment.sources.scouting.scout import Scout
 from reward_models.base import Media, RewardModel, Rewards
 from samplers import Conductor
 
@@ -35,6 +37,9 @@ class Sampling(Protocol):
     @property
     def overlap(self) -> Overlap: ...
 
+    @property
+    def scout(self) -> Scout | None: ...
+
 
 @dataclass(frozen=True)
 class CleanSamples:
@@ -47,6 +52,7 @@ class CleanSamples:
         x0: `[B, *latent]` float32.
         media: Their pixels, on the CPU.
         rewards: Their scores.
+        chosen: Which they are among their scouts, where there were any.
         seconds: Time spent, by name.
     """
 
@@ -56,20 +62,25 @@ class CleanSamples:
     x0: Tensor
     media: Media
     rewards: Rewards
+    chosen: Chosen
     seconds: Mapping[str, float]
 
 
 def clean_samples(ctx: Context, groups: Groups, how: Sampling) -> CleanSamples:
-    """Sample each prompt of `groups` `how.group_size` times, each from its own noise, and score."""
+    """Sample each prompt of `groups` `how.group_size` times, each from its own noise, and score.
+
+    Where scouts are sent, these are the samples that they point at.
+    """
     watch = Stopwatch()
     texts = repeat(groups.prompts, how.group_size)
     group = groups.ids.repeat_interleave(how.group_size)
-    seeds = ctx.draw.keys("initial noise", sample_ids(groups, how.group_size))
     calls = groups.calls(ctx.policy.form.prompts_per_call(how.prompts_per_call))
     sizes = [len(part) * how.group_size for _, part in calls]
     ends, pixels = [], []
     with Scoring(ctx, how.reward, watch, overlap=how.overlap) as scoring:
         with ctx.policy.using(how.weights), ctx.policy.sampling():
+            chosen = choose(ctx, groups, calls, how, by_call(ctx, how.scout))
+            seeds = ctx.draw.keys("initial noise", chosen.ids)
             for rows in torch.arange(len(texts)).split(sizes):
                 conductor, mine = Conductor(), slice(int(rows[0]), int(rows[-1]) + 1)
                 with watch.time("rollout"):
@@ -81,4 +92,5 @@ def clean_samples(ctx: Context, groups: Groups, how: Sampling) -> CleanSamples:
                 scoring.add(ctx.policy.media(texts[mine], pixels[-1]), texts[mine], group[mine])
         rewards = scoring.rewards()
     media = ctx.policy.media(texts, torch.cat(pixels))
-    return CleanSamples(texts, seeds, group, torch.cat(ends), media, rewards, watch.seconds)
+    seconds = {**watch.seconds, **chosen.seconds}
+    return CleanSamples(texts, seeds, group, torch.cat(ends), media, rewards, chosen, seconds)

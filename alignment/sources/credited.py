@@ -17,6 +17,7 @@ from alignment.credit.structures.base import Sampled, Structure
 from alignment.data.batches import Groups
 from alignment.errors import ConfigError, NumericsError
 from alignment.policy.latent_grid import latent_grid
+from alignment.sources.scouting.selection import Selection
 from reward_models.base import Media, RewardError, RewardModel, Rewards
 
 MAX_UNSCORED = 0.2
@@ -76,17 +77,36 @@ def join(rewards: list[Rewards]) -> Rewards:
 
 
 def assign(
-    ctx: Context, advantage: Advantage, rewards: Rewards, group: Tensor, what: RewardModel
+    ctx: Context,
+    advantage: Advantage,
+    rewards: Rewards,
+    group: Tensor,
+    what: RewardModel,
+    selection: Selection | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Return this process's advantages `[B]` and the step's reward metrics, computed over all processes.
+
+    Args:
+        ctx: Surroundings of the step.
+        advantage: How scores become credit.
+        rewards: The scores of this process's samples.
+        group: `[B]`, whole groups.
+        what: What scored them.
+        selection: What is known of samples that were chosen; None where they were not.
 
     Raises:
         RewardError: If too many samples have no score, or the first step's scores are all the same.
     """
     everywhere, groups = gathered(ctx, rewards), ctx.world.gather(group)
     refuse(ctx, everywhere.value, what)
-    credits = advantage(everywhere, groups)
-    return credits[ctx.world.share(len(credits))], reward_metrics(everywhere, groups)
+    metrics = reward_metrics(everywhere, groups)
+    if selection is None:
+        credits = advantage(everywhere, groups)
+    else:
+        known = selection.everywhere(ctx.world.gather)
+        credits = known.credit(advantage, everywhere, groups)
+        metrics |= known.metrics(everywhere, groups)
+    return credits[ctx.world.share(len(credits))], metrics
 
 
 def gathered(ctx: Context, rewards: Rewards) -> Rewards:

@@ -14,6 +14,7 @@ from alignment.sources.clean_samples import clean_samples
 from alignment.sources.credited import assign, check_geometry
 from alignment.sources.extremes import check_keep, extremes
 from alignment.sources.overlap import Overlap
+from alignment.sources.scouting.scout import Scout, check_scout
 from reward_models.base import RewardModel
 
 
@@ -32,6 +33,7 @@ class OnPolicy(Source[Samples]):
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
         overlap: Score the samples of one pipeline call during the next call, if a GPU or another process scores them;
             false: never; "always": also for a function of yours that waits for something else.
+        scout: Sample more of them cheaply first, and make only those that score best and worst; null makes all.
     """
 
     prompts: int
@@ -42,11 +44,13 @@ class OnPolicy(Source[Samples]):
     keep: int | None = None
     prompts_per_call: int | None = None
     overlap: Overlap = True
+    scout: Scout | None = None
     produces: ClassVar[type[Batch]] = Samples
 
     def __post_init__(self) -> None:
         check_geometry(self.prompts, self.group_size, self.prompts_per_call)
         check_keep(self.keep, self.group_size)
+        check_scout(self.scout, self.group_size, self.keep)
 
     def shape(self, rounds: int | None) -> StepShape:
         """Return a row for each sample that is kept."""
@@ -56,7 +60,8 @@ class OnPolicy(Source[Samples]):
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Samples]:
         """Sample, score and credit."""
         made = clean_samples(ctx, groups, self)
-        credit, metrics = assign(ctx, self.advantage, made.rewards, made.group, self.reward)
+        credit, metrics = assign(ctx, self.advantage, made.rewards, made.group, self.reward, made.chosen.selection)
+        metrics |= made.chosen.spent(made.seconds)
         batch = Samples(
             made.texts, made.seeds, made.group, ctx.policy.form.chunk(made.texts, made.group), made.x0, credit
         )

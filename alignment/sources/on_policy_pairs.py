@@ -15,6 +15,7 @@ from alignment.sources.base import Source, StepShape, calls_of
 from alignment.sources.clean_samples import clean_samples
 from alignment.sources.credited import check_geometry, gathered, refuse, reward_metrics
 from alignment.sources.overlap import Overlap
+from alignment.sources.scouting.scout import Scout, check_scout
 from reward_models.base import RewardModel
 
 
@@ -35,6 +36,8 @@ class OnPolicyPairs(Source[Pairs]):
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
         overlap: Score the samples of one pipeline call during the next call, if a GPU or another process scores them;
             false: never; "always": also for a function of yours that waits for something else.
+        scout: Sample more of them cheaply first, and make only those that score best and worst; null makes all.
+            Pairs are of extremes in any case, so that there is nothing to correct.
 
     Source: online DPO as in Flow-Factory and flow_grpo (type "dpo"); they also pair tied groups, we do not.
     """
@@ -47,10 +50,12 @@ class OnPolicyPairs(Source[Pairs]):
     weights: Literal["live", "behaviour"] = "live"
     prompts_per_call: int | None = None
     overlap: Overlap = True
+    scout: Scout | None = None
     produces: ClassVar[type[Batch]] = Pairs
 
     def __post_init__(self) -> None:
         check_geometry(self.prompts, self.group_size, self.prompts_per_call)
+        check_scout(self.scout, self.group_size, None)
         if self.margin < 0:
             raise ConfigError(f"source.margin must be >= 0, got {self.margin}")
 
@@ -75,6 +80,9 @@ class OnPolicyPairs(Source[Pairs]):
         )
         paired = (ctx.world.gather(preferred) > 0).float().mean().item()
         metrics = {**reward_metrics(everywhere, ids), "pairs/fraction": paired}
+        if made.chosen.selection is not None:
+            metrics |= made.chosen.selection.everywhere(ctx.world.gather).metrics(everywhere, ids)
+        metrics |= made.chosen.spent(made.seconds)
         return Experience(batch, metrics, made.media, made.texts, made.rewards, made.seconds)
 
     def _extremes(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,11 +14,13 @@ from alignment.credit.advantages.base import Advantage
 from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.credit.structures.base import Sampled, Structure
 from alignment.data.batches import Batch, Experience, Groups, Transitions, concatenate
-from alignment.errors import ConfigError
+from alignment.errors import ConfigError, FieldError
 from alignment.sources.base import Source, StepShape, calls_of
 from alignment.sources.credited import Stopwatch, assign, check_geometry, repeat, sample_ids, spread
 from alignment.sources.extremes import check_keep, extremes
 from alignment.sources.overlap import Overlap, Scoring
+from alignment.sources.scouting.choosing import Cheap, by_call, choose
+from alignment.sources.scouting.scout import Scout, check_scout
 from reward_models.base import Media, RewardModel
 from samplers import rows_of
 from samplers.dynamics.base import Dynamics
@@ -52,6 +54,7 @@ class OnPolicySteps(Source[Transitions]):
         share_prefix: Run what a group has in common once per prompt; false is there for measurements.
         structure: What spreads the credit of a sample over its latent, for objectives that take a map; null gives every
             position all of it.
+        scout: Sample more of them cheaply first, and make only those that score best and worst; null makes all.
     """
 
     prompts: int
@@ -67,11 +70,19 @@ class OnPolicySteps(Source[Transitions]):
     keep: int | None = None
     share_prefix: bool = True
     structure: Structure | None = None
+    scout: Scout | None = None
     produces: ClassVar[type[Batch]] = Transitions
 
     def __post_init__(self) -> None:
         check_geometry(self.prompts, self.group_size, self.prompts_per_call)
         check_keep(self.keep, self.group_size)
+        check_scout(self.scout, self.group_size, self.keep)
+        if self.scout is not None and self.scout.how.call and self.shared_noise:
+            raise FieldError(
+                "scout.how.call",
+                "samples of a group that share their initial noise differ by the noise of the window's steps, which "
+                "such scouts leave out, so that all would be alike; use scout.how.tail, or shared_noise: false",
+            )
         if self.tail is not None and not 0 < self.tail <= (math.inf if isinstance(self.tail, int) else 1):
             raise ConfigError(f"tail is a number of denoiser calls, or a share above 0 and up to 1.0, got {self.tail}")
         if not self.dynamics.stochastic:
@@ -88,22 +99,22 @@ class OnPolicySteps(Source[Transitions]):
         return StepShape(self.prompts, self.group_size, rows, calls_of(self.prompts, self.prompts_per_call))
 
     def small(self) -> OnPolicySteps:
-        """Return this source with two prompts in one call, four samples each."""
-        return replace(self, prompts=2, group_size=4, keep=None, prompts_per_call=2)
+        """Return this source with two prompts in one call, four samples each, and no scouts."""
+        return replace(self, prompts=2, group_size=4, keep=None, prompts_per_call=2, scout=None)
 
     def _branches(self, rounds: int | None) -> bool:
         return self.window.choose(_MANY if rounds is None else rounds, 0, 0, torch.Generator()).branch
 
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Transitions]:
         """Sample, score and credit."""
-        if self.tail is not None and not ctx.policy.stubs:
-            raise ConfigError(
-                f"source.tail: {type(ctx.policy.pipe).__name__} keeps something from round to round, so no rounds "
-                "can be left out; set tail to null"
-            )
+        self._check_tails(ctx)
         watch = Stopwatch()
         calls = groups.calls(ctx.policy.form.prompts_per_call(self.prompts_per_call))
-        plans = [self._plan(ctx, part, self._choose(ctx, number)) for number, part in calls]
+        chosen = choose(ctx, groups, calls, self, self._cheaply(ctx))
+        plans = [
+            self._plan(ctx, part, self._choose(ctx, number), samples)
+            for (number, part), samples in zip(calls, chosen.of([part for _, part in calls]), strict=True)
+        ]
         paths, pixels = [], []
         with Scoring(ctx, self.reward, watch, overlap=self.overlap) as scoring:
             with ctx.policy.sampling():
@@ -116,9 +127,9 @@ class OnPolicySteps(Source[Transitions]):
             rewards = scoring.rewards()
         texts = repeat(groups.prompts, self.group_size)
         media = ctx.policy.media(texts, torch.cat(pixels))
-        credits, metrics = assign(
-            ctx, self.advantage, rewards, groups.ids.repeat_interleave(self.group_size), self.reward
-        )
+        group = groups.ids.repeat_interleave(self.group_size)
+        credits, metrics = assign(ctx, self.advantage, rewards, group, self.reward, chosen.selection)
+        metrics |= chosen.spent(watch.seconds)
         maps = None
         if self.structure is not None:
             with watch.time("structure"):
@@ -133,7 +144,28 @@ class OnPolicySteps(Source[Transitions]):
             )
         ]
         batch = extremes(concatenate(batches), credits, self.group_size, self.keep)
-        return Experience(batch, metrics, media, texts, rewards, watch.seconds, maps)
+        return Experience(batch, metrics, media, texts, rewards, {**watch.seconds, **chosen.seconds}, maps)
+
+    def _check_tails(self, ctx: Context) -> None:
+        tails = {"tail": self.tail, "scout.how.tail": None if self.scout is None else self.scout.how.tail}
+        for key, tail in tails.items():
+            if tail is not None and not ctx.policy.stubs:
+                raise ConfigError(
+                    f"source.{key}: {type(ctx.policy.pipe).__name__} keeps something from round to round, so no rounds "
+                    "can be left out; set it to null"
+                )
+
+    def _cheaply(self, ctx: Context) -> Cheap:
+        """Return what samples scouts: with other arguments, or along the samples' own paths and a shorter tail."""
+        scout = self.scout
+        if scout is None or scout.how.tail is None:
+            return by_call(ctx, scout)
+
+        def cheap(number: int, part: Groups, samples: Tensor) -> Tensor:
+            plan = replace(self._plan(ctx, part, self._choose(ctx, number), samples), tail=scout.how.tail)
+            return sample(ctx.policy.call, plan).pixels
+
+        return cheap
 
     def _choose(self, ctx: Context, number: int) -> Choice:
         generator = ctx.draw.generator("window", ctx.step, number)
@@ -142,13 +174,13 @@ class OnPolicySteps(Source[Transitions]):
         except ValueError as error:
             raise ConfigError(f"source.window: {error}") from error
 
-    def _plan(self, ctx: Context, part: Groups, choice: Choice) -> RolloutPlan:
-        samples = sample_ids(part, self.group_size)
+    def _plan(self, ctx: Context, part: Groups, choice: Choice, samples: Tensor) -> RolloutPlan:
+        """Return the rollout of samples with these keys, group by group."""
         seeds = ctx.draw.keys("initial noise", part.ids if self.shared_noise else samples)
         return RolloutPlan(
             part.prompts,
             seeds,
-            self.group_size,
+            len(samples) // len(part),
             ctx.policy.rounds,
             choice,
             self.dynamics,

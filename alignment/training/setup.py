@@ -98,7 +98,8 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     visits = issubclass(run.source.produces, Samples | Pairs)
     others = () if held_out is None else held_out.texts
     asked = () if run.source.structure is None else run.source.structure.prompts()
-    prepare(policy, (*prompts.texts, *asked), others, run.evaluation.call, visits=visits)
+    scout = None if run.source.scout is None else run.source.scout.how.call
+    prepare(policy, (*prompts.texts, *asked), others, run.evaluation.call, scout=scout, visits=visits)
     checks.check_scheduler(run, scheduler, policy.rounds)
     check_together(run, policy)
     if prompts.examples:  # what cannot be encoded is refused before anything is trained

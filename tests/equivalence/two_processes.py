@@ -39,6 +39,7 @@ from alignment.sources.on_policy_pairs import OnPolicyPairs
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.sources.on_policy_tree import OnPolicyTree
 from alignment.sources.prompts_only import PromptsOnly
+from alignment.sources.scouting.scout import Cheaply, Scout
 from alignment.sources.semi_policy import SemiPolicy
 from alignment.training.evaluation import Evaluator
 from alignment.training.loop import Trainer
@@ -92,6 +93,16 @@ CASES: dict[str, tuple[Source, Objective]] = {
         ClippedSurrogate(clip=1e-2),
     ),
     "nft": (OnPolicy(4, REWARD, group_size=4, weights="behaviour"), NFT()),
+    "scouts": (
+        OnPolicy(4, REWARD, group_size=2, prompts_per_call=1, scout=Scout(6, Cheaply(call={"num_inference_steps": 3}))),
+        NFT(),
+    ),
+    "scouts with tails": (
+        OnPolicySteps(
+            4, REWARD, FlowSDE(), Branch((1,)), group_size=2, prompts_per_call=1, scout=Scout(6, Cheaply(tail=2))
+        ),
+        ClippedSurrogate(clip=1e-2, weight="equal"),
+    ),
     "tree": (OnPolicyTree(4, FlowSDE(), REWARD, splits=(0, 1)), ClippedSurrogate(clip=1e-2, weight="equal")),
     "pairs": (OnPolicyPairs(4, REWARD, group_size=4, prompts_per_call=1), DPO(beta=5.0)),
     "direct": (PromptsOnly(4, Colour(), group_size=4), DRaFT(last=2)),
@@ -138,7 +149,7 @@ def outcome(trainer: Trainer) -> Outcome:
     weights = {name: whole(p.detach()).clone() for name, p in trainer.policy.trainable.items()}
     weights |= {f"ema {name}": whole(z) for name, z in trainer.policy.snapshots["ema"].items()}
     found = Evaluator(Evaluation(batch_size=2), HELD_OUT, REWARD)(trainer.context(STEPS), IMAGES, "ema")
-    timed = ("seconds/", "memory/", "samples_per_second")
+    timed = ("seconds/", "memory/", "samples_per_second", "scout/time_share")
     metrics = [{name: value for name, value in line.items() if not name.startswith(timed)} for line in lines]
     return weights, {"metrics": metrics, "seeds": found.seeds.tolist(), "scores": found.scores["reward"].tolist()}
 

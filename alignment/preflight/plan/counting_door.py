@@ -96,7 +96,7 @@ class CountingDoor:
     after: Around
 
     def __init__(self, pipe: Any, spec: PolicySpec, weights: Weights) -> None:
-        self._precision = spec.precision
+        self._precision, self._asked = spec.precision, spec.call.get("num_inference_steps")
         self._seen = Observed(loop_networks(pipe), CPU, self._precision)
         self._real = PipelineDoor(pipe, self._seen)
         self.pipe, self.device, self.scheduler, self.stubs = pipe, CPU, self._real.scheduler, True
@@ -157,7 +157,7 @@ class CountingDoor:
         """Walk through the rounds of a call as `conductor` says, and count where the denoiser would run."""
         rows, x = len(seeds), torch.zeros(len(seeds), *TOY)
         own_times = conductor.times is not None
-        for k in range(self.count if conductor.times is None else len(conductor.times)):
+        for k in range(self._rounds(given) if conductor.times is None else len(conductor.times)):
             conductor.open()
             v = torch.zeros_like(x)
             if not conductor.skipping:
@@ -166,6 +166,14 @@ class CountingDoor:
             x = conductor.advance(Stepped(0, None if own_times else k, x, v, x, lambda: self._grid, self.count))
         self.calls.append(Called(self.phase, rows, decodes=given["output_type"] != "latent"))
         return x if given["output_type"] == "latent" else torch.zeros(rows, 3, 1, 1)
+
+    def aside(self) -> CountingDoor:
+        """Return this door: rounds of calls with other arguments are counted as its own, but for how many there are."""
+        return self
+
+    def _rounds(self, given: dict[str, Any]) -> int:
+        asked, own = given.get("num_inference_steps"), self._asked
+        return self.count if not isinstance(asked, int) or not isinstance(own, int) else self.count * asked // own
 
     @functools.cached_property
     def _grid(self) -> Grid:

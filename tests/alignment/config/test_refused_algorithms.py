@@ -63,6 +63,21 @@ def test_what_they_stand_for_loads(tmp_path: Path, body: str) -> None:
         ("steps", ("{type: flow_sde}", "{type: flow_sde, a: 0.0}"), r"a.yaml:7: source: .* is deterministic here"),
         ("steps", ("group_size: 4", "group_size: 1"), r"a.yaml:7: source: group_size must be >= 2, got 1"),
         ("steps", ("group_size: 4", "group_size: 4\n  keep: 3"), r"a.yaml:7: source: keep has to be an even number"),
+        (
+            "steps",
+            ("group_size: 4", "group_size: 4\n  scout: {candidates: 1, how: {tail: 1}}"),
+            r"a.yaml:11: source.scout.candidates: got 1: one scout is not compared with any",
+        ),
+        (
+            "steps",
+            ("group_size: 4", "group_size: 4\n  scout: {candidates: 3, how: {tail: 1}}"),
+            r"a.yaml:11: source.scout.candidates: got 3, and 4 of them are made anew",
+        ),
+        (
+            "groups",
+            ("group_size: 8", "group_size: 8\n  scout: {candidates: 24, how: {call: {num_inference_steps: 2}}}"),
+            r"a.yaml:11: source.scout: DGPO takes the samples of a group for all that the policy makes",
+        ),
         ("steps", ("{type: clipped_surrogate}", "{type: draft}"), r"DRaFT consumes Starts, but source OnPolicySteps"),
         ("tree", ("{type: flow_sde}", "{type: ode}"), r"a.yaml:7: source: dynamics: ODE is deterministic here"),
         ("tree", ("[0, 1]", "[1, 1]"), r"a.yaml:7: source: splits must be one or more steps >= 0, ascending"),

@@ -11,7 +11,7 @@ from alignment.errors import EnvironmentProblem, PipelineError
 from alignment.policy.embeddings import Embeddings, text_encoders
 from alignment.policy.prepare import prepare
 from samplers import Conductor
-from tests.support.policies import CASES, PROMPTS, build, counted
+from tests.support.policies import CASES, PROMPTS, build, counted, plain
 from tests.support.tiny import SD15_CALL, call_of, tiny_flux, tiny_sd15
 
 ROWS = 1e-5
@@ -262,3 +262,17 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(EnvironmentProblem, match=r"policy\.embedding_cache: .*taken cannot be written"):
         remembered(tiny_flux(), tmp_path / "taken")(["a"], None)
+
+
+def test_scouts_are_what_the_pipeline_makes_with_their_arguments(sd15_folder):
+    policy = build(sd15_folder, SD15_CALL, ready=False)
+    scout = {"guidance_scale": 1.0, "num_inference_steps": 2}
+    prepare(policy, PROMPTS, scout=scout)
+    assert policy.embeddings.released
+    found = policy.call(Conductor(), PROMPTS, SEEDS, pixels=True, arguments=scout)
+    assert torch.equal(found[:, 0], plain(sd15_folder, PROMPTS, SEEDS.tolist(), {**SD15_CALL, **scout}))
+    # What is known of the policy's own loop is as it was.
+    assert torch.equal(
+        policy.call(Conductor(), PROMPTS, SEEDS, pixels=True)[:, 0],
+        plain(sd15_folder, PROMPTS, SEEDS.tolist(), SD15_CALL),
+    )

@@ -1,0 +1,1 @@
+"""What a run cannot be, told before anything is loaded: the checks of one part of it each."""
