@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import os
+import subprocess
+from pathlib import Path
 
 import torch
 
 from alignment.reports import environment
 
+ROOT = Path(__file__).parents[2]
+
 
 def processor() -> str:
     """Return the processor's name, and the instructions that torch uses on it."""
     return f"{environment.processor()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def code() -> str:
+    """Return which code runs, as git tells it, and on which torch."""
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
+    return f"code {told.stdout.strip() or 'without a commit'}, torch {torch.__version__}"
 
 
 def load_average() -> float:

@@ -80,9 +80,8 @@ def write_rows(file: Path, section: str, rows: Sequence[Row], metric: str, folde
     Raises:
         SystemExit: If the page has no such marks.
     """
-    before, inside, after = _parts(file, section)
-    standing = (Row.read(line) for line in inside.splitlines() if line.startswith("| ["))
-    every = {row.recipe: row for row in [*standing, *rows]}
+    before, _, after = parts(file, section)
+    every = {row.recipe: row for row in [*read_rows(file, section), *rows]}
     ranked = sorted(every.values(), key=lambda row: (-statistics.mean(row.gains), row.recipe))
     picture = file.with_name(f"{file.stem}_{section}.png")
     draw_gains({row.recipe: row.gains for row in ranked}, metric, picture)
@@ -91,7 +90,12 @@ def write_rows(file: Path, section: str, rows: Sequence[Row], metric: str, folde
     file.write_text(f"{before}\n{told}\n{after}", encoding="utf-8")
 
 
-def _parts(file: Path, section: str) -> tuple[str, str, str]:
+def read_rows(file: Path, section: str) -> list[Row]:
+    """Return the rows that stand in a section of a page, as exactly as they are printed."""
+    return [Row.read(line) for line in parts(file, section)[1].splitlines() if line.startswith("| [")]
+
+
+def parts(file: Path, section: str) -> tuple[str, str, str]:
     """Return the page up to the first mark, what is between the two, and the page from the second one on."""
     text = file.read_text(encoding="utf-8")
     begin, end = f"<!-- {section} -->", f"<!-- end of {section} -->"

@@ -2,12 +2,13 @@
 
     python -m examples.benchmarks.recipes configs/quickstart/quickstart{,_dancegrpo}.yaml ...
 
-With `--steps` every recipe takes so many. Else each first runs a few steps to learn what a step costs here, and with
-`--seconds` takes as many as fit into that time, evaluation not counted. With neither the first one takes the steps of
-its config, and every other one as many as fit into the time of those. Every run is an ordinary run in the folder. A run
-that is finished there is not run again, so that a benchmark that was stopped goes on where it was. The table is written
-as JSON, and with `--table` into a page of Markdown, between the marks `<!-- NAME -->` and `<!-- end of NAME -->` of its
-`--section`, where rows of recipes that were not asked for stay as they are.
+With `--steps` every recipe takes so many, with `--own-steps` those of its own config. Else each first runs a few steps
+to learn what a step costs here, and with `--seconds` takes as many as fit into that time, evaluation not counted. With
+none of these the first one takes the steps of its config, and every other one as many as fit into the time of those.
+Every run is an ordinary run in the folder. A run that is finished there is not run again, so that a benchmark that was
+stopped goes on where it was. The table is written as JSON, and with `--table` into a page of Markdown, between the
+marks `<!-- NAME -->` and `<!-- end of NAME -->` of its `--section`, where rows of recipes that were not asked for stay
+as they are.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from rich.table import Table
 
 from alignment.config.load import load
 from alignment.reports import run_folder
-from examples.benchmarks.conditions import processor
+from examples.benchmarks.conditions import code, processor
 from examples.benchmarks.gains_page import HEADINGS, Row, write_rows
 
 CALIBRATION_STEPS = 13
@@ -104,6 +105,8 @@ def steps_of(given: argparse.Namespace, pool: ThreadPoolExecutor) -> dict[str, i
     """Return how many steps each recipe takes."""
     if given.steps is not None:
         return dict.fromkeys(given.recipes, given.steps)
+    if given.own_steps:
+        return {recipe: load(recipe).steps for recipe in given.recipes}
     costs = list(pool.map(lambda recipe: seconds_a_step(recipe, given.folder, given.threads), given.recipes))
     budget = given.seconds or load(given.recipes[0]).steps * costs[0]
     return {recipe: max(1, math.floor(budget / cost)) for recipe, cost in zip(given.recipes, costs, strict=True)}
@@ -131,14 +134,15 @@ def run_all(given: argparse.Namespace) -> dict[str, list[Outcome]]:
     return found
 
 
-def main() -> None:
-    """Run everything."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run everything that these words ask for; None: those of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--seconds", type=float, help="training time of every run; default: that of the first recipe")
     length.add_argument("--steps", type=int, help="steps of every run")
+    length.add_argument("--own-steps", action="store_true", help="steps of every recipe's own config")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of each run")
     parser.add_argument("--metrics", nargs="+", default=["strict", "graded"])
@@ -148,7 +152,7 @@ def main() -> None:
     )
     parser.add_argument("--section", default="table", help="of that page")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="laid over every recipe")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     found = run_all(given)
     Console(width=160).print(table(found, given.metrics))
     (given.folder / f"{given.section}.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
@@ -156,7 +160,7 @@ def main() -> None:
         where = f"{processor()} with {os.cpu_count()} cores, {given.parallel} at once, threads: {given.threads}"
         rows = [row for recipe, runs in found.items() if (row := row_of(recipe, runs, given.metrics[0])) is not None]
         recipes = os.path.relpath(Path(given.recipes[0]).parent, given.table.parent)
-        below = f"Seeds {' '.join(map(str, given.seeds))}; {where}."
+        below = f"Seeds {' '.join(map(str, given.seeds))}; {where}; {code()}."
         write_rows(given.table, given.section, rows, given.metrics[0], recipes, below)
 
 

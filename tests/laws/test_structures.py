@@ -23,8 +23,10 @@ from alignment.config import registry
 from alignment.credit.backbones.base import Backbone
 from alignment.credit.backbones.clip import CLIP
 from alignment.credit.backbones.dinov2 import DINOv2
+from alignment.credit.backbones.dinov3 import DINOv3
 from alignment.credit.backbones.resnet import ResNet
 from alignment.credit.backbones.saliency import Saliency
+from alignment.credit.backbones.sam2 import SAM2
 from alignment.credit.structures.base import Sampled, Structure
 from alignment.credit.structures.maps import in_time, smoothed
 from alignment.credit.structures.motion import Motion
@@ -74,8 +76,36 @@ def resnet(folder: Path) -> ResNet:
     return ResNet(str(folder), shortest=16, longest=64)
 
 
+def dinov3(folder: Path) -> DINOv3:
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    DINOv3ViTModel(DINOv3ViTConfig(**sizes, image_size=32, num_register_tokens=2)).save_pretrained(folder)
+    return DINOv3(str(folder), shortest=32, longest=64)
+
+
+def sam2(folder: Path) -> SAM2:
+    from transformers import Sam2Config, Sam2Model
+
+    stages = {
+        "model_type": "sam2_hiera_det_model", "hidden_size": 8, "num_attention_heads": 1, "image_size": [64, 64],
+        "blocks_per_stage": [1, 1, 2, 1], "window_size_per_stage": [8, 4, 4, 4], "global_attention_blocks": [3],
+        "embed_dim_per_stage": [8, 16, 32, 64], "num_attention_heads_per_stage": [1, 1, 2, 2],
+        "window_positional_embedding_background_size": [4, 4],
+    }  # fmt: skip
+    vision = {"backbone_config": stages, "backbone_channel_list": [64, 32, 16, 8], "fpn_hidden_size": 16}
+    hidden = {"hidden_size": 16, "mlp_dim": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = Sam2Config(
+        vision_config=vision, prompt_encoder_config={"hidden_size": 16, "image_size": 64, "patch_size": 16},
+        mask_decoder_config={**hidden, "iou_head_hidden_dim": 16},
+    )  # fmt: skip
+    Sam2Model(config).save_pretrained(folder)
+    return SAM2(str(folder), shortest=64, longest=96)
+
+
 BACKBONES: dict[str, Callable[[Path], Backbone]] = {
-    "clip": clip, "dinov2": dinov2, "resnet": resnet, "saliency": lambda folder: Saliency(),
+    "clip": clip, "dinov2": dinov2, "dinov3": dinov3, "resnet": resnet, "sam2": sam2,
+    "saliency": lambda folder: Saliency(),
 }  # fmt: skip
 STRUCTURES: dict[str, Structure] = {
     "motion": Motion(),
@@ -153,7 +183,7 @@ def test_tokens_are_a_vector_a_patch_and_those_of_each_row_alone(backbone: Backb
     torch.testing.assert_close(tokens, alone, rtol=ROWS, atol=ROWS)
 
 
-@pytest.mark.parametrize("kind", [CLIP, DINOv2, ResNet])
+@pytest.mark.parametrize("kind", [CLIP, DINOv2, DINOv3, ResNet, SAM2])
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path, kind: type) -> None:
     folder = dinov2(tmp_path).weights if kind is not DINOv2 else resnet(tmp_path).weights
     with pytest.raises(ConfigError, match=r"source\.structure\.backbone: .* holds a model of type"):

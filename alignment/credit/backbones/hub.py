@@ -16,7 +16,9 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of pixels that networks trained on ImageNet expect."""
 
 
-def load_network(kind: Any, weights: str, revision: str | None, *, dtype: Dtype, unused: str = "") -> Any:
+def load_network(
+    kind: Any, weights: str, revision: str | None, *, dtype: Dtype, unused: str = "", also: str = ""
+) -> Any:
     """Return a frozen transformers network.
 
     Args:
@@ -25,6 +27,7 @@ def load_network(kind: Any, weights: str, revision: str | None, *, dtype: Dtype,
         revision: Of the hub's repository.
         dtype: What it computes in.
         unused: Regular expression of weights that the checkpoint may have beyond the network's.
+        also: Another type that a checkpoint may say it is of, whose configuration and weights hold the network's.
 
     Raises:
         ConfigError: If it is missing, damaged, or of another architecture.
@@ -36,7 +39,7 @@ def load_network(kind: Any, weights: str, revision: str | None, *, dtype: Dtype,
         except (OSError, ValueError, TypeError) as error:
             raise RewardError(f"{KEY}: {folder} holds no model: {error}") from error
         wanted = kind.config_class.model_type
-        if config.model_type != wanted:
+        if config.model_type not in (wanted, also):
             raise RewardError(f"{KEY}: {folder} holds a model of type {config.model_type!r}, expected {wanted!r}")
         return load_pretrained(KEY, kind.from_pretrained, folder, config=config, dtype=dtype, unused=unused)
     except RewardError as error:  # their words; here it is the configuration that names what cannot be had
