@@ -13,7 +13,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart quickstart-video test test-pipelines test-processes test-long test-gpu oracle check types laws format coverage pipelines-table golden bench bench-gpu bench-recipes bench-algorithms docs clean distclean
+.PHONY: help install quickstart quickstart-video test test-pipelines test-processes test-long test-gpu oracle check types laws format coverage pipelines-table golden bench bench-gpu bench-recipes bench-algorithms bench-evidence docs clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -102,6 +102,9 @@ bench-recipes: $(STAMP) ## Run the quickstart's task by four methods on three se
 bench-algorithms: $(STAMP) ## Run every algorithm on the tiny FLUX on three seeds, and write docs/algorithms_bench.md (hours; resumable)
 	$(BIN)/python -m examples.benchmarks.recipes $(OFFLINE) --steps 100 --section offline $(EACH)
 	$(BIN)/python -m examples.benchmarks.recipes $(ONLINE) --seconds 120 --section online $(EACH)
+
+bench-evidence: $(STAMP) ## Run the tasks on which methods show what they claim, five seeds each, and write docs/evidence.md (hours; resumable)
+	$(BIN)/python -m examples.benchmarks.evidence.run --parallel 2
 
 docs: $(STAMP) ## Build the site of the documentation into site/; links that lead nowhere are errors
 	@$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/python -m pip install --quiet --progress-bar off --editable '.[docs]'

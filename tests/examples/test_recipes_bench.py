@@ -40,7 +40,15 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("seconds", "steps"), [(180.0, None), (None, 7)])
 def test_a_finished_benchmark_runs_nothing(folder: Path, seconds: float | None, steps: int | None) -> None:
     given = argparse.Namespace(
-        folder=folder, parallel=1, threads=1, recipes=RECIPES, seeds=SEEDS, seconds=seconds, steps=steps, set=[]
+        folder=folder,
+        parallel=1,
+        threads=1,
+        recipes=RECIPES,
+        seeds=SEEDS,
+        seconds=seconds,
+        steps=steps,
+        own_steps=False,
+        set=[],
     )
     found = run_all(given)  # there are no such recipes: running one would fail
     row = row_of("two", found["two"], "strict")

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from alignment.reports.statistics import Interval, over_runs
 from examples.benchmarks.gains_page import Row, parts, read_rows
 
@@ -38,12 +40,12 @@ class Claim:
     least: float = 0.0
     errors: float = 2.0
 
-    def line(self, rows: Mapping[str, Row]) -> str:
-        """Return the claim's row in Markdown, as the rows of its task have it."""
+    def line(self, rows: Mapping[str, Row], link: str) -> str:
+        """Return the claim's row in Markdown, as the rows of its task, which stand behind `link`, have it."""
         found = self.found(rows)
         number = "" if found is None else f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
         names = (f"`{name}`" if name else "" for name in (self.recipe, self.against or "its base"))
-        task = f"[{self.task}](#{self.task})" if self.task else "none here"
+        task = f"[{self.task}]({link})" if self.task else "none here"
         shown = tuple(names) if self.task else ("", "")
         return f"| {' | '.join((self.says, self.source, task, *shown, number, self.verdict(rows)))} |"
 
@@ -68,10 +70,23 @@ class Claim:
         return [a - b for a, b in zip(gains, other, strict=False)]
 
 
-def write_claims(page: Path, section: str, claims: Sequence[Claim]) -> None:
-    """Put a row for each claim into a section of a page, from the rows of the tasks that stand there."""
-    rows = {task: {row.recipe: row for row in read_rows(page, task)} for task in {c.task for c in claims if c.task}}
-    lines = [claim.line(rows.get(claim.task, {})) for claim in claims]
+def read_claims(file: Path) -> list[Claim]:
+    """Read the claims of a file, one a mapping."""
+    return [Claim(**record) for record in yaml.safe_load(file.read_text(encoding="utf-8"))]
+
+
+def write_claims(page: Path, section: str, claims: Sequence[Claim], pages: Mapping[str, Path]) -> None:
+    """Put a row for each claim into a section of a page.
+
+    Args:
+        page: Where they go.
+        section: Of that page.
+        claims: All of them.
+        pages: The page beside it on which the rows of each task stand, in a section of the task's name.
+    """
+    rows = {task: {row.recipe: row for row in read_rows(file, task)} for task, file in pages.items()}
+    links = {task: f"#{task}" if file == page else file.name for task, file in pages.items()}
+    lines = [claim.line(rows.get(claim.task, {}), links.get(claim.task, "")) for claim in claims]
     before, _, after = parts(page, section)
     table = "\n".join((f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|", *lines))
     page.write_text(f"{before}\n{table}\n{after}", encoding="utf-8")

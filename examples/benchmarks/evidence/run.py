@@ -11,10 +11,11 @@ from pathlib import Path
 
 from examples.benchmarks import recipes
 from examples.benchmarks.evidence import tasks
-from examples.benchmarks.evidence.claims import Claim, write_claims
+from examples.benchmarks.evidence.claims import read_claims, write_claims
 
 HERE = Path(__file__).parent.relative_to(Path(__file__).parents[3])
 PAGE = Path("docs/evidence.md")
+SIDE_BY_SIDE = Path("docs/algorithms_bench.md")
 FOLDER = Path("runs/evidence")
 
 
@@ -36,7 +37,8 @@ TASKS = {
     "winners": Task(("winners_sft", "winners_dpo", "winners_seppo"), "reward"),
     "noisy": Task(tuple(f"noisy_{m}_{n}" for n in ("00", "20", "40") for m in ("dpo", "adpo")), "strict"),
 }
-CLAIMS: tuple[Claim, ...] = ()
+ONLINE = "online"
+"""The task whose rows stand on the other page."""
 
 
 def main() -> None:
@@ -54,7 +56,9 @@ def main() -> None:
             words = ["--own-steps", "--seeds", *"01234", "--threads", "1", "--parallel", str(given.parallel)]
             words += ["--metrics", task.metric, "--folder", str(FOLDER), "--table", str(PAGE), "--section", name]
             recipes.main([*files, *words])
-    write_claims(PAGE, "claims", CLAIMS)
+    write_claims(
+        PAGE, "claims", read_claims(HERE / "claims.yaml"), {**dict.fromkeys(TASKS, PAGE), ONLINE: SIDE_BY_SIDE}
+    )
 
 
 if __name__ == "__main__":
