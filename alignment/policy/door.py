@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from alignment.policy.networks.loading import loop_networks, own_scheduler, trained_scheduler
+from alignment.policy.caching.at_work import cached
+from alignment.policy.networks.caches.base import FeatureCache
+from alignment.policy.networks.loading import experts, loop_networks, own_scheduler, trained_scheduler
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.pipeline_call import calling_pipeline, global_stream, output, same_states
 from samplers import Conductor, Routes, stand_in_for
@@ -40,6 +43,10 @@ class Door(Protocol):
         Returns:
             What the pipeline returns: latents or pixels, by `given["output_type"]`.
         """
+        ...
+
+    def cached(self, cache: FeatureCache | None, rounds: int) -> AbstractContextManager[None]:
+        """Return a context for one call of so many rounds, in which the denoisers use a feature cache; None: none."""
         ...
 
     def aside(self) -> Door:
@@ -84,6 +91,10 @@ class PipelineDoor:
         finally:
             self.scheduler.conduct(None)
             vars(self.pipe)["scheduler"] = self.native
+
+    def cached(self, cache: FeatureCache | None, rounds: int) -> AbstractContextManager[None]:
+        """Return the context of `caching.at_work.cached`."""
+        return cached(self.pipe, experts(self.pipe), cache, rounds)
 
     def aside(self) -> PipelineDoor:
         """Return a door to the same pipeline with new routes."""

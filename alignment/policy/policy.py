@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from alignment.policy.door import Door, call_natively, fresh_routes
 from alignment.policy.embeddings import Embeddings
 from alignment.policy.encodings import Encodings
 from alignment.policy.latents import Ends, Latents
+from alignment.policy.networks.caches.base import FeatureCache
 from alignment.policy.networks.weights import Weights
 from alignment.policy.pipeline_call import accepted_arguments
 from alignment.policy.prepared import Prepared
@@ -78,6 +79,7 @@ class Policy:
         self.latents = Latents(self.pipe, self.device, self.ends, cache, check=self.spec.check_latents)
         self.layout: LoopLayout | None = None
         self._one_visit, self.shown = False, Shown()
+        self._cache: FeatureCache | None = None
         self.rounds, self.form, self.share_states, self._between = 0, Form.SHARED, True, Between.SKIPPED
         self.probed: tuple[str, Tensor] | None = None
         self.prepared: Prepared | None = None
@@ -132,6 +134,15 @@ class Policy:
     def sampling(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which the weights are as they sample; see `Weights.sampling`."""
         return self.weights.sampling()
+
+    @contextlib.contextmanager
+    def caching(self, cache: FeatureCache | None) -> Iterator[None]:
+        """Let the denoiser of calls within the block use a feature cache, each call its own; None lets it have none."""
+        before, self._cache = self._cache, cache
+        try:
+            yield
+        finally:
+            self._cache = before
 
     # ---- the three ways ----------------------------------------------------------------------------------------
 
@@ -285,13 +296,18 @@ class Policy:
 
         def run(rows: slice, conductor: Conductor) -> Tensor | None:
             given = self.given(prompts[rows], seeds[rows], self.shown.seen if pixels else self.shown.unseen, other)
-            images = door.conduct(conductor, given, seeds[rows])
+            with door.cached(self._cache, self._rounds(other)):
+                images = door.conduct(conductor, given, seeds[rows])
             return self.shown.clips(images) if pixels else None
 
         if not self.form.single or len(seeds) == 1:
             return run(slice(None), conductor)
         clips = [clip for clip in by_row(conductor, len(seeds), run) if clip is not None]
         return torch.cat(clips) if clips else None
+
+    def _rounds(self, arguments: Mapping[str, object] | None) -> int:
+        asked = (arguments or {}).get("num_inference_steps")
+        return asked if isinstance(asked, int) else self.rounds
 
     def _differentiable(self, conductor: Conductor, prompts: tuple[str, ...], seeds: Tensor, grad: bool) -> None:
         expected = sum(isinstance(action, Visit) for action in conductor.script)

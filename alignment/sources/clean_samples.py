@@ -83,7 +83,7 @@ def clean_samples(ctx: Context, groups: Groups, how: Sampling) -> CleanSamples:
             seeds = ctx.draw.keys("initial noise", chosen.ids)
             for rows in torch.arange(len(texts)).split(sizes):
                 conductor, mine = Conductor(), slice(int(rows[0]), int(rows[-1]) + 1)
-                with watch.time("rollout"):
+                with watch.time("rollout"), ctx.policy.caching(ctx.policy.spec.cache):
                     clips = ctx.policy.call(conductor, texts[mine], seeds[mine], pixels=True)
                     assert clips is not None
                     assert conductor.final is not None

@@ -77,9 +77,9 @@ class OnPolicySteps(Source[Transitions]):
         check_geometry(self.prompts, self.group_size, self.prompts_per_call)
         check_keep(self.keep, self.group_size)
         check_scout(self.scout, self.group_size, self.keep)
-        if self.scout is not None and self.scout.how.call and self.shared_noise:
+        if self.scout is not None and self.scout.how.tail is None and self.shared_noise:
             raise FieldError(
-                "scout.how.call",
+                "scout.how",
                 "samples of a group that share their initial noise differ by the noise of the window's steps, which "
                 "such scouts leave out, so that all would be alike; use scout.how.tail, or shared_noise: false",
             )

@@ -104,7 +104,7 @@ class SemiPolicy(Source[Pairs]):
     def _samples(self, ctx: Context, groups: Groups) -> Tensor:
         """Return a sample of the opponent for each prompt, `[P, *latent]` float32."""
         ends: list[Tensor] = []
-        with ctx.policy.using(OPPONENT), ctx.policy.sampling():
+        with ctx.policy.using(OPPONENT), ctx.policy.sampling(), ctx.policy.caching(ctx.policy.spec.cache):
             for _, part in groups.calls(ctx.policy.form.prompts_per_call(self.prompts_per_call)):
                 conductor, seeds = Conductor(), ctx.draw.keys("pair", part.ids)
                 ctx.policy.call(conductor, part.prompts, seeds, pixels=False)

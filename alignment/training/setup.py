@@ -9,6 +9,7 @@ from alignment.data.batches import Pairs, Samples
 from alignment.data.prompts import LABEL, Prompts, read_prompts
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, DataError
+from alignment.policy.caching.check import check_caches
 from alignment.policy.networks.loading import load_pipeline
 from alignment.policy.prepare import load_policy, prepare
 from alignment.training.loop import Trainer
@@ -98,8 +99,11 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     visits = issubclass(run.source.produces, Samples | Pairs)
     others = () if held_out is None else held_out.texts
     asked = () if run.source.structure is None else run.source.structure.prompts()
-    scout = None if run.source.scout is None else run.source.scout.how.call
-    prepare(policy, (*prompts.texts, *asked), others, run.evaluation.call, scout=scout, visits=visits)
+    scout = None if run.source.scout is None else run.source.scout.how
+    call = None if scout is None else scout.call
+    prepare(policy, (*prompts.texts, *asked), others, run.evaluation.call, scout=call, visits=visits)
+    caches = {"policy.cache": run.policy.cache, "source.scout.how.cache": None if scout is None else scout.cache}
+    check_caches(policy, caches, prompts.texts[0])
     checks.check_scheduler(run, scheduler, policy.rounds)
     check_together(run, policy)
     if prompts.examples:  # what cannot be encoded is refused before anything is trained

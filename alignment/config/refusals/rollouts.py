@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 from alignment.config.parallel import Problem
 from alignment.config.run import Run
+from alignment.data.batches import Starts, Transitions
 
 
 def problems(run: Run) -> Iterator[Problem]:
     """Yield what is wrong with how a run saves time in its rollouts."""
     yield from _scouts(run)
+    yield from _caches(run)
 
 
 def _scouts(run: Run) -> Iterator[Problem]:
@@ -42,3 +44,27 @@ def _scouts(run: Run) -> Iterator[Problem]:
             "source.scout.how.call.num_inference_steps",
             f"got {asked}, expected a number from 1 to the {steps} of policy.call",
         )
+
+
+def _caches(run: Run) -> Iterator[Problem]:
+    """Look at whether what is learned may come from a network that leaves parts of itself out."""
+    scout, produces, objective = run.source.scout, run.source.produces, type(run.objective).__name__
+    if run.policy.cache is not None:
+        if produces is Transitions:
+            yield (
+                "policy.cache",
+                f"{objective} needs the density of each sampled step, and what a network with a cache answers is not "
+                "what it answers in the update, so that the first ratio would not be 1; choose an objective of clean "
+                "samples (nft, weighted_matching, ...), or leave it out. Scouts may have one: source.scout.how.cache",
+            )
+        elif produces is Starts:
+            yield "policy.cache", f"{objective} samples with gradient, which has to pass all layers; leave it out"
+        elif run.source.shape(None).calls == 0:
+            yield "policy.cache", f"{type(run.source).__name__} samples nothing; leave it out"
+    asked = {"policy.cache": run.policy.cache, "source.scout.how.cache": None if scout is None else scout.how.cache}
+    for key in (key for key, cache in asked.items() if cache is not None):
+        if run.policy.compile:
+            yield (
+                key,
+                "a compiled network would be compiled anew whenever the cache comes and goes; drop one of the two",
+            )

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from alignment.errors import ConfigError, FieldError
+from alignment.policy.networks.caches.base import FeatureCache
 
 GGUF = ".gguf"
 """How files end whose weights are in fewer bits."""
@@ -123,6 +124,8 @@ class PolicySpec:
         attention: Attention backend, a name of diffusers' `set_attention_backend`.
         gradient_checkpointing: Recompute the activations of each block in the backward pass; "selective": but for
             attention and convolutions, and without `lora` products of matrices: they take more to make than to keep.
+        cache: Let rollouts of clean samples use what the denoiser computed in earlier steps (docs/faster.md); never in
+            replays, updates and evaluations. Null runs all of it in every step.
         compile: Compile the denoiser.
         embedding_cache: Folder of cached prompt embeddings; null keeps them in memory only.
         quantize: Storage of the frozen denoiser in fewer bits, for training adapters: "8bit" (torchao, any device),
@@ -151,6 +154,7 @@ class PolicySpec:
     autocast: Literal["bfloat16", "float16"] | None = None
     attention: str = "native"
     gradient_checkpointing: bool | Literal["selective"] = False
+    cache: FeatureCache | None = None
     compile: bool = False
     embedding_cache: str | None = None
     quantize: Literal["8bit", "4bit", "float8"] | None = None

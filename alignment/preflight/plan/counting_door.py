@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from alignment.data.pixels import as_clips
 from alignment.errors import PipelineError, PipelineRefused
 from alignment.policy.door import PipelineDoor
+from alignment.policy.networks.caches.base import FeatureCache
 from alignment.policy.networks.loading import loop_networks
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.networks.weights import Weights
@@ -166,6 +168,10 @@ class CountingDoor:
             x = conductor.advance(Stepped(0, None if own_times else k, x, v, x, lambda: self._grid, self.count))
         self.calls.append(Called(self.phase, rows, decodes=given["output_type"] != "latent"))
         return x if given["output_type"] == "latent" else torch.zeros(rows, 3, 1, 1)
+
+    def cached(self, cache: FeatureCache | None, rounds: int) -> AbstractContextManager[None]:
+        """Return a context that changes nothing: what a cache leaves out depends on what the networks answer."""
+        return nullcontext()
 
     def aside(self) -> CountingDoor:
         """Return this door: rounds of calls with other arguments are counted as its own, but for how many there are."""

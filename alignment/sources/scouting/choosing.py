@@ -77,7 +77,8 @@ def choose(ctx: Context, groups: Groups, calls: Sequence[tuple[int, Groups]], ho
     watch = Stopwatch()
     with watch.time("scout"), Scoring(ctx, how.reward, Stopwatch(), overlap=how.overlap) as scoring:
         for number, part in calls:
-            pixels = cheap(number, part, sample_ids(part, scout.candidates)).float().cpu()
+            with ctx.policy.caching(scout.how.cache or ctx.policy.spec.cache):
+                pixels = cheap(number, part, sample_ids(part, scout.candidates)).float().cpu()
             texts, group = repeat(part.prompts, scout.candidates), part.ids.repeat_interleave(scout.candidates)
             scoring.add(ctx.policy.media(texts, pixels), texts, group)
         value = scoring.rewards().value
@@ -103,7 +104,7 @@ def by_call(ctx: Context, scout: Scout | None) -> Cheap:
     def cheap(number: int, part: Groups, ids: Tensor) -> Tensor:
         assert scout is not None
         texts, seeds = repeat(part.prompts, scout.candidates), ctx.draw.keys("initial noise", ids)
-        pixels = ctx.policy.call(Conductor(), texts, seeds, pixels=True, arguments=scout.how.call)
+        pixels = ctx.policy.call(Conductor(), texts, seeds, pixels=True, arguments=scout.how.call or None)
         assert pixels is not None
         return pixels
 

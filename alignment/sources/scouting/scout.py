@@ -5,25 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from alignment.errors import FieldError
+from alignment.policy.networks.caches.base import FeatureCache
 
 
 @dataclass(frozen=True)
 class Cheaply:
-    """What makes a scout cheaper than the sample it stands for: one of these.
+    """What makes a scout cheaper than the sample it stands for: call or tail, a cache, or one of the two and a cache.
 
     Attributes:
         call: Arguments that differ from `policy.call`: fewer `num_inference_steps`, no guidance. The pipeline's own
             scheduler then samples from the same initial noise; a picture of another size has other noise.
         tail: For source `on_policy_steps`: denoiser calls for the steps after the window, as in its own `tail`. Up to
             there a scout is the very sample it stands for, because it draws the same noise.
+        cache: A feature cache for scouts alone, whatever the objective; null takes `policy.cache`.
     """
 
     call: dict[str, object] = field(default_factory=dict)
     tail: int | float | None = None
+    cache: FeatureCache | None = None
 
     def __post_init__(self) -> None:
-        if bool(self.call) is (self.tail is not None):
-            raise FieldError("call", "a scout is made cheaper by call or by tail; give one of the two")
+        if self.call and self.tail is not None:
+            raise FieldError("call", "scouts with a tail are called as samples are; give call or tail")
+        if not self.call and self.tail is None and self.cache is None:
+            raise FieldError("call", "a scout has to be cheaper than a sample; give call, tail or cache")
         for name in ("height", "width", "num_frames"):
             if name in self.call:
                 raise FieldError(

@@ -211,8 +211,8 @@ def test_rank_correlation_is_that_of_ranks_within_groups() -> None:
         (lambda: OnPolicy(3, REWARD, scout=Scout(24, FEW, keep=6)), "got 6, and group_size is 8"),
         (lambda: OnPolicy(3, REWARD, group_size=3, scout=Scout(24, FEW)), "group_size 3 is odd"),
         (lambda: OnPolicy(3, REWARD, keep=4, scout=Scout(24, FEW)), "before they are made; leave keep out"),
-        (lambda: Cheaply(), "give one of the two"),
-        (lambda: Cheaply(call={"num_inference_steps": 2}, tail=1), "give one of the two"),
+        (lambda: Cheaply(), "give call, tail or cache"),
+        (lambda: Cheaply(call={"num_inference_steps": 2}, tail=1), "give call or tail"),
         (lambda: Cheaply(call={"height": 8}), r"call.height: initial noise of another size is other noise"),
         (lambda: Cheaply(tail=1.5), "a share above 0 and up to 1.0, got 1.5"),
         (
