@@ -84,6 +84,37 @@ def _generate(args: argparse.Namespace) -> int:
     return command.main(args)
 
 
+def add_vote(commands: Actions) -> None:
+    """Add `visalign vote`, which asks people, to the commands."""
+    says = "ask people which of two pictures is better, on a local web page; their votes are pairs to learn from"
+    parser = commands.add_parser("vote", help=says, description=says, allow_abbrev=False)
+    parser.add_argument(
+        "subjects", nargs="+", metavar="[NAME=]PLACE[+ADAPTER[@WEIGHT]]", help="two or more, as for visalign eval"
+    )
+    parser.add_argument(
+        "--on", nargs="+", action="append", metavar="SUITE", help="prompts, followed by fields: prompts file=mine.txt"
+    )
+    parser.add_argument("--pictures", type=_positive, metavar="N", help="pictures per prompt; as the suite says")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=_port, default=0, help="port to listen on; a free one by default")
+    parser.add_argument("--token-file", metavar="FILE", help="what voters need; made up by default")
+    parser.add_argument("--output", default="runs/vote", metavar="FOLDER", help="of all of it (runs/vote)")
+    _add_making(parser)
+    parser.set_defaults(command=_vote)
+
+
+def _vote(args: argparse.Namespace) -> int:
+    from evals.voting import command
+
+    return command.main(args)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**16:
+        raise argparse.ArgumentTypeError(f"{text} is not a port, from 0 to 65535")
+    return int(text)
+
+
 def _add_making(parser: argparse.ArgumentParser) -> None:
     """Add how pictures are made."""
     parser.add_argument("--call", nargs="+", default=[], metavar="key=value", help="arguments of the pipeline's call")

@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
         _add_init, _add_train, _add_doctor, _add_plan, _add_export, _add_report, _add_eval, _add_generate,
-        _add_rewards, _add_serve_reward, _add_config,
+        _add_vote, _add_rewards, _add_serve_reward, _add_config,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -314,6 +314,12 @@ def _add_generate(commands: Commands) -> None:
     from evals import cli as evals
 
     evals.add_generate(commands)
+
+
+def _add_vote(commands: Commands) -> None:
+    from evals import cli as evals
+
+    evals.add_vote(commands)
 
 
 def _add_rewards(commands: Commands) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-import ipaddress
 import math
 import resource
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from alignment.config import build
 from alignment.config.device import parse_device
 from alignment.errors import ConfigError, EnvironmentProblem, ProcessLost
+from alignment.listening import bind, is_loopback
 from alignment.reports.terminal import show
 from reward_models.base import Loaded, RewardError, RewardModel, load_reward
 from reward_models.loading.extras import extra
@@ -85,7 +84,7 @@ def main(name: str, overrides: Sequence[str], serving: Serving) -> int:
     token = read_token(serving)
     connections = Connections(serving.connections, whole=2 * serving.patience + Connections.whole)
     make_room(connections.descriptors + DESCRIPTORS)
-    with bind_socket(serving) as listener:
+    with bind(serving.host, serving.port) as listener:
         loaded = load_on(model, serving.device)
         answers = loaded.examine()
         settings = Settings(
@@ -117,7 +116,7 @@ def read_token(serving: Serving) -> str | None:
         ConfigError: If the address can be reached from elsewhere and there is no token.
     """
     token = token_of(serving.token_file)
-    if token is None and not _is_loopback(serving.host):
+    if token is None and not is_loopback(serving.host):
         raise ConfigError(
             f"--host {serving.host} can be reached from other machines, and without a token whoever reaches it may use "
             f"it; give --token-file FILE or {TOKEN}, or listen on 127.0.0.1"
@@ -140,30 +139,6 @@ def make_room(descriptors: int) -> None:
             f"or raise the limit (ulimit -n {descriptors})"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, most))
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def bind_socket(serving: Serving) -> socket.socket:
-    """Return the socket, before anything heavy is loaded.
-
-    Raises:
-        EnvironmentProblem: If the address cannot be had.
-    """
-    family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
-    try:
-        return socket.create_server((serving.host, serving.port), family=family)
-    except (OSError, OverflowError) as error:
-        raise EnvironmentProblem(
-            f"cannot listen on {serving.host} port {serving.port}: {error}; choose others with --host and --port"
-        ) from error
 
 
 def load_on(model: RewardModel, device: str) -> Loaded:

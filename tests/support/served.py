@@ -41,9 +41,9 @@ def served(
 
 
 @contextmanager
-def running(app: Application, connections: Connections = Connections()) -> Iterator[str]:
+def running(app: Application, connections: Connections = Connections(), port: int = 0) -> Iterator[str]:
     """Run an ASGI application in a thread, as `visalign serve-reward` does, and yield its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", port)) as listener:
         server = server_of(app, connections)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

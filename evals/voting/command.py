@@ -1,0 +1,122 @@
+"""`visalign vote`: pictures of two or more subjects are made or taken, and a local page asks which is better."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from alignment.config.device import parse_device
+from alignment.errors import ConfigError, DataError
+from alignment.listening import bind, is_loopback
+from alignment.reports import terminal
+from evals.generation.command import planned, say_size
+from evals.generation.generate import generate
+from evals.generation.plan import EvalPlan, Share
+from evals.generation.progress import Bar
+from evals.generation.shelf import write
+from evals.generation.table import Table
+from evals.medium import Medium
+from evals.voting.ballot import Matchup
+from evals.voting.server import application
+from evals.voting.votes import MEDIA, Votes, as_json
+from reward_models.loading.extras import extra
+from reward_models.serving.connections import Connections, server_of
+from reward_models.serving.token import token_of
+
+MADE = "pictures"
+
+
+def main(args: argparse.Namespace) -> int:
+    """Bring the pictures, ask until the process is asked to leave, and say how subjects stand."""
+    for package in ("uvicorn", "fastapi"):
+        extra("vote", package, "serve")
+    output = Path(args.output)
+    plan = planned(_asked(args), output / MADE, parse_device(args.device))
+    if len(plan.subjects) < 2:
+        raise ConfigError(
+            f"between what is the choice? visalign vote SUBJECT SUBJECT ...; got {args.subjects[0]} alone"
+        )
+    bar = Bar(quiet=False)
+    say_size(plan, bar)
+    if args.dry_run:
+        return 0
+    plan.settle(_asked(args), Share())
+    try:
+        generate(plan, Share(), bar)
+    finally:
+        bar.end()
+    votes = Votes(output, pairs_of(plan, output), args.seed)
+    token = token_of(args.token_file) or secrets.token_urlsafe(16)
+    with bind(args.host, args.port) as listener:
+        host, port = listener.getsockname()[:2]
+        terminal.show(
+            f"{len(votes.pairs)} pairs, {votes.count()} votes so far; Ctrl-C ends the vote: http://{host}:{port}/?token={token}"
+        )
+        if not is_loopback(args.host):
+            terminal.show("whoever has this address may vote; the connection is not encrypted")
+        with suppress(KeyboardInterrupt):  # this is how a vote ends
+            server_of(application(votes, token), Connections()).run(sockets=[listener])
+    _show(votes, output)
+    return 0
+
+
+def _asked(args: argparse.Namespace) -> dict[str, Any]:
+    making = {key: vars(args)[key] for key in ("seed", "pictures", "limit", "batch_size", "dtype")}
+    return {
+        "subjects": list(args.subjects), "sweep": False, "suites": args.on or [["shapes"]], "rewards": [],
+        "features": [], "call": list(args.call), "making": making, "reference": None, "references": 2,
+    }  # fmt: skip
+
+
+def pairs_of(plan: EvalPlan, output: Path) -> list[Matchup]:
+    """Return every two subjects' pictures of one prompt and noise, which are copied under names that say nothing.
+
+    Pictures that are the same to the last bit are no pair.
+
+    Raises:
+        DataError: If a picture is damaged, or no two differ.
+    """
+    found = []
+    for suite, items in plan.items.items():
+        tables = {subject.name: Table(plan, subject.name, suite) for subject in plan.subjects}
+        shown = {name: [_shown(plan.output / file, output) for file in table.files] for name, table in tables.items()}
+        for one, other in itertools.combinations(tables, 2):
+            table = tables[one]
+            for index, (row, item) in enumerate(zip(table.names, table.prompts, strict=True)):
+                media = shown[one][index], shown[other][index]
+                if media[0] != media[1]:
+                    name = " ".join((suite, row, one, other))
+                    found.append(Matchup(name, item, str(items[item].prompt), (one, other), media))
+    if not found:
+        raise DataError("no two pictures differ: the subjects are the same, and there is nothing to choose")
+    return found
+
+
+def _shown(path: Path, output: Path) -> str:
+    """Return the name under which a picture is shown: that of its content."""
+    medium = Medium.file(path)
+    medium.levels(1)  # what is damaged is refused before anybody is asked
+    name = f"{medium.digest}{path.suffix.lower()}"
+    if not (output / MEDIA / name).is_file():
+        write(output / MEDIA / name, medium.read())
+    return name
+
+
+def _show(votes: Votes, output: Path) -> None:
+    for one in votes.standings():
+        first, second = one.subjects
+        terminal.show(
+            f"{first} was preferred to {second} in {100 * one.rate.mean:.0f} % of {one.rate.n} votes "
+            f"[{100 * one.rate.low:.0f}, {100 * one.rate.high:.0f}]: {one.said['first']} better, {one.said['second']} "
+            f"worse, {one.said['tie']} equal; {one.said['bad']} pairs both bad"
+            if one.rate.n
+            else f"no votes on {first} and {second}"
+        )
+    agreed = as_json(votes)["agreement"]
+    if agreed is not None:
+        terminal.show(f"agreement of raters (Krippendorff's alpha): {agreed:.2f}")
+    terminal.show(f"votes: {output / 'votes.jsonl'}; as pairs: {output / 'pairs.jsonl'}, comparisons.jsonl")
