@@ -28,6 +28,11 @@ def test_winners_show_their_captions_and_lie_in_the_lower_half(tmp_path: Path) -
     for record, found in zip(records, sights, strict=True):
         assert grade(parse(record["prompt"]), found)[0] == 1.0
         assert all(sight.y > SIDE / 2 for sight in found)
+    for record in map(json.loads, (tmp_path / "pairs.jsonl").read_text().splitlines()):
+        for side, above in (("chosen", False), ("rejected", True)):
+            picture = np.asarray(Image.open(tmp_path / record[side]))
+            assert tasks.lit(picture[: SIDE // 2]) == above
+            assert tasks.lit(picture[SIDE // 2 :]) != above
     again = tmp_path / "again"
     tasks.write(again)
     assert (again / "winners" / "007.png").read_bytes() == (tmp_path / "winners" / "007.png").read_bytes()

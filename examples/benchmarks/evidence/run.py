@@ -35,7 +35,7 @@ class Task:
 TASKS = {
     "local": Task(("local_scalar", "local_vipo", "local_vipo_saliency"), "reward"),
     "winners": Task(("winners_sft", "winners_dpo", "winners_seppo"), "reward"),
-    "noisy": Task(tuple(f"noisy_{m}_{n}" for n in ("00", "20", "40") for m in ("dpo", "adpo")), "strict"),
+    "noisy": Task(tuple(f"noisy_{m}_{n}" for n in ("00", "20", "40") for m in ("dpo", "adpo")), "reward"),
 }
 ONLINE = "online"
 """The task whose rows stand on the other page."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ CROWD = "three "
 """Captions of crowded pictures begin so."""
 WINNERS = 48
 """Pictures to imitate: a small set."""
+PAIRS = 120
+"""Preferences."""
 _LIT = 40.0
 """Levels from the background from which a pixel belongs to an object."""
 
@@ -30,23 +33,50 @@ def captions(folder: Path) -> None:
         (folder / f"crowded_{split}.txt").write_text("".join(f"{caption}\n" for caption in crowded), encoding="utf-8")
 
 
+def uncrowded(split: str) -> list[str]:
+    """Return the captions of a split with one or two objects."""
+    return [caption for caption in single_captions(split) if not caption.startswith(CROWD)]
+
+
 def winners(folder: Path, rng: np.random.Generator) -> None:
     """Write pictures whose objects all lie in the lower half, as few of the base's do: a style of its own."""
-    (folder / "winners").mkdir(exist_ok=True)
-    names = [caption for caption in single_captions("train") if not caption.startswith(CROWD)]
+    names = uncrowded("train")
     records = []
     for number in range(WINNERS):
         caption = names[number % len(names)]
-        picture = draw(parse(caption), rng)
-        while lit(picture[: SIDE // 2]):
-            picture = draw(parse(caption), rng)
         file = f"winners/{number:03}.png"
-        Image.fromarray(picture).save(folder / file)
+        Image.fromarray(lower(caption, rng)).save(folder / file)
         records.append({"prompt": caption, "media": file})
-    (folder / "winners.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    write_lines(folder / "winners.jsonl", records)
     for split in ("dev", "test"):
-        named = [caption for caption in single_captions(split) if not caption.startswith(CROWD)]
-        (folder / f"uncrowded_{split}.txt").write_text("".join(f"{n}\n" for n in named), encoding="utf-8")
+        (folder / f"uncrowded_{split}.txt").write_text("".join(f"{n}\n" for n in uncrowded(split)), encoding="utf-8")
+
+
+def preferences(folder: Path, rng: np.random.Generator) -> None:
+    """Write pairs: objects in the lower half are preferred to objects in the upper half."""
+    names = uncrowded("train")
+    records = []
+    for number in range(PAIRS):
+        caption = names[number % len(names)]
+        sides = {"chosen": lower(caption, rng), "rejected": lower(caption, rng, upside_down=True)}
+        files = {side: f"pairs/{number:03}_{side}.png" for side in sides}
+        for side, picture in sides.items():
+            Image.fromarray(picture).save(folder / files[side])
+        records.append({"prompt": caption, **files})
+    write_lines(folder / "pairs.jsonl", records)
+
+
+def lower(caption: str, rng: np.random.Generator, *, upside_down: bool = False) -> np.ndarray:
+    """Return a picture of a caption with all objects in the lower half; or in the upper one."""
+    empty = slice(SIDE // 2, None) if upside_down else slice(0, SIDE // 2)
+    while lit((picture := draw(parse(caption), rng))[empty]):
+        pass
+    return picture
+
+
+def write_lines(file: Path, records: Sequence[Mapping[str, str]]) -> None:
+    """Write a record a line."""
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 def lit(pixels: np.ndarray) -> bool:
@@ -56,9 +86,11 @@ def lit(pixels: np.ndarray) -> bool:
 
 def write(folder: Path) -> None:
     """Write all of it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("winners", "pairs"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     captions(folder)
     winners(folder, np.random.default_rng(0))
+    preferences(folder, np.random.default_rng(1))
 
 
 if __name__ == "__main__":
