@@ -36,6 +36,11 @@ TASKS = {
     "local": Task(("local_scalar", "local_vipo", "local_vipo_saliency"), "reward"),
     "winners": Task(("winners_sft", "winners_dpo", "winners_seppo"), "reward"),
     "noisy": Task(tuple(f"noisy_{m}_{n}" for n in ("00", "20", "40") for m in ("dpo", "adpo")), "reward"),
+    "sparse": Task(("sparse_branch", "sparse_dancegrpo", "sparse_bestofn", "sparse_nft"), "strict"),
+    "conflict": Task(("conflict_sum", "conflict_gdpo", "conflict_chain"), "reward"),
+    "tied": Task(("tied_batch", "tied_group"), "strict"),
+    "video": Task(("video_nft", "video_scalar", "video_vipo"), "direction"),
+    "few": Task(("few_branch", "few_nft"), "strict"),
 }
 ONLINE = "online"
 """The task whose rows stand on the other page."""

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from evals.drawing import draw
+from evals.drawing import draw, sample_scene
 from reward_models.verifiers.scenes import BACKGROUND, SIDE, parse, single_captions
 
+RELATED = {"train": 24, "dev": 8, "test": 12}
+"""Captions of two groups in a relation, of each split."""
 CROWD = "three "
 """Captions of crowded pictures begin so."""
 WINNERS = 48
@@ -27,10 +29,20 @@ _LIT = 40.0
 
 
 def captions(folder: Path) -> None:
-    """Write the captions of three objects of each split."""
-    for split in ("train", "dev", "test"):
-        crowded = [caption for caption in single_captions(split) if caption.startswith(CROWD)]
-        (folder / f"crowded_{split}.txt").write_text("".join(f"{caption}\n" for caption in crowded), encoding="utf-8")
+    """Write captions of each split: of one object, of one or two, of three, and of two groups in a relation."""
+    rng = np.random.default_rng(2)
+    for split, count in RELATED.items():
+        related: dict[str, None] = {}
+        while len(related) < count:
+            related[sample_scene(rng, "relation", split).caption] = None
+        named = {
+            "alone": [caption for caption in single_captions(split) if caption.startswith("a ")],
+            "uncrowded": uncrowded(split),
+            "crowded": [caption for caption in single_captions(split) if caption.startswith(CROWD)],
+            "related": list(related),
+        }
+        for name, texts in named.items():
+            (folder / f"{name}_{split}.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
 
 
 def uncrowded(split: str) -> list[str]:
@@ -48,8 +60,6 @@ def winners(folder: Path, rng: np.random.Generator) -> None:
         Image.fromarray(lower(caption, rng)).save(folder / file)
         records.append({"prompt": caption, "media": file})
     write_lines(folder / "winners.jsonl", records)
-    for split in ("dev", "test"):
-        (folder / f"uncrowded_{split}.txt").write_text("".join(f"{n}\n" for n in uncrowded(split)), encoding="utf-8")
 
 
 def preferences(folder: Path, rng: np.random.Generator) -> None:
