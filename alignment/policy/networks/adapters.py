@@ -83,27 +83,43 @@ def read_adapters(key: str, place: str, pipe: Any, networks: Mapping[str, Any]) 
     }
 
 
-def check_apart(stack: Sequence[Mapping[str, Adapter]], trained: Mapping[str, Adapter] | None = None) -> None:
+@dataclass(frozen=True)
+class NewAdapter:
+    """An adapter that is not there yet, as far as it matters to those under it.
+
+    Attributes:
+        modules: Names of the modules that it will adapt.
+        kind: What it will be, LoRA or DoRA.
+    """
+
+    modules: Sequence[str]
+    kind: str
+    origin: str = "policy.lora: the new adapter"
+
+
+def check_apart(stack: Sequence[Mapping[str, Adapter]], trained: Mapping[str, Adapter | NewAdapter]) -> None:
     """Refuse adapters that do not add up: a magnitude (DoRA) is that of a weight with one update.
 
     Args:
         stack: Frozen adapters by component, in their order.
-        trained: What is trained on top, where that comes from a file.
+        trained: What is trained on top.
 
     Raises:
         ConfigError: Naming the first layer that two of them touch.
     """
-    everything = [*stack, *([] if trained is None else [trained])]
+    everything: list[Mapping[str, Adapter | NewAdapter]] = [*stack, trained]
     for k, later in enumerate(everything):
         for component, adapter in later.items():
             for other in (earlier[component] for earlier in everything[:k] if component in earlier):
-                shared = [name for name in adapter.modules if name in set(other.modules)]
+                under = set(other.modules)
+                shared = [name for name in adapter.modules if name in under]
                 if shared and "DoRA" in (adapter.kind, other.kind):
                     dora = adapter if adapter.kind == "DoRA" else other
+                    new = isinstance(adapter, NewAdapter)
                     raise ConfigError(
                         f"{adapter.origin} and {other.origin} touch the same layer {shared[0]} of the {component}, and "
                         f"{dora.origin.partition(': ')[2]} is a DoRA: its magnitudes are those of one update; leave "
-                        "one of the two out"
+                        f"one of the two out{', or choose other layers (policy.lora.targets)' if new else ''}"
                     )
 
 

@@ -75,8 +75,12 @@ def add_lora(denoiser: Any, lora: Lora, seed: int, start: Adapter | None = None)
     return trainable
 
 
-def _fresh(denoiser: nn.Module, lora: Lora) -> LoraConfig:
-    """Return what PEFT makes new adapters from."""
+def bound_modules(denoiser: nn.Module, lora: Lora) -> list[str]:
+    """Return the names of the modules that new adapters are for.
+
+    Raises:
+        ConfigError: If there is none.
+    """
     targets = list(lora.targets) if lora.targets is not None else lora_targets(denoiser)
     names = [name for name, _ in denoiser.named_modules()]
     bound = [name for name in names if any(name == t or name.endswith("." + t) for t in targets)]
@@ -86,6 +90,12 @@ def _fresh(denoiser: nn.Module, lora: Lora) -> LoraConfig:
             f"policy.lora.targets {targets} bind no module of {type(denoiser).__name__}; "
             f"its linear layers end in {', '.join(linear)}"
         )
+    return bound
+
+
+def _fresh(denoiser: nn.Module, lora: Lora) -> LoraConfig:
+    """Return what PEFT makes new adapters from."""
+    bound = bound_modules(denoiser, lora)
     for pattern in lora.ranks:
         if not any(get_pattern_key([pattern], name) == pattern != name or name == pattern for name in bound):
             raise ConfigError(
@@ -95,7 +105,7 @@ def _fresh(denoiser: nn.Module, lora: Lora) -> LoraConfig:
     return LoraConfig(
         r=lora.usual_rank,
         lora_alpha=lora.usual_rank if lora.alpha is None else lora.alpha,
-        target_modules=targets,
+        target_modules=list(lora.targets) if lora.targets is not None else lora_targets(denoiser),
         init_lora_weights=lora.init,
         rank_pattern=dict(lora.ranks),
         alpha_pattern=dict(lora.ranks) if lora.alpha is None else {},

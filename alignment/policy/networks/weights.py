@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from alignment.errors import ConfigError
 from alignment.policy.networks.adapter_kinds import Adapter
-from alignment.policy.networks.adapters import check_apart, read_adapters
+from alignment.policy.networks.adapters import NewAdapter, check_apart, read_adapters
 from alignment.policy.networks.float8 import store_as_float8
 from alignment.policy.networks.layout import Layout, Whole, chosen
 from alignment.policy.networks.recompute import let_recompute
 from alignment.policy.networks.single_file import check_factors, check_rounded
-from alignment.policy.networks.spec import PolicySpec
+from alignment.policy.networks.spec import Lora, PolicySpec
 from alignment.policy.networks.tuning import (
     adapter_layers,
     add_lora,
     added,
+    bound_modules,
     fold,
     merged,
     unfreeze,
@@ -71,8 +72,18 @@ def bring(spec: PolicySpec, pipe: Any, networks: Mapping[str, Any]) -> Brought:
                 f"policy.lora.start: {spec.lora.start} has adapters of the {' and '.join(start)} alone, and the "
                 f"{' and '.join(sorted(lacking))} is trained, too"
             )
-    check_apart([adapters for adapters, _ in frozen], start)
+    stacked = [adapters for adapters, _ in frozen]
+    if start is not None:
+        check_apart(stacked, start)
+    else:
+        check_apart(stacked, {} if spec.lora is None else _new(spec.lora, networks))
     return Brought(frozen, samplers, start)
+
+
+def _new(lora: Lora, networks: Mapping[str, Any]) -> Mapping[str, NewAdapter]:
+    """Return what will be adapted where no file says it."""
+    kind = "DoRA" if lora.dora else "LoRA"
+    return {name: NewAdapter(bound_modules(network, lora), kind) for name, network in networks.items()}
 
 
 class Weights:

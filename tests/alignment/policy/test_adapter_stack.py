@@ -68,6 +68,11 @@ def test_adapters_that_do_not_add_up_are_refused(flux_folder: Path, tmp_path: Pa
         build(flux_folder, FLUX_CALL, adapters=stack, ready=False)
     with pytest.raises(ConfigError, match=r"touch the same layer"):
         build(flux_folder, FLUX_CALL, adapters=stack[:1], lora=Lora(start=str(tmp_path / "dora")), ready=False)
+    for under, lora in ((0, Lora(2, dora=True)), (1, Lora(2, dora=True)), (1, Lora(2))):
+        with pytest.raises(
+            ConfigError, match=r"policy.lora: the new adapter and .* touch the same layer .*policy.lora.targets"
+        ):
+            build(flux_folder, FLUX_CALL, adapters=(stack[under],), lora=lora, ready=False)
     with pytest.raises(ConfigError, match="weight: got nan, expected a finite number other than 0"):
         FrozenAdapter("style", float("nan"))
     with pytest.raises(
