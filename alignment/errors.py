@@ -8,7 +8,7 @@ class VisalignError(Exception):
 
     Attributes:
         exit_code: 2 config or input, 3 environment, 4 stopped but resumable, 5 numerics, 6 out of memory, 7 a process
-            was lost; docs/exit_codes.md says what to do.
+            was lost, 8 stopped by its watch; docs/exit_codes.md says what to do.
     """
 
     exit_code: int = 2
@@ -71,6 +71,12 @@ class Stopped(VisalignError):
     """The run was asked to stop, saved itself, and can be resumed."""
 
     exit_code = 4
+
+
+class Alarmed(VisalignError):
+    """The watch of the run has seen a fall, and the run was asked to stop at that."""
+
+    exit_code = 8
 
 
 class NumericsError(VisalignError, ArithmeticError):

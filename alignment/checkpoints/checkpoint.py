@@ -81,6 +81,8 @@ class Checkpoints:
         self.keep = keep
         self.config = dict(config or {})
         self.world_size = world_size
+        self.best: int | None = None
+        """Step of a checkpoint that stays, however many come after it."""
         self._lock: int | None = None
         self._sealing: Future[Path] | None = None
 
@@ -231,6 +233,10 @@ class Checkpoints:
             raise CheckpointError(f"--resume is empty; give {LATEST}, or the path of a checkpoint")
         return self._latest() if str(which) == LATEST else self._named(Path(which))
 
+    @property
+    def _best(self) -> str:
+        return f"checkpoint-{self.best}"
+
     def hold_any(self) -> bool:
         """Return whether there is a finished checkpoint, intact or not."""
         return bool(self._entries(FINISHED))
@@ -311,7 +317,7 @@ class Checkpoints:
         """Delete all but the newest; `saved` has just been verified and is the newest."""
         others = [path for path in self._newest_first() if path != saved]
         replaced = [path for path in others if not path.name.removeprefix("checkpoint-").isdecimal()]
-        surplus = [path for path in others if path not in replaced][self.keep - 1 :]
+        surplus = [path for path in others if path not in replaced and path.name != self._best][self.keep - 1 :]
         for path in replaced + surplus:
             _discard(path)
 

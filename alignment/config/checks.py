@@ -11,10 +11,9 @@ from pathlib import Path
 
 import torch
 
-from alignment.config import parallel
+from alignment.config import parallel, refusals
 from alignment.config.parallel import Problem
 from alignment.config.places import misplaced, unwritable
-from alignment.config.refusals import rollouts
 from alignment.config.run import Run
 from alignment.config.schedule import check_dynamics, check_noise, read_scheduler, sampled_apart
 from alignment.errors import ConfigError
@@ -106,7 +105,7 @@ def values(run: Run) -> Iterator[Problem]:
     yield from _rows(run)
     yield from _rounds(run)
     yield from _credit(run)
-    yield from rollouts.problems(run)
+    yield from refusals.problems(run)
 
 
 def _policy(policy: PolicySpec) -> Iterator[Problem]:

@@ -176,6 +176,25 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """What must not fall while something else is trained on; see docs/watch.md.
+
+    Attributes:
+        gold: Metrics of the evaluations that are not trained on, such as `shapes/strict`. The best checkpoint by the
+            first of them is kept.
+        on_alarm: What is done when one has fallen: say so; save and stop, with the best checkpoint named; or go back to
+            the best checkpoint and on from there at a lower learning rate.
+        false_alarms: How often a run in which nothing falls may be alarmed, at most.
+        slower: What the learning rate is multiplied by at each rollback.
+    """
+
+    gold: tuple[str, ...]
+    on_alarm: Literal["warn", "stop", "rollback"] = "warn"
+    false_alarms: float = 0.05
+    slower: float = 0.5
+
+
+@dataclass(frozen=True)
 class Output:
     """Where results go.
 
@@ -211,6 +230,7 @@ class Run:
         batch: Updates and microbatches of a step.
         parallel: How the trained networks are spread over processes.
         evaluation: How progress is measured.
+        watch: What is held against falling while something else is trained on; null for nothing.
         output: Where results go, and how often.
         device: Where networks run; "auto" takes a GPU where there is one.
         threads: Threads of one operation on the CPU; null leaves them to PyTorch.
@@ -232,6 +252,7 @@ class Run:
     batch: BatchSettings = BatchSettings()
     parallel: Parallel = Parallel()
     evaluation: Evaluation = Evaluation()
+    watch: Watch | None = None
     output: Output = Output()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None

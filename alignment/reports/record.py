@@ -82,6 +82,8 @@ class Recorder:
                 path.unlink()
                 path.with_suffix(".safetensors").unlink(missing_ok=True)
         self._expected = step
+        if alarms := run_folder.read_alarms(self.folder):
+            run_folder.write_alarms(self.folder, [alarm for alarm in alarms if alarm["now"] <= step])
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append the metrics of one step, on the disk when this returns.
@@ -149,7 +151,14 @@ class Recorder:
         self._show(step, f"evaluation/{name}", result.media, captions)
         return means
 
-    def summary(self, *, seed: int, steps: int, wall_seconds: float, peak_memory_bytes: int) -> dict[str, object]:
+    def alarm(self, alarms: Sequence[Mapping[str, object]], says: str) -> None:
+        """Keep the alarms of a watch so far, and show what the last one says."""
+        run_folder.write_alarms(self.folder, alarms)
+        self._progress.note(says)
+
+    def summary(
+        self, *, seed: int, steps: int, wall_seconds: float, peak_memory_bytes: int, watch: object = None
+    ) -> dict[str, object]:
         """Write `summary.json` from these numbers and the evaluations called base and final, and return it."""
         found = run_folder.read_evaluations(self.folder)
         ends = {name: intervals(found[name][1]) for name in (BASE, FINAL) if name in found}
@@ -164,6 +173,8 @@ class Recorder:
                 for metric in metrics
             },
         }
+        if watch is not None:
+            value["watch"] = watch
         run_folder.write_json(self.folder / run_folder.SUMMARY, value)
         return value
 

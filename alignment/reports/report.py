@@ -123,6 +123,7 @@ def write(folder: Path) -> Path:
         credits=_samples(folder, damaged, credit=True),
         config=config,
         environment=_text(folder / run_folder.ENVIRONMENT, damaged),
+        alarms=run_folder.read_alarms(folder),
         damaged=damaged,
     )
     path = folder / run_folder.REPORT

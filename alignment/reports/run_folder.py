@@ -8,6 +8,7 @@
                                   not given everywhere
     evaluation/base.json          held-out scores before training; so too step-000050.json and final.json
     evaluation/base.safetensors   the first pictures of that evaluation
+    watch.jsonl                   what a watch was alarmed about, one JSON object per alarm
     summary.json                  the run in numbers, written at its end
     report.html                   all of it, to look at
 
@@ -25,7 +26,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,9 @@ from reward_models.base import Media, RewardError
 CONFIG, ENVIRONMENT, METRICS = "config.resolved.yaml", "environment.json", "metrics.jsonl"
 SUMMARY, REPORT = "summary.json", "report.html"
 SAMPLES, EVALUATIONS = "samples", "evaluation"
+ALARMS = "watch.jsonl"
+ALARM = {"metric": str, "since": int, "now": int, "change": float, "at_most": float, "did": str}
+"""What a line of it has; `alignment.training.watch.Alarm` says what each is."""
 BASE, FINAL = "base", "final"
 CREDIT = "credit"
 """Name of the grids that show where in the samples their credit went."""
@@ -186,6 +190,29 @@ def write_evaluation(folder: Path, name: str, step: int, result: Evaluated) -> N
             for prompt in result.prompts
         ]
     write_json(folder / EVALUATIONS / f"{name}.json", {**description, "scores": scores})
+
+
+def write_alarms(folder: Path, alarms: Sequence[Mapping[str, object]]) -> None:
+    """Write what a watch was alarmed about, whole."""
+    write_atomically(folder / ALARMS, "".join(f"{json.dumps(alarm)}\n" for alarm in alarms).encode())
+
+
+def read_alarms(folder: Path) -> list[dict[str, Any]]:
+    """Return what a watch was alarmed about.
+
+    Raises:
+        DataError: If the file is damaged.
+    """
+    path = folder / ALARMS
+    try:
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+        alarms = [json.loads(line) for line in lines]
+        for number, alarm in enumerate(alarms, start=1):
+            if not isinstance(alarm, dict) or {name: type(value) for name, value in alarm.items()} != ALARM:
+                raise ValueError(f"line {number} is no alarm")
+        return alarms
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}); remove it, and the alarms so far are forgotten") from error
 
 
 LARGEST = torch.finfo(torch.float32).max

@@ -76,6 +76,32 @@ def difference(base: Sequence[float], final: Sequence[float], prompts: Sequence[
     return Interval(float(sums.sum() / n), low, high, n)
 
 
+def fall(changes: Sequence[float], chance: float) -> tuple[float, float]:
+    """Return the mean of paired changes and the upper end of its one-sided interval of Student's.
+
+    Args:
+        changes: One per picture; NaN where either side was not scored. What is left to chance is independent.
+        chance: How often the end lies below the true mean.
+
+    Returns:
+        The mean, and the end; both NaN with fewer than two changes, which show no spread.
+    """
+    values = np.asarray(changes, dtype=np.float64)
+    values = values[~np.isnan(values)]
+    if len(values) < 2:
+        return math.nan, math.nan
+    mean, spread = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+    return mean, mean + _one_sided(len(values), chance) * spread
+
+
+@functools.cache
+def _one_sided(count: int, chance: float) -> float:
+    """Return how many standard errors Student's one-sided interval reaches, with `count` independent values."""
+    from scipy import stats  # see `_quantile`
+
+    return float(stats.t.isf(chance, count - 1))
+
+
 def over_runs(values: Sequence[float]) -> Interval:
     """Return the mean over independent runs with Student's 95 % interval; one run alone has no interval.
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from alignment.checkpoints.artifacts import Card, write_artifacts
-from alignment.checkpoints.checkpoint import AUTO, LATEST, Checkpoints
+from alignment.checkpoints.checkpoint import AUTO, Checkpoints
 from alignment.checkpoints.state import (
     TrainState,
     check_fits,
@@ -23,11 +23,11 @@ from alignment.checkpoints.state import (
     restore,
     write_state,
 )
-from alignment.config import build, checks, yaml_nodes
+from alignment.config import build, checks
 from alignment.config.load import load as load_run
 from alignment.config.run import Run
 from alignment.data.batches import Batch, Experience
-from alignment.errors import ConfigError, EndedElsewhere, OutOfMemory, ProcessLost, Stopped
+from alignment.errors import Alarmed, EndedElsewhere, OutOfMemory, ProcessLost, Stopped
 from alignment.policy.prepared import check_same_finds
 from alignment.reports import run_folder
 from alignment.reports.pictures import heat
@@ -39,10 +39,12 @@ from alignment.reports.trackers import open_trackers
 from alignment.training.evaluation import Evaluator
 from alignment.training.folder_guard import holds_something, move_aside, refuse_run
 from alignment.training.loop import Trainer
+from alignment.training.resuming import of_today, refuse_fewer_steps, where_from
 from alignment.training.runtime.runtime import Runtime, peak_memory
 from alignment.training.sameness import check_same_start
 from alignment.training.setup import load
 from alignment.training.stopping import StopSignal
+from alignment.training.watch import Watching, WentBack, watching
 from reward_models.base import RewardError
 
 
@@ -112,35 +114,6 @@ def begin(run: Run, runtime: Runtime, stop: StopSignal, resume: str | None, leas
         checkpoints.close()
 
 
-def of_today(config: Mapping[str, object]) -> Mapping[str, object]:
-    """Return a run's resolved config with the fields that came later at their defaults, as which that run went."""
-    try:
-        return yaml.safe_load(build.resolved(build.build(Run, yaml_nodes.parse(yaml.safe_dump(config), "checkpoint"))))
-    except ConfigError:  # a class that is not there any more: the config alone is compared
-        return config
-
-
-def where_from(resume: str | None, checkpoints: Checkpoints, runtime: Runtime) -> Path | None:
-    """Return the checkpoint to continue from, as the main process sees it; None for the start."""
-    path = None
-    if runtime.main and resume is not None and (resume != AUTO or checkpoints.hold_any()):
-        path = checkpoints.find(LATEST if resume == AUTO else resume)
-    return runtime.world.everyone(path)[0]
-
-
-def refuse_fewer_steps(run: Run, done: int) -> None:
-    """Refuse to go on with a run that has done more than is asked for.
-
-    Raises:
-        ConfigError: Saying what can be done.
-    """
-    if run.steps < done:
-        raise ConfigError(
-            f"steps is {run.steps}, but the checkpoint to resume from has done {done}: set steps to {done} or more, "
-            "or resume from an earlier checkpoint with --resume PATH"
-        )
-
-
 @dataclass
 class Session:
     """One process's work on a run: train, measure, record, save.
@@ -167,6 +140,12 @@ class Session:
     _table: Mapping[str, Any] = field(default_factory=dict)
     _recorder: Recorder | None = None
     _evaluator: Evaluator | None = None
+    _watch: Watching | None = None
+
+    @functools.cached_property
+    def _rate(self) -> float:
+        """The learning rate of the config."""
+        return self.trainer.run.optimizer.learning_rate
 
     @functools.cached_property
     def _config(self) -> dict[str, Any]:
@@ -199,11 +178,13 @@ class Session:
             )
             show(str(self.trainer.policy.prepared))
             self._recorder.resume_at(first)
+        self._watch = watching(self.trainer, self.checkpoints.folder, first)
+        self._slow_down()
         try:
             if state is None:
                 self._evaluate(run_folder.BASE, 0, run.evaluation.images_per_prompt)
             self._leave_if_asked()
-            self.trainer.fit(first, self._after)
+            self._fit(first)
             self._evaluate(run_folder.FINAL, run.steps, run.evaluation.images_per_prompt)
             self._finish()
         except (RewardError, OutOfMemory, ProcessLost, Stopped, EndedElsewhere) as error:
@@ -236,7 +217,55 @@ class Session:
         self.checkpoints.heed()
         if done == run.steps or (run.output.save_every and done % run.output.save_every == 0):
             self._save_once()
+        self._heed_watch(done)
         self._leave_if_asked()
+
+    def _fit(self, first: int) -> None:
+        """Train to the last step; where the watch has the run go back, on from there."""
+        heeded = False
+        while True:
+            try:
+                if not heeded:  # a run may have died between an alarm and what was to be done about it
+                    self._heed_watch(first)
+                self.trainer.fit(first, self._after)
+            except WentBack:
+                first, heeded = self._done, True
+            else:
+                return
+
+    def _heed_watch(self, done: int) -> None:
+        """Keep the best checkpoint, and do what the alarm of this step's evaluation asks for.
+
+        Raises:
+            Alarmed: If the run is to stop.
+            WentBack: If it goes on from the best checkpoint.
+        """
+        watch = self._watch
+        if watch is None or watch.best is None:
+            return
+        self.checkpoints.best, todo = watch.best, watch.todo(done)
+        if watch.best == done or todo == "stop":
+            self._save_once()
+        best = self.checkpoints.folder / f"checkpoint-{watch.best}"
+        if todo == "stop":
+            self.checkpoints.settle()
+            alarm = watch.alarms[-1]
+            raise Alarmed(
+                f"stopped by the watch: {alarm}. The best is {best}; --resume latest watch.on_alarm=warn goes on"
+            )
+        if todo == "rollback":
+            self.checkpoints.settle()
+            self.trainer.runtime.wait()
+            self._take(read_state(best))
+            self._slow_down()
+            raise WentBack
+
+    def _slow_down(self) -> None:
+        """Learn at the pace of the watch."""
+        if self._watch is not None:
+            run = self.trainer.run
+            rate = self._watch.settings.slower**self._watch.went_back * self._rate
+            self.trainer = replace(self.trainer, run=replace(run, optimizer=replace(run.optimizer, learning_rate=rate)))
 
     def _leave_if_asked(self) -> None:
         if not self.trainer.runtime.any(self.stop.received is not None):
@@ -280,6 +309,9 @@ class Session:
             result = self._evaluator(self.trainer.context(step), images_per_prompt, weights)
         if self._recorder is not None:
             self._recorder.evaluation(name, step, result)
+        alarm = None if self._watch is None else self._watch.look(step, result, last=name == run_folder.FINAL)
+        if self._recorder is not None and self._watch is not None and alarm is not None:
+            self._recorder.alarm([asdict(one) for one in self._watch.alarms], f"watch: {alarm} ({alarm.did})")
 
     def _save(self, done: int) -> None:
         self._saved = done
@@ -317,6 +349,12 @@ class Session:
         self._saving = time.perf_counter() - begin
 
     def _restore(self, state: TrainState) -> None:
+        self._take(state)
+        self._spent = state.wall_seconds
+        self._done = self._saved = state.step
+
+    def _take(self, state: TrainState) -> None:
+        """Fill weights, copies and moments with those of a checkpoint."""
         policy, runtime = self.trainer.policy, self.trainer.runtime
         moments = runtime.moments()
         check_fits(state, policy.trainable, policy.snapshots, moments)
@@ -325,8 +363,6 @@ class Session:
         restore(state, live, policy.snapshots, moments)
         if runtime.scale is not None:
             runtime.scale = replace(runtime.scale, **state.scaling)
-        self._spent = state.wall_seconds
-        self._done = self._saved = state.step
 
     def _seconds(self) -> float:
         return self._spent + time.perf_counter() - self._start
@@ -341,6 +377,7 @@ class Session:
             steps=run.steps,
             wall_seconds=self._seconds(),
             peak_memory_bytes=peak_memory(self.trainer.policy.device),
+            watch=None if self._watch is None else self._watch.told(),
         )
         table = summary["evaluation"]
         assert isinstance(table, dict)
@@ -353,4 +390,6 @@ class Session:
         self._recorder.close()
         checkpoint = self.checkpoints.folder / f"checkpoint-{run.steps}"
         lines = [before_after(summary)] if self._table else []
+        if self._watch is not None:
+            lines.append(self._watch.ending(self.checkpoints.folder))
         show("\n".join([*lines, f"checkpoint: {checkpoint}", f"report:     {path}"]))

@@ -21,8 +21,8 @@ from alignment.checkpoints.manifest import NAME, inspect
 from alignment.checkpoints.state import check_same_run, read_state
 from alignment.errors import CheckpointError, EnvironmentProblem
 from alignment.policy.between import Between
+from alignment.training.resuming import of_today
 from alignment.training.runtime import scaling
-from alignment.training.session import of_today
 from tests.support import runs
 from tests.support.runs import STEPS, left_by, prepared, train
 

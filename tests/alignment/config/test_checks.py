@@ -133,8 +133,7 @@ VALUES = {
     "a pair that does not meet": (
         "objective.type=nft",
         "a.yaml:15, with objective.type from the command line: objective: NFT consumes Samples, but source "
-        "OnPolicySteps produces Transitions. Sources that produce Samples: offline, on_policy; objectives that consume "
-        "Transitions: ",
+        "OnPolicySteps produces Transitions. Sources that produce Samples: offline, ",
     ),
 }
 
