@@ -131,7 +131,7 @@ def _finish(args: argparse.Namespace, plan: EvalPlan, chooser: str | None, secon
     output, table = Path(args.output), Table(plan, plan.subjects[0].name, SUITE)
     rows = [row for unit in plan.units(SUITE) for row in unit.rows]
     scores = dict(table.scores)
-    picks = choose(rows, scores[chooser] if chooser else [math.nan] * len(rows), args.pictures)
+    picks = choose(rows, scores[chooser].tolist() if chooser else [math.nan] * len(rows), args.pictures)
     files = [plan.output / name for name in table.files]
     prompts = [str(item.prompt) for item in plan.items[SUITE]]
     written = write_chosen(output, picks, rows, files, prompts, scores)

@@ -7,7 +7,7 @@ import re
 from importlib.resources import files
 from typing import Any, get_args
 
-from evals.voting.ballot import Side, Vote, left_is_first
+from evals.voting.ballot import Said, Side, Vote, left_is_first
 from evals.voting.votes import MEDIA, Votes, as_json
 
 # This file has no `from __future__ import annotations`: FastAPI reads the types of handlers, which are imported where
@@ -136,6 +136,6 @@ def parsed(body: bytes, votes: Votes) -> Vote:
     if not isinstance(said, str) or said not in SAYS:
         raise ValueError(f"'said' is {said!r:.40}, expected one of {', '.join(sorted(SAYS))}")
     pair = votes.pairs[number]
-    if said in get_args(Side):
-        said = "first" if (said == "left") == left_is_first(votes.seed, pair, rater) else "second"
-    return Vote(pair.name, rater, said)
+    first, second = ("left", "right") if left_is_first(votes.seed, pair, rater) else ("right", "left")
+    meant: dict[str, Said] = {first: "first", second: "second", "tie": "tie", "bad": "bad"}
+    return Vote(pair.name, rater, meant[said])
