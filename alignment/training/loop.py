@@ -18,6 +18,7 @@ from alignment.data.prompts import Prompts
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError
 from alignment.objectives.base import Loss, Objective
+from alignment.policy.networks.compiling.compilations import COMPILATIONS
 from alignment.policy.policy import Policy
 from alignment.training.out_of_memory import Doing, enough_memory
 from alignment.training.runtime.runtime import Runtime, learning_rate, peak_memory
@@ -108,6 +109,7 @@ class Trainer:
             "samples_per_second": samples / seconds["total"],
             "memory/peak_bytes": float(peak_memory(self.runtime.world.device)),
             **{f"seconds/{name}": spent for name, spent in seconds.items()},
+            **COMPILATIONS.of_step(step),
         }
 
 

@@ -149,7 +149,7 @@ def outcome(trainer: Trainer) -> Outcome:
     weights = {name: whole(p.detach()).clone() for name, p in trainer.policy.trainable.items()}
     weights |= {f"ema {name}": whole(z) for name, z in trainer.policy.snapshots["ema"].items()}
     found = Evaluator(Evaluation(batch_size=2), HELD_OUT, REWARD)(trainer.context(STEPS), IMAGES, "ema")
-    timed = ("seconds/", "memory/", "samples_per_second", "scout/time_share")
+    timed = ("seconds/", "memory/", "samples_per_second", "scout/time_share", "compile/graphs")
     metrics = [{name: value for name, value in line.items() if not name.startswith(timed)} for line in lines]
     return weights, {"metrics": metrics, "seeds": found.seeds.tolist(), "scores": found.scores["reward"].tolist()}
 

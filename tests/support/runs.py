@@ -13,7 +13,7 @@ from torch import Tensor
 from alignment.cli import main as cli
 
 STEPS = 6
-TIMED = ("seconds/", "memory/", "samples_per_second", "scout/time_share")
+TIMED = ("seconds/", "memory/", "samples_per_second", "scout/time_share", "compile/graphs")
 
 CONFIGS = {
     "common": """

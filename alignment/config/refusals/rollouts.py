@@ -1,18 +1,22 @@
-"""What makes rollouts cheaper, and what does not go with it."""
+"""What makes steps cheaper, and what does not go with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
 from alignment.config.parallel import Problem
 from alignment.config.run import Run
 from alignment.data.batches import Starts, Transitions
+from alignment.policy.networks.compiling.compiler import lacking_compiler
 
 
 def problems(run: Run) -> Iterator[Problem]:
-    """Yield what is wrong with how a run saves time in its rollouts."""
+    """Yield what is wrong with how a run saves time."""
     yield from _scouts(run)
     yield from _caches(run)
+    yield from _compiled(run)
 
 
 def _scouts(run: Run) -> Iterator[Problem]:
@@ -68,3 +72,10 @@ def _caches(run: Run) -> Iterator[Problem]:
                 key,
                 "a compiled network would be compiled anew whenever the cache comes and goes; drop one of the two",
             )
+
+
+def _compiled(run: Run) -> Iterator[Problem]:
+    if run.policy.compile:
+        device = "cuda" if run.device == "cuda" or (run.device == "auto" and torch.cuda.is_available()) else "cpu"
+        if (lacking := lacking_compiler(device)) is not None:
+            yield "policy.compile", f"{lacking}; or set it to false"

@@ -126,7 +126,8 @@ class PolicySpec:
             attention and convolutions, and without `lora` products of matrices: they take more to make than to keep.
         cache: Let rollouts of clean samples use what the denoiser computed in earlier steps (docs/faster.md); never in
             replays, updates and evaluations. Null runs all of it in every step.
-        compile: Compile the denoiser.
+        compile: Compile the denoiser: true, as one; "blocks", each kind of its blocks once, for any shape, which takes
+            far less time to compile (docs/faster.md).
         embedding_cache: Folder of cached prompt embeddings; null keeps them in memory only.
         quantize: Storage of the frozen denoiser in fewer bits, for training adapters: "8bit" (torchao, any device),
             "4bit" (NF4 of bitsandbytes, CUDA), or "float8" (E4M3, by diffusers' layerwise casting, any device; it needs
@@ -155,7 +156,7 @@ class PolicySpec:
     attention: str = "native"
     gradient_checkpointing: bool | Literal["selective"] = False
     cache: FeatureCache | None = None
-    compile: bool = False
+    compile: bool | Literal["blocks"] = False
     embedding_cache: str | None = None
     quantize: Literal["8bit", "4bit", "float8"] | None = None
     offload: bool = False

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from alignment.errors import ConfigError
 from alignment.policy.networks.adapter_kinds import Adapter
 from alignment.policy.networks.adapters import NewAdapter, check_apart, read_adapters
+from alignment.policy.networks.compiling.compiler import compile_network
 from alignment.policy.networks.float8 import store_as_float8
 from alignment.policy.networks.layout import Layout, Whole, chosen
 from alignment.policy.networks.recompute import let_recompute
@@ -131,8 +132,7 @@ class Weights:
             let_recompute(network, spec.gradient_checkpointing, whole=spec.lora is None)
             self.layout.place(network, names)
             self.trainable |= {f"{name}.{key}" if k else key: p for key, p in chosen(network, names)}
-            if spec.compile:
-                network.compile()
+            compile_network(network, spec.compile)
         self.adapters = [layer for network in self.experts.values() for layer in adapter_layers(network)]
         self._sampling = self._folded = False
         self.snapshots: dict[str, dict[str, Tensor]] = {}

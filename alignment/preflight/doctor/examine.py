@@ -25,7 +25,14 @@ from alignment.config import build, checks
 from alignment.config.load import load as load_run
 from alignment.config.run import Run
 from alignment.errors import ConfigError, VisalignError
-from alignment.preflight.doctor import laws_of_learning, laws_of_the_pipeline, laws_of_the_run, shuffle, snr
+from alignment.preflight.doctor import (
+    laws_of_learning,
+    laws_of_speed,
+    laws_of_the_pipeline,
+    laws_of_the_run,
+    shuffle,
+    snr,
+)
 from alignment.preflight.doctor.plain_run import plain_run
 from alignment.preflight.doctor.subject import Finding, NotApplicable, Subject, at_most
 from alignment.reports.console import Console
@@ -57,6 +64,7 @@ LAWS: tuple[Law, ...] = (
     laws_of_learning.actions_follow_their_density,
     laws_of_learning.log_probability,
     laws_of_learning.first_ratio,
+    laws_of_speed.compilation_pays,
     laws_of_learning.replay_runs_what_it_trains,
     laws_of_learning.times_of_rows,
     laws_of_learning.gradient_reaches_all,
