@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"visalign {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
-        _add_init, _add_train, _add_doctor, _add_plan, _add_export, _add_report, _add_eval, _add_generate,
+        _add_init, _add_train, _add_doctor, _add_plan, _add_profile, _add_export, _add_report, _add_eval, _add_generate,
         _add_vote, _add_rewards, _add_serve_reward, _add_config,
     ):  # fmt: skip
         add(commands)
@@ -267,6 +267,21 @@ def _plan(args: argparse.Namespace) -> int:
 
     setup = plan.Setup(gpu(args.gpu), args.gpus, args.peak_fraction, args.bandwidth)
     return print_plan(args.config, args.overrides, setup, as_json=args.json)
+
+
+def _add_profile(commands: Commands) -> None:
+    parser = _add(commands, "profile", "where the time of a run's steps goes, by phase and operator, and torch's trace")
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
+    _add_overrides(parser)
+    parser.add_argument("--count", type=int, default=2, metavar="N", help="steps to look at, behind one to warm up; 2")
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
+    parser.set_defaults(command=_profile)
+
+
+def _profile(args: argparse.Namespace) -> int:
+    from alignment.preflight.profile import profile
+
+    return profile.main(args.config, args.overrides, args.count, as_json=args.json)
 
 
 def _add_export(commands: Commands) -> None:

@@ -180,7 +180,7 @@ def _numbers(run: Run) -> Iterator[Problem]:
         "timeout": (run.timeout, 1),
         "policy.lora.rank": (1 if run.policy.lora is None else run.policy.lora.usual_rank, 1),
         "batch.updates": (run.batch.updates, 1),
-        "batch.microbatch": (run.batch.microbatch, 1),
+        "batch.microbatch": (run.batch.rows, 1),
         "source.prompts": (run.source.prompts, 1),
         "optimizer.warmup": (optimizer.warmup, 0),
         "optimizer.weight_decay": (optimizer.weight_decay, 0),
@@ -254,7 +254,7 @@ def _rows(run: Run) -> Iterator[Problem]:
                 "none to compare; use at least 2",
             )
             return
-        if run.batch.microbatch < group:
+        if run.batch.microbatch != "auto" and run.batch.rows < group:
             yield (
                 "batch.microbatch",
                 f"got {run.batch.microbatch}, but {type(run.objective).__name__} compares the {group} samples of a "

@@ -28,6 +28,9 @@ __all__ = [
     "Snapshots",
 ]
 
+UNMEASURED = 16
+"""Rows of a microbatch where nobody chose or measured how many."""
+
 
 @dataclass(frozen=True)
 class Data:
@@ -143,11 +146,17 @@ class BatchSettings:
 
     Attributes:
         updates: Optimiser updates per step; experience is split among them at random.
-        microbatch: Rows in one forward-backward pass on one process.
+        microbatch: Rows in one forward-backward pass on one process; "auto" measures how many are fastest before the
+            first step, and keeps to it when the run is resumed.
     """
 
     updates: int = 1
-    microbatch: int = 16
+    microbatch: int | Literal["auto"] = UNMEASURED
+
+    @property
+    def rows(self) -> int:
+        """Rows in one pass at most; as many as by default, until they are measured."""
+        return UNMEASURED if self.microbatch == "auto" else self.microbatch
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def learn(run: Run, ctx: Context, batch: Batch, learner: Learner) -> None:
     """
     unit = rows_per_unit(run.objective, batch)
     for rows, total in updates(ctx, batch, run.batch.updates, unit):
-        parts = list(microbatches(batch, rows, run.batch.microbatch, unit))
+        parts = list(microbatches(batch, rows, run.batch.rows, unit))
         for k in range(ctx.world.together(len(parts))):
             if k < len(parts):
                 micro = batch[parts[k]].to(ctx.policy.device)

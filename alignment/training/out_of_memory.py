@@ -52,7 +52,7 @@ def _remedies(run: Run, doing: Doing) -> tuple[list[str], list[str]]:
     policy, learning = run.policy, doing == "learning"
     prompts, calls = run.source.prompts, run.source.shape(None).calls
     at_once = prompts // calls if calls else "all of them"
-    rows, pictures = run.batch.microbatch, run.evaluation.batch_size
+    rows, pictures = run.batch.rows, run.evaluation.batch_size
     resuming = [
         (learning and rows > 1, f"a smaller batch.microbatch (now {rows})"),
         (learning and policy.gradient_checkpointing is not True, "policy.gradient_checkpointing: true"),

@@ -47,6 +47,9 @@ from alignment.training.stopping import StopSignal
 from alignment.training.watch import Watching, WentBack, watching
 from reward_models.base import RewardError
 
+MICROBATCH = "microbatch"
+"""Name of what the state keeps of it beside what was found out about the pipeline."""
+
 
 def checked(path: str, overrides: Sequence[str]) -> Run:
     """Return the run that a config says, if it can work on this machine with the processes that were launched.
@@ -99,7 +102,7 @@ def begin(run: Run, runtime: Runtime, stop: StopSignal, resume: str | None, leas
         elif runtime.main and not afresh:
             refuse_run(folder)
         # A run that cannot be loaded leaves no trace on the disk.
-        trainer = load(run, runtime)
+        trainer = load(run, runtime, None if state is None else state.found.get(MICROBATCH))
         if state is not None:
             check_same_contents(state.contents, trainer.contents)
         if runtime.main:
@@ -328,7 +331,7 @@ class Session:
             wall_seconds=self._seconds(),
             config=self._config,
             contents=self.trainer.contents,
-            found=self._found,
+            found={**self._found, MICROBATCH: self.trainer.run.batch.rows},
             scaling={} if runtime.scale is None else asdict(runtime.scale),
         )
 
@@ -358,7 +361,7 @@ class Session:
         policy, runtime = self.trainer.policy, self.trainer.runtime
         moments = runtime.moments()
         check_fits(state, policy.trainable, policy.snapshots, moments)
-        check_same_finds(state.found, self._found)
+        check_same_finds({name: found for name, found in state.found.items() if name != MICROBATCH}, self._found)
         live = {name: parameter.detach() for name, parameter in policy.trainable.items()}
         restore(state, live, policy.snapshots, moments)
         if runtime.scale is not None:

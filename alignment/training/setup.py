@@ -13,6 +13,7 @@ from alignment.policy.caching.check import check_caches
 from alignment.policy.networks.loading import load_pipeline
 from alignment.policy.prepare import load_policy, prepare
 from alignment.training.loop import Trainer
+from alignment.training.microbatch import settled
 from alignment.training.runtime.mesh import check_together
 from alignment.training.runtime.runtime import Runtime
 from alignment.training.sameness import check_same
@@ -75,8 +76,14 @@ def _check_judged(reward: RewardModel, file: str, prompts: Prompts) -> None:
         raise DataError(f"{file}: {error}") from error
 
 
-def load(run: Run, runtime: Runtime) -> Trainer:
-    """Return the trainer of a run: prompts read, pipeline loaded and probed, prompts embedded, copies kept."""
+def load(run: Run, runtime: Runtime, microbatch: object = None) -> Trainer:
+    """Return the trainer of a run: prompts read, pipeline loaded and probed, prompts embedded, copies kept.
+
+    Args:
+        run: The run.
+        runtime: Where it is trained.
+        microbatch: Rows of a microbatch that a checkpoint knows, where the run leaves them to be measured.
+    """
     prompts, held_out = read_inputs(run)
     contents = {"data.prompts": prompts_digest(prompts)}
     if held_out is not None:
@@ -112,4 +119,4 @@ def load(run: Run, runtime: Runtime) -> Trainer:
     for name in run.copies:
         policy.weights.keep(name)
     runtime.attach(policy, run.optimizer)
-    return Trainer(run, policy, runtime, prompts, held_out, contents)
+    return settled(Trainer(run, policy, runtime, prompts, held_out, contents), microbatch)

@@ -138,7 +138,7 @@ def first_ratio(subject: Subject) -> Finding:
     with subject.moved():
         made = trainer.experience(trainer.context(1)).batch
         assert isinstance(made, Transitions)
-        for rows in microbatches(made, torch.arange(len(made)), trainer.run.batch.microbatch):
+        for rows in microbatches(made, torch.arange(len(made)), trainer.run.batch.rows):
             batch = made[rows].to(subject.policy.device)
             subject.policy.replay(batch, receive, grad=True)
     limit, why = _ratio_limit(subject)

@@ -301,7 +301,7 @@ def mean_loss(trainer: Trainer, batch: Batch) -> float:
 
 
 def _each_loss(trainer: Trainer, batch: Batch, microbatch: int | None, learn: Callable[[Loss], None]) -> None:
-    ctx, size = trainer.context(0), microbatch or trainer.run.batch.microbatch
+    ctx, size = trainer.context(0), microbatch or trainer.run.batch.rows
     for rows in microbatches(batch, torch.arange(len(batch)), size, rows_per_unit(trainer.run.objective, batch)):
         trainer.run.objective(ctx, batch[rows].to(trainer.policy.device), learn)
 

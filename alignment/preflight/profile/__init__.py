@@ -1,0 +1,1 @@
+"""`visalign profile`: where the time of a run's steps goes."""
