@@ -13,7 +13,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart quickstart-video test test-pipelines test-processes test-long test-gpu oracle check types laws format coverage pipelines-table golden bench bench-gpu bench-recipes bench-algorithms bench-evidence docs clean distclean
+.PHONY: help install quickstart quickstart-video test test-pipelines test-processes test-long test-gpu oracle check types laws format coverage pipelines-table golden bench bench-faster bench-gpu bench-recipes bench-algorithms bench-evidence docs clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,11 @@ golden: $(STAMP) ## Write the golden curves anew; look at the difference before 
 
 bench: $(STAMP) ## Measure what the machinery costs (minutes)
 	$(BIN)/python -m examples.benchmarks.run
+
+bench-faster: $(STAMP) ## Measure scouts on three seeds, feature caches, and compiled blocks in the doctor (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.benchmarks.caches
+	OMP_NUM_THREADS=1 $(BIN)/visalign doctor quickstart_dancegrpo policy.compile=blocks
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.benchmarks.scouts
 
 bench-gpu: $(STAMP) ## Measure a GPU in ten minutes: kernels, and steps of full-size models with random weights; call again for the rest
 	$(BIN)/python -m examples.benchmarks.gpu_hour

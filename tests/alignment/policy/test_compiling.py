@@ -66,6 +66,14 @@ def test_blocks_are_compiled_once_a_kind_and_for_any_number_of_rows() -> None:
     assert COMPILATIONS.of_step(COLD)["compile/graphs"] == 0
 
 
+def test_a_graph_serves_several_backward_passes() -> None:
+    network = Stack()
+    compile_network(network, "blocks", "aot_eager")  # compiles backward passes, too, into what eager runs
+    loss = network(torch.ones(2, 4)).square().sum()
+    one, other = (torch.autograd.grad(loss, list(network.parameters()), retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
 def test_what_is_compiled_late_is_told() -> None:
     layer = nn.Linear(2, 2)
     compile_network(layer, True, TRACED)

@@ -12,6 +12,9 @@ from alignment.policy.networks.compiling.compilations import COMPILATIONS
 
 How = bool | Literal["blocks"]
 """Not at all, the network as one, or each kind of its blocks once."""
+VARIANTS = 64
+"""Graphs of one block at most; torch takes 8 and then runs it as it is written. With gradient and without, adapters on,
+off or folded in, autocast or not, and shapes that vary or stay make more than that."""
 
 
 def lacking_compiler(device: str) -> str | None:
@@ -49,6 +52,9 @@ def compile_network(network: Any, how: How, backend: str = "inductor") -> None:
     if not how:
         return
     COMPILATIONS.count()
+    torch._dynamo.config.recompile_limit = VARIANTS
+    # Checks of replay keep a graph for several backward passes, whose buffers compiled code would use again otherwise.
+    torch._functorch.config.donated_buffer = False
     if how != "blocks":
         network.compile(backend=backend)
         return
