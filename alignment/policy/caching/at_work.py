@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffusers.models.cache_utils import CacheMixin
-from torch import nn
 
 from alignment.errors import PipelineError, PipelineRefused
 from alignment.policy.networks.caches.base import FeatureCache
@@ -52,7 +51,7 @@ def _enable(pipe: Any, name: str, network: Any, settings: Any) -> None:
         raise PipelineError(f"this cache finds no layer that it knows in {kind}")
 
 
-def _hooks(network: nn.Module) -> int:
+def _hooks(network: Any) -> int:
     """Return how many hooks of diffusers the layers of a network have."""
     registries = [vars(module)["_diffusers_hook"] for module in network.modules() if "_diffusers_hook" in vars(module)]
     return sum(len(registry.hooks) for registry in registries)

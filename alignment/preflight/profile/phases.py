@@ -1,4 +1,4 @@
-"""Which operators took the time of which phase, from the intervals that a profiler saw."""
+"""Which operators took the time of which phase, from the spans that a profiler saw."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from alignment.sources.credited import PHASE
 
 
 @dataclass(frozen=True)
-class Interval:
+class Span:
     """A call of an operator, or a phase.
 
     Attributes:
@@ -63,39 +63,39 @@ class Phase:
         return sorted(self.operators.items(), key=lambda item: -item[1].seconds)[:count]
 
 
-def by_phase(intervals: Iterable[Interval]) -> Mapping[str, Phase]:
+def by_phase(spans: Iterable[Span]) -> Mapping[str, Phase]:
     """Return each phase that was met, with its operators; the one that took most comes first.
 
     An operator belongs to the innermost phase it began in on its own thread, or, on a thread without phases (those of
     backward passes), to the one that was open on the thread with most. What no phase held is left out.
     """
-    of_thread: dict[int, list[Interval]] = defaultdict(list)
-    for interval in intervals:
-        of_thread[interval.thread].append(interval)
+    of_thread: dict[int, list[Span]] = defaultdict(list)
+    for span in spans:
+        of_thread[span.thread].append(span)
     phases = {thread: [i for i in found if i.phase is not None] for thread, found in of_thread.items()}
     main = max(phases, key=lambda thread: len(phases[thread]), default=None)
     found: dict[str, Phase] = defaultdict(Phase)
     for thread, mine in of_thread.items():
-        operators = [interval for interval in mine if interval.phase is None]
-        for interval, stack in _stacks([*(phases[thread] or phases.get(main or 0, [])), *operators]):
-            if interval.phase is not None:
+        operators = [span for span in mine if span.phase is None]
+        for span, stack in _stacks([*(phases[thread] or phases.get(main or 0, [])), *operators]):
+            if span.phase is not None:
                 if phases[thread]:  # else it is counted on its own thread
-                    found[interval.phase].seconds += interval.end - interval.start
+                    found[span.phase].seconds += span.end - span.start
                     if stack:
-                        found[stack[-1].phase or ""].seconds -= interval.end - interval.start
+                        found[stack[-1].phase or ""].seconds -= span.end - span.start
             elif stack:
-                spent = found[stack[-1].phase or ""].operators[interval.name]
+                spent = found[stack[-1].phase or ""].operators[span.name]
                 spent.calls += 1
-                spent.seconds += interval.own
+                spent.seconds += span.own
     return dict(sorted(found.items(), key=lambda item: -item[1].seconds))
 
 
-def _stacks(intervals: Sequence[Interval]) -> Iterator[tuple[Interval, list[Interval]]]:
-    """Yield each interval with the phases that were open when it began, outermost first."""
-    stack: list[Interval] = []
-    for interval in sorted(intervals, key=lambda i: (i.start, i.phase is None, -i.end)):
-        while stack and stack[-1].end <= interval.start:
+def _stacks(spans: Sequence[Span]) -> Iterator[tuple[Span, list[Span]]]:
+    """Yield each span with the phases that were open when it began, outermost first."""
+    stack: list[Span] = []
+    for span in sorted(spans, key=lambda i: (i.start, i.phase is None, -i.end)):
+        while stack and stack[-1].end <= span.start:
             stack.pop()
-        yield interval, stack
-        if interval.phase is not None:
-            stack.append(interval)
+        yield span, stack
+        if span.phase is not None:
+            stack.append(span)

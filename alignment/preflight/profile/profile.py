@@ -15,7 +15,7 @@ from alignment.config import checks
 from alignment.config.load import load as load_run
 from alignment.config.run import Run
 from alignment.errors import ConfigError
-from alignment.preflight.profile.phases import Interval, Phase, by_phase
+from alignment.preflight.profile.phases import Phase, Span, by_phase
 from alignment.reports.console import Console
 from alignment.reports.terminal import show
 from alignment.sources.credited import PHASE
@@ -80,7 +80,7 @@ def profiled(run: Run, steps: int, folder: Path) -> Mapping[str, Phase]:
                 _step(trainer, step)
         folder.mkdir(parents=True, exist_ok=True)
         seen.export_chrome_trace(str(folder / TRACE))
-        return by_phase(_intervals(seen, on_device=bool(cuda)))
+        return by_phase(_spans(seen, on_device=bool(cuda)))
     finally:
         runtime.close()
 
@@ -96,10 +96,10 @@ def _step(trainer: Trainer, step: int) -> None:
     trainer.runtime.metrics()
 
 
-def _intervals(seen: profile, *, on_device: bool) -> list[Interval]:
+def _spans(seen: profile, *, on_device: bool) -> list[Span]:
     """Return what the profiler saw on this process's threads, in seconds."""
     return [
-        Interval(
+        Span(
             event.name,
             event.time_range.start * MICRO,
             event.time_range.end * MICRO,
@@ -133,14 +133,10 @@ def as_dict(found: Mapping[str, Phase], steps: int, folder: Path) -> dict[str, o
 def _print(found: Mapping[str, Phase], steps: int, folder: Path) -> None:
     total = sum(phase.seconds for phase in found.values())
     table = Table(title=f"{total / steps:.3g} s a step under the profiler, which itself takes time; {steps} looked at")
-    for heading, side in (
-        ("phase", "left"),
-        ("operator", "left"),
-        ("calls", "right"),
-        ("s", "right"),
-        ("share", "right"),
-    ):
-        table.add_column(heading, justify=side)
+    for heading in ("phase", "operator"):
+        table.add_column(heading)
+    for heading in ("calls", "s", "share"):
+        table.add_column(heading, justify="right")
     for name, phase in found.items():
         table.add_section()
         table.add_row(

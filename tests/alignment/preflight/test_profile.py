@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignment.objectives.forward_process.nft import NFT
-from alignment.preflight.profile.phases import Interval, by_phase
+from alignment.preflight.profile.phases import Span, by_phase
 from alignment.preflight.profile.profile import TRACE, as_dict, profiled
 from alignment.sources.credited import PHASE
 from alignment.sources.on_policy import OnPolicy
@@ -18,16 +18,16 @@ from tests.support.toy import REWARD, saved, toy_run
 
 def test_operators_belong_to_the_innermost_phase_of_their_thread_or_of_the_main_one() -> None:
     found = by_phase([
-        Interval("before", 0.0, 0.5, 0.5, 1),
-        Interval(f"{PHASE}sampling", 1.0, 5.0, 0.0, 1),
-        Interval("mul", 1.0, 1.5, 0.5, 1),
-        Interval(f"{PHASE}reward", 2.0, 3.0, 0.0, 1),
-        Interval("mul", 2.5, 2.75, 0.25, 1),
-        Interval("add", 3.0, 4.0, 1.0, 1),
-        Interval(f"{PHASE}update", 5.0, 7.0, 0.0, 1),
-        Interval("mul_backward", 5.5, 6.5, 1.0, 2),
-        Interval(f"{PHASE}scoring", 1.0, 6.0, 0.0, 3),
-        Interval("clip", 5.5, 5.75, 0.25, 3),
+        Span("before", 0.0, 0.5, 0.5, 1),
+        Span(f"{PHASE}sampling", 1.0, 5.0, 0.0, 1),
+        Span("mul", 1.0, 1.5, 0.5, 1),
+        Span(f"{PHASE}reward", 2.0, 3.0, 0.0, 1),
+        Span("mul", 2.5, 2.75, 0.25, 1),
+        Span("add", 3.0, 4.0, 1.0, 1),
+        Span(f"{PHASE}update", 5.0, 7.0, 0.0, 1),
+        Span("mul_backward", 5.5, 6.5, 1.0, 2),
+        Span(f"{PHASE}scoring", 1.0, 6.0, 0.0, 3),
+        Span("clip", 5.5, 5.75, 0.25, 3),
     ])  # fmt: skip
     assert {name: phase.seconds for name, phase in found.items()} == {
         "scoring": 5.0, "sampling": 3.0, "update": 2.0, "reward": 1.0,

@@ -51,10 +51,13 @@ def compile_network(network: Any, how: How, backend: str = "inductor") -> None:
     """
     if not how:
         return
+    import torch._dynamo.config as dynamo_config
+    import torch._functorch.config as functorch_config
+
     COMPILATIONS.count()
-    torch._dynamo.config.recompile_limit = VARIANTS
+    dynamo_config.recompile_limit = VARIANTS
     # Checks of replay keep a graph for several backward passes, whose buffers compiled code would use again otherwise.
-    torch._functorch.config.donated_buffer = False
+    functorch_config.donated_buffer = False
     if how != "blocks":
         network.compile(backend=backend)
         return
