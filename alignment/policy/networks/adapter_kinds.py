@@ -21,6 +21,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from alignment.errors import ConfigError
+from alignment.policy.networks.reading.peft_settings import PeftSettings
 
 Config = LoraConfig | LoHaConfig | LoKrConfig
 """Of PEFT; one for all modules of a network."""
@@ -34,6 +35,8 @@ _KINDS: dict[str, str] = {
 }  # fmt: skip
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 """What PEFT's LoHa and LoKr adapt."""
+_SCALES = (1e-6, 1e9)
+"""Between which an alpha is: programs write up to some thousands."""
 _MODULE = re.compile(r"(.+)\.(?:lora_A\.weight|hada_w1_a|lokr_w2(?:_a)?)")
 """One tensor of each module."""
 
@@ -111,7 +114,7 @@ def config_of(parts: Mapping[str, Mapping[str, Tensor]], scales: Mapping[str, fl
     )
 
 
-def factors_config(where: str, parts: Parts, told: Mapping[str, object], layers: Mapping[str, nn.Module]) -> Config:
+def factors_config(where: str, parts: Parts, told: PeftSettings, layers: Mapping[str, nn.Module]) -> Config:
     """Return what makes PEFT build the factors of a LoHa or LoKr, whose scale is alpha over the rank.
 
     A LoKr of two whole matrices has no rank, and no scale but the one that PEFT's settings give it.
@@ -119,7 +122,7 @@ def factors_config(where: str, parts: Parts, told: Mapping[str, object], layers:
     Args:
         where: For messages.
         parts: The factors, and perhaps "alpha", by module.
-        told: PEFT's settings, where they lie beside the file.
+        told: PEFT's settings.
         layers: Layers of the network by name.
 
     Raises:
@@ -151,13 +154,16 @@ def factors_config(where: str, parts: Parts, told: Mapping[str, object], layers:
 
 
 def check_scales(where: str, alphas: Mapping[str, float]) -> None:
-    """Refuse a scale that switches an update off, or turns it round.
+    """Refuse a scale that switches an update off, or turns it round, or that nobody can have meant.
 
     Raises:
         ConfigError: Naming the module.
     """
-    if odd := next((name for name, alpha in alphas.items() if not 0 < alpha < math.inf), None):
-        raise ConfigError(f"{where}: the scale (alpha) of {odd} is {alphas[odd]}, expected more than 0")
+    smallest, largest = _SCALES
+    for name, alpha in alphas.items():
+        if not smallest <= alpha <= largest:
+            wanted = f"between {smallest:g} and {largest:g}" if alpha > 0 else "more than 0"
+            raise ConfigError(f"{where}: the scale (alpha) of {name} is {alpha}, expected {wanted}")
 
 
 def plain(alpha: float) -> float:
@@ -207,7 +213,7 @@ def _targets(parts: Mapping[str, object]) -> str:
     return "|".join(map(re.escape, sorted(parts)))
 
 
-def _rank(where: str, name: str, found: Mapping[str, Tensor], told: Mapping[str, object]) -> int:
+def _rank(where: str, name: str, found: Mapping[str, Tensor], told: PeftSettings) -> int:
     """Return the rank of a module's factors; of two whole matrices, one at which PEFT leaves them whole."""
     ranks = {len(z) for part, z in found.items() if part.endswith("_b") and z.ndim == 2}
     if len(ranks) > 1:
@@ -216,25 +222,16 @@ def _rank(where: str, name: str, found: Mapping[str, Tensor], told: Mapping[str,
     if ranks:
         return ranks.pop()
     whole = [max(z.shape[:2]) for part, z in found.items() if part == "lokr_w2" and z.ndim > 1]
-    given = _by_module(name, told, "rank_pattern", "r")
-    return int(given) if given is not None and given >= max(whole, default=1) else max(whole, default=1)
+    given = told.rank(name)
+    return given if given is not None and given >= max(whole, default=1) else max(whole, default=1)
 
 
-def _alpha(name: str, found: Mapping[str, Tensor], rank: int, told: Mapping[str, object]) -> float:
-    given, r = _by_module(name, told, "alpha_pattern", "alpha"), _by_module(name, told, "rank_pattern", "r")
+def _alpha(name: str, found: Mapping[str, Tensor], rank: int, told: PeftSettings) -> float:
+    given, r = told.alpha(name, "alpha"), told.rank(name)
     if given is not None:
         return given if r in (rank, None) else given / r * rank
     whole = "lokr_w1" in found and "lokr_w2" in found
     return float(rank) if whole or "alpha" not in found else float(found["alpha"])
-
-
-def _by_module(name: str, told: Mapping[str, object], pattern: str, usual: str) -> float | None:
-    """Return a number of PEFT's settings for a module; None where they do not say."""
-    patterns = told.get(pattern)
-    if isinstance(patterns, dict) and (key := get_pattern_key(list(map(str, patterns)), name)) in patterns:
-        return float(patterns[key])
-    number = told.get(usual)
-    return float(number) if isinstance(number, int | float) else None
 
 
 def _factor(parts: Parts, layers: Mapping[str, nn.Module]) -> int:

@@ -19,8 +19,8 @@ _WEIGHTS = ".safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _FEW = 5
 
-Found = dict[str, tuple[Path, Mapping[str, object]]]
-"""A file for each component, and what is told about it beside it."""
+Found = dict[str, tuple[Path, Mapping[str, object] | None]]
+"""A file for each component, and what is told about it beside it, if anything is."""
 
 
 def file_name(component: str, main: str) -> str:
@@ -76,7 +76,7 @@ class Place:
             chosen = self._fetched(main, components)
         others = {name: chosen.with_name(file_name(name, main)) for name in components if name != main}
         several = {name: file for name, file in others.items() if chosen.name == LORA_FILE and file.is_file()}
-        return {main: (chosen, self._told(chosen)), **{name: (file, {}) for name, file in several.items()}}
+        return {main: (chosen, self._told(chosen)), **{name: (file, None) for name, file in several.items()}}
 
     def _in_folder(self, names: Sequence[str]) -> str:
         """Return the one of these files that is the adapter."""
@@ -93,10 +93,10 @@ class Place:
             raise self._pickle(pickles[0])
         raise ConfigError(f"{self.key}: {self.name} holds no {_WEIGHTS} file")
 
-    def _told(self, file: Path) -> Mapping[str, object]:
+    def _told(self, file: Path) -> Mapping[str, object] | None:
         """Return PEFT's settings, which lie beside a file of its name."""
         if file.name != PEFT_FILE:
-            return {}
+            return None
         path = file.with_name(PEFT_CONFIG)
         if not path.is_file():
             raise ConfigError(f"{self.key}: {file} lacks its {PEFT_CONFIG}, which has its scale; put it beside it")

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -37,9 +36,10 @@ from alignment.policy.networks.adapter_kinds import (
     shape_of,
     sides,
 )
-from alignment.policy.networks.adapter_places import Place
+from alignment.policy.networks.adapter_places import PEFT_CONFIG, Place
 from alignment.policy.networks.fused import apart
 from alignment.policy.networks.module_names import FLAT, names_of
+from alignment.policy.networks.reading.peft_settings import PeftSettings
 from reward_models.foreign import ForeignCode
 
 SETTINGS = "lora_adapter_metadata"
@@ -55,6 +55,15 @@ _PARTS = {
     "lora_magnitude_vector": "magnitude", "dora_scale": "magnitude", "alpha": "alpha",
     **{name: name for name in (*LOHA, *LOKR)},
 }  # fmt: skip
+_NUMBERS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+"""Dtypes that torch does not compute in, and whose numbers are float32's, too."""
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+"""What an alpha may be besides."""
+_SAID = 200
+"""Characters of what diffusers says."""
+_TEXT = re.compile(r"(?:base_model\.model\.)?(text_encoder|lora_te|te\d?_|text_model|cond_stage_model|conditioner)")
+"""How names of text encoders begin."""
 _NAME = re.compile(rf"(.+?)\.({'|'.join(map(re.escape, _PARTS))})(?:(?:\.[^.]+)?\.weight)?")
 _FOREIGN = re.compile(
     r"\.(diff|diff_b|[wb]_norm|oft_\w+|boft_\w+|rescale|lora_mid\.weight|on_input|lokr_t1|scalar|[ab][12]\.weight|set_weight)$"
@@ -141,18 +150,21 @@ class _Reading:
     main: str
     network: Any
 
-    def adapter(self, path: Path, settings: Mapping[str, object]) -> Adapter:
+    def adapter(self, path: Path, settings: Mapping[str, object] | None) -> Adapter:
         tensors, header = self._tensors(path)
-        parts, told = self._parts(tensors), settings or self._settings(header)
-        if kind_of(self.where, parts) != "LoRA":
+        parts = self._parts(tensors)
+        told = self._header(header) if settings is None else PeftSettings(f"{self.where}: its {PEFT_CONFIG}", settings)
+        kind = kind_of(self.where, parts)
+        told.check(kind, magnitudes=any("magnitude" in part for part in parts.values()))
+        if kind != "LoRA":
             config = factors_config(self.where, parts, told, dict(self.network.named_modules()))
             factors = {f"{name}.{part}": z for name, found in parts.items() for part, z in found.items()}
             return Adapter(self.where, {key: z for key, z in factors.items() if not key.endswith(".alpha")}, config)
-        self._check(parts)
+        self._check(parts, told)
         scales = {name: _alpha(name, part, told) for name, part in parts.items()}
         check_scales(self.where, scales)
         whole = {name: plain(alpha) for name, alpha in scales.items()}
-        config = config_of(parts, whole, rslora=bool(told.get("use_rslora", False)))
+        config = config_of(parts, whole, rslora=told.flag("use_rslora"))
         weights: dict[str, Tensor] = {}
         for name, part in parts.items():
             weights |= {f"{name}.lora_A.weight": part["A"], f"{name}.lora_B.weight": part["B"]}
@@ -168,25 +180,39 @@ class _Reading:
             raise ConfigError(f"{self.where} is not a whole safetensors file: {str(error).rstrip('. ')}") from error
         if not tensors:
             raise ConfigError(f"{self.where} holds no tensor")
-        for name, tensor in tensors.items():
+        for name, stored in tensors.items():
+            part, shape = name.rpartition(".")[2], list(stored.shape)
+            tensor = tensors[name] = stored.float() if stored.dtype in _EIGHT_BITS else stored
+            whole_alpha = part == "alpha" and tensor.dtype in _WHOLE
+            if tensor.dtype not in _NUMBERS and not whole_alpha:
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                raise ConfigError(
+                    f"{self.where}: {name} is of dtype {dtype}, expected float32, bfloat16, float16, float64 or float8"
+                )
             if not bool(tensor.isfinite().all()):
                 raise ConfigError(f"{self.where}: {name} is not finite (NaN or infinity)")
-            part, shape = name.rpartition(".")[2], list(tensor.shape)
+            if part == "dora_scale" and shape[:1] == [1] and tensor.numel() > 1:
+                raise ConfigError(
+                    f"{self.where}: {name} has shape {shape}, the magnitudes of columns (LyCORIS's wd_on_out=False); "
+                    "PEFT has those of rows, [rows, 1]: train it with wd_on_out=True"
+                )
             if (part == "alpha" and tensor.numel() != 1) or (part in (*LOHA, *LOKR) and tensor.ndim < 2):
                 wanted = "one number" if part == "alpha" else "a matrix"
                 raise ConfigError(f"{self.where}: {name} has shape {shape}, expected {wanted}")
         return tensors, header or {}
 
-    def _settings(self, header: Mapping[str, str]) -> Mapping[str, object]:
+    def _header(self, header: Mapping[str, str]) -> PeftSettings:
+        where = f"{self.where}: {SETTINGS} in its header"
         if SETTINGS not in header:
-            return {}
+            return PeftSettings(where, None)
         try:
             told = json.loads(header[SETTINGS])
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{self.where}: {SETTINGS} in its header is not JSON: {error}") from error
+            raise ConfigError(f"{where} is not JSON: {error}") from error
         if not isinstance(told, dict):
-            raise ConfigError(f"{self.where}: {SETTINGS} in its header is not a JSON object")
-        return {key.removeprefix(f"{self.component}.").removeprefix(f"{self.main}."): v for key, v in told.items()}
+            raise ConfigError(f"{where} is not a JSON object")
+        names = {key: key.removeprefix(f"{self.component}.").removeprefix(f"{self.main}.") for key in told}
+        return PeftSettings(where, {name: told[key] for key, name in names.items()})
 
     def _parts(self, tensors: Mapping[str, Tensor]) -> Parts:
         """Return the tensors by module, whichever names the file uses."""
@@ -210,6 +236,8 @@ class _Reading:
                 unknown = strange if len(strange) < len(unknown) else unknown
             except ConfigError as error:
                 reason = f" (diffusers: {error})"
+        if text := next((name for name in unknown if _TEXT.match(name)), None):
+            reason += f"; {text} is of a text encoder, and those are not trained: save the file without such tensors"
         some = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
         raise ConfigError(
             f"{self.where} is an adapter of another base than this {kind.__name__}, or in names that nobody knows: "
@@ -220,7 +248,7 @@ class _Reading:
         """Return the tensors as diffusers renames those of the model's authors."""
         config: Any = self.network.config
         named = {"unet_config": config} if self.component == "unet" else {}
-        refused = lambda error: ConfigError((str(error).strip() or type(error).__name__).splitlines()[0][:200])  # noqa: E731
+        refused = lambda error: ConfigError(_shortened(error))  # noqa: E731
         with ForeignCode(refused):
             made: Any = type(self.pipe).lora_state_dict(tensors, **named)
         state, alphas = made if isinstance(made, tuple) else (made, {})
@@ -265,9 +293,16 @@ class _Reading:
         )
         flat = {theirs.replace(".", "_"): theirs for theirs in spots}
         found, said, unknown = Parts(), dict[str, str](), []
+        first: dict[tuple[str, str], str] = {}
         for name, tensor in tensors.items():
             part = _NAME.fullmatch(name)
             theirs = None if part is None else self._spot(part[1], spots, flat)
+            if part is not None:
+                module, what = theirs or self._bare(part[1]), _PARTS[part[2]]
+                if (other := first.setdefault((module, what), name)) != name:
+                    raise ConfigError(
+                        f"{self.where}: {other} and {name} are both the {what} of {module}; leave one of them out"
+                    )
             if part is None or theirs is None:
                 unknown.append(name)
             else:
@@ -277,9 +312,15 @@ class _Reading:
         for theirs, tensors_of in found.items():
             spot = spots[theirs]
             if len(spot.modules) == 1 and not spot.swapped:
-                parts[spot.modules[0]] = tensors_of
+                made = {spot.modules[0]: tensors_of}
             else:
-                parts |= apart(f"{self.where}: {said[theirs]}", tensors_of, spot, [shapes[m][0] for m in spot.modules])
+                made = apart(f"{self.where}: {said[theirs]}", tensors_of, spot, [shapes[m][0] for m in spot.modules])
+            if twice := next((module for module in made if module in parts), None):
+                others = next(said[other] for other in found if twice in spots[other].modules)
+                raise ConfigError(
+                    f"{self.where}: {others} and {said[theirs]} are both of {twice}; leave one of them out"
+                )
+            parts |= made
         return parts, unknown
 
     def _spot(self, name: str, spots: Collection[str], flat: Mapping[str, str]) -> str | None:
@@ -293,23 +334,52 @@ class _Reading:
                 return self._spot(name.removeprefix(prefix), spots, flat)
         return None
 
-    def _check(self, parts: Parts) -> None:
-        """Refuse matrices that are not there, or do not fit the layer they are for."""
+    def _bare(self, name: str) -> str:
+        """Return the name of a module that is not known here without what tools write before names."""
+        for prefix in (*_FLAT, f"{self.component}.", f"{self.main}.", *_PREFIXES):
+            if name.startswith(prefix):
+                return self._bare(name.removeprefix(prefix))
+        return name.replace(".", "_")
+
+    def _check(self, parts: Parts, told: PeftSettings) -> None:
+        """Refuse matrices that are not there, or do not fit the layer they are for, or the settings."""
         modules = dict(self.network.named_modules())
+        scaled = next((name for name, part in parts.items() if "magnitude" in part), None)
         for name, part in parts.items():
             if lacking := [side for side in ("A", "B") if side not in part]:
                 raise ConfigError(f"{self.where}: the adapter of {name} lacks its matrix {' and '.join(lacking)}")
             shape = shape_of(modules[name])
             assert shape is not None
             a, b = part["A"], part["B"]
-            fits = a.ndim > 1 and b.ndim > 1 and (b.shape[0], *a.shape[1:]) == shape and 0 < a.shape[0] == b.shape[1]
+            thin = [1] * (len(shape) - 2)  # what is left of a kernel in the second matrix
+            fits = (
+                (*b.shape[:1], *a.shape[1:]) == shape and list(b.shape[1:]) == [*a.shape[:1], *thin] and a.numel() > 0
+            )
             if not fits:
                 raise ConfigError(
                     f"{self.where} is an adapter of another network than this {type(self.network).__name__}: for "
                     f"{name} it has matrices of shapes {list(a.shape)} and {list(b.shape)}, the layer has {list(shape)}"
                 )
+            if (rank := told.rank(name)) not in (None, len(a)):
+                raise told.wrong("r", rank, f"{len(a)}, the rank of the matrices of {name}")
+            if (scaled is not None) != ("magnitude" in part):
+                raise ConfigError(
+                    f"{self.where} has magnitudes (DoRA) of {scaled} and none of {name}, where PEFT has all or none"
+                )
             if "magnitude" in part:
-                part["magnitude"] = _magnitude(part["magnitude"], len(shape))
+                found = part["magnitude"]
+                if found.numel() != len(b):
+                    raise ConfigError(
+                        f"{self.where}: the magnitudes (DoRA) of {name} have shape {list(found.shape)}, the layer has "
+                        f"{len(b)} rows"
+                    )
+                part["magnitude"] = _magnitude(found, len(shape))
+
+
+def _shortened(error: BaseException) -> str:
+    """Return what diffusers says in one line, without what it lists."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return said if len(said) <= _SAID else f"{type(error).__name__}, and a list of names"
 
 
 def _magnitude(found: Tensor, dimensions: int) -> Tensor:
@@ -317,12 +387,9 @@ def _magnitude(found: Tensor, dimensions: int) -> Tensor:
     return found.flatten() if dimensions == 2 else found.reshape(1, -1, *[1] * (dimensions - 2))
 
 
-def _alpha(name: str, part: Mapping[str, Tensor], told: Mapping[str, object]) -> float:
+def _alpha(name: str, part: Mapping[str, Tensor], told: PeftSettings) -> float:
     """Return the alpha of a module: a tensor beside the matrices, or what the settings say, or the rank."""
     if "alpha" in part:
         return float(part["alpha"])
-    pattern = told.get("alpha_pattern")
-    if isinstance(pattern, dict) and (key := get_pattern_key(list(map(str, pattern)), name)) in pattern:
-        return float(pattern[key])
-    usual = told.get("lora_alpha")
-    return float(usual) if isinstance(usual, int | float) else float(len(part["A"]))
+    given = told.alpha(name, "lora_alpha")
+    return float(len(part["A"])) if given is None else given

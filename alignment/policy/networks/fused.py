@@ -31,10 +31,13 @@ def apart(where: str, found: Mapping[str, Tensor], spot: Spot, sizes: Sequence[i
     if lacking := [side for side in ("A", "B") if side not in found]:
         raise ConfigError(f"{where} lacks its matrix {' and '.join(lacking)}")
     a, b = found["A"], found["B"]
-    if a.ndim < 2 or b.ndim < 2 or not 0 < len(a) == b.shape[1] or len(b) != sum(sizes):
+    thin = list(b.shape[2:]) == [1] * (a.ndim - 2)  # what is left of a kernel in the second matrix
+    if a.ndim < 2 or b.ndim < 2 or not thin or not 0 < len(a) == b.shape[1] or len(b) != sum(sizes):
         raise ConfigError(
             f"{where} has matrices of shapes {list(a.shape)} and {list(b.shape)}, not of {sum(sizes)} rows"
         )
+    if "magnitude" in found and found["magnitude"].numel() != sum(sizes):
+        raise ConfigError(f"{where} has magnitudes of shape {list(found['magnitude'].shape)}, not of {sum(sizes)} rows")
     whole = {part: halves_swapped(z) if spot.swapped and part in ("B", "magnitude") else z for part, z in found.items()}
     made: dict[str, dict[str, Tensor]] = {}
     for k, (module, b) in enumerate(zip(spot.modules, whole["B"].split(list(sizes)), strict=True)):
