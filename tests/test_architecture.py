@@ -69,7 +69,7 @@ DISTRIBUTED = {
 PRINTERS = {"alignment/reports/terminal.py", "alignment/reports/console.py"}
 EXTRAS = {
     "xformers", "hpsv2", "ImageReward", "open_clip", "wandb", "trackio", "tensorboard", "torch.utils.tensorboard",
-    "pyarrow", "torchao", "bitsandbytes", "fastapi", "uvicorn", "rapidocr", "onnxruntime",
+    "optuna", "pyarrow", "torchao", "bitsandbytes", "fastapi", "uvicorn", "rapidocr", "onnxruntime",
 }  # fmt: skip
 
 MODULES = 15

@@ -114,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"visalign {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (
-        _add_init, _add_train, _add_doctor, _add_plan, _add_profile, _add_export, _add_report, _add_eval, _add_generate,
-        _add_vote, _add_rewards, _add_serve_reward, _add_config,
+        _add_init, _add_train, _add_doctor, _add_plan, _add_profile, _add_export, _add_report, _add_evals, _add_tune,
+        _add_rewards, _add_serve_reward, _add_config,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -319,22 +319,18 @@ def _report(args: argparse.Namespace) -> int:
     return report.main(args.run)
 
 
-def _add_eval(commands: Commands) -> None:
+def _add_evals(commands: Commands) -> None:
     from evals import cli as evals
 
-    evals.add_eval(commands)
+    for add in (evals.add_eval, evals.add_generate, evals.add_vote):
+        add(commands)
 
 
-def _add_generate(commands: Commands) -> None:
-    from evals import cli as evals
+def _add_tune(commands: Commands) -> None:
+    from alignment.cli import tune
 
-    evals.add_generate(commands)
-
-
-def _add_vote(commands: Commands) -> None:
-    from evals import cli as evals
-
-    evals.add_vote(commands)
+    parser = _add(commands, "tune", "search a few numbers of a config by short runs")
+    _add_overrides(tune.arguments(parser))
 
 
 def _add_rewards(commands: Commands) -> None:

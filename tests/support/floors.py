@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("alignment.checkpoints",),
     ("evals",),
     ("alignment.training",),
-    ("alignment.training.judges",),
+    ("alignment.training.judges", "alignment.training.tuning"),
     ("alignment.preflight.doctor", "alignment.preflight.plan", "alignment.preflight.profile"),
     ("alignment.cli",),
     ("alignment.__main__", "alignment.api"),

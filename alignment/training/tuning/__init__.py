@@ -1,0 +1,1 @@
+"""Searching a few fields of a config by short runs."""
