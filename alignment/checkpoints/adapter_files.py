@@ -17,6 +17,7 @@ from torch import Tensor
 from alignment.checkpoints.parts import whole
 from alignment.errors import CheckpointError
 from alignment.policy.networks.adapter_kinds import Adapter, Config, config_of
+from alignment.policy.networks.adapter_places import FROZEN
 from alignment.policy.networks.adapters import SETTINGS
 from alignment.policy.networks.tuning import ADAPTER
 from alignment.policy.networks.weights import Weights
@@ -24,7 +25,7 @@ from alignment.policy.networks.weights import Weights
 
 def frozen_file(number: int, component: str, main: str) -> str:
     """Return the name of the file of a frozen adapter, by its number among those of `lying_under`."""
-    return f"frozen_adapter_{number}{'' if component == main else f'_{component}'}.safetensors"
+    return f"{FROZEN}{number}{'' if component == main else f'_{component}'}.safetensors"
 
 
 def lying_under(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -138,6 +138,11 @@ def _write_adapters(checkpoint: Path, folder: Path, card: Card, order: Order) ->
             adapter = formats.in_dtype(read_own(checkpoint / file), order.stored)
             if form == "diffusers" and classes.layout(adapter.kind) == "alone":
                 raise formats.not_loaded(adapter.kind, kind.__name__)
+            if form == "kohya" and adapter.kind == "DoRA":
+                raise ConfigError(
+                    f"--as kohya: kohya's tools know no magnitudes, and would read the DoRA {checkpoint / file} as a "
+                    "plain LoRA; use --as comfyui, or --as merged for the whole pipeline"
+                )
             path = folder / _path(file, name, main, form)
             path.parent.mkdir(parents=True, exist_ok=True)
             formats.write_form(adapter, path, form, kind.__name__, header)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 """The file that `load_lora_weights` looks for."""
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The files of PEFT's `save_pretrained`."""
+
+FROZEN = "frozen_adapter_"
+"""How the files begin of adapters that a checkpoint was trained on top of."""
 
 _WEIGHTS = ".safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -46,15 +50,29 @@ class Place:
         Raises:
             ConfigError: If nothing is there, or a pickle.
         """
+        if not self.name:
+            raise ConfigError(f"{self.key}: the name is empty, expected a file, a folder or a hub id (owner/name)")
         path = Path(self.name)
         if path.suffix in _PICKLES:
             raise self._pickle(path.name)
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike Path's own, of any text
             self._in_folder([entry.name for entry in path.iterdir()])
-        elif not path.is_file() and self._hub() is None:
-            raise ConfigError(
-                f"{self.key}: there is no file or folder {self.name}, and it is not a hub id (owner/name)"
-            )
+        elif not os.path.isfile(path):
+            if os.path.islink(path):
+                raise ConfigError(f"{self.key}: {self.name} is a link to {os.readlink(path)}, where nothing is")
+            if os.path.exists(path):
+                raise ConfigError(f"{self.key}: {self.name} is neither a file nor a folder")
+            if self._hub() is None:
+                raise ConfigError(
+                    f"{self.key}: there is no file or folder {self.name}, and it is not a hub id (owner/name)"
+                )
+
+    def lying_under(self) -> list[Path]:
+        """Return the copies of what the adapter was trained on top of, where a checkpoint or an export has them."""
+        path = Path(self.name)
+        folder = path.parent if os.path.isfile(path) and path.name == LORA_FILE else path
+        found = sorted(folder.glob(f"{FROZEN}*{_WEIGHTS}")) if os.path.isdir(folder) else []
+        return [file for file in found if file.stem.removeprefix(FROZEN).isdecimal()]
 
     def files(self, main: str, components: Sequence[str]) -> Found:
         """Return the file of each component, fetched where it is on the hub.
@@ -80,7 +98,7 @@ class Place:
 
     def _in_folder(self, names: Sequence[str]) -> str:
         """Return the one of these files that is the adapter."""
-        weights = sorted(name for name in names if name.endswith(_WEIGHTS))
+        weights = sorted(name for name in names if name.endswith(_WEIGHTS) and not Path(name).name.startswith("."))
         for known in (LORA_FILE, PEFT_FILE):
             if known in weights:
                 return known
@@ -120,6 +138,8 @@ class Place:
         """Return the hub id and the file of it that the name says, if it looks like one."""
         parts = self.name.split("/")
         if len(parts) < 2 or not all(parts) or parts[0].startswith(".") or Path(parts[0]).is_dir():
+            return None
+        if len(parts) == 2 and parts[1].endswith(_WEIGHTS):  # a file that is not there
             return None
         inside = "/".join(parts[2:])
         return ("/".join(parts[:2]), inside or None) if not inside or inside.endswith(_WEIGHTS) else None

@@ -98,17 +98,31 @@ def _gguf(spec: PolicySpec) -> Any:
     return GGUFQuantizationConfig(compute_dtype=spec.precision or getattr(torch, spec.dtype))
 
 
-def check_factors(networks: Mapping[str, Any], start: Mapping[str, Adapter]) -> None:
-    """Refuse adapters that make an update as large as the weight it is for, where that is stored in another shape.
+def check_start(spec: PolicySpec, networks: Mapping[str, Any], start: Mapping[str, Adapter]) -> None:
+    """Refuse an adapter of a kind that cannot go on being trained as `spec` says.
+
+    That is one that makes an update as large as the weight it is for, where that is stored in another shape; and a
+    DoRA where weights are folded in or rounded.
 
     Raises:
         ConfigError: Saying what can be done.
     """
-    for name in _rounded(networks):
-        if name in start and start[name].kind in ("LoHa", "LoKr"):
+    rounded = list(networks) if spec.rounded_file else _rounded(networks)
+    for name, adapter in start.items():
+        if name in rounded and adapter.kind in ("LoHa", "LoKr"):
             raise ConfigError(
-                f"{start[name].origin} is a {start[name].kind}, which PEFT does not add to weights in fewer bits; "
+                f"{adapter.origin} is a {adapter.kind}, which PEFT does not add to weights in fewer bits; "
                 "train it on the pipeline that is not rounded"
+            )
+        if adapter.kind == "DoRA" and spec.lora is not None and spec.lora.merge:
+            raise ConfigError(
+                f"policy.lora.merge: {adapter.origin.partition(': ')[2]} is a DoRA: the rows of a DoRA weight are "
+                "scaled, too, and are not folded in; set it to false"
+            )
+        if adapter.kind == "DoRA" and (spec.rounded_file or spec.quantize == "float8"):
+            raise ConfigError(
+                f"{adapter.origin} is a DoRA, which measures weights at every call, and these are in fewer bits; "
+                "train it on the pipeline that is not rounded, or with policy.quantize: 8bit"
             )
 
 

@@ -191,7 +191,7 @@ class PolicySpec:
             return "adapters cannot be folded into them; set policy.lora.merge: false"
         if self.adapters:
             return "policy.adapters cannot be folded into them; export a merged pipeline first, and train on that"
-        if self.lora.dora and self.quantize == "float8":
+        if self.lora.dora and (self.rounded_file or self.quantize == "float8"):
             return "DoRA measures them at every call; set policy.lora.dora: false, or use 8bit"
         return "pissa takes a part out of them; use init: gaussian" if self.lora.init == "pissa" else None
 

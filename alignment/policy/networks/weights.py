@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from alignment.errors import ConfigError
 from alignment.policy.networks.adapter_kinds import Adapter
+from alignment.policy.networks.adapter_places import Place
 from alignment.policy.networks.adapters import NewAdapter, check_apart, read_adapters
 from alignment.policy.networks.compiling.compiler import compile_network
 from alignment.policy.networks.float8 import store_as_float8
 from alignment.policy.networks.layout import Layout, Whole, chosen
 from alignment.policy.networks.recompute import let_recompute
-from alignment.policy.networks.single_file import check_factors, check_rounded
+from alignment.policy.networks.single_file import check_rounded, check_start
 from alignment.policy.networks.spec import Lora, PolicySpec
 from alignment.policy.networks.tuning import (
     adapter_layers,
@@ -67,18 +68,45 @@ def bring(spec: PolicySpec, pipe: Any, networks: Mapping[str, Any]) -> Brought:
     start = None
     if spec.lora is not None and spec.lora.start is not None:
         start = read_adapters("policy.lora.start", spec.lora.start, pipe, networks)
-        check_factors(networks, start)
+        check_start(spec, networks, start)
         if lacking := networks.keys() - start.keys():
             raise ConfigError(
                 f"policy.lora.start: {spec.lora.start} has adapters of the {' and '.join(start)} alone, and the "
                 f"{' and '.join(sorted(lacking))} is trained, too"
             )
     stacked = [adapters for adapters, _ in frozen]
+    _check_under(spec, stacked, pipe, networks)
     if start is not None:
         check_apart(stacked, start)
     else:
         check_apart(stacked, {} if spec.lora is None else _new(spec.lora, networks))
     return Brought(frozen, samplers, start)
+
+
+def _check_under(
+    spec: PolicySpec, stacked: Sequence[Mapping[str, Adapter]], pipe: Any, networks: Mapping[str, Any]
+) -> None:
+    """Refuse an adapter that was trained on top of others, as its folder has them, where one of those is missing.
+
+    Raises:
+        ConfigError: Naming the missing one.
+    """
+    named = {f"policy.adapters.{k}.path": told.path for k, told in enumerate(spec.adapters)}
+    if spec.lora is not None and spec.lora.start is not None:
+        named["policy.lora.start"] = spec.lora.start
+    main = next(iter(networks))
+    for key, place in named.items():
+        for file in Place(key, place).lying_under():
+            under = read_adapters(key, str(file), pipe, networks)[main].weights
+            if not any(_same(under, adapters[main].weights) for adapters in stacked if main in adapters):
+                raise ConfigError(
+                    f"{key}: {place} was trained on top of {file}, which is not among policy.adapters; add it there, "
+                    f"{{path: {file}, weight: W}}, with the weight that the card beside it (README.md) says"
+                )
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(z, other[name]) for name, z in one.items())
 
 
 def _new(lora: Lora, networks: Mapping[str, Any]) -> Mapping[str, NewAdapter]:

@@ -20,8 +20,8 @@ from alignment.policy.networks.adapter_kinds import Adapter
 from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_CONFIG, PEFT_FILE
 from alignment.policy.networks.adapters import read_adapters
 from alignment.policy.networks.loading import experts
-from alignment.policy.networks.single_file import check_factors
-from alignment.policy.networks.spec import FrozenAdapter, Lora
+from alignment.policy.networks.single_file import check_start
+from alignment.policy.networks.spec import FrozenAdapter, Lora, PolicySpec
 from alignment.policy.networks.tuning import fold
 from samplers.dynamics.flow_sde import FlowSDE
 from tests.pipelines.test_adapters import same
@@ -301,9 +301,12 @@ def test_factors_neither_sample_alone_nor_lie_on_rounded_weights(flux_folder: Pa
         build(flux_folder, FLUX_CALL, adapters=(FrozenAdapter(str(file), when="sampling"),), ready=False)
     pipe = tiny_flux()
     start = read_adapters(BEGIN, str(file), pipe, experts(pipe))
+    told = Lora(start=str(file))
+    with pytest.raises(ConfigError, match=r"is a LoHa, which PEFT does not add to weights in fewer bits"):
+        check_start(PolicySpec("somewhere", single_file="some.gguf", lora=told), experts(pipe), start)
     pipe.transformer.register_to_config(quantization_config={"quant_method": "bitsandbytes"})
     with pytest.raises(ConfigError, match=r"is a LoHa, which PEFT does not add to weights in fewer bits"):
-        check_factors(experts(pipe), start)
+        check_start(PolicySpec("somewhere", lora=told), experts(pipe), start)
 
 
 def test_a_scale_that_other_programs_do_not_know_is_refused(tmp_path: Path) -> None:

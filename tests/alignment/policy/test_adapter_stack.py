@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from alignment.checkpoints.adapter_files import trained_adapters, write_adapter
+from alignment.checkpoints.adapter_files import frozen_file, trained_adapters, write_adapter
 from alignment.checkpoints.artifacts import CARD, write_artifacts
 from alignment.checkpoints.checkpoint import Checkpoints
 from alignment.checkpoints.export import Order, export
@@ -81,6 +81,35 @@ def test_adapters_that_do_not_add_up_are_refused(flux_folder: Path, tmp_path: Pa
         PolicySpec("somewhere", lora=Lora(), quantize="8bit", adapters=stack)
 
 
+def test_a_dora_to_start_from_is_neither_folded_in_nor_on_rounded_weights(flux_folder: Path, tmp_path: Path) -> None:
+    save(tiny_flux(), tmp_path, Lora(2, dora=True))
+    start = str(tmp_path)
+    with pytest.raises(ConfigError, match=r"policy.lora.merge: .* is a DoRA: the rows .* set it to false"):
+        build(flux_folder, FLUX_CALL, lora=Lora(start=start, merge=True), ready=False)
+    with pytest.raises(ConfigError, match=r"start: .* is a DoRA, which measures weights .* policy.quantize: 8bit"):
+        build(flux_folder, FLUX_CALL, lora=Lora(start=start), quantize="float8", ready=False)
+    with pytest.raises(ConfigError, match=r"some.gguf holds rounded weights: DoRA measures them at every call"):
+        PolicySpec("somewhere", single_file="some.gguf", lora=Lora(dora=True))
+
+
+def test_what_was_trained_on_top_of_others_is_not_taken_without_them(flux_folder: Path, tmp_path: Path) -> None:
+    save(tiny_flux(), tmp_path / "start", Lora(2))
+    save(tiny_flux(), tmp_path / "style", Lora(2, targets=("to_q",)))
+    under = tmp_path / "start" / frozen_file(0, "transformer", "transformer")
+    (tmp_path / "style" / LORA_FILE).rename(under)
+    start = str(tmp_path / "start")
+    says = (
+        rf"start\S* was trained on top of {under}, which is not among policy.adapters; add it there, \{{path: {under},"
+    )
+    for place in (start, f"{start}/{LORA_FILE}"):
+        with pytest.raises(ConfigError, match=says):
+            build(flux_folder, FLUX_CALL, lora=Lora(start=place), ready=False)
+    with pytest.raises(ConfigError, match=r"policy.adapters.0.path: .* was trained on top of"):
+        build(flux_folder, FLUX_CALL, lora=Lora(2), adapters=(FrozenAdapter(start),), ready=False)
+    stack = (FrozenAdapter(str(under), 0.5),)
+    assert build(flux_folder, FLUX_CALL, lora=Lora(start=start), adapters=stack, ready=False).weights.brought.start
+
+
 def test_what_training_was_on_top_of_is_exported_with_it(flux_folder: Path, tmp_path: Path) -> None:
     """A checkpoint holds its own copies: the whole pipeline and the card's code both make the policy's picture."""
     save(tiny_flux(), tmp_path / "style", Lora(2))
@@ -101,6 +130,18 @@ def test_what_training_was_on_top_of_is_exported_with_it(flux_folder: Path, tmp_
     names: dict[str, Any] = {}
     exec(code[1].replace("THIS_FOLDER", str(tmp_path / "lora")), names)
     torch.testing.assert_close(picture(quiet(names["pipe"])), wanted, atol=FOLDED, rtol=0)
+
+
+def test_magnitudes_are_not_exported_for_tools_that_would_read_past_them(flux_folder: Path, tmp_path: Path) -> None:
+    policy, config = (
+        build(flux_folder, FLUX_CALL, lora=Lora(2, dora=True), ready=False),
+        config_of(flux_folder, lora=True),
+    )
+    write = lambda folder: write_artifacts(folder, policy.pipe, policy.weights, card_of(config))  # noqa: E731
+    checkpoint = Checkpoints(tmp_path / "run", keep=1, config=config).save(7, write)
+    with pytest.raises(ConfigError, match=r"--as kohya: kohya's tools know no magnitudes, .* use --as comfyui, or"):
+        export(checkpoint, tmp_path / "out", Order("kohya"))
+    assert not (tmp_path / "out").exists()
 
 
 # ---- other kinds of new adapters -------------------------------------------------------------------------------------

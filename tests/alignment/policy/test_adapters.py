@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,6 +165,16 @@ def described(tmp_path: Path, text: str) -> Path:
     return tmp_path
 
 
+def linked(tmp_path: Path) -> Path:
+    (tmp_path / "a.safetensors").symlink_to("nothing")
+    return tmp_path / "a.safetensors"
+
+
+def piped(tmp_path: Path) -> Path:
+    os.mkfifo(tmp_path / "a.safetensors")
+    return tmp_path / "a.safetensors"
+
+
 PLACES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nowhere": (lambda path: path / "missing" / "x", "there is no file or folder .*, and it is not a hub id"),
     "a pickle": (lambda path: place(path, "style.ckpt") / "style.ckpt", "style.ckpt is a pickle, which can run code"),
@@ -172,6 +183,13 @@ PLACES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an empty folder": (lambda path: path, "holds no .safetensors file"),
     "no safetensors": (lambda path: place(path, "a.safetensors"), "is not a whole safetensors file"),
     "another kind": (lambda path: described(path, '{"peft_type": "OFT"}'), "peft_type is OFT; LORA, LOHA and LOKR can"),
+    "a file of a missing folder": (
+        lambda path: Path("adapters/nope.safetensors"),
+        "there is no file or folder adapters/",
+    ),
+    "a link to nothing": (lambda path: linked(path), "a.safetensors is a link to nothing, where nothing is"),
+    "a pipe": (lambda path: piped(path), "a.safetensors is neither a file nor a folder"),
+    "a name without end": (lambda path: path / ("x" * 300), "there is no file or folder"),
     "a config that is none": (lambda path: described(path, "[]"), "is not a JSON object"),
 }
 
@@ -182,6 +200,13 @@ def test_a_place_without_an_adapter_is_refused(name: str, tmp_path: Path) -> Non
     pipe = tiny_flux()
     with pytest.raises(ConfigError, match=says):
         read_adapters(BEGIN, str(make(tmp_path)), pipe, experts(pipe))
+
+
+def test_files_that_systems_hide_are_none_and_a_name_is_given(tmp_path: Path) -> None:
+    place(tmp_path, "a.safetensors", "._a.safetensors")
+    assert Place(BEGIN, str(tmp_path)).files("transformer", ("transformer",))["transformer"][0].name == "a.safetensors"
+    with pytest.raises(ConfigError, match="start: the name is empty, expected a file, a folder or a hub id"):
+        Place(BEGIN, "").check()
 
 
 def test_the_hub_is_asked_and_its_answer_told() -> None:
