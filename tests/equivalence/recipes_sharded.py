@@ -14,12 +14,16 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 
 from alignment.errors import VisalignError
-from tests.support.recipe_twins import RECIPES, take_step, tiny_run, write_data
+from tests.support.recipe_twins import RECIPES, in_float32, take_step, tiny_run, write_data
 from tests.support.tiny_rewards import Shelf
 
 
 def main() -> None:
-    """Write RECIPE.safetensors for those that come through, RECIPE.txt with the reason for those that are refused."""
+    """Write RECIPE.safetensors for those that come through, RECIPE.txt with the reason for those that are refused.
+
+    A recipe comes through if it takes a step as it is. The weights are those of a step in float32, for comparison:
+    two ways to round to bfloat16 (autocast casts at each operation, FSDP2 a block's weights and inputs) show nothing.
+    """
     torch.set_num_threads(1)
     folder, rank = Path(sys.argv[1]), os.environ["RANK"]
     mine = folder / f"process {rank}"  # each process makes the same files, for itself
@@ -28,10 +32,11 @@ def main() -> None:
     os.chdir(mine)
     shelf = Shelf(mine / "rewards")
     # Before the processes meet: afterwards transformers lets the first one alone write.
-    runs = {name: tiny_run(path, mine, shelf, "parallel.shard=2") for name, path in RECIPES.items()}
-    for name, run in runs.items():
+    sharded = {name: tiny_run(path, mine, shelf, "parallel.shard=2") for name, path in RECIPES.items()}
+    for name, run in sharded.items():
         try:
-            weights, _ = take_step(run)
+            take_step(run)
+            weights, _ = take_step(in_float32(run))
         except VisalignError as error:
             (mine / f"{name}.txt").write_text(str(error))
             continue

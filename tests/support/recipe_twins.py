@@ -113,6 +113,11 @@ def tiny_run(path: Path, folder: Path, shelf: Shelf, *more: str) -> Run:
     return scored(load(path, [*small(path), *here, *changes, *more]), shelf)
 
 
+def in_float32(run: Run) -> Run:
+    """Return the run with float32 weights and no autocast: rounding, and Adam's first update, hide what differs."""
+    return replace(run, policy=replace(run.policy, autocast=None, dtype="float32"))
+
+
 def take_step(run: Run) -> tuple[dict[str, Tensor], float]:
     """Take the first step of a run; return its trained weights, all finite, and how far they have moved together."""
     latents.RETURNS = (1.0, 1.0)  # VAEs of random weights give nothing back

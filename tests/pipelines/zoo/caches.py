@@ -46,7 +46,7 @@ def qwen_image_2_1() -> Member:
 
 def hunyuan_image() -> Member:
     """HunyuanImage: guidance that keeps an average of its own from round to round, and begins to use it late."""
-    pad_to(HunyuanImagePipeline, 4 * texts.TOKENS)
+    pad_to(HunyuanImagePipeline, 4 * texts.TOKENS, 16)
     (words, encoder), (letters, encoder_2) = texts.qwen25_vl(front=3), texts.byt5()
     transformer = HunyuanImageTransformer2DModel(
         in_channels=8,

@@ -56,9 +56,13 @@ def _finished(build: Callable[[], Member]) -> Callable[[], Member]:
     return finish
 
 
-def pad_to(kind: type[DiffusionPipeline], tokens: int) -> None:
-    """Let pipelines of a class pad texts to `tokens`; how many is a number in their `__init__`, a thousand of them."""
+def pad_to(kind: type[DiffusionPipeline], tokens: int, letters: int) -> None:
+    """Let pipelines of a class pad texts to `tokens`, and what is to be written in the picture to `letters`.
+
+    How many is a number in their `__init__`: a thousand, and 256, each of which a layer of 2,048 widths reads.
+    """
     kind.tokenizer_max_length = property(lambda self: tokens, lambda self, value: None)
+    kind.tokenizer_2_max_length = property(lambda self: letters, lambda self, value: None)
 
 
 def flow(shift: float = 1.0) -> FlowMatchEulerDiscreteScheduler:

@@ -99,7 +99,7 @@ def hunyuan15_transformer(task: str) -> HunyuanVideo15Transformer3DModel:
 
 def hunyuan_video_1_5() -> Member:
     """HunyuanVideo 1.5: guidance by a component."""
-    pad_to(HunyuanVideo15Pipeline, 120)  # a hundred are its own
+    pad_to(HunyuanVideo15Pipeline, 120, 16)  # a hundred are its own
     (words, encoder), (words_2, encoder_2) = texts.qwen25_vl_text(SYSTEM_TOKENS), texts.byt5()
     pipe = HunyuanVideo15Pipeline(
         encoder,
