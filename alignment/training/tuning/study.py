@@ -121,8 +121,7 @@ def _try_one(study: Any, asked: Asked, ranges: Sequence[Range], run: Run, length
     import optuna
 
     study.sampler = optuna.samplers.TPESampler(seed=run.seed + len(study.trials))  # the same where a study goes on
-    kinds = {True: optuna.distributions.IntDistribution, False: optuna.distributions.FloatDistribution}
-    trial = study.ask({r.field: kinds[r.whole](_end(r, r.low), _end(r, r.high), log=r.by_magnitude) for r in ranges})
+    trial = study.ask({one.field: _drawn_from(one) for one in ranges})
     value = 0.0
     for steps in lengths:
         try:
@@ -148,8 +147,13 @@ def _refuse(study: Any, trial: Any, error: VisalignError) -> None:
     study.tell(trial, state=TrialState.FAIL)
 
 
-def _end(between: Range, value: float) -> int | float:
-    return int(value) if between.whole else value
+def _drawn_from(between: Range) -> Any:
+    """Return a range as Optuna has it."""
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    if between.whole:
+        return IntDistribution(int(between.low), int(between.high), log=between.by_magnitude)
+    return FloatDistribution(between.low, between.high, log=between.by_magnitude)
 
 
 def measured(asked: Asked, run: Run, params: Mapping[str, float], steps: int) -> float:
