@@ -20,7 +20,14 @@ from alignment.checkpoints.adapter_files import frozen_file, lying_under, read_o
 from alignment.checkpoints.artifacts import CARD, Card, name_of_base, read_card, write_card
 from alignment.checkpoints.hub import push_folder, require_token
 from alignment.checkpoints.manifest import verify
-from alignment.checkpoints.whole import declared, to_dtype, trained_pipeline, write_originals, write_pipeline
+from alignment.checkpoints.whole import (
+    check_fits,
+    declared,
+    to_dtype,
+    trained_pipeline,
+    write_originals,
+    write_pipeline,
+)
 from alignment.data.tensor_files import heed_umask
 from alignment.errors import ConfigError, EnvironmentProblem
 from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_FILE, file_name
@@ -61,7 +68,7 @@ class Order:
 def main(checkpoint: str, to: str, order: Order, push: str | None = None) -> int:
     """Export, print where to, upload it where that was asked for, and return the exit code 0."""
     if push is not None:
-        require_token()
+        require_token(push)
     export(Path(checkpoint), Path(to), order)
     show(f"{to}: {checkpoint} as {order.form}, read back; {Path(to) / CARD} says how to load it")
     if push is not None:
@@ -129,6 +136,8 @@ def _write_adapters(checkpoint: Path, folder: Path, card: Card, order: Order) ->
     trained = read_own(checkpoint / LORA_FILE)
     main = trained.origin
     classes = declared(card, order.pipeline, main)
+    if order.pipeline is not None and Path(order.pipeline).is_dir():
+        check_fits(checkpoint, order.pipeline, classes)
     header = _header(card)
     for name, kind in classes.trained.items():
         frozen = [frozen_file(k, name, main) for k, _ in enumerate(lying_under(card.config))]

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignment.errors import EnvironmentProblem
+from alignment.errors import ConfigError, EnvironmentProblem
 
 
-def require_token() -> None:
+def require_token(repository: str) -> None:
     """Refuse to begin where nothing can be uploaded.
 
+    Args:
+        repository: Its name on the hub.
+
     Raises:
+        ConfigError: If no repository can be called so.
         EnvironmentProblem: If there is no token.
     """
     from huggingface_hub import get_token
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise ConfigError(f"--push: {str(error).rstrip('. ')}; expected OWNER/NAME") from error
     if get_token() is None:
         raise EnvironmentProblem("--push: there is no token for the hub; run `hf auth login`, or set HF_TOKEN")
 

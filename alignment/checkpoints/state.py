@@ -310,6 +310,16 @@ def check_same_run(
         )
 
 
+def contents_of(folder: Path) -> Mapping[str, str]:
+    """Return the hashes of what a checkpoint's run was made from; none where its state was not kept.
+
+    Raises:
+        CheckpointError: If they are damaged.
+    """
+    path = folder / STATE / "progress.json"
+    return _read_progress(path).get("contents", {}) if path.is_file() else {}
+
+
 def check_same_contents(saved: Mapping[str, str], current: Mapping[str, str]) -> None:
     """Refuse to go on with prompts or base weights that are not those of the checkpoint, whatever they are called.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from alignment.checkpoints.adapter_files import frozen_file, lying_under
 from alignment.checkpoints.artifacts import Card, Classes, write_card
+from alignment.checkpoints.contents import pipeline_digest
 from alignment.checkpoints.formats import check_parts, check_written
+from alignment.checkpoints.state import contents_of
 from alignment.errors import CheckpointError, ConfigError, PipelineError
 from alignment.policy.networks.adapter_kinds import Adapter
 from alignment.policy.networks.adapter_places import LORA_FILE, file_name
@@ -113,7 +116,16 @@ def trained_pipeline(checkpoint: Path, card: Card, pipeline: str | None = None) 
         ConfigError: If the base pipeline has moved, or its weights are rounded.
         PipelineError: If the base pipeline cannot be loaded.
     """
-    pipe = load_pipeline(base_of(card, pipeline), torch.device("cpu"))
+    try:
+        pipe = load_pipeline(base_of(card, pipeline), torch.device("cpu"))
+    except PipelineError as error:
+        if pipeline is not None:
+            raise
+        raise PipelineError(
+            f"{error}. If it is a folder, it was named from the one that training was started in: say where it is with "
+            "`--pipeline PATH`"
+        ) from error
+    _compare(checkpoint, card, pipe)
     component, networks = denoiser_name(pipe), experts(pipe)
     if any("quantization_config" in network.config for network in networks.values()):
         raise ConfigError(
@@ -143,10 +155,11 @@ def declared(card: Card, pipeline: str | None, main: str) -> Classes:
         main: Name of its main trained component.
 
     Raises:
+        CheckpointError: If it has no such component.
         ConfigError: If it is not there.
         PipelineError: If diffusers has no such classes.
     """
-    spec = base_of(card, pipeline)
+    spec = base_of(card, pipeline, index=True)
     try:
         index = diffusers.DiffusionPipeline.load_config(
             spec.pipeline, revision=spec.revision, local_files_only=Path(spec.pipeline).is_dir()
@@ -164,14 +177,55 @@ def declared(card: Card, pipeline: str | None, main: str) -> Classes:
         **{name: kinds.get(name) for name in trained},
     }
     for name, kind in named.items():
-        if kind is None or kind not in dir(diffusers):
+        if kind is None:
+            raise CheckpointError(
+                f"{spec.pipeline} has no {name}, which was trained; give the pipeline that it was trained on with "
+                "`--pipeline PATH`"
+            )
+        if kind not in dir(diffusers):
             raise PipelineError(f"{spec.pipeline}: diffusers has no class {kind} for its {name}")
     found = {name: getattr(diffusers, str(kind)) for name, kind in named.items()}
     return Classes(found.pop("pipeline"), found)
 
 
-def base_of(card: Card, pipeline: str | None) -> PolicySpec:
+def check_fits(checkpoint: Path, pipeline: str, classes: Classes) -> None:
+    """Refuse a base pipeline in whose networks the adapters of a checkpoint have no place; no weights are read.
+
+    Args:
+        checkpoint: A verified checkpoint of adapters.
+        pipeline: Folder of the pipeline.
+        classes: Those of the pipeline.
+
+    Raises:
+        CheckpointError: If names or shapes of modules are others.
+    """
+    networks = {}
+    for name, kind in classes.trained.items():
+        network: Any = kind
+        with torch.device("meta"):
+            networks[name] = network.from_config(network.load_config(pipeline, subfolder=name))
+    _read(checkpoint, object.__new__(classes.pipeline), networks)
+
+
+def _compare(checkpoint: Path, card: Card, pipe: Any) -> None:
+    """Warn of a base pipeline that is another one, by content, than that of the training."""
+    rounded = card.config["policy"].get("quantize") is not None
+    known = None if rounded else contents_of(checkpoint).get("policy.pipeline")
+    if known is not None and pipeline_digest(pipe) != known:
+        warnings.warn(
+            f"{pipe.config._name_or_path} is not the pipeline that {checkpoint} was trained on, by content: what comes "
+            "of it is not what training showed",
+            stacklevel=3,
+        )
+
+
+def base_of(card: Card, pipeline: str | None, *, index: bool = False) -> PolicySpec:
     """Return where the base pipeline is, and how it is loaded.
+
+    Args:
+        card: Of the checkpoint.
+        pipeline: Where it is, if not where training found it.
+        index: Whether its index alone is wanted, so that it does not matter what its weights are.
 
     Raises:
         ConfigError: If it has moved.
@@ -183,7 +237,7 @@ def base_of(card: Card, pipeline: str | None) -> PolicySpec:
         raise ConfigError(
             f"the pipeline it was trained on is not in {place} any more; say where with `--pipeline PATH`"
         )
-    file = policy.get("single_file") if pipeline is None else None
+    file = policy.get("single_file") if pipeline is None and not index else None
     if file is not None and file.endswith(GGUF):
         raise ConfigError(
             f"it was trained on {file}, whose weights are rounded; give the pipeline that is not with `--pipeline PATH`"

@@ -6,20 +6,24 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from diffusers import DiffusionPipeline, FluxTransformer2DModel
+from diffusers import DiffusionPipeline, FluxPipeline, FluxTransformer2DModel
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from alignment.checkpoints import formats
-from alignment.checkpoints.artifacts import CARD, CARD_DATA
+from alignment.checkpoints.artifacts import CARD, CARD_DATA, read_card
+from alignment.checkpoints.contents import pipeline_digest
 from alignment.checkpoints.export import Order, export, main
+from alignment.checkpoints.manifest import STATE
+from alignment.checkpoints.whole import declared, trained_pipeline
 from alignment.cli import main as cli
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem, PipelineError
 from alignment.policy.networks.adapter_kinds import Adapter
@@ -117,19 +121,54 @@ def test_a_target_that_is_taken_is_refused(adapters: Trained, tmp_path: Path) ->
     assert (tmp_path / "full" / "mine").read_text() == (tmp_path / "file").read_text() == "keep me"
 
 
-@pytest.mark.parametrize("form", ["merged", "full"])
+@pytest.mark.parametrize("form", ["merged", "full", "diffusers", "peft"])
 def test_a_checkpoint_of_another_model_is_refused(
     adapters: Trained, whole: Trained, tmp_path: Path, form: str, sd15_folder: Path
 ) -> None:
-    run = adapters if form == "merged" else whole
+    run = whole if form == "full" else adapters
     with pytest.raises(CheckpointError, match="--pipeline PATH"):
         export(run.checkpoint, tmp_path / "out", Order(form, str(sd15_folder)))
     wider = tiny_flux()
     wider.transformer = FluxTransformer2DModel.from_config(wider.transformer.config, num_attention_heads=4)
     wider.save_pretrained(tmp_path / "wider")
-    with pytest.raises(CheckpointError, match="another network" if form == "merged" else "num_attention_heads"):
+    with pytest.raises(CheckpointError, match="num_attention_heads" if form == "full" else "another network"):
         export(run.checkpoint, tmp_path / "out", Order(form, str(tmp_path / "wider")))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_base_of_other_content_is_told(
+    adapters: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    checkpoint = shutil.copytree(adapters.checkpoint, tmp_path / "checkpoint-7")
+    digest = pipeline_digest(DiffusionPipeline.from_pretrained(adapters.base))
+    (checkpoint / STATE).mkdir(exist_ok=True)
+    progress = {"step": 7, "wall_seconds": 1.0, "contents": {"policy.pipeline": digest}}
+    (checkpoint / STATE / "progress.json").write_text(json.dumps(progress))
+    card = read_card(checkpoint)
+    trained_pipeline(checkpoint, card)
+    assert not [one for one in recwarn if "by content" in str(one.message)]
+    other = DiffusionPipeline.from_pretrained(adapters.base)
+    for weight in other.transformer.parameters():
+        weight.data.mul_(1.5)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.warns(match=r"other is not the pipeline that .*checkpoint-7 was trained on, by content"):
+        trained_pipeline(checkpoint, card, str(tmp_path / "other"))
+
+
+def test_a_relative_place_is_explained(adapters: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = read_card(adapters.checkpoint)
+    policy = {**card.config["policy"], "pipeline": "assets/nowhere"}
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PipelineError, match=r"named from the one that training was started in: say where .*--pipeline"):
+        trained_pipeline(adapters.checkpoint, replace(card, config={**card.config, "policy": policy}))
+
+
+def test_adapters_alone_need_no_weights_of_the_base(adapters: Trained, tmp_path: Path) -> None:
+    card = read_card(adapters.checkpoint)
+    rounded = {**card.config, "policy": {**card.config["policy"], "single_file": "flux.gguf"}}
+    assert declared(replace(card, config=rounded), None, "transformer").pipeline is FluxPipeline
+    with pytest.raises(ConfigError, match=r"trained on flux.gguf, whose weights are rounded"):
+        trained_pipeline(adapters.checkpoint, replace(card, config=rounded))
 
 
 def test_a_broken_base_or_place_leaves_nothing(adapters: Trained, tmp_path: Path) -> None:
@@ -249,6 +288,9 @@ def test_nothing_is_exported_where_it_could_not_be_pushed(
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     to = tmp_path / "out"
     words = ["export", str(adapters.checkpoint), "--to", str(to), "--as", "diffusers"]
+    assert cli.run([*words, "--push", "not a name"]) == 2
+    assert "--push: " in (told := capsys.readouterr().err)
+    assert "expected OWNER/NAME" in told
     assert cli.run([*words, "--push", "somebody/style"]) == 3
     assert "--push: there is no token for the hub; run `hf auth login`, or set HF_TOKEN" in capsys.readouterr().err
     assert not to.exists()
