@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from diffusers.loaders.single_file_model import FromOriginalModelMixin
+from safetensors import SafetensorError, safe_open
 
 from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
 from alignment.policy.networks.adapter_kinds import Adapter
@@ -16,6 +17,9 @@ from alignment.policy.networks.spec import GGUF, PolicySpec
 from reward_models.foreign import ForeignCode
 
 _SAFE = (".safetensors", GGUF)
+_MAGIC = b"GGUF"
+_NAMED = 3
+"""Tensors that a message names."""
 
 
 def misfiled(spec: PolicySpec) -> str | None:
@@ -58,9 +62,14 @@ def denoiser_of_file(spec: PolicySpec, kind: Any, networks: tuple[str, ...]) -> 
             f"policy.single_file: {spec.pipeline} has two networks, {name} and {twin}, and there is one file"
         )
 
+    names = _looked_into(spec.single_file)
+
     def unreadable(error: BaseException) -> PipelineError:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
-        return PipelineError(f"policy.single_file: {spec.single_file} could not be read as a {cls.__name__}: {reason}")
+        held = f". It holds {len(names)} tensors: {', '.join(names[:_NAMED])}, ..." if names else ""
+        return PipelineError(
+            f"policy.single_file: {spec.single_file} could not be read as a {cls.__name__}: {reason}{held}"
+        )
 
     quantization = _gguf(spec)
     with ForeignCode(unreadable):
@@ -74,6 +83,36 @@ def denoiser_of_file(spec: PolicySpec, kind: Any, networks: tuple[str, ...]) -> 
             local_files_only=local,
         )
     return {name: network}
+
+
+def _looked_into(file: str) -> list[str]:
+    """Return the names of a file's tensors; none of a GGUF file's, which another package reads.
+
+    Raises:
+        ConfigError: If it is not what its name says, is not whole, or holds an adapter.
+    """
+    if file.endswith(GGUF):
+        with Path(file).open("rb") as stream:
+            if stream.read(len(_MAGIC)) != _MAGIC:
+                raise ConfigError(
+                    f"policy.single_file: {file} is no GGUF file: it does not begin with {_MAGIC.decode()}"
+                )
+        return []
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            names = list(tensors.keys())
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"policy.single_file: {file} is not a whole safetensors file: {str(error).rstrip('. ')}"
+        ) from error
+    if adapter := next((name for name in names if "lora" in name.lower()), None):
+        raise ConfigError(
+            f"policy.single_file: {file} holds an adapter ({adapter}) and no network; policy.lora.start trains it on, "
+            "and policy.adapters has it lie under what is trained"
+        )
+    if not names:
+        raise ConfigError(f"policy.single_file: {file} holds no tensor")
+    return names
 
 
 def _declared(index: Mapping[str, Any], networks: tuple[str, ...]) -> tuple[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, QuantoConfig, TorchAoConfig
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torchao.quantization import Float8WeightOnlyConfig
 
 from alignment.checkpoints.adapter_files import trained_adapters
@@ -72,6 +72,36 @@ def test_files_that_are_not_the_denoiser_are_refused(flux_folder: Path, tmp_path
         with pytest.raises(PipelineError, match=says) as refused:
             load_pipeline(PolicySpec(str(flux_folder), single_file=str(file)), CPU)
         assert "\n" not in str(refused.value)
+
+
+SPOILT = {
+    "empty": (".safetensors", b"", "is not a whole safetensors file"),
+    "cut off": (".safetensors", save({"one": torch.ones(64)})[:-9], "is not a whole safetensors file"),
+    "nothing": (".safetensors", save({}), "holds no tensor"),
+    "an adapter": (".safetensors", save({"to_q.lora_A.weight": torch.ones(2)}), r"an adapter \(to_q.lora_A.weight\)"),
+    "no GGUF": (".gguf", b"PK\3\4", "is no GGUF file: it does not begin with GGUF"),
+}
+
+
+@pytest.mark.parametrize(("ending", "content", "says"), SPOILT.values(), ids=SPOILT)
+def test_files_that_are_no_network_say_what_they_are(
+    ending: str, content: bytes, says: str, flux_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / f"spoilt{ending}"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"policy.single_file: .*{says}"):
+        build(flux_folder, FLUX_CALL, lora=Lora(2), single_file=str(file))
+
+
+def test_names_that_diffusers_cannot_place_are_shown(flux_folder: Path, tmp_path: Path) -> None:
+    tensors = {f"model.{name}": tensor for name, tensor in tiny_flux().transformer.state_dict().items()}
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if "transformer_blocks" not in name},
+        tmp_path / "odd.safetensors",
+    )
+    with pytest.raises(PipelineError, match=r"It holds \d+ tensors: model\.") as refused:
+        load_pipeline(PolicySpec(str(flux_folder), single_file=str(tmp_path / "odd.safetensors")), CPU)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
