@@ -109,7 +109,7 @@ class Trainer:
             "samples_per_second": samples / seconds["total"],
             "memory/peak_bytes": float(peak_memory(self.runtime.world.device)),
             **{f"seconds/{name}": spent for name, spent in seconds.items()},
-            **COMPILATIONS.of_step(step),
+            **(COMPILATIONS.of_step(step) if self.run.policy.compile else {}),
         }
 
 

@@ -165,6 +165,8 @@ def test_weights_are_left_bit_for_bit(folder: Path) -> None:
 
 ELSEWHERE = {"disk space", "prompt length", "log probability", "checkpoint reopens"}
 """Laws that are broken in a test of their own below."""
+WARN = {"compilation pays"}
+"""Laws about speed, which is the machine's business: they warn and fail nothing."""
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -177,7 +179,7 @@ def test_what_is_broken_is_named(folder: Path, case: str) -> None:
 
 def test_every_law_is_broken_by_some_test() -> None:
     names = {law.__name__.replace("_", " ") for law in examine.LAWS}
-    assert {law for law, *_ in BROKEN.values()} | ELSEWHERE == names
+    assert {law for law, *_ in BROKEN.values()} | ELSEWHERE | WARN == names
 
 
 def test_a_density_without_its_constant_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

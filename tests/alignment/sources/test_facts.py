@@ -25,6 +25,7 @@ from alignment.objectives.preference.seppo import SePPO
 from alignment.preflight.doctor.subject import exchanged
 from alignment.sources.base import Source, StepShape
 from alignment.sources.offline import Offline
+from alignment.sources.offline_groups import OfflineGroups
 from alignment.sources.offline_pairs import OfflinePairs
 from alignment.sources.on_policy import OnPolicy
 from alignment.sources.on_policy_pairs import OnPolicyPairs
@@ -90,6 +91,7 @@ def test_every_source_says_how_large_its_step_is(folder: Path) -> None:
         "records": (Offline(4), SFT(), labelled(folder, count=8)),
         "records of a group": (Offline(4, rows_per_group=2), ADPO(), labelled(folder, count=8)),
         "pairs of a file": (OfflinePairs(4), DPO(), pairs(folder, count=8)),
+        "groups of a file": (OfflineGroups(4), ADPO(), pairs(folder, count=8)),
         "winners": (SemiPolicy(4, kept=2), SePPO(), labelled(folder, wanted=True, count=8)),
     }
     made = {name: (*whole, str(folder / "prompts.txt")) for name, whole in MADE.items()}
