@@ -34,6 +34,7 @@ from tests.support.policies import (
 from tests.support.tiny import SD15_CALL, tiny_sd15
 
 RATIO = 1e-6
+OTHER_ROWS = 1e-5  # products of another number of rows sum in another order: 1.4e-6 was seen with AVX2
 """|rho - 1| of unchanged weights, in float32."""
 GRADIENT = 1e-5
 """Relative rounding of gradients summed in another order."""
@@ -70,7 +71,7 @@ def test_the_first_ratio_is_one(case, dynamics, policy_of):
         policy.replay(part, lambda k, v, part=part, seen=seen: seen.append(log_ratio(part, k, v)), grad=True)
         assert len(seen) == 3
         for ratio in seen:
-            assert ratio.exp().sub(1).abs().max() <= RATIO
+            assert ratio.exp().sub(1).abs().max() <= (RATIO if len(rows) == len(batch) else OTHER_ROWS)
 
 
 @pytest.mark.parametrize("case", ["flux", "sd15 guided"])
