@@ -91,15 +91,7 @@ def fall(changes: Sequence[float], chance: float) -> tuple[float, float]:
     if len(values) < 2:
         return math.nan, math.nan
     mean, spread = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
-    return mean, mean + _one_sided(len(values), chance) * spread
-
-
-@functools.cache
-def _one_sided(count: int, chance: float) -> float:
-    """Return how many standard errors Student's one-sided interval reaches, with `count` independent values."""
-    from scipy import stats  # see `_quantile`
-
-    return float(stats.t.isf(chance, count - 1))
+    return mean, mean + _quantile(len(values), 1 - chance) * spread
 
 
 def over_runs(values: Sequence[float]) -> Interval:
@@ -151,11 +143,14 @@ def _variance(sums: np.ndarray, sizes: np.ndarray) -> float:
 
 
 @functools.cache
-def _quantile(count: int) -> float:
-    """Return how many standard errors Student's 95 % interval reaches either way, with `count` independent values."""
+def _quantile(count: int, share: float = (1 + CONFIDENCE) / 2) -> float:
+    """Return the standard errors below which a share of Student's distribution lies, with `count` independent values.
+
+    By default how far the 95 % interval reaches either way.
+    """
     from scipy import stats  # it takes most of a second to import, and a refused config is not to wait for it
 
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
+    return float(stats.t.ppf(share, count - 1))
 
 
 def _proportion(sums: np.ndarray, sizes: np.ndarray) -> Interval:

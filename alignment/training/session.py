@@ -243,13 +243,13 @@ class Session:
             Alarmed: If the run is to stop.
             WentBack: If it goes on from the best checkpoint.
         """
-        watch = self._watch
-        if watch is None or watch.best is None:
+        watch, step = self._watch, None if self._watch is None else self._watch.best
+        if watch is None or step is None:
             return
-        self.checkpoints.best, todo = watch.best, watch.todo(done)
-        if watch.best == done or todo == "stop":
+        self.checkpoints.best, todo = step, watch.todo(done)
+        if step == done or todo == "stop":
             self._save_once()
-        best = self.checkpoints.folder / f"checkpoint-{watch.best}"
+        best = self.checkpoints.folder / f"checkpoint-{step}"
         if todo == "stop":
             self.checkpoints.settle()
             alarm = watch.alarms[-1]

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from alignment.reports.statistics import Interval, difference, interval
+from evals.generation.makers import MANIFEST
 from evals.generation.shelf import Row, write
 
 CHOSEN = "chosen"
-MANIFEST = "manifest.jsonl"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from alignment.reports.console import Console
 from alignment.reports.pictures import contact_sheet, encode
 from alignment.reports.statistics import Interval
 from evals.choosing.choose import CHOSEN, Gain, Pick, choose, gains, write_chosen
-from evals.generation.command import device_of, planned, say_size, titled, wait
+from evals.generation.command import Asked, device_of, planned, say_size, wait, words_of
 from evals.generation.generate import generate
 from evals.generation.judge import judge
 from evals.generation.page import finite
@@ -29,7 +29,6 @@ from evals.generation.progress import Bar
 from evals.generation.shelf import write
 from evals.generation.table import Table
 from evals.medium import Medium, as_media
-from reward_models.base import RewardModel
 
 SUITE = "prompts"
 CANDIDATES = "candidates"
@@ -43,8 +42,9 @@ def main(args: argparse.Namespace) -> int:
     """Make, score and choose; return the exit code."""
     output, share = Path(args.output), Share.launched()
     told = _asked(args, output)
-    chooser = _check(args)
+    _check(args)
     plan = planned(told, output / CANDIDATES, parse_device(device_of(args.device, share)))
+    chooser = next(iter(plan.rewards)) if args.by else None
     [subject] = plan.subjects
     if subject.kind == "pictures":
         raise ConfigError(f"{subject.place} is a folder of pictures; visalign eval compares such, nothing makes more")
@@ -70,24 +70,14 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _asked(args: argparse.Namespace, output: Path) -> dict[str, Any]:
+def _asked(args: argparse.Namespace, output: Path) -> Asked:
     """Return the words of a comparison of one subject on the prompts."""
     if bool(args.prompt) == (args.prompts is not None):
         raise ConfigError("what is to be seen? give --prompt TEXT (repeated for several), or --prompts FILE")
     file = args.prompts or str(_kept(args.prompt, output))
     read_prompts(file)
-    making = {key: vars(args)[key] for key in ("seed", "limit", "batch_size", "dtype")}
-    return {
-        "subjects": [args.subject],
-        "sweep": False,
-        "suites": [[SUITE, f"file={file}"]],
-        "rewards": [*([args.by] if args.by else []), *(args.reward or [])],
-        "features": [],
-        "call": list(args.call),
-        "making": {**making, "pictures": args.pictures * args.best_of},
-        "reference": None,
-        "references": 2,
-    }
+    rewards = [*([args.by] if args.by else []), *(args.reward or [])]
+    return words_of(args, [args.subject], [[SUITE, f"file={file}"]], rewards, args.pictures * args.best_of)
 
 
 def _kept(texts: list[str], output: Path) -> Path:
@@ -107,8 +97,8 @@ def _kept(texts: list[str], output: Path) -> Path:
     return path
 
 
-def _check(args: argparse.Namespace) -> str | None:
-    """Return the title of the reward that chooses; None where nothing does.
+def _check(args: argparse.Namespace) -> None:
+    """Refuse tries that nothing chooses from, and a reward that chooses from one.
 
     Raises:
         ConfigError: If there is something to choose from and nothing that chooses, or the other way round.
@@ -123,7 +113,6 @@ def _check(args: argparse.Namespace) -> str | None:
             f"--by {args.by[0]} chooses among several, and one is made: --best-of N; to score what is made: --reward "
             f"{args.by[0]}"
         )
-    return next(iter(titled(RewardModel, [args.by, *(args.reward or [])]))) if args.by else None
 
 
 def _finish(args: argparse.Namespace, plan: EvalPlan, chooser: str | None, seconds: dict[str, float]) -> None:

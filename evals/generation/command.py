@@ -46,19 +46,12 @@ def asked(args: argparse.Namespace) -> Asked:
     Raises:
         ConfigError: If neither says what is compared.
     """
-    told: Asked = {
-        "subjects": list(args.subjects),
-        "sweep": args.sweep,
-        "suites": args.on or [["shapes"]],
-        "rewards": args.reward or [],
-        "features": args.features or [list(words) for words in FEATURES],
-        "call": list(args.call),
-        "making": {key: vars(args)[key] for key in ("seed", "pictures", "limit", "batch_size", "dtype")},
-        "reference": args.reference,
-        "references": args.references,
-    }
     if args.subjects:
-        return told
+        told = words_of(args, args.subjects, args.on or [["shapes"]], args.reward or [], args.pictures)
+        features = args.features or [list(words) for words in FEATURES]
+        return told | {
+            "sweep": args.sweep, "features": features, "reference": args.reference, "references": args.references
+        }  # fmt: skip
     before = read_protocol(Path(args.output))
     if before is None:
         raise ConfigError(
@@ -70,6 +63,36 @@ def asked(args: argparse.Namespace) -> Asked:
     if args.pictures is not None:
         kept["making"]["pictures"] = args.pictures
     return kept | {key: value for key, value in given.items() if value}
+
+
+def words_of(
+    args: argparse.Namespace,
+    subjects: Sequence[str],
+    suites: Sequence[Sequence[str]],
+    rewards: Sequence[Sequence[str]],
+    pictures: int | None,
+) -> Asked:
+    """Return the words of a comparison without features or references, made as a command line says.
+
+    Args:
+        args: The command line, for how pictures are made.
+        subjects: What is compared.
+        suites: On what, each with its fields.
+        rewards: What scores, each with its fields.
+        pictures: Pictures per prompt; None as a suite says.
+    """
+    making = {key: vars(args)[key] for key in ("seed", "limit", "batch_size", "dtype")}
+    return {
+        "subjects": list(subjects),
+        "sweep": False,
+        "suites": suites,
+        "rewards": rewards,
+        "features": [],
+        "call": list(args.call),
+        "making": {**making, "pictures": pictures},
+        "reference": None,
+        "references": 2,
+    }
 
 
 def planned(told: Asked, output: Path, device: torch.device) -> EvalPlan:

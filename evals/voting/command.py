@@ -7,13 +7,12 @@ import itertools
 import secrets
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from alignment.config.device import parse_device
 from alignment.errors import ConfigError, DataError
 from alignment.listening import bind, is_loopback
 from alignment.reports import terminal
-from evals.generation.command import planned, say_size
+from evals.generation.command import planned, say_size, words_of
 from evals.generation.generate import generate
 from evals.generation.plan import EvalPlan, Share
 from evals.generation.progress import Bar
@@ -35,7 +34,8 @@ def main(args: argparse.Namespace) -> int:
     for package in ("uvicorn", "fastapi"):
         extra("vote", package, "serve")
     output = Path(args.output)
-    plan = planned(_asked(args), output / MADE, parse_device(args.device))
+    told = words_of(args, args.subjects, args.on or [["shapes"]], [], args.pictures)
+    plan = planned(told, output / MADE, parse_device(args.device))
     if len(plan.subjects) < 2:
         raise ConfigError(
             f"between what is the choice? visalign vote SUBJECT SUBJECT ...; got {args.subjects[0]} alone"
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
     say_size(plan, bar)
     if args.dry_run:
         return 0
-    plan.settle(_asked(args), Share())
+    plan.settle(told, Share())
     try:
         generate(plan, Share(), bar)
     finally:
@@ -62,14 +62,6 @@ def main(args: argparse.Namespace) -> int:
             server_of(application(votes, token), Connections()).run(sockets=[listener])
     _show(votes, output)
     return 0
-
-
-def _asked(args: argparse.Namespace) -> dict[str, Any]:
-    making = {key: vars(args)[key] for key in ("seed", "pictures", "limit", "batch_size", "dtype")}
-    return {
-        "subjects": list(args.subjects), "sweep": False, "suites": args.on or [["shapes"]], "rewards": [],
-        "features": [], "call": list(args.call), "making": making, "reference": None, "references": 2,
-    }  # fmt: skip
 
 
 def pairs_of(plan: EvalPlan, output: Path) -> list[Matchup]:
@@ -98,11 +90,12 @@ def pairs_of(plan: EvalPlan, output: Path) -> list[Matchup]:
 
 def _shown(path: Path, output: Path) -> str:
     """Return the name under which a picture is shown: that of its content."""
-    medium = Medium.file(path)
+    content = Medium.file(path).read()
+    medium = Medium(path.name, path, content)  # which is read once
     medium.levels(1)  # what is damaged is refused before anybody is asked
     name = f"{medium.digest}{path.suffix.lower()}"
     if not (output / MEDIA / name).is_file():
-        write(output / MEDIA / name, medium.read())
+        write(output / MEDIA / name, content)
     return name
 
 

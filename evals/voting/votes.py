@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import threading
 from collections import Counter
@@ -16,6 +15,7 @@ import numpy as np
 
 from alignment.errors import DataError
 from alignment.reports.statistics import Interval, interval
+from evals.generation.page import finite
 from evals.generation.shelf import write, writing
 from evals.voting.ballot import Matchup, Said, Vote, agreement, next_pair
 
@@ -167,22 +167,8 @@ def read(path: Path) -> list[Vote]:
 
 def as_json(votes: Votes) -> dict[str, Any]:
     """Return how subjects stand, and how far raters agree; null for what is not known."""
-
-    def number(value: float) -> float | None:
-        return None if math.isnan(value) else value
-
-    return {
-        "votes": votes.count(),
-        "agreement": number(votes.agreement()),
-        "standings": [
-            {
-                "subjects": one.subjects,
-                "rate": {name: number(value) for name, value in vars(one.rate).items()},
-                "said": one.said,
-            }
-            for one in votes.standings()
-        ],
-    }
+    told = {"votes": votes.count(), "agreement": votes.agreement(), "standings": [asdict(t) for t in votes.standings()]}
+    return finite(told)
 
 
 def _line(record: Mapping[str, object]) -> str:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from alignment.credit.backbones.base import Backbone
-from alignment.credit.backbones.hub import IMAGENET, fitted, load_network, square
-from reward_models.loading.preprocess import normalise
+from alignment.credit.backbones.hub import PatchTokens, load_network
 from reward_models.loading.weights import Dtype
 
 
@@ -35,7 +32,7 @@ class DINOv2(Backbone):
     shortest: int = 224
     longest: int = 518
 
-    def load(self, *, device: torch.device) -> DINOv2Patches:
+    def load(self, *, device: torch.device) -> PatchTokens:
         """Return the loaded network.
 
         Raises:
@@ -44,19 +41,4 @@ class DINOv2(Backbone):
         from transformers import Dinov2Model
 
         network = load_network(Dinov2Model, self.weights, self.revision, dtype=self.dtype)
-        return DINOv2Patches(self, network.to(device))
-
-
-@dataclass(frozen=True)
-class DINOv2Patches:
-    """The loaded network."""
-
-    how: DINOv2
-    network: Any
-
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Return `[n, h, w, d]`."""
-        patch = self.network.config.patch_size
-        ready = normalise(fitted(pictures, patch, self.how.shortest, self.how.longest), *IMAGENET)
-        tokens = self.network(pixel_values=ready.to(self.network.dtype)).last_hidden_state[:, 1:]
-        return square(tokens, *(side // patch for side in ready.shape[-2:]))
+        return PatchTokens(self, network.to(device))

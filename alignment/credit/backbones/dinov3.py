@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from alignment.credit.backbones.base import Backbone
-from alignment.credit.backbones.hub import IMAGENET, fitted, load_network, square
-from reward_models.loading.preprocess import normalise
+from alignment.credit.backbones.hub import PatchTokens, load_network
 from reward_models.loading.weights import Dtype
 
 
@@ -35,7 +32,7 @@ class DINOv3(Backbone):
     shortest: int = 224
     longest: int = 512
 
-    def load(self, *, device: torch.device) -> DINOv3Patches:
+    def load(self, *, device: torch.device) -> PatchTokens:
         """Return the loaded network.
 
         Raises:
@@ -44,20 +41,4 @@ class DINOv3(Backbone):
         from transformers import DINOv3ViTModel
 
         network = load_network(DINOv3ViTModel, self.weights, self.revision, dtype=self.dtype)
-        return DINOv3Patches(self, network.to(device))
-
-
-@dataclass(frozen=True)
-class DINOv3Patches:
-    """The loaded network."""
-
-    how: DINOv3
-    network: Any
-
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Return `[n, h, w, d]`."""
-        config = self.network.config
-        ready = normalise(fitted(pictures, config.patch_size, self.how.shortest, self.how.longest), *IMAGENET)
-        tokens = self.network(pixel_values=ready.to(self.network.dtype)).last_hidden_state
-        patches = tokens[:, 1 + config.num_register_tokens :]
-        return square(patches, *(side // config.patch_size for side in ready.shape[-2:]))
+        return PatchTokens(self, network.to(device), 1 + network.config.num_register_tokens)

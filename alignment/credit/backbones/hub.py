@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from alignment.errors import ConfigError
 from reward_models.base import RewardError
+from reward_models.loading.preprocess import normalise
 from reward_models.loading.weights import Dtype, find_folder, load_pretrained
 
 KEY = "source.structure.backbone"
@@ -57,6 +59,38 @@ def fitted(pictures: Tensor, patch: int, shortest: int, longest: int) -> Tensor:
     if (height, width) == tuple(pictures.shape[-2:]):
         return pictures
     return interpolate(pictures, size=(height, width), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+class Sized(Protocol):
+    """A backbone that brings pictures to a size between two bounds."""
+
+    @property
+    def shortest(self) -> int: ...
+
+    @property
+    def longest(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class PatchTokens:
+    """A loaded vision transformer that takes pictures of any size.
+
+    Attributes:
+        how: The bounds of that size.
+        network: It.
+        leading: Tokens before those of patches: the class's, and registers.
+    """
+
+    how: Sized
+    network: Any
+    leading: int = 1
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Return `[n, h, w, d]`."""
+        patch = self.network.config.patch_size
+        ready = normalise(fitted(pictures, patch, self.how.shortest, self.how.longest), *IMAGENET)
+        tokens = self.network(pixel_values=ready.to(self.network.dtype)).last_hidden_state[:, self.leading :]
+        return square(tokens, *(side // patch for side in ready.shape[-2:]))
 
 
 def square(tokens: Tensor, height: int, width: int) -> Tensor:
