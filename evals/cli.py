@@ -23,7 +23,7 @@ def add(actions: Actions) -> None:
 def add_eval(commands: Actions) -> None:
     """Add `visalign eval`, which compares generators, to the commands."""
     says = "compare generators: the same prompts and noise, scored, with intervals, and a page"
-    parser = commands.add_parser("eval", help=says, description=says, allow_abbrev=False)
+    parser = _action(commands, "eval", says)
     parser.add_argument(
         "subjects",
         nargs="*",
@@ -58,7 +58,7 @@ def _eval(args: argparse.Namespace) -> int:
 def add_generate(commands: Actions) -> None:
     """Add `visalign generate`, which makes pictures, to the commands."""
     says = "make pictures: plain, or the best of several by a reward"
-    parser = commands.add_parser("generate", help=says, description=says, allow_abbrev=False)
+    parser = _action(commands, "generate", says)
     parser.add_argument(
         "subject",
         metavar="PLACE[+ADAPTER[@WEIGHT]]",
@@ -87,7 +87,7 @@ def _generate(args: argparse.Namespace) -> int:
 def add_vote(commands: Actions) -> None:
     """Add `visalign vote`, which asks people, to the commands."""
     says = "ask people which of two pictures is better, on a local web page; their votes are pairs to learn from"
-    parser = commands.add_parser("vote", help=says, description=says, allow_abbrev=False)
+    parser = _action(commands, "vote", says)
     parser.add_argument(
         "subjects", nargs="+", metavar="[NAME=]PLACE[+ADAPTER[@WEIGHT]]", help="two or more, as for visalign eval"
     )
