@@ -27,6 +27,7 @@ from alignment.checkpoints.network_files import write_network
 from alignment.errors import CheckpointError
 from alignment.policy.networks.adapter_places import file_name
 from alignment.policy.networks.loading import experts
+from alignment.policy.networks.spec import GGUF
 from alignment.policy.networks.weights import Weights
 from alignment.reports.terminal import visible
 
@@ -61,6 +62,13 @@ class Card:
     task: str = "text-to-image"
     trigger: str | None = None
     licence: str | None = None
+
+    @property
+    def rounded(self) -> str | None:
+        """How the base's weights were rounded in training: `policy.quantize`, or a GGUF file; None as they are."""
+        policy = self.config["policy"]
+        file = policy.get("single_file") or ""
+        return policy.get("quantize") or (Path(file).name if file.endswith(GGUF) else None)
 
 
 @dataclass(frozen=True)
@@ -150,6 +158,7 @@ def write_card(folder: Path, classes: Classes, *, layout: SavedLayout, card: Car
         layout=layout,
         base=base,
         base_name=base_name,
+        rounded=card.rounded,
         component=component,
         files={name: file_name(name, component) for name in classes.trained if name != component},
         samplers=[told for told in shown["config"]["policy"].get("adapters") or () if told.get("when") == "sampling"],

@@ -117,12 +117,13 @@ def export(checkpoint: Path, to: Path, order: Order) -> None:
 @contextlib.contextmanager
 def _appearing(to: Path) -> Iterator[Path]:
     """Give a folder to write into, which becomes `to` at the end, or vanishes."""
-    temporary = to.absolute().with_name(f"{to.absolute().name}.tmp-{secrets.token_hex(4)}")
+    place = to.resolve()  # a link stays one, and its target is written
+    temporary = place.with_name(f".tmp-{secrets.token_hex(4)}")  # no longer than a name may be, as the target's might
     try:
         temporary.mkdir(parents=True)
         yield temporary
         heed_umask(temporary)
-        os.rename(temporary, to)
+        os.rename(temporary, place)
     except (OSError, SafetensorError) as error:
         raise EnvironmentProblem(f"{to} could not be written: {error}") from error
     finally:

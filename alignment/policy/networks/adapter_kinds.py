@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,6 +166,15 @@ def check_scales(where: str, alphas: Mapping[str, float]) -> None:
             raise ConfigError(f"{where}: the scale (alpha) of {name} is {alpha}, expected {wanted}")
 
 
+def lone_scale(names: Collection[str]) -> str | None:
+    """Return the name of an alpha without a matrix beside it, if there is one: converters drop such without a word."""
+    alphas = {name.removesuffix(".alpha"): name for name in names if name.endswith(".alpha")}
+    for name in set(names).difference(alphas.values()):
+        for k in (k for k, letter in enumerate(f"{name}.") if letter == "."):
+            alphas.pop(name[:k], None)
+    return min(alphas.values(), default=None)
+
+
 def plain(alpha: float) -> float:
     """Return a whole number as such."""
     return alpha if alpha % 1 else int(alpha)
@@ -300,16 +309,26 @@ def sides(found: Mapping[str, Tensor]) -> tuple[int, int]:
     return counts[0], counts[1]
 
 
-def rows_of(where: str, found: Mapping[str, Tensor], rows: Tensor) -> Mapping[str, Tensor]:
+def rows_of(where: str, found: Mapping[str, Tensor], rows: Tensor, total: int) -> Mapping[str, Tensor]:
     """Return the factors of some rows of an update, which a LoHa has in its first matrices.
 
+    Args:
+        where: For messages.
+        found: The factors of all rows.
+        rows: Numbers of those that are wanted.
+        total: How many rows there have to be.
+
     Raises:
-        ConfigError: If they are factors of all rows together.
+        ConfigError: If there are more or fewer, a matrix of rows is lacking, or they are factors of all rows together.
     """
-    if "hada_w1_a" in found:
-        dimension = int("hada_t1" in found)
-        cut = {part: z.index_select(dimension, rows) for part, z in found.items() if part in ("hada_w1_a", "hada_w2_a")}
-        return {**found, **cut}
+    if any(part in LOHA for part in found):
+        dimension, cut = int("hada_t1" in found), dict(found)
+        for part in ("hada_w1_a", "hada_w2_a"):
+            if part not in found or found[part].shape[dimension] != total:
+                said = f"has shape {list(found[part].shape)}" if part in found else "is not there"
+                raise ConfigError(f"{where}: its {part} {said}, where the network takes {total} rows")
+            cut[part] = found[part].index_select(dimension, rows)
+        return cut
     if not torch.equal(rows, torch.arange(sides(found)[0])):
         raise ConfigError(
             f"{where} is a LoKr of a matrix that is several in diffusers, and a Kronecker product is not cut into them"

@@ -31,6 +31,7 @@ from alignment.policy.networks.adapter_kinds import (
     config_of,
     factors_config,
     kind_of,
+    lone_scale,
     plain,
     rows_of,
     shape_of,
@@ -225,6 +226,8 @@ class _Reading:
                 f"{self.where} holds {foreign}, which is no part of a LoRA, LoHa or LoKr as PEFT has them, and "
                 "cannot be trained or folded in"
             )
+        if alone := lone_scale(tensors):
+            raise ConfigError(f"{self.where} holds {alone} and no matrix beside it")
         reason = ""
         if issubclass(kind, LoraBaseMixin):
             try:
@@ -270,6 +273,8 @@ class _Reading:
         numbered: dict[str, Tensor] = {}
         for k, (name, found) in enumerate(modules.items()):
             rows, columns = sides(found)
+            if not rows * columns:
+                raise ConfigError(f"{self.where}: of the factors of {name} there are only {', '.join(sorted(found))}")
             flat = f"{FLAT}{name.removeprefix('lycoris_')}" if name.startswith("lycoris_") else name
             numbered |= {
                 f"{flat}.lora_down.weight": torch.full((1, columns), float(k)),
@@ -280,7 +285,7 @@ class _Reading:
         named: dict[str, Tensor] = {}
         for module, lora in made.items():
             name, found = list(modules.items())[int(lora["A"][0, 0])]
-            cut = rows_of(f"{self.where}: {name}", found, lora["B"][:, 0].long())
+            cut = rows_of(f"{self.where}: {name}", found, lora["B"][:, 0].long(), sides(found)[0])
             named |= {f"{module}.{part}": tensor for part, tensor in cut.items()}
         return named
 

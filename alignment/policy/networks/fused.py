@@ -55,9 +55,10 @@ def apart(where: str, found: Mapping[str, Tensor], spot: Spot, sizes: Sequence[i
 def _factors_apart(
     where: str, found: Mapping[str, Tensor], spot: Spot, sizes: Sequence[int]
 ) -> dict[str, dict[str, Tensor]]:
-    numbers = torch.arange(sum(sizes))
+    total = sum(sizes)
+    numbers = torch.arange(total)
     rows = (halves_swapped(numbers) if spot.swapped else numbers).split(list(sizes))
-    return {module: dict(rows_of(where, found, k)) for module, k in zip(spot.modules, rows, strict=True)}
+    return {module: dict(rows_of(where, found, k, total)) for module, k in zip(spot.modules, rows, strict=True)}
 
 
 def together(name: str, parts: Sequence[Mapping[str, Tensor]], *, swapped: bool) -> dict[str, Tensor]:

@@ -160,6 +160,18 @@ def test_the_card_shows_code_that_fits(tmp_path: Path, layout: str) -> None:
     assert ("lora" in header["tags"]) == (layout in ("lora", "adapter"))
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"), [({"quantize": "8bit"}, "`8bit`"), ({"single_file": "/models/flux.gguf"}, "`flux.gguf`")]
+)
+def test_the_card_says_that_training_saw_rounded_weights(tmp_path: Path, changed: dict[str, str], said: str) -> None:
+    config = config_of("some/base", lora=True)
+    assert "fewer bits" not in written(tmp_path, config)[1]
+    rounded = {**config, "policy": {**config["policy"], **changed}}
+    begins = f"Training and evaluation saw the base's weights in fewer bits ({said})"
+    assert f"{begins}, on which" in written(tmp_path, rounded)[1]
+    assert f"{begins}; here the adapters are folded into weights" in written(tmp_path, rounded, "pipeline")[1]
+
+
 def test_a_local_base_is_named_without_its_path(tmp_path: Path) -> None:
     (tmp_path / "tiny_base").mkdir()
     header, _ = written(tmp_path, config_of(tmp_path / "tiny_base", lora=True))

@@ -155,6 +155,17 @@ def test_a_base_of_other_content_is_told(
         trained_pipeline(checkpoint, card, str(tmp_path / "other"))
 
 
+def test_a_link_or_the_longest_name_may_be_the_target(adapters: Trained, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name, target in (("to_nothing", "there"), ("to_empty", "empty")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+    for name in ("to_nothing", "to_empty", "x" * 255):
+        export(adapters.checkpoint, tmp_path / name, Order("diffusers"))
+        assert (tmp_path / name / CARD).is_file()
+    assert {path.name for path in tmp_path.iterdir() if path.is_symlink()} == {"to_nothing", "to_empty"}
+    assert len(list(tmp_path.iterdir())) == 5  # nothing else is left
+
+
 def test_a_relative_place_is_explained(adapters: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = read_card(adapters.checkpoint)
     policy = {**card.config["policy"], "pipeline": "assets/nowhere"}

@@ -148,6 +148,38 @@ def complex_numbers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: z.to(torch.complex64) for name, z in tensors.items()}
 
 
+def scale_alone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**tensors, "lora_unet_some_block.alpha": torch.tensor(1.0)}
+
+
+def scale_of_fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**tensors, "lora_unet_double_blocks_0_img_attn_qkv.alpha": torch.tensor(1.0)}
+
+
+def fused_loha(rows: int, others: int) -> dict[str, Tensor]:
+    """Return a LoHa of the layer that is three in diffusers, [96, 32] in all."""
+    shapes = {"hada_w1_a": (rows, 2), "hada_w1_b": (2, 32), "hada_w2_a": (others, 2), "hada_w2_b": (2, 32)}
+    made = {f"lora_unet_double_blocks_0_img_attn_qkv.{part}": torch.ones(shape) for part, shape in shapes.items()}
+    return {name: z for name, z in made.items() if z.numel()}
+
+
+def a_row_more(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return fused_loha(97, 96)
+
+
+def a_row_less(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return fused_loha(96, 95)
+
+
+def a_factor_less(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return fused_loha(0, 96)
+
+
+def three_factors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a LoHa that lacks a factor, of a layer that only diffusers knows."""
+    return {name.replace("double_blocks_0", "some"): z for name, z in a_factor_less(tensors).items()}
+
+
 CHANGED: dict[Callable[[dict[str, Tensor]], dict[str, Tensor]], str] = {
     nan_scale: r"alpha is not finite",
     no_scale: r"the scale \(alpha\) of \S+ is 0.0, expected more than 0",
@@ -172,6 +204,12 @@ CHANGED: dict[Callable[[dict[str, Tensor]], dict[str, Tensor]], str] = {
     of_no_shape: r"another network .*shapes \[2, 32\] and \[\], the layer has",
     huge_scale: r"the scale \(alpha\) of \S+to_k is \S+, expected between 1e-06 and 1e\+09",
     whole_numbers: r"lora_A.weight is of dtype int8, expected float32, bfloat16",
+    scale_alone: "holds lora_unet_some_block.alpha and no matrix beside it",
+    scale_of_fused: r"double_blocks_0_img_attn_qkv lacks its matrix A and B",
+    a_row_more: r"qkv: its hada_w1_a has shape \[97, 2\], where the network takes 96 rows",
+    a_row_less: r"qkv: its hada_w2_a has shape \[95, 2\], where the network takes 96 rows",
+    a_factor_less: r"qkv: its hada_w1_a is not there, where the network takes 96 rows",
+    three_factors: r"of the factors of \S+some_img_attn_qkv there are only hada_w1_b, hada_w2_a, hada_w2_b",
     truths: r"lora_A.weight is of dtype bool",
     complex_numbers: r"lora_A.weight is of dtype complex64",
 }
