@@ -11,6 +11,9 @@ from torch import Tensor
 Extract = Callable[[Tensor], Tensor]
 """Takes pictures or clips `[B, F, 3, H, W]` in [0, 1] and returns `[B, d]` float32; a row depends on its own pixels."""
 
+_TOGETHER = 64
+"""Frames that an extractor sees in one call."""
+
 
 @runtime_checkable
 class Extractor(Protocol):
@@ -31,6 +34,13 @@ class Extractor(Protocol):
     kernel: ClassVar[Literal["cubic", "gaussian"]] = "cubic"
     clips: ClassVar[bool] = False
 
+    def check(self) -> None:
+        """Look for its weights, before pictures are made for it; there are none by default.
+
+        Raises:
+            ConfigError: If they are missing, in a line with their licence and where they are to be had.
+        """
+
     def load(self, *, device: torch.device) -> Extract:
         """Return the loaded extractor.
 
@@ -41,10 +51,11 @@ class Extractor(Protocol):
 
 
 def per_clip(pixels: Tensor, extract: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the mean over frames of the features of pictures.
+    """Return the mean over frames of the features of pictures, of so many at once as memory has room for.
 
     Args:
         pixels: `[B, F, 3, H, W]`.
         extract: From pictures `[n, 3, H, W]` to `[n, d]`.
     """
-    return extract(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2]).float().mean(1)
+    found = torch.cat([extract(part) for part in pixels.flatten(0, 1).split(_TOGETHER)])
+    return found.unflatten(0, pixels.shape[:2]).float().mean(1)

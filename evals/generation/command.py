@@ -23,7 +23,7 @@ from evals.generation import page, subjects
 from evals.generation.compare import OnSuite, compare
 from evals.generation.generate import generate, missing, pictures
 from evals.generation.generate import named as with_pictures
-from evals.generation.judge import judge, unjudged
+from evals.generation.judge import check_weights, judge, unjudged
 from evals.generation.plan import EvalPlan, Making, Share, read_protocol
 from evals.generation.progress import Bar
 from evals.suites.base import Suite
@@ -176,6 +176,8 @@ def main(args: argparse.Namespace) -> int:
     plan = planned(told, output, parse_device(device_of(args.device, share)))
     check_scored(plan)
     stages = args.only or STAGES
+    if "score" in stages:
+        check_weights(plan, share)
     bar = Bar(quiet=share.rank > 0)
     say_size(plan, bar)
     if args.dry_run:

@@ -44,6 +44,17 @@ def judge(plan: EvalPlan, share: Share, bar: Bar) -> None:
             _extract(plan, title, plan.extractors[title], jobs, bar)
 
 
+def check_weights(plan: EvalPlan, share: Share) -> None:
+    """Look for the weights of what is still to describe pictures, before they are made.
+
+    Raises:
+        ConfigError: If some are missing.
+    """
+    for title, jobs in _missing_features(plan, share).items():
+        if jobs:
+            plan.extractors[title].check()
+
+
 def unjudged(plan: EvalPlan, share: Share) -> bool:
     """Whether something of a process's part is not scored or described yet."""
     return any(_missing_scores(plan, share).values()) or any(_missing_features(plan, share).values())

@@ -18,6 +18,8 @@ from torchvision.transforms.functional import resize as torchvision_resize
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of pixels that networks trained on ImageNet expect."""
 
 _PIL_UNIT = 2**22
 """PIL's weights are whole multiples of one part in this."""

@@ -10,40 +10,23 @@ from torch.nn.functional import interpolate
 
 from alignment.errors import ConfigError
 from reward_models.base import RewardError
-from reward_models.loading.preprocess import normalise
-from reward_models.loading.weights import Dtype, find_folder, load_pretrained
+from reward_models.loading.networks import frozen_network
+from reward_models.loading.preprocess import IMAGENET, normalise
+from reward_models.loading.weights import Dtype
 
 KEY = "source.structure.backbone"
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation of pixels that networks trained on ImageNet expect."""
 
 
 def load_network(
     kind: Any, weights: str, revision: str | None, *, dtype: Dtype, unused: str = "", also: str = ""
 ) -> Any:
-    """Return a frozen transformers network.
-
-    Args:
-        kind: Its class.
-        weights: A folder, or "owner/name" on the hub.
-        revision: Of the hub's repository.
-        dtype: What it computes in.
-        unused: Regular expression of weights that the checkpoint may have beyond the network's.
-        also: Another type that a checkpoint may say it is of, whose configuration and weights hold the network's.
+    """Return a frozen transformers network, as `frozen_network` does.
 
     Raises:
         ConfigError: If it is missing, damaged, or of another architecture.
     """
     try:
-        folder = find_folder(KEY, weights, revision)
-        try:
-            config = kind.config_class.from_pretrained(folder)
-        except (OSError, ValueError, TypeError) as error:
-            raise RewardError(f"{KEY}: {folder} holds no model: {error}") from error
-        wanted = kind.config_class.model_type
-        if config.model_type not in (wanted, also):
-            raise RewardError(f"{KEY}: {folder} holds a model of type {config.model_type!r}, expected {wanted!r}")
-        return load_pretrained(KEY, kind.from_pretrained, folder, config=config, dtype=dtype, unused=unused)
+        return frozen_network(KEY, kind, weights, revision, dtype=dtype, unused=unused, also=also)
     except RewardError as error:  # their words; here it is the configuration that names what cannot be had
         raise ConfigError(str(error)) from error
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from alignment.credit.backbones.base import Backbone
-from alignment.credit.backbones.hub import IMAGENET, fitted, load_network
-from reward_models.loading.preprocess import normalise
+from alignment.credit.backbones.hub import fitted, load_network
+from reward_models.loading.preprocess import IMAGENET, normalise
 from reward_models.loading.weights import Dtype
 
 _STRIDE = 32
