@@ -11,6 +11,13 @@ from alignment.errors import ConfigError
 
 DECADE = 10
 """Ranges at least as wide are searched by orders of magnitude."""
+NOT_SEARCHED = {
+    "steps": "how long a trial runs follows from the config's steps and --halvings",
+    "seed": "a seed that comes out well is luck, and no setting",
+    "evaluation": "trials that are measured in different ways cannot be compared",
+    "output": "what is written changes nothing that is measured",
+}
+"""Fields that make no setting better, and why not."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ def read_ranges(words: Sequence[str], config: object) -> tuple[Range, ...]:
         config: The values of the whole config, every default written out.
 
     Raises:
-        ConfigError: If there are none, or one names no number of the config, one twice, or no range.
+        ConfigError: If there are none, or one names no number of the config that is searched, one twice, or no range.
     """
     found: dict[str, Range] = {}
     for word in words:
@@ -59,6 +66,8 @@ def read_ranges(words: Sequence[str], config: object) -> tuple[Range, ...]:
 def _number(word: str, field: str, config: object) -> int | float:
     """Return the number that stands at a key now."""
     there = config
+    if (why := NOT_SEARCHED.get(field.split(".")[0])) is not None:
+        raise ConfigError(f"--search {word}: {field} is not searched: {why}")
     for name in field.split("."):
         if not isinstance(there, Mapping) or name not in there:
             known = list(there) if isinstance(there, Mapping) else []

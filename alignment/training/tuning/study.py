@@ -71,7 +71,8 @@ def tune(asked: Asked) -> Path:
             f"{asked.halvings} halvings"
         )
     folder = Path(run.output.folder, f"{run.name}-tune")
-    _remember(folder, {"config": resolved, "search": list(asked.search), "halvings": asked.halvings})
+    same = {"search": list(asked.search), "metric": asked.metric, "halvings": asked.halvings}
+    _remember(folder, {"config": resolved} | same)
     lengths = [run.steps // SHARE ** (asked.halvings - k) for k in range(asked.halvings + 1)]
     study = _open(folder, lengths[0])
     while len(_ended(study)) < asked.trials:
@@ -88,8 +89,8 @@ def _remember(folder: Path, asked: Mapping[str, object]) -> None:
         run_folder.write_json(file, asked)
     elif run_folder.read_json(file) != json.loads(json.dumps(asked)):
         raise ConfigError(
-            f"{file} is of a study of another config or other fields; give this one a name of its own (name=...), or "
-            "ask for what that one asked"
+            f"{file} is of a study of another config, other fields or another metric; give this one a name of its own "
+            "(name=...), or ask for what that one asked"
         )
 
 

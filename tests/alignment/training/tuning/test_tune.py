@@ -34,6 +34,9 @@ def test_ranges_are_whole_where_the_field_is_and_by_magnitude_where_they_are_wid
         (["batch.updates=4:1"], "LOW has to be below HIGH"),
         (["batch.updates=4"], r"expected FIELD=LOW:HIGH"),
         (["batch.updates=1:2", "batch.updates=1:4"], "is searched already"),
+        (["steps=1:4"], "steps is not searched: how long a trial runs"),
+        (["seed=0:9"], "seed is not searched: a seed that comes out well is luck"),
+        (["evaluation.images_per_prompt=1:9"], r"evaluation\.images_per_prompt is not searched"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(words: list[str], message: str) -> None:
@@ -81,4 +84,5 @@ def test_a_study_goes_on_where_it_was_and_belongs_to_its_config(
     assert len(rows) == 4
     assert {line.split("|")[3].strip() for line in rows} == {"2", "4"}  # the worse ones ended early
     assert cli.run([*words, "optimizer.learning_rate=1e-3:1e-1", "--trials", "4"]) == 2
-    assert "is of a study of another config or other fields" in capsys.readouterr().err
+    assert cli.run([*words, "optimizer.learning_rate=1e-4:1e-1", "--trials", "4", "--metric", "strict"]) == 2
+    assert capsys.readouterr().err.count("is of a study of another config, other fields or another metric") == 2
