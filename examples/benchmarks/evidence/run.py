@@ -36,7 +36,7 @@ TASKS = {
     "local": Task(("local_scalar", "local_vipo", "local_vipo_saliency"), "reward"),
     "whole": Task(("whole_scalar", "whole_vipo", "whole_vipo_prompt"), "strict"),
     "winners": Task(("winners_sft", "winners_dpo", "winners_seppo"), "reward"),
-    "noisy": Task(tuple(f"noisy_{m}_{n}" for n in ("00", "20", "40") for m in ("dpo", "adpo")), "reward"),
+    "noisy": Task((*(f"noisy_{m}_{n}" for n in ("00", "20", "40") for m in ("dpo", "adpo")), "noisy_ipo_40"), "reward"),
     "dance": Task(("dance_true", "dance_equal", "dance_early"), "strict"),
     "inner": Task(("inner_clip", "inner_spo"), "strict"),
     "sparse": Task(("sparse_branch", "sparse_dancegrpo", "sparse_bestofn", "sparse_nft"), "strict"),
