@@ -7,6 +7,7 @@ not change it, and there is no generator state to save.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,8 +39,14 @@ class Draw:
 
     def normal(self, purpose: str, seeds: Tensor, k: int, shape: torch.Size) -> Tensor:
         """Return standard normal noise `[n, *shape]` on the CPU, row i keyed by (purpose, seeds[i], k)."""
-        return torch.stack([torch.randn(shape, generator=self.generator(purpose, s, k)) for s in seeds.tolist()])
+        return torch.stack([torch.randn(shape, generator=row) for row in self._in_turn(purpose, seeds, k)])
 
     def uniform(self, purpose: str, seeds: Tensor, k: int) -> Tensor:
         """Return uniform numbers in [0, 1), `[n]` on the CPU, keyed as in `normal`."""
-        return torch.stack([torch.rand((), generator=self.generator(purpose, s, k)) for s in seeds.tolist()])
+        return torch.stack([torch.rand((), generator=row) for row in self._in_turn(purpose, seeds, k)])
+
+    def _in_turn(self, purpose: str, seeds: Tensor, k: int) -> Iterator[torch.Generator]:
+        """Yield the same generator at the start of each row's stream: making one costs as much as a small row."""
+        generator = torch.Generator()
+        for seed in seeds.tolist():
+            yield generator.manual_seed(self.key(purpose, seed, k))

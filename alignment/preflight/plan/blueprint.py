@@ -30,7 +30,7 @@ from alignment.policy.latents import Ends, Latents, Sample
 from alignment.policy.networks.loading import components_listed, loop_networks
 from alignment.policy.networks.low_memory import decode_in_parts
 from alignment.policy.networks.spec import PolicySpec
-from alignment.preflight.plan.meter import META
+from alignment.preflight.plan.known_outputs import META
 from reward_models.foreign import ForeignCode
 
 ARCHITECTURES = CONFIGS / "architectures"
