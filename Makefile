@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 unexport PYTHONPATH PYTHONHOME
+# Hundreds of processes import the same modules: what was compiled once is kept, in __pycache__.
+unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 

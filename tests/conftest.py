@@ -25,26 +25,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-import torch
-from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 from hypothesis import HealthCheck, settings
-from transformers.utils import logging as transformers_logging
 
-from tests.support.tiny import tiny_flux, tiny_sd15
-
+# What takes seconds to import is imported where it is used: a process that hands tests to others runs none itself, and
+# those others start when this file is read.
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionPipeline
+
     from tests.support.tiny_rewards import Shelf
 
 # Neither an example nor making one may take too long: how long it takes is the machine's business. Fifty examples each:
 # what they find they find over many runs, for each draws others.
 settings.register_profile("unhurried", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
-
-diffusers_logging.disable_progress_bar()
-transformers_logging.disable_progress_bar()
 
 
 def shares_a_fixture(item: pytest.Item) -> bool:
@@ -66,11 +60,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if mark not in config.getoption("markexpr"):
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(mark)])
             items[:] = [item for item in items if not item.get_closest_marker(mark)]
+    import torch
+
     if torch.cuda.is_available():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet() -> None:
+    """Draw no progress bars."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +85,9 @@ def seeded() -> Iterator[None]:
 
     Under deterministic algorithms torch fills fresh memory with NaN, which finds reads of what was never written.
     """
+    import numpy as np
+    import torch
+
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.use_deterministic_algorithms(True)
     random.seed(0)
@@ -94,24 +103,32 @@ def seeded() -> Iterator[None]:
 @pytest.fixture
 def flux() -> FluxPipeline:
     """Return a tiny FLUX pipeline: flow matching, packed latents."""
+    from tests.support.tiny import tiny_flux
+
     return tiny_flux()
 
 
 @pytest.fixture
 def sd15() -> StableDiffusionPipeline:
     """Return a tiny Stable Diffusion pipeline: noise prediction, a UNet, guidance."""
+    from tests.support.tiny import tiny_sd15
+
     return tiny_sd15()
 
 
-@pytest.fixture(params=[tiny_flux, tiny_sd15], ids=["flux", "sd15"])
+@pytest.fixture(params=["flux", "sd15"])
 def pipe(request: pytest.FixtureRequest) -> DiffusionPipeline:
     """Return a tiny pipeline of each family in turn."""
-    return request.param()
+    from tests.support.tiny import tiny_flux, tiny_sd15
+
+    return {"flux": tiny_flux, "sd15": tiny_sd15}[request.param]()
 
 
 @pytest.fixture(scope="session")
 def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a saved tiny FLUX pipeline; read it, and copy it before you change it."""
+    from tests.support.tiny import tiny_flux
+
     folder = tmp_path_factory.mktemp("pipelines") / "flux"
     tiny_flux().save_pretrained(folder)
     return folder
@@ -120,6 +137,8 @@ def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sd15_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a saved tiny Stable Diffusion pipeline; read it, and copy it before you change it."""
+    from tests.support.tiny import tiny_sd15
+
     folder = tmp_path_factory.mktemp("pipelines") / "sd15"
     tiny_sd15().save_pretrained(folder)
     return folder

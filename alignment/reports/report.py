@@ -150,10 +150,10 @@ def _text(path: Path, damaged: list[str]) -> str:
 def _mapping_in(config: str, damaged: list[str]) -> dict[str, Any]:
     """Return the configuration; empty, and named among what is damaged, where the text is none."""
     try:
-        yaml.compose(config)  # ends early where the text is too deep, over which a scan alone takes minutes
+        node = yaml.compose(config)  # ends early where the text is too deep, over which a scan alone takes minutes
         # A run's has no tags, and one over a value of another type raises what its constructor happens to raise.
-        tagged = any(isinstance(token, yaml.TagToken) for token in yaml.scan(config))
-        run = None if tagged else yaml.safe_load(config) if config else {}
+        tagged = "!" in config and any(isinstance(token, yaml.TagToken) for token in yaml.scan(config))
+        run = None if tagged else yaml.SafeLoader("").construct_document(node) if node else {}
     except (yaml.YAMLError, ValueError, RecursionError):
         run = None
     if isinstance(run, dict):

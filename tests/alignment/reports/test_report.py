@@ -13,7 +13,7 @@ from alignment.errors import DataError
 from alignment.reports import report
 from alignment.reports.run_folder import Evaluated, write_evaluation
 from reward_models.base import Media
-from tests.support.synthetic_run import evaluated, write_run
+from tests.support.synthetic_run import FEW, evaluated, write_run
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "source"}
 DRAWN = {"path", "use", "rect", "g", "svg", "defs", "clippath", "text", "style"}
@@ -55,6 +55,12 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "quickstart", steps=60, hostile=True)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """Return a run whose report has few charts."""
+    return write_run(tmp_path_factory.mktemp("runs") / "small", steps=4, only=FEW)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +131,7 @@ def test_the_same_folder_gives_the_same_page(folder, text):
 
 
 def test_clips_play(tmp_path):
-    folder = write_run(tmp_path / "clips", steps=4, frames=3)
+    folder = write_run(tmp_path / "clips", steps=4, frames=3, only=FEW)
     page = Page(report.write(folder).read_text())
     sources = [attributes["src"].partition(";")[0] for tag, attributes in page.tags if tag in {"img", "video"}]
     assert sources.count("data:image/webp") == 2 * 16
@@ -137,9 +143,9 @@ def test_clips_play(tmp_path):
 @pytest.mark.parametrize(
     "missing", ["summary.json", "evaluation", "samples", "metrics.jsonl", "config.resolved.yaml", "environment.json"]
 )
-def test_a_run_that_is_not_whole_has_a_report(folder, tmp_path, missing):
+def test_a_run_that_is_not_whole_has_a_report(small, tmp_path, missing):
     copy = tmp_path / "run"
-    shutil.copytree(folder, copy)
+    shutil.copytree(small, copy)
     shutil.rmtree(copy / missing) if (copy / missing).is_dir() else (copy / missing).unlink()
     page = Page(report.write(copy).read_text())
     assert ("not finished" in page.words) == (missing == "summary.json")
@@ -178,6 +184,6 @@ def test_an_unscored_picture_says_so(tmp_path):
     assert "nan" not in words
 
 
-def test_main_prints_the_path(folder, capsys):
-    assert report.main(str(folder)) == 0
-    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+def test_main_prints_the_path(small, capsys):
+    assert report.main(str(small)) == 0
+    assert capsys.readouterr().out.strip() == str(small / "report.html")
