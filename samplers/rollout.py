@@ -67,6 +67,41 @@ class RolloutPlan:
         return len(self.seeds) == len(self.prompts)
 
     @property
+    def first(self) -> int | None:
+        """The first stochastic step."""
+        return self.choice.stochastic[0] if self.choice.stochastic else None
+
+    @property
+    def parts(self) -> bool:
+        """Whether samples leave one state of their group, which is found in a call of its own."""
+        return self.first is not None and self.shared_noise and (self.share_prefix or self.choice.branch)
+
+    @property
+    def window_end(self) -> int:
+        """The step after the last stochastic one."""
+        return max(self.choice.stochastic, default=-1) + 1
+
+    @property
+    def tail_strides(self) -> list[tuple[int, int]]:
+        """Where the denoiser runs after the window, and where the step from there arrives."""
+        left = self.rounds - self.window_end
+        if self.tail is None:
+            return [(k, k + 1) for k in range(self.window_end, self.rounds)]
+        calls = self.tail if isinstance(self.tail, int) else max(1, round(self.tail * left))
+        return strides(self.window_end, self.rounds, min(calls, left))
+
+    def visits(self, *, single: bool) -> int:
+        """Return in how many rounds of its calls the denoiser runs.
+
+        Args:
+            single: Whether the pipeline is called once per row.
+        """
+        common = self.first + 1 if self.parts and self.first is not None else 0
+        own = self.window_end - (common if self.share_prefix else 0) + len(self.tail_strides)
+        rows = (len(self.prompts), len(self.repeated)) if single else (1, 1)
+        return common * rows[0] + own * rows[1]
+
+    @property
     def repeated(self) -> tuple[str, ...]:
         """One text per sample."""
         return tuple(text for text in self.prompts for _ in range(self.group_size))
@@ -104,10 +139,10 @@ def sample(call: Call, plan: RolloutPlan) -> Trajectory:
     if plan.choice.stochastic and not plan.dynamics.stochastic:
         raise SamplingError(f"{type(plan.dynamics).__name__} is deterministic here: transitions need noise")
     records: dict[int, Recorded] = {}
-    first = plan.choice.stochastic[0] if plan.choice.stochastic else None
+    first = plan.first
     seeds = plan.seeds.repeat_interleave(plan.group_size) if plan.shared_noise else plan.seeds
     parted = None
-    if first is not None and plan.shared_noise and (plan.share_prefix or plan.choice.branch):
+    if first is not None and plan.parts:
         records[first] = parted = _part(call, plan, first)
     conductor = Conductor(_script(plan, first, parted))
     pixels = call(conductor, plan.repeated, seeds, pixels=True)
@@ -159,9 +194,8 @@ def _part(call: Call, plan: RolloutPlan, k: int) -> Recorded:
 def _script(plan: RolloutPlan, first: int | None, parted: Recorded | None) -> list[Round]:
     """Return what happens in each round of the call with one row per sample."""
     stochastic = set(plan.choice.stochastic)
-    window_end = max(stochastic, default=-1) + 1
     script: list[Round] = []
-    for k in range(window_end):
+    for k in range(plan.window_end):
         if parted is not None and first is not None and k <= first:
             script.append(_common(plan, parted.x_next.flatten(0, 1) if k == first else None))
         elif k in stochastic:
@@ -169,10 +203,9 @@ def _script(plan: RolloutPlan, first: int | None, parted: Recorded | None) -> li
         else:
             script.append(Native())
     if plan.tail is None:
-        return [*script, *([Native()] * (plan.rounds - window_end))]
-    solver, left = SecondOrder(), plan.rounds - window_end
-    calls = plan.tail if isinstance(plan.tail, int) else max(1, round(plan.tail * left))
-    for i, j in strides(window_end, plan.rounds, min(calls, left)):
+        return [*script, *([Native()] * len(plan.tail_strides))]
+    solver = SecondOrder()
+    for i, j in plan.tail_strides:
         script += [Solve(solver, to=j), *([Skip()] * (j - i - 1))]
     return script
 

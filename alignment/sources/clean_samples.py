@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -79,7 +80,7 @@ def clean_samples(ctx: Context, groups: Groups, how: Sampling) -> CleanSamples:
     ends, pixels = [], []
     with Scoring(ctx, how.reward, watch, overlap=how.overlap) as scoring:
         with ctx.policy.using(how.weights), ctx.policy.sampling():
-            chosen = choose(ctx, groups, calls, how, by_call(ctx, how.scout))
+            chosen = choose(ctx, groups, calls, how, by_call(ctx, how.scout), nullcontext())
             seeds = ctx.draw.keys("initial noise", chosen.ids)
             for rows in torch.arange(len(texts)).split(sizes):
                 conductor, mine = Conductor(), slice(int(rows[0]), int(rows[-1]) + 1)

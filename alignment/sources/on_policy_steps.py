@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -24,7 +26,7 @@ from alignment.sources.scouting.scout import Scout, check_scout
 from reward_models.base import Media, RewardModel
 from samplers import rows_of
 from samplers.dynamics.base import Dynamics
-from samplers.rollout import RolloutPlan, Trajectory, sample
+from samplers.rollout import RolloutPlan, Trajectory, observe_prefix, sample
 from samplers.windows.base import Choice, Window
 
 _MANY = 10_000
@@ -110,14 +112,15 @@ class OnPolicySteps(Source[Transitions]):
         self._check_tails(ctx)
         watch = Stopwatch()
         calls = groups.calls(ctx.policy.form.prompts_per_call(self.prompts_per_call))
-        chosen = choose(ctx, groups, calls, self, self._cheaply(ctx))
+        cheap, scouts = self._cheaply(ctx, calls)
+        chosen = choose(ctx, groups, calls, self, cheap, _in_step(ctx, scouts))
         plans = [
             self._plan(ctx, part, self._choose(ctx, number), samples)
             for (number, part), samples in zip(calls, chosen.of([part for _, part in calls]), strict=True)
         ]
         paths, pixels = [], []
         with Scoring(ctx, self.reward, watch, overlap=self.overlap) as scoring:
-            with ctx.policy.sampling():
+            with ctx.policy.sampling(), _in_step(ctx, plans):
                 for (_, part), plan in zip(calls, plans, strict=True):
                     with watch.time("rollout"):
                         paths.append(sample(ctx.policy.call, plan).to(ctx.policy.storage))
@@ -155,17 +158,17 @@ class OnPolicySteps(Source[Transitions]):
                     "can be left out; set it to null"
                 )
 
-    def _cheaply(self, ctx: Context) -> Cheap:
-        """Return what samples scouts: with other arguments, or along the samples' own paths and a shorter tail."""
+    def _cheaply(self, ctx: Context, calls: Sequence[tuple[int, Groups]]) -> tuple[Cheap, list[RolloutPlan]]:
+        """Return what samples scouts, and the rollouts of those that follow the samples' paths and a shorter tail."""
         scout = self.scout
         if scout is None or scout.how.tail is None:
-            return by_call(ctx, scout)
-
-        def cheap(number: int, part: Groups, samples: Tensor) -> Tensor:
-            plan = replace(self._plan(ctx, part, self._choose(ctx, number), samples), tail=scout.how.tail)
-            return sample(ctx.policy.call, plan).pixels
-
-        return cheap
+            return by_call(ctx, scout), []
+        plans: dict[int, RolloutPlan] = {}
+        for number, part in calls:
+            samples = sample_ids(part, scout.candidates)
+            plan = self._plan(ctx, part, self._choose(ctx, number), samples)
+            plans[number] = replace(plan, tail=scout.how.tail)
+        return lambda number, *_: sample(ctx.policy.call, plans[number]).pixels, list(plans.values())
 
     def _choose(self, ctx: Context, number: int) -> Choice:
         generator = ctx.draw.generator("window", ctx.step, number)
@@ -215,3 +218,17 @@ class OnPolicySteps(Source[Transitions]):
             advantage=credit.unflatten(0, (n, -1)),
             mean_std=torch.full((n,), path.mean_std),
         )
+
+
+@contextmanager
+def _in_step(ctx: Context, plans: Sequence[RolloutPlan]) -> Iterator[None]:
+    """Call the denoiser, after a block that rolls out `plans`, until all processes have called it equally often.
+
+    Where no process can call it alone, the others would else wait for calls that do not come: steps are left out after
+    a window, which lies elsewhere in each pipeline call. What the calls that are added return is not used.
+    """
+    mine = sum(plan.visits(single=ctx.policy.form.single) for plan in plans)
+    lacking = ctx.world.together(mine) - mine
+    yield
+    for _ in range(lacking):
+        observe_prefix(ctx.policy.call, plans[0].prompts[:1], plans[0].seeds[:1], 0, ctx.policy.rounds)

@@ -112,7 +112,7 @@ def load(run: Run, runtime: Runtime, microbatch: object = None) -> Trainer:
     caches = {"policy.cache": run.policy.cache, "source.scout.how.cache": None if scout is None else scout.cache}
     check_caches(policy, caches, prompts.texts[0])
     checks.check_scheduler(run, scheduler, policy.rounds)
-    check_together(run, policy)
+    check_together(run, policy, runtime.world.size)
     if prompts.examples:  # what cannot be encoded is refused before anything is trained
         policy.latents(prompts.examples[0].media)
         policy.latents.check([sample for example in prompts.examples for sample in example.media])

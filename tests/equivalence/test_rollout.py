@@ -132,6 +132,7 @@ def test_the_denoiser_runs_no_more_than_it_must(policy, dynamics, changes, rows,
     made = plan(policy, dynamics, Choice((1,), (1,)), **changes)
     with counted(policy.denoiser) as seen:
         sample(policy.call, made)
+    assert made.visits(single=False) == len(rows)
     assert seen == [n * (2 if "guided" in case else 1) for n in rows]
 
 

@@ -97,9 +97,13 @@ CASES: dict[str, tuple[Source, Objective]] = {
         OnPolicy(4, REWARD, group_size=2, prompts_per_call=1, scout=Scout(6, Cheaply(call={"num_inference_steps": 3}))),
         NFT(),
     ),
+    "tails": (  # as many calls of the network as steps up to the branch, and two
+        OnPolicySteps(4, REWARD, FlowSDE(), Branch((0, 1, 2, 3)), group_size=4, prompts_per_call=1, tail=2),
+        ClippedSurrogate(clip=1e-2, weight="equal"),
+    ),
     "scouts with tails": (
         OnPolicySteps(
-            4, REWARD, FlowSDE(), Branch((1,)), group_size=2, prompts_per_call=1, scout=Scout(6, Cheaply(tail=2))
+            4, REWARD, FlowSDE(), Branch((1, 2)), group_size=2, prompts_per_call=1, scout=Scout(6, Cheaply(tail=2))
         ),
         ClippedSurrogate(clip=1e-2, weight="equal"),
     ),

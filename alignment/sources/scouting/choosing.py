@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -65,8 +66,23 @@ class Chosen:
         return {"scout/time_share": self.seconds["scout"] / (self.seconds["scout"] + exact)}
 
 
-def choose(ctx: Context, groups: Groups, calls: Sequence[tuple[int, Groups]], how: Sending, cheap: Cheap) -> Chosen:
+def choose(
+    ctx: Context,
+    groups: Groups,
+    calls: Sequence[tuple[int, Groups]],
+    how: Sending,
+    cheap: Cheap,
+    within: AbstractContextManager[None],
+) -> Chosen:
     """Return which samples of `groups` are made: all that there are, or those that scouts point at.
+
+    Args:
+        ctx: Surroundings of the step.
+        groups: Prompts of this process.
+        calls: Its pipeline calls, each with its number.
+        how: What asks for scouts.
+        cheap: What samples them.
+        within: The context in which all of them are sampled.
 
     Raises:
         RewardError: If too many scouts have no score, or those of the first step all have the same.
@@ -76,11 +92,12 @@ def choose(ctx: Context, groups: Groups, calls: Sequence[tuple[int, Groups]], ho
         return Chosen(sample_ids(groups, how.group_size))
     watch = Stopwatch()
     with watch.time("scout"), Scoring(ctx, how.reward, Stopwatch(), overlap=how.overlap) as scoring:
-        for number, part in calls:
-            with ctx.policy.caching(scout.how.cache or ctx.policy.spec.cache):
-                pixels = cheap(number, part, sample_ids(part, scout.candidates)).float().cpu()
-            texts, group = repeat(part.prompts, scout.candidates), part.ids.repeat_interleave(scout.candidates)
-            scoring.add(ctx.policy.media(texts, pixels), texts, group)
+        with within:
+            for number, part in calls:
+                with ctx.policy.caching(scout.how.cache or ctx.policy.spec.cache):
+                    pixels = cheap(number, part, sample_ids(part, scout.candidates)).float().cpu()
+                texts, group = repeat(part.prompts, scout.candidates), part.ids.repeat_interleave(scout.candidates)
+                scoring.add(ctx.policy.media(texts, pixels), texts, group)
         value = scoring.rewards().value
     refuse(ctx, ctx.world.gather(value), how.reward)
     scores = value.reshape(len(groups), scout.candidates)

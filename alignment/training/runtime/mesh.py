@@ -11,6 +11,7 @@ from alignment.errors import ConfigError
 from alignment.policy.networks.layout import Layout, Whole
 from alignment.policy.networks.loading import loop_networks
 from alignment.policy.policy import Policy
+from alignment.sources.base import StepShape
 from alignment.training.runtime.divided import Divided
 from alignment.training.runtime.sharded import Sharded
 from alignment.training.runtime.team import team_of
@@ -36,8 +37,13 @@ def _spread(run: Run, division: Division, world: World) -> Layout:
     return Sharded(mesh, run.policy.precision, world.meetings, run.parallel.stay_gathered)
 
 
-def check_together(run: Run, policy: Policy) -> None:
+def check_together(run: Run, policy: Policy, size: int) -> None:
     """Refuse a run whose networks the processes would not call alike, where none can call them alone.
+
+    Args:
+        run: The run.
+        policy: What it trains.
+        size: Processes, or teams, that have samples of their own.
 
     Raises:
         ConfigError: Naming the key that decides it.
@@ -49,7 +55,11 @@ def check_together(run: Run, policy: Policy) -> None:
             f"parallel.context: the {steering[0]} of {name} adds to tokens of its {policy.component} that are divided, "
             "and is not divided itself; set parallel.context=1"
         )
-    if not policy.weights.layout.in_step or not (several or remembers):
+    if not policy.weights.layout.in_step:
+        return
+    if policy.form.mixes:  # else each prompt has a call of its own
+        check_calls(run.source.shape(policy.rounds), size)
+    if not (several or remembers):
         return
     key, how = ("shard", "spread over processes") if policy.weights.layout.spread else ("context", "called in step")
     if several and issubclass(run.source.produces, Samples | Pairs):
@@ -64,4 +74,22 @@ def check_together(run: Run, policy: Policy) -> None:
         raise ConfigError(
             f"source.prompts_per_call: each pipeline call trains steps of its own, and {name} has {why}, which are "
             f"{how} (parallel.{key}); set prompts_per_call=null, which gives a step one window"
+        )
+
+
+def check_calls(shape: StepShape, size: int) -> None:
+    """Refuse pipeline calls of which some processes would make more than others.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    if not shape.calls:
+        return
+    each, per_call = shape.groups // size, shape.groups // shape.calls
+    made = {len({prompt // per_call for prompt in range(rank * each, (rank + 1) * each)}) for rank in range(size)}
+    if len(made) > 1:
+        raise ConfigError(
+            f"source.prompts_per_call: got {per_call}, with which some processes would make {min(made)} pipeline calls "
+            f"in a step and others {max(made)}, and networks are called by all of them together; use a number that "
+            f"divides the {each} prompts of a process, or null"
         )
