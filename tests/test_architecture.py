@@ -50,6 +50,7 @@ INDEPENDENT = (
     "alignment/credit/advantages",
     "alignment/credit/backbones",
     "alignment/credit/structures",
+    "alignment/features",
     "alignment/objectives",
     "alignment/sources",
     "samplers/dynamics",

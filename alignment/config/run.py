@@ -9,6 +9,8 @@ from typing import Any, Literal
 from alignment.config import registry
 from alignment.config.parallel import Parallel
 from alignment.errors import FieldError
+from alignment.features.base import Extractor
+from alignment.features.pixels import Pixels
 from alignment.objectives.base import Objective
 from alignment.policy.networks.spec import Lora, PolicySpec
 from alignment.sources.base import Source
@@ -191,6 +193,11 @@ class Watch:
     Attributes:
         gold: Metrics of the evaluations that are not trained on, such as `shapes/strict`. The best checkpoint by the
             first of them is kept.
+        also: What is watched beside them: "diversity" of the pictures of a prompt, "drift" from those before training,
+            and "looks", the statistics of their light, colour and spectrum.
+        features: What describes pictures for diversity and drift, such as {type: dinov2}.
+        room: How far these may move: diversity and looks by so many of their standard deviations before training, a
+            picture by so many times the distance of two of a prompt then.
         on_alarm: What is done when one has fallen: say so; save and stop, with the best checkpoint named; or go back to
             the best checkpoint and on from there at a lower learning rate.
         false_alarms: How often a run in which nothing falls may be alarmed, at most.
@@ -198,6 +205,9 @@ class Watch:
     """
 
     gold: tuple[str, ...]
+    also: tuple[Literal["diversity", "drift", "looks"], ...] = ()
+    features: Extractor = Pixels()
+    room: float = 1.0
     on_alarm: Literal["warn", "stop", "rollback"] = "warn"
     false_alarms: float = 0.05
     slower: float = 0.5

@@ -14,7 +14,8 @@
 
 An evaluation's JSON holds `{"step", "fps", "prompts": [n], "seeds": [n], "scores": {METRIC: [n]}}` for all its n
 pictures, null for one that was not scored. Its safetensors file holds `pixels`, uint8 `[k, F, 3, H, W]`, of the first
-k <= n of them. The same prompts and seeds come in the same order in every evaluation of a run, so that they pair.
+k <= n of them, and that of `base` the `features` from which a watch measures drift, `[n, d]`. The same prompts and
+seeds come in the same order in every evaluation of a run, so that they pair.
 
 JSON has no NaN and no infinity. A metric that is not finite is null in its line, and `"nonfinite": {METRIC: "nan"}`
 (or "inf", "-inf") in the same line records what it was.
@@ -62,12 +63,14 @@ class Evaluated:
         seeds: `[n]` int64, the seed of each picture's noise.
         scores: `[n]` of each metric; NaN where a picture was not scored.
         media: The first k <= n pictures.
+        features: `[n, d]` of the pictures, where later ones are compared with them; else None.
     """
 
     prompts: tuple[str, ...]
     seeds: Tensor
     scores: Mapping[str, Tensor]
     media: Media
+    features: Tensor | None = None
 
     def __post_init__(self) -> None:
         lengths = {"seeds": len(self.seeds), **{name: len(score) for name, score in self.scores.items()}}
@@ -178,7 +181,8 @@ def _metrics_of(text: bytes, where: str) -> dict[str, Any]:
 def write_evaluation(folder: Path, name: str, step: int, result: Evaluated) -> None:
     """Write `evaluation/NAME.safetensors`, then the JSON that makes it count."""
     pixels = (result.media.pixels.clamp(0, 1) * 255).round().to(torch.uint8).contiguous().cpu()
-    write_atomically(folder / EVALUATIONS / f"{name}.safetensors", save({"pixels": pixels}))
+    features = {} if result.features is None else {"features": result.features.contiguous()}
+    write_atomically(folder / EVALUATIONS / f"{name}.safetensors", save({"pixels": pixels, **features}))
     scores = {
         metric: [None if math.isnan(value) else value for value in score.tolist()]
         for metric, score in result.scores.items()
@@ -263,20 +267,22 @@ def read_evaluation(folder: Path, name: str) -> tuple[int, Evaluated]:
     held = path.with_suffix(".safetensors")
     try:
         prompts = tuple(Prompt(t, i) if i else t for t, i in zip(texts, brought, strict=True))
-        media = Media(_pixels(held), described.fps)
-        return described.step, Evaluated(prompts, torch.tensor(described.seeds, dtype=torch.int64), scores, media)
+        pixels, features = _held(held)
+        seeds = torch.tensor(described.seeds, dtype=torch.int64)
+        return described.step, Evaluated(prompts, seeds, scores, Media(pixels, described.fps), features)
     except (RewardError, ValueError) as error:
         raise DataError(f"{path} or {held.name} is damaged: {error}") from error
 
 
-def _pixels(path: Path) -> Tensor:
+def _held(path: Path) -> tuple[Tensor, Tensor | None]:
     try:
-        pixels = load_file(path).get("pixels")
+        held = load_file(path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path} is missing or damaged: {error}") from error
+    pixels = held.get("pixels")
     if pixels is None or pixels.dtype != torch.uint8 or 0 in pixels.shape[1:]:
         raise DataError(f"{path} is damaged: it holds no pictures")
-    return pixels.float() / 255
+    return pixels.float() / 255, held.get("features")
 
 
 def read_evaluations(folder: Path) -> dict[str, tuple[int, Evaluated]]:

@@ -306,7 +306,8 @@ class Session:
             return
         if self._evaluator is None:
             assert run.measure is not None  # `checks` refuses a run without
-            self._evaluator = Evaluator(run.evaluation, self.trainer.held_out, run.measure)
+            sights = None if self._watch is None else self._watch.sights
+            self._evaluator = Evaluator(run.evaluation, self.trainer.held_out, run.measure, sights)
         weights = "ema" if "ema" in self.trainer.policy.snapshots else "live"
         with self.trainer.doing("evaluation", step):
             result = self._evaluator(self.trainer.context(step), images_per_prompt, weights)

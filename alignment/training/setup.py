@@ -84,6 +84,8 @@ def load(run: Run, runtime: Runtime, microbatch: object = None) -> Trainer:
         runtime: Where it is trained.
         microbatch: Rows of a microbatch that a checkpoint knows, where the run leaves them to be measured.
     """
+    if run.watch is not None and run.watch.also:
+        run.watch.features.check()  # before anything is loaded
     prompts, held_out = read_inputs(run)
     contents = {"data.prompts": prompts_digest(prompts)}
     if held_out is not None:

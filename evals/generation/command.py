@@ -16,9 +16,9 @@ from alignment.config import build, overlay, registry, yaml_nodes
 from alignment.config.device import parse_device
 from alignment.config.yaml_nodes import COMMAND_LINE, Node
 from alignment.errors import ConfigError
+from alignment.features.base import Extractor
 from alignment.reports import terminal
 from alignment.reports.console import Console
-from evals.features.base import Extractor
 from evals.generation import page, subjects
 from evals.generation.compare import OnSuite, compare
 from evals.generation.generate import generate, missing, pictures

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from alignment.features.base import Extractor, apart
 from alignment.reports.statistics import Interval, difference, interval
-from evals.features.base import Extractor
 from evals.generation.plan import EvalPlan
 from evals.generation.progress import Bar
 from evals.generation.subjects import REFERENCE
 from evals.generation.table import Table, tables
 from evals.generation.verdicts import Change, sentence
 from evals.set_metrics.best_of import BEST_OF, covered
-from evals.set_metrics.diversity import apart, pairwise, vendi
+from evals.set_metrics.diversity import pairwise, vendi
 from evals.set_metrics.frechet import FEWEST, extrapolated, frechet
 from evals.set_metrics.kernels import discrepancy
 from evals.set_metrics.neighbours import Neighbours, neighbours

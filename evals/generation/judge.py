@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alignment.errors import ConfigError, DataError
-from evals.features.base import Extractor
+from alignment.features.base import Extractor
 from evals.generation.generate import missing, named, suites_of
 from evals.generation.makers import media
 from evals.generation.plan import EvalPlan, Share

@@ -18,7 +18,7 @@ from alignment.config import build
 from alignment.data.batches import inputs_of
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError, DataError
-from evals.features.base import Extractor
+from alignment.features.base import Extractor
 from evals.generation.shelf import Row, Shelf, Unit, units, write
 from evals.generation.subjects import REFERENCE, Candidate, Dtype
 from evals.scoring import check_alone

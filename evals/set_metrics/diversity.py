@@ -35,15 +35,6 @@ def pairwise(features: np.ndarray, prompts: Sequence[int], distance: Literal["co
     return np.asarray(found)
 
 
-def apart(x: np.ndarray, y: np.ndarray, distance: Literal["cosine", "euclidean"]) -> np.ndarray:
-    """Return the distance of each row of one set from the same row of the other, `[n]`."""
-    a, b = x.astype(np.float64), y.astype(np.float64)
-    if distance == "euclidean":
-        return np.sqrt(((a - b) ** 2).mean(1))
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return 1 - (a * b).sum(1) / norms.clip(1e-12)
-
-
 def vendi(features: np.ndarray) -> float:
     """Return how many pictures that have nothing in common would be as varied: 1 for copies, n at most.
 

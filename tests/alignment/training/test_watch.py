@@ -10,19 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignment.config import checks
 from alignment.config.run import Evaluation, Optimizer, Output, Run, Watch
 from alignment.errors import Alarmed, ConfigError, DataError
+from alignment.features.dinov2 import DINOv2
+from alignment.features.pixels import Pixels
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.reports import report
 from alignment.reports.run_folder import Evaluated
 from alignment.reports.statistics import fall
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.training import session
-from alignment.training.watch import Watching
+from alignment.training.sights import DIVERSITY, DRIFT, LOOKS, Sights
+from alignment.training.watch import Alarm, Watching
 from reward_models.base import Media
 from reward_models.combinators.function import Function
 from reward_models.combinators.weighted import Weighted, WeightedPart
@@ -97,6 +100,82 @@ def test_a_metric_that_is_not_measured_is_refused_with_those_that_are() -> None:
         Watching(Watch(("beauty",)), 2, 4).look(0, seen(np.zeros(4)))
 
 
+# ---- beside scores ---------------------------------------------------------------------------------------------------
+
+ALSO = ("diversity", "drift", "looks")
+PROMPTS, IMAGES, WIDE = 10, 4, 6
+ALIKE = 120  # simulated runs
+OF_ALIKE = 0.08  # four standard errors of a rate of .05 over so many
+START = np.random.default_rng(7).normal(size=(PROMPTS * IMAGES, len(LOOKS) + WIDE))
+"""Looks and features of the pictures before training: their spread is 1."""
+
+
+def watching_all(**settings: object) -> Watching:
+    watch = Watch((GOLD,), ALSO, **settings)
+    return Watching(watch, EVALUATIONS, PROMPTS * IMAGES, Sights.of(watch, PROMPTS, torch.device("cpu")))
+
+
+def look(watching: Watching, step: int, rows: np.ndarray) -> Alarm | None:
+    """Look at pictures of which nothing but looks and features is known."""
+    sights = watching.sights
+    assert sights is not None
+    result = seen(np.zeros(len(rows)))
+    return watching.look(step, replace(result, scores={**result.scores, **sights.scores(torch.from_numpy(rows))}))
+
+
+def test_what_is_measured_beside_scores() -> None:
+    """Two prompts, three images: the first two are a pair, the third has no partner."""
+    sights = Sights(ALSO, 2, Pixels(), lambda pixels: pixels)
+    before = torch.zeros(6, len(LOOKS) + 1)
+    before[:, -1] = torch.tensor([0.0, 1.0, 3.0, 5.0, 9.0, 9.0])
+    first = sights.scores(before)
+    nan = torch.nan
+    torch.testing.assert_close(first[DIVERSITY], torch.tensor([3.0, 4.0, nan, nan, nan, nan]), equal_nan=True)
+    assert first[DRIFT].eq(0).all()
+    later = before + torch.arange(6)[:, None]
+    found = sights.scores(torch.cat([later, later[:2]]))  # and two more pictures than before training
+    torch.testing.assert_close(found[DRIFT], torch.tensor([0, 1, 2, 3, 4, 5, nan, nan]), equal_nan=True)
+    assert found[LOOKS[2]][:6].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_runs_that_stay_within_bounds_are_seldom_alarmed() -> None:
+    draw, alarmed = np.random.default_rng(0), 0
+    for _ in range(ALIKE):
+        watching = watching_all(false_alarms=RATE)
+        for step in range(EVALUATIONS):
+            look(watching, step, START + 0.5 * draw.normal(size=START.shape) * (step > 0))
+        alarmed += bool(watching.alarms)
+    assert alarmed / ALIKE <= RATE + OF_ALIKE
+
+
+def altered(what: str) -> np.ndarray:
+    """Return looks and features in which one thing has changed, far beyond what is left to chance."""
+    rows = START + 0.1 * np.random.default_rng(1).normal(size=START.shape)
+    if what == DIVERSITY:  # a prompt's pictures all look like its first
+        rows[:, len(LOOKS) :] = np.tile(rows[:PROMPTS, len(LOOKS) :], (IMAGES, 1))
+    elif what == DRIFT:
+        rows[:, len(LOOKS) :] += 3.0
+    elif what == "half a spread":
+        rows[:, : len(LOOKS)] -= 0.5
+    else:
+        rows[:, LOOKS.index(what)] -= 2.0
+    return rows
+
+
+@pytest.mark.parametrize("what", [DIVERSITY, DRIFT, LOOKS[0], LOOKS[5], "half a spread"])
+def test_what_has_changed_beside_scores_is_seen(what: str) -> None:
+    watching = watching_all()
+    assert look(watching, 0, START) is None
+    alarm = look(watching, 5, altered(what))
+    if what == "half a spread":
+        assert alarm is None, "watch.room allows a whole one"
+        return
+    assert alarm is not None
+    assert (alarm.metric, alarm.since, alarm.now) == (what, 0, 5)
+    assert alarm.change < alarm.at_most < 0
+    assert f"{what} has {'fallen' if what == DIVERSITY else 'moved'} farther" in str(alarm)
+
+
 # ---- what it does ----------------------------------------------------------------------------------------------------
 
 
@@ -130,9 +209,12 @@ def told(run: Run) -> dict:
 
 
 def test_it_warns_and_keeps_the_best(folder: Path) -> None:
-    run = hacked(folder, Watch((GOLD,)), name="warned")
+    run = hacked(folder, Watch((GOLD,), ALSO), name="warned")
     session.train(run)
     found = told(run)
+    final = json.loads((folder / "runs" / "warned" / "evaluation" / "final.json").read_text())["scores"]
+    assert {DIVERSITY, DRIFT, *LOOKS} <= final.keys()
+    assert min(final[DRIFT]) > 0
     assert found["alarms"]
     assert {alarm["did"] for alarm in found["alarms"]} == {"warn"}
     left = {path.name for path in (folder / "runs" / "warned").glob("checkpoint-*")}
@@ -141,7 +223,7 @@ def test_it_warns_and_keeps_the_best(folder: Path) -> None:
 
 
 def test_it_stops_and_the_run_can_go_on(folder: Path) -> None:
-    run = hacked(folder, Watch((GOLD,), "stop"), name="stopped")
+    run = hacked(folder, Watch((GOLD,), on_alarm="stop"), name="stopped")
     with pytest.raises(
         Alarmed, match=r"stopped by the watch: right has fallen since step \d+, .* The best is .*checkpoint-"
     ):
@@ -158,7 +240,7 @@ def test_it_stops_and_the_run_can_go_on(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def back(folder: Path) -> Run:
     """Return a run that went back, all its checkpoints kept."""
-    run = hacked(folder, Watch((GOLD,), "rollback", slower=0.25), name="back")
+    run = hacked(folder, Watch((GOLD,), ALSO, on_alarm="rollback", slower=0.25), name="back")
     run = replace(run, output=replace(run.output, keep=9))
     session.train(run)
     return run
@@ -202,11 +284,33 @@ def test_alarms_are_shown_and_a_damaged_record_of_them_is_named(folder: Path, ba
         report.write(place)
 
 
+def test_weights_that_are_missing_are_named_before_anything_is_loaded(folder: Path) -> None:
+    run = hacked(folder, Watch((GOLD,), ("drift",), DINOv2("/nowhere")), name="no weights")
+    with pytest.raises(ConfigError, match="features: dinov2: /nowhere is not a folder"):
+        session.train(run)
+    assert not (folder / "runs" / run.name).exists()
+
+
+def test_drift_needs_what_was_before_training(folder: Path, back: Run) -> None:
+    place = folder / "runs" / "unseen"
+    shutil.copytree(folder / "runs" / back.name, place)
+    base = place / "evaluation" / "base.safetensors"
+    save_file({"pixels": load_file(base)["pixels"]}, base)
+    with pytest.raises(ConfigError, match=r"watch.also: .* does not hold what pictures were before training"):
+        session.train(replace(back, name="unseen", steps=13), "latest")
+
+
 REFUSED = {
     "no gold": (Watch(()), {}, "watch.gold: it names no metric"),
     "no evaluations": (Watch((GOLD,)), {"every": 0}, "watch: it looks at evaluations, and there are none"),
     "always": (Watch((GOLD,), false_alarms=0.5), {}, "watch.false_alarms: got 0.5"),
     "never": (Watch((GOLD,), false_alarms=0.0), {}, "watch.false_alarms: got 0.0"),
+    "alone": (
+        Watch((GOLD,), ("drift",)),
+        {"curve_images_per_prompt": 1},
+        "watch.also: diversity and drift compare two",
+    ),
+    "no room": (Watch((GOLD,), ("looks",), room=0.0), {}, "watch.room: got 0.0"),
     "faster": (Watch((GOLD,), slower=2.0), {}, "watch.slower: got 2.0"),
 }
 

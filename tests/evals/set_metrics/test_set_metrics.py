@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 
+from alignment.features.base import apart
 from evals.set_metrics.best_of import covered
-from evals.set_metrics.diversity import apart, pairwise, vendi
+from evals.set_metrics.diversity import pairwise, vendi
 from evals.set_metrics.frechet import extrapolated, frechet, gaussian_distance
 from evals.set_metrics.kernels import biased, cubic, discrepancy, gaussian, unbiased
 from evals.set_metrics.neighbours import neighbours

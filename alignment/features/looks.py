@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from evals.features.base import Extract, Extractor, per_clip
+from alignment.features.base import Extract, Extractor, per_clip
 
 _LUMA = (0.299, 0.587, 0.114)
 _EDGE = 0.02

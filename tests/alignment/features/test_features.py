@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from alignment.cli.main import run
 from alignment.config import build, registry
 from alignment.errors import ConfigError, DataError
-from evals.features.base import Extractor
-from evals.features.clip import CLIP
-from evals.features.dinov2 import DINOv2
-from evals.features.i3d import I3D
-from evals.features.inception import Inception, as_tensorflow
-from evals.features.looks import Looks
-from evals.features.pixels import Pixels
+from alignment.features.base import Extractor
+from alignment.features.clip import CLIP
+from alignment.features.dinov2 import DINOv2
+from alignment.features.i3d import I3D
+from alignment.features.inception import Inception, as_tensorflow
+from alignment.features.looks import Looks
+from alignment.features.pixels import Pixels
 from reward_models.loading.preprocess import centre_crop, resize
 from tests.support.named_weights import filled
 from tests.support.tiny_rewards import clip_folder
@@ -98,7 +98,7 @@ def test_missing_weights_are_named_with_their_licence_and_their_place(tmp_path: 
     for act in (asked.check, lambda: asked.load(device=CPU)):
         with pytest.raises(ConfigError) as raised:
             act()
-        for said in (f"--features {name}", "nowhere", asked.licence, asked.place):
+        for said in (f"features: {name}", "nowhere", asked.licence, asked.place):
             assert said in str(raised.value)
         assert "\n" not in str(raised.value)
 

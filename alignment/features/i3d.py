@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from alignment.errors import DataError
-from evals.features.base import Extract, Extractor
-from evals.features.checkpoints import WithWeights
+from alignment.features.base import Extract, Extractor
+from alignment.features.checkpoints import WithWeights
 
 _FEWEST = 9
 """Frames that leave two moments after the network's strides, which its last pool takes together."""

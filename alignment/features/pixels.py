@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from evals.features.base import Extract, Extractor, per_clip
+from alignment.features.base import Extract, Extractor, per_clip
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ _TOGETHER = 64
 class Extractor(Protocol):
     """A light, frozen description of what makes features; `load` makes the heavy object.
 
-    The file `evals/features/NAME.py` holds the class that the command line calls NAME.
+    The file `alignment/features/NAME.py` holds the class that configurations and the command line call NAME.
 
     Attributes:
         distance: How far two pictures are apart: 1 - cosine, or the root of the mean squared difference.
@@ -28,7 +29,7 @@ class Extractor(Protocol):
         clips: Whether it looks at clips as such; other extractors take the mean over frames.
     """
 
-    home: ClassVar[str] = "evals.features"
+    home: ClassVar[str] = "alignment.features"
     distance: ClassVar[Literal["cosine", "euclidean"]] = "cosine"
     names: ClassVar[tuple[str, ...]] = ()
     kernel: ClassVar[Literal["cubic", "gaussian"]] = "cubic"
@@ -59,3 +60,12 @@ def per_clip(pixels: Tensor, extract: Callable[[Tensor], Tensor]) -> Tensor:
     """
     found = torch.cat([extract(part) for part in pixels.flatten(0, 1).split(_TOGETHER)])
     return found.unflatten(0, pixels.shape[:2]).float().mean(1)
+
+
+def apart(x: np.ndarray, y: np.ndarray, distance: Literal["cosine", "euclidean"]) -> np.ndarray:
+    """Return the distance of each row of one set from the same row of the other, `[n]`."""
+    a, b = x.astype(np.float64), y.astype(np.float64)
+    if distance == "euclidean":
+        return np.sqrt(((a - b) ** 2).mean(1))
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return 1 - (a * b).sum(1) / norms.clip(1e-12)

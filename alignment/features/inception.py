@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d
 
-from evals.features.base import Extract, Extractor, per_clip
-from evals.features.checkpoints import WithWeights, is_program
+from alignment.features.base import Extract, Extractor, per_clip
+from alignment.features.checkpoints import WithWeights, is_program
 from reward_models.loading.preprocess import eight_bit
 from reward_models.loading.weights import fill, read_state
 

@@ -31,7 +31,7 @@ class WithWeights:
     @property
     def asks(self) -> str:
         """Who asks for them, for messages."""
-        return f"--features {type(self).__module__.rpartition('.')[2]}"
+        return f"features: {type(self).__module__.rpartition('.')[2]}"
 
     @contextmanager
     def published(self) -> Iterator[None]:

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from evals.features.base import Extract, Extractor, per_clip
-from evals.features.checkpoints import WithWeights
+from alignment.features.base import Extract, Extractor, per_clip
+from alignment.features.checkpoints import WithWeights
 from reward_models.loading.networks import frozen_network
 from reward_models.loading.preprocess import centre_crop, normalise, resize
 from reward_models.loading.weights import Dtype
