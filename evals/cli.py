@@ -89,7 +89,10 @@ def add_vote(commands: Actions) -> None:
     says = "ask people which of two pictures is better, on a local web page; their votes are pairs to learn from"
     parser = _action(commands, "vote", says)
     parser.add_argument(
-        "subjects", nargs="+", metavar="[NAME=]PLACE[+ADAPTER[@WEIGHT]]", help="two or more, as for visalign eval"
+        "subjects", nargs="*", metavar="[NAME=]PLACE[+ADAPTER[@WEIGHT]]", help="two or more, as for visalign eval"
+    )
+    parser.add_argument(
+        "--waiting", metavar="FOLDER", help="in their place: ask what a run asks there that waits for votes"
     )
     parser.add_argument(
         "--on", nargs="+", action="append", metavar="SUITE", help="prompts, followed by fields: prompts file=mine.txt"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import secrets
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from evals.medium import Medium
 from evals.voting.ballot import Matchup
 from evals.voting.server import application
 from evals.voting.votes import MEDIA, Votes, as_json
+from reward_models.judges.votes import AskedPair, read_asked
 from reward_models.loading.extras import extra
 from reward_models.serving.connections import Connections, server_of
 from reward_models.serving.token import token_of
@@ -33,12 +36,17 @@ def main(args: argparse.Namespace) -> int:
     """Bring the pictures, ask until the process is asked to leave, and say how subjects stand."""
     for package in ("uvicorn", "fastapi"):
         extra("vote", package, "serve")
+    if args.waiting is not None:
+        if args.subjects:
+            raise ConfigError(f"--waiting {args.waiting} asks about what a run has made; leave {args.subjects[0]} out")
+        folder = Path(args.waiting)
+        return _serve(args, Votes(folder, [matchup(pair) for pair in read_asked(folder)], args.seed, asking(folder)))
     output = Path(args.output)
     told = words_of(args, args.subjects, args.on or [["shapes"]], [], args.pictures)
     plan = planned(told, output / MADE, parse_device(args.device))
     if len(plan.subjects) < 2:
         raise ConfigError(
-            f"between what is the choice? visalign vote SUBJECT SUBJECT ...; got {args.subjects[0]} alone"
+            f"between what is the choice? visalign vote SUBJECT SUBJECT ...; got {len(args.subjects) or 'none'}"
         )
     bar = Bar(quiet=False)
     say_size(plan, bar)
@@ -49,7 +57,11 @@ def main(args: argparse.Namespace) -> int:
         generate(plan, Share(), bar)
     finally:
         bar.end()
-    votes = Votes(output, pairs_of(plan, output), args.seed)
+    return _serve(args, Votes(output, pairs_of(plan, output), args.seed))
+
+
+def _serve(args: argparse.Namespace, votes: Votes) -> int:
+    """Ask until the process is asked to leave."""
     token = token_of(args.token_file) or secrets.token_urlsafe(16)
     with bind(args.host, args.port) as listener:
         host, port = listener.getsockname()[:2]
@@ -60,8 +72,18 @@ def main(args: argparse.Namespace) -> int:
             terminal.show("whoever has this address may vote; the connection is not encrypted")
         with suppress(KeyboardInterrupt):  # this is how a vote ends
             server_of(application(votes, token), Connections()).run(sockets=[listener])
-    _show(votes, output)
+    _show(votes, votes.folder)
     return 0
+
+
+def asking(folder: Path) -> Callable[[], list[Matchup]]:
+    """Return what tells which pairs a run asks about that waits for votes in a folder."""
+    return lambda: [matchup(pair) for pair in read_asked(folder) if pair.until > time.time()]
+
+
+def matchup(pair: AskedPair) -> Matchup:
+    """Return what a run asks about as what people see."""
+    return Matchup(pair.pair, pair.item, pair.prompt, ("one", "other"), pair.media)
 
 
 def pairs_of(plan: EvalPlan, output: Path) -> list[Matchup]:

@@ -41,7 +41,6 @@ def application(votes: Votes, token: str) -> Any:
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page = files("evals.voting").joinpath("page.html").read_text(encoding="utf-8")
-    media = {name for pair in votes.pairs for name in pair.media}
 
     @app.middleware("http")
     async def admit(request: fastapi.Request, answer: Any) -> Response:
@@ -64,7 +63,7 @@ def application(votes: Votes, token: str) -> Any:
 
     @app.get(f"/{MEDIA}/{{name}}")
     def show_medium(name: str) -> Response:
-        return FileResponse(votes.folder / MEDIA / name) if name in media else Response(status_code=404)
+        return FileResponse(votes.folder / MEDIA / name) if votes.shows(name) else Response(status_code=404)
 
     @app.post("/vote")
     async def take(request: fastapi.Request) -> JSONResponse:
@@ -102,7 +101,8 @@ def what_is_next(votes: Votes, rater: str) -> Told:
         return {"error": "a rater's name has 1 to 40 letters, digits, spaces, dots and dashes"}, 422
     pair, done = votes.next(rater), votes.count(rater)
     if pair is None:
-        return {"pair": None, "done": done}, 200
+        waiting = {} if votes.asking is None else {"waiting": True}
+        return {"pair": None, "done": done, **waiting}, 200
     shown = pair.media if left_is_first(votes.seed, pair, rater) else pair.media[::-1]
     left, right = (f"/{MEDIA}/{name}" for name in shown)
     number = votes.pairs.index(pair)

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -50,16 +50,20 @@ class Votes:
         folder: Where they are kept.
         pairs: What is voted on.
         seed: Of what is left to chance.
+        asking: Returns what a run that waits asks about now, which becomes a part of `pairs`; None where all of them
+            are asked about.
     """
 
     folder: Path
     pairs: Sequence[Matchup]
     seed: int
+    asking: Callable[[], Sequence[Matchup]] | None = None
     _votes: list[Vote] = field(init=False)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self._by_name = {pair.name: pair for pair in self.pairs}
+        self._shown = {name for pair in self.pairs for name in pair.media}
         self._votes = read(self.folder / VOTES)
         self._mend()
 
@@ -76,7 +80,19 @@ class Votes:
     def next(self, rater: str) -> Matchup | None:
         """Return what a rater sees next; None where nothing is left."""
         with self._lock:
-            return next_pair(self.pairs, self._votes, rater, self.seed)
+            asked = self.pairs if self.asking is None else self._add_pairs(self.asking())
+            return next_pair(asked, self._votes, rater, self.seed)
+
+    def shows(self, name: str) -> bool:
+        """Return whether a file is one of a pair's."""
+        return name in self._shown
+
+    def _add_pairs(self, asked: Sequence[Matchup]) -> Sequence[Matchup]:
+        fresh = [pair for pair in asked if pair.name not in self._by_name]
+        self.pairs = [*self.pairs, *fresh]
+        self._by_name |= {pair.name: pair for pair in fresh}
+        self._shown |= {name for pair in fresh for name in pair.media}
+        return asked
 
     def add(self, vote: Vote) -> bool:
         """Keep a vote, on the disk when this returns; False if the rater had said something of the pair before.
