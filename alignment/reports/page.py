@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 from dataclasses import dataclass
 from importlib import resources
 
@@ -37,6 +38,7 @@ class PageMedium:
     sheet: str = ""
 
 
+@functools.cache
 def template(package: str, name: str) -> jinja2.Template:
     """Return a page's template, a file of a package; what it is told is escaped, and `style` is the pages' own."""
     surroundings = jinja2.Environment(

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -113,16 +114,26 @@ def test_preferred_clips_show_their_caption_and_the_others_another_way(tmp_path)
 @pytest.mark.parametrize(
     ("recipe", "smaller"),
     [
-        ("quickstart_video", ["source.group_size=2", "source.prompts_per_call=2"]),
-        ("quickstart_image_to_video", ["source.group_size=2", "source.prompts_per_call=2"]),
+        ("quickstart_video", ["source.group_size=2", "source.prompts_per_call=2", "data.prompts={folder}/train.txt"]),
+        (
+            "quickstart_image_to_video",
+            ["source.group_size=2", "source.prompts_per_call=2", "data.prompts={folder}/train.jsonl"],
+        ),
         ("quickstart_video_dpo", []),
         ("quickstart_video_seppo", ["source.every=1"]),
     ],
 )
 def test_a_recipe_takes_two_steps_and_shows_its_clips(recipe, smaller, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    small = ["steps=2", "source.prompts=2", "batch.updates=1", *smaller]
-    held_out = ["evaluation.images_per_prompt=1", "evaluation.every=1", "evaluation.curve_images_per_prompt=1"]
+    small = ["steps=2", "source.prompts=2", "batch.updates=1", *(word.format(folder=tmp_path) for word in smaller)]
+    prompts = ROOT / "assets" / "prompts"
+    kind = "jsonl" if recipe == "quickstart_image_to_video" else "txt"
+    shutil.copytree(prompts / "motion_frames", tmp_path / "motion_frames")
+    for split in ("train", "test"):
+        lines = (prompts / f"motion_{split}.{kind}").read_text().splitlines(keepends=True)
+        (tmp_path / f"{split}.{kind}").write_text("".join(lines[:2]))
+    once = ["evaluation.images_per_prompt=1", "evaluation.every=1", "evaluation.curve_images_per_prompt=1"]
+    held_out = [f"evaluation.prompts={tmp_path}/test.{kind}", *once]
     assert cli.run(["train", recipe, f"output.folder={tmp_path}", *small, *held_out]) == 0
     run = tmp_path / recipe
     assert "direction" in json.loads((run / "summary.json").read_text())["evaluation"]

@@ -11,7 +11,7 @@ from alignment.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("steps=1", "source.prompts=2", "source.group_size=4", "evaluation.prompts=null")
-STEPS = ("source.prompts_per_call=2", "source.window.steps=[0]")
+STEPS = ("source.prompts_per_call=2", "source.window.steps=[0]", "source.reward={type: jpeg}")
 FUNCTION = "{type: function, call: 'examples.add_a_reward:one_bright_spot'}"
 ADDED = {
     "a function": ("quickstart", *STEPS, f"source.reward={FUNCTION}"),
@@ -28,7 +28,8 @@ ADDED = {
 def test_it_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     recipe, *words = ADDED[name]
-    folder = f"output.folder={tmp_path}"
-    assert cli.run(["train", recipe, "name=added", folder, *SMALL, *words]) == 0
+    (tmp_path / "prompts.txt").write_text("two red circles\none blue square\n")
+    here = (f"output.folder={tmp_path}", f"data.prompts={tmp_path}/prompts.txt")
+    assert cli.run(["train", recipe, "name=added", *here, *SMALL, *words]) == 0
     [line] = (tmp_path / "added" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["grad/norm"] > 0

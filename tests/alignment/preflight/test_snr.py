@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -26,9 +27,13 @@ ERRORS = 4.0  # standard errors allowed to a mean over trials: fails once in 16,
 SURROGATE = ClippedSurrogate(clip=1e-2)
 
 
-def signal_to_noise(gram: Tensor) -> tuple[float, float]:
-    step = snr.StepSignal("0", 1.0, 1.0, 0.0, 0.0, *snr.signal_share(gram), len(gram))
+def as_ratio(share: float, error: float) -> tuple[float, float]:
+    step = snr.StepSignal("0", 1.0, 1.0, 0.0, 0.0, share, error, BATCHES)
     return step.snr, step.error
+
+
+def signal_to_noise(gram: Tensor) -> tuple[float, float]:
+    return as_ratio(*snr.signal_share(gram))
 
 
 def trials(ratio: float) -> Tensor:
@@ -41,9 +46,15 @@ def trials(ratio: float) -> Tensor:
     return gradients @ gradients.mT
 
 
+@functools.cache
+def shares(ratio: float) -> Tensor:
+    """Return the share of signal that is found in each trial, and how sure it is, `[TRIALS, 2]`."""
+    return torch.tensor([snr.signal_share(gram) for gram in trials(ratio)], dtype=torch.float64)
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.02, 0.3, 2.0])
 def test_the_estimate_has_the_true_ratio_as_its_mean(ratio: float) -> None:
-    found = torch.tensor([signal_to_noise(gram)[0] for gram in trials(ratio)])
+    found = torch.tensor([as_ratio(*share)[0] for share in shares(ratio).tolist()])
     # A ratio of two estimates is off by the square of the denominator's relative error, 2 / (M D) here.
     bias = ratio * 2 / (BATCHES * DIMENSIONS)
     assert abs(found.mean() - ratio) < ERRORS * found.std() / TRIALS**0.5 + bias
@@ -51,13 +62,13 @@ def test_the_estimate_has_the_true_ratio_as_its_mean(ratio: float) -> None:
 
 @pytest.mark.parametrize(("ratio", "low", "high"), [(0.0, 0.9, 1.8), (0.3, 0.8, 1.3)])
 def test_the_jackknife_knows_how_sure_it_is(ratio: float, low: float, high: float) -> None:
-    found = torch.tensor([snr.signal_share(gram) for gram in trials(ratio)])
+    found = shares(ratio)
     # Without signal the statistic is degenerate, and the jackknife gives about twice its variance: it errs to doubt.
     assert low < found[:, 1].square().mean().sqrt() / found[:, 0].std() < high
 
 
 def test_noise_is_seldom_called_a_signal() -> None:
-    found = torch.tensor([snr.signal_share(gram) for gram in trials(0.0)])
+    found = shares(0.0)
     false = (found[:, 0] > snr.ERRORS * found[:, 1]).double().mean()
     assert false < 0.06
 
