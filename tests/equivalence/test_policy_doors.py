@@ -1,5 +1,6 @@
 """Sampling, replaying and visiting through a pipeline's own `__call__` give what the pipeline gives."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -42,9 +43,28 @@ GRADIENT = 1e-5
 STOCHASTIC = [(case, dynamics) for case in CASES for dynamics in DYNAMICS[case.split()[0]]]
 
 
+@pytest.fixture(scope="module")
+def untouched(flux_folder, sd15_folder):
+    """Return a function from a case to its policy: one for all tests that leave it as it was."""
+    return functools.cache(lambda case: build(flux_folder if case.startswith("flux") else sd15_folder, CASES[case]))
+
+
+@pytest.fixture(scope="module")
+def moved(flux_folder, sd15_folder):
+    """Return the same for policies whose trained weights were moved; gradients may be left in them."""
+
+    @functools.cache
+    def make(case):
+        policy = build(flux_folder if case.startswith("flux") else sd15_folder, CASES[case])
+        perturb(policy)
+        return policy
+
+    return make
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_without_noise_the_pipeline_is_itself_bit_for_bit(case, policy_of, folder_of):
-    policy = policy_of(case)
+def test_without_noise_the_pipeline_is_itself_bit_for_bit(case, untouched, folder_of):
+    policy = untouched(case)
     pixels = policy.call(Conductor([Native()] * 4), PROMPTS[:1], torch.tensor([5]), pixels=True)
     assert torch.equal(pixels[:, 0], plain(folder_of[case.split()[0]], PROMPTS[:1], [5], CASES[case]))
     two = policy.call(Conductor(), PROMPTS, torch.tensor([5, 6]), pixels=True)
@@ -53,16 +73,15 @@ def test_without_noise_the_pipeline_is_itself_bit_for_bit(case, policy_of, folde
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_generating_is_what_a_user_would_do(case, policy_of, folder_of):
-    media = policy_of(case).generate(PROMPTS, torch.tensor([5, 6]), {})
+def test_generating_is_what_a_user_would_do(case, untouched, folder_of):
+    media = untouched(case).generate(PROMPTS, torch.tensor([5, 6]), {})
     expected = plain(folder_of[case.split()[0]], PROMPTS, [5, 6], CASES[case])
     torch.testing.assert_close(media.pixels[:, 0], expected, atol=ROWS, rtol=0)
 
 
 @pytest.mark.parametrize(("case", "dynamics"), STOCHASTIC, ids=lambda value: getattr(value, "a", None) and str(value))
-def test_the_first_ratio_is_one(case, dynamics, policy_of):
-    policy = policy_of(case)
-    perturb(policy)
+def test_the_first_ratio_is_one(case, dynamics, moved):
+    policy = moved(case)
     path, batch = transitions(policy, plan(policy, dynamics))
     assert path.pixels.shape == (6, 1, 3, 16, 16)
     for rows in (torch.arange(6), torch.tensor([4]), torch.tensor([1, 2, 5])):
@@ -75,8 +94,8 @@ def test_the_first_ratio_is_one(case, dynamics, policy_of):
 
 
 @pytest.mark.parametrize("case", ["flux", "sd15 guided"])
-def test_branches_of_a_shared_state_have_ratio_one_too(case, policy_of):
-    policy = policy_of(case)
+def test_branches_of_a_shared_state_have_ratio_one_too(case, untouched):
+    policy = untouched(case)
     dynamics = DYNAMICS[case.split()[0]][0]
     for k in range(3):
         _, batch = transitions(policy, plan(policy, dynamics, Choice((k,), (k,), branch=True)))
@@ -86,9 +105,8 @@ def test_branches_of_a_shared_state_have_ratio_one_too(case, policy_of):
 
 
 @pytest.mark.parametrize("case", ["flux", "sd15 guided"])
-def test_gradients_reach_every_adapter_and_nothing_else(case, policy_of):
-    policy = policy_of(case)
-    perturb(policy)
+def test_gradients_reach_every_adapter_and_nothing_else(case, moved):
+    policy = moved(case)
     _, batch = transitions(policy, plan(policy, DYNAMICS[case.split()[0]][0]))
     batch = replace(batch, advantage=torch.randn(batch.advantage.shape))
     gradients = learn(policy, batch)
@@ -102,8 +120,8 @@ def test_gradients_reach_every_adapter_and_nothing_else(case, policy_of):
 
 
 @pytest.mark.parametrize("case", ["flux", "sd15 guided"])
-def test_the_denoiser_runs_in_visited_rounds_only(case, policy_of):
-    policy = policy_of(case)
+def test_the_denoiser_runs_in_visited_rounds_only(case, untouched):
+    policy = untouched(case)
     guided = 2 if "guided" in case else 1
     with counted(policy.denoiser) as rows:
         _, batch = transitions(policy, plan(policy, DYNAMICS[case.split()[0]][0], Choice((0, 1, 2), (0, 2))))
@@ -115,8 +133,8 @@ def test_the_denoiser_runs_in_visited_rounds_only(case, policy_of):
         assert rows == []
 
 
-def test_another_state_is_never_replayed(policy_of):
-    policy = policy_of("flux")
+def test_another_state_is_never_replayed(untouched):
+    policy = untouched("flux")
     _, batch = transitions(policy, plan(policy, FlowSDE()))
     x = batch.x.clone()
     x[2, 0, 0, 0] += 1e-6
@@ -145,9 +163,8 @@ class Held:
 
 
 @pytest.mark.parametrize("case", ["flux", "sd15 guided"])
-def test_memory_does_not_grow_with_trained_steps(case, policy_of):
-    policy = policy_of(case)
-    perturb(policy)
+def test_memory_does_not_grow_with_trained_steps(case, moved):
+    policy = moved(case)
     peaks = []
     for trained in ((1,), (0, 1, 2)):
         _, batch = transitions(policy, plan(policy, DYNAMICS[case.split()[0]][0], Choice((0, 1, 2), trained)))
@@ -197,9 +214,8 @@ def test_the_pipeline_is_whole_after_a_call_that_failed(policy_of, folder_of):
 
 
 @pytest.mark.parametrize("case", ["flux", "sd15", "sd15 guided"])
-def test_a_visit_at_a_time_of_the_grid_is_a_replay(case, policy_of):
-    policy = policy_of(case)
-    perturb(policy)
+def test_a_visit_at_a_time_of_the_grid_is_a_replay(case, moved):
+    policy = moved(case)
     _, batch = transitions(policy, plan(policy, DYNAMICS[case.split()[0]][0]))
     own = policy.door.scheduler.timesteps
     t = own.double() / (1000 if case == "flux" else 999)
@@ -210,10 +226,11 @@ def test_a_visit_at_a_time_of_the_grid_is_a_replay(case, policy_of):
         torch.testing.assert_close(answers[k], expected, atol=ROWS, rtol=ROWS)
 
 
-def test_visits_have_gradients(policy_of):
-    policy = policy_of("flux")
-    perturb(policy)
+def test_visits_have_gradients(moved):
+    policy = moved("flux")
     _, batch = transitions(policy, plan(policy, FlowSDE()))
+    for parameter in policy.trainable.values():
+        parameter.grad = None
     points = [(torch.randn(6, 16, 16), torch.rand(6)) for _ in range(2)]
     seen = []
     policy.visit(batch, points, lambda k, v: (seen.append(k), v.square().mean().backward()), grad=True)
@@ -222,9 +239,8 @@ def test_visits_have_gradients(policy_of):
 
 
 @pytest.mark.parametrize("case", ["flux", "flux guided", "sd15", "sd15 guided"])
-def test_pipelines_that_take_a_time_a_row(case, policy_of):
-    policy = policy_of(case)
-    perturb(policy)
+def test_pipelines_that_take_a_time_a_row(case, moved):
+    policy = moved(case)
     assert policy.row_times
     _, batch = transitions(policy, plan(policy, DYNAMICS[case.split()[0]][0]))
     x, t = torch.randn_like(batch.x[:, 0]), torch.linspace(0.1, 0.9, 6)
