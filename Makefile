@@ -49,7 +49,7 @@ test-pipelines: $(STAMP) ## Run the checks of every pipeline we know
 	$(PYTEST) -n 2 --dist loadgroup tests/pipelines
 
 test-processes: $(STAMP) ## Run the tests of runs on several processes: spread over them, killed, stuck, resumed
-	$(PYTEST) -n 2 --dist loadgroup -m multi
+	$(PYTEST) -n 2 --dist loadgroup --no-loadscope-reorder -m multi
 
 test-long: $(STAMP) ## Run the minutes-long forms of tests that the suite has in short (10,000 requests with faults)
 	$(PYTEST) -m long

@@ -47,12 +47,20 @@ def shares_a_fixture(item: pytest.Item) -> bool:
     return any(definitions[-1].scope == "module" for definitions in made)
 
 
+def seconds_of(item: pytest.Item) -> int:
+    """Return how long a test, with what it shares, takes on one core, where it says so."""
+    mark = item.get_closest_marker("slow")
+    return mark.args[0] if mark and mark.args else 0
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is run only where it is asked for, and skip what needs a GPU where there is none.
 
-    Tests of a file that share a fixture stay in one process, or each process would make it for itself.
+    Tests of a file that share a fixture stay in one process, or each process would make it for itself. The longest
+    begin first, so that no process is left alone with one of them at the end.
     """
+    items.sort(key=seconds_of, reverse=True)
     for item in items:
         if shares_a_fixture(item) and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

@@ -19,7 +19,7 @@ from tests.equivalence.test_processes import launched, torchrun
 Alone = Callable[[Case], tuple[dict[str, Tensor], list[dict[str, Any]]]]
 pytestmark = [
     pytest.mark.multi,
-    pytest.mark.slow,
+    pytest.mark.slow(275),
     pytest.mark.filterwarnings("ignore:policy.check_latents is off"),  # the VAEs have random weights
 ]
 

@@ -16,7 +16,7 @@ from tests.equivalence import pieces
 from tests.equivalence.test_processes import launched, torchrun
 from tests.support.tiny import tiny_flux
 
-pytestmark = [pytest.mark.multi, pytest.mark.slow, pytest.mark.xdist_group("pieces")]
+pytestmark = [pytest.mark.multi, pytest.mark.slow(25), pytest.mark.xdist_group("pieces")]
 
 ROUNDING = 1e-6  # of weights of unit size: every number is computed as on one process
 ROOM = 1.5  # a block is in memory before it is divided, and allocators keep some of what was free

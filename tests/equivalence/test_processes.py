@@ -92,7 +92,7 @@ def one(folder: Path) -> dict[str, Outcome]:
 
 
 @pytest.mark.multi
-@pytest.mark.slow
+@pytest.mark.slow(370)
 @pytest.mark.xdist_group("several processes")  # which are started once
 @pytest.mark.parametrize(("world", "name"), RUNS)
 def test_several_processes_learn_what_one_learns(one: dict[str, Outcome], several: Path, world: str, name: str) -> None:
@@ -109,7 +109,7 @@ def test_several_processes_learn_what_one_learns(one: dict[str, Outcome], severa
 
 
 @pytest.mark.multi
-@pytest.mark.slow
+@pytest.mark.slow(370)
 @pytest.mark.xdist_group("several processes")  # which are started once
 @pytest.mark.parametrize(("world", "name"), RUNS)
 def test_a_gradient_broken_on_one_process_is_left_out_on_all(several: Path, world: str, name: str) -> None:
@@ -117,7 +117,7 @@ def test_a_gradient_broken_on_one_process_is_left_out_on_all(several: Path, worl
 
 
 @pytest.mark.multi
-@pytest.mark.slow
+@pytest.mark.slow(370)
 @pytest.mark.xdist_group("several processes")  # which are started once
 def test_weights_are_spread_and_tokens_divided_at_once(pipelines: Path, several: Path) -> None:
     weights, _ = families.outcome(pipelines, BOTH.alone)
@@ -133,7 +133,7 @@ def work(flux_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.multi
-@pytest.mark.slow
+@pytest.mark.slow(50)
 def test_accelerate_launches_the_module(work: Path) -> None:
     command = ("-m", "alignment.train", str(work / "nft.yaml"))
     done = launched(*ACCELERATE, "1", *command, "name=accelerated")
@@ -148,7 +148,7 @@ def test_accelerate_launches_the_module(work: Path) -> None:
 
 
 @pytest.mark.multi
-@pytest.mark.slow
+@pytest.mark.slow(35)
 def test_torchrun_launches_the_module_on_two_processes(work: Path) -> None:
     config, one_a_call = str(work / "grpo.yaml"), "source.prompts_per_call=1"
     done = launched(*torchrun(2), "-m", "alignment.train", config, one_a_call, "name=two")

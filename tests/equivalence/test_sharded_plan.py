@@ -26,7 +26,7 @@ def work(flux_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.multi
-@pytest.mark.slow
+@pytest.mark.slow(35)
 def test_a_plan_counts_the_tensors_of_each_process_to_the_byte(work: Path) -> None:
     common = ("steps=1", "batch.updates=1", "parallel.shard=2")
     lines = [" ".join([f"{work / kind}.yaml", *more, *common]) for kind, *more in CASES.values()]

@@ -17,7 +17,7 @@ from torch import Tensor
 from tests.equivalence.test_processes import launched, torchrun
 from tests.support.runs import left_by, prepared, train
 
-pytestmark = [pytest.mark.multi, pytest.mark.slow, pytest.mark.xdist_group("sharded runs")]
+pytestmark = [pytest.mark.multi, pytest.mark.slow(300), pytest.mark.xdist_group("sharded runs")]
 
 ROUNDING = 1e-5  # of weights of unit size, after twelve updates of Adam at 1e-4
 RELATIVE = 1e-3  # of numbers for the record; those near 0 are differences of larger ones

@@ -15,7 +15,7 @@ AFTER = {"first": {None, 10}, "next": {5, 10}, "same step": {5}}
 
 
 @pytest.mark.multi
-@pytest.mark.slow
+@pytest.mark.slow(18)
 @pytest.mark.parametrize("situation", AFTER)
 def test_a_kill_at_any_call_leaves_a_valid_checkpoint(tmp_path: Path, situation: str) -> None:
     run = subprocess.run(

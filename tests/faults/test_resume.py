@@ -46,7 +46,7 @@ def interrupt(call: int, number: signal.Signals) -> None:
 
 
 @pytest.mark.multi
-@pytest.mark.slow
+@pytest.mark.slow(50)
 @pytest.mark.parametrize("kind", ["grpo", "nft"])
 def test_a_killed_run_resumes_to_what_it_would_have_been(flux_folder: Path, tmp_path: Path, kind: str) -> None:
     prepared(tmp_path / "runs", flux_folder)

@@ -19,7 +19,7 @@ from tests.support.forked import start
 from tests.support.runs import prepared
 
 # On one worker, for the process that these are forked from takes seconds to start.
-pytestmark = [pytest.mark.multi, pytest.mark.slow, pytest.mark.xdist_group("forked")]
+pytestmark = [pytest.mark.multi, pytest.mark.slow(250), pytest.mark.xdist_group("forked")]
 
 HANG = 900.0  # seconds; only a hang takes as long
 RANK = int(os.environ.get("RANK", "0"))
