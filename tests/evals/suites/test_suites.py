@@ -14,7 +14,10 @@ from evals.suites.geneval import GenEval
 from evals.suites.motion import Motion
 from evals.suites.shapes import Shapes
 
-LOCAL = ("geneval", "parti_prompts", "drawbench", "hpdv2", "t2i_compbench", "dpg_bench", "vbench", "wise")
+LOCAL = (
+    "geneval", "parti_prompts", "drawbench", "hpdv2", "t2i_compbench", "dpg_bench", "vbench", "wise", "oneig",
+    "geneval2", "hpdv3",
+)  # fmt: skip
 
 
 def write(folder: Path, name: str, text: str) -> None:
@@ -46,6 +49,24 @@ def copies(tmp_path: Path) -> Path:
     wise = [{"Prompt": "what falls in autumn", "prompt_id": 2, "Category": "Time"}]
     write(tmp_path, "wise/spatio-temporal_reasoning.json", json.dumps(wise))
     write(tmp_path, "wise/cultural_common_sense.json", json.dumps([{**wise[0], "prompt_id": 1, "Category": "Culture"}]))
+    rows = 'Portrait,000,a woman,\nPortrait,001,"a man, old",\nText_Rendering,000,a sign,long\n'
+    write(tmp_path, "oneig/OneIG-Bench.csv", f"category,id,prompt_en,class\n{rows}")
+    atoms = [
+        {
+            "prompt": "four white cats",
+            "atom_count": 3,
+            "vqa_list": [["Are there any cats?", "Yes"]],
+            "skills": ["object"],
+        },
+        {"prompt": "a dog", "atom_count": 1, "vqa_list": [], "skills": []},
+    ]
+    write(tmp_path, "geneval2/geneval2_data.jsonl", "".join(json.dumps(one) + "\n" for one in atoms))
+    for kind in (
+        "Characters", "Arts", "Design", "Architecture", "Animals", "Natural Scenery", "Transportation", "Products",
+        "Plants", "Food", "Science", "Others",
+    ):  # fmt: skip
+        told = [{"caption": f"{kind} in the rain", "image_path": "x.png"}]
+        write(tmp_path, f"hpdv3/benchmark/benchmark_{kind}.json", json.dumps(told))
     return tmp_path
 
 
@@ -62,8 +83,11 @@ EXPECTED = {
     "dpg_bench": ("a long prompt, 7", "", None),
     "vbench": ("a cat {runs}", "motion_smoothness", "a cat {runs}-3"),
     "wise": ("what falls in autumn", "Time", "2"),
+    "oneig": ("a man, old", "human", None),
+    "geneval2": ("four white cats", "3 statements", None),
+    "hpdv3": ("Natural Scenery in the rain", "Natural Scenery", None),
 }
-COUNTS = dict(zip(LOCAL, (2, 2, 2, 8, 16, 2, 2, 2), strict=True))
+COUNTS = dict(zip(LOCAL, (2, 2, 2, 8, 16, 2, 2, 2, 3, 2, 12), strict=True))
 
 
 @pytest.mark.parametrize("name", LOCAL)
@@ -105,6 +129,11 @@ def test_every_suite_says_where_it_is_from() -> None:
         ("dpg_bench", "prompts/7.txt", "\n"),
         ("vbench", "VBench_full_info.json", '[{"prompt_en": 3, "dimension": []}]'),
         ("wise", "cultural_common_sense.json", '[{"Prompt": "x", "prompt_id": 2}]'),
+        ("oneig", "OneIG-Bench.csv", "category,id,prompt_cn\nPortrait,000,x\n"),
+        ("oneig", "OneIG-Bench.csv", "category,id,prompt_en\nPortraits,000,x\n"),
+        ("oneig", "OneIG-Bench.csv", "category,id,prompt_en\nPortrait,000,x\nPortrait,000,y\n"),
+        ("geneval2", "geneval2_data.jsonl", '{"prompt": "x"}\n'),
+        ("hpdv3", "benchmark/benchmark_Natural Scenery.json", '[{"prompt": "x"}]'),
     ],
 )
 def test_half_a_copy_is_named(copies: Path, name: str, file: str, text: str) -> None:
