@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from alignment.data.random_streams import Draw
-from alignment.policy.policy import Policy
-from alignment.world import World
 from reward_models.base import RewardModel
+
+if TYPE_CHECKING:  # a config names objectives and sources, and is refused before diffusers is imported
+    from alignment.policy.policy import Policy
+    from alignment.world import World
 
 
 @dataclass(frozen=True)

@@ -171,11 +171,13 @@ def _train(args: argparse.Namespace) -> int:
         return _dry_run(args)
     from alignment.cli.launcher import one_tells, unused_gpus
     from alignment.config.checks import processes
+    from alignment.config.load import checked
+
+    with one_tells():
+        run = checked(args.config, args.overrides)
     from alignment.preflight.plan.utilisation import least_seconds
     from alignment.training import session
 
-    with one_tells():
-        run = session.checked(args.config, args.overrides)
     if unused := unused_gpus(args.config, run.device):
         show(unused)
     session.train(run, args.resume, least_seconds(run, processes()))

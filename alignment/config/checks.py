@@ -17,8 +17,6 @@ from alignment.config.places import misplaced, unwritable
 from alignment.config.run import Run
 from alignment.config.schedule import check_dynamics, check_noise, read_scheduler, sampled_apart
 from alignment.errors import ConfigError
-from alignment.policy.call_arguments import checked_arguments
-from alignment.policy.networks.loading import declared_class
 from alignment.policy.networks.spec import PolicySpec
 from reward_models.base import RewardError, require_reward_model
 from samplers.errors import SamplingError
@@ -56,6 +54,9 @@ def check(run: Run, world_size: int) -> None:
     )
     for key, message in found:
         raise ConfigError(f"{key}: {message}")
+    from alignment.policy.call_arguments import checked_arguments
+    from alignment.policy.networks.loading import declared_class
+
     check_scheduler(run, read_scheduler(run.policy.pipeline), run.policy.call.get("num_inference_steps"))
     if Path(run.policy.pipeline).is_dir() and (kind := declared_class(run.policy)) is not None:
         checked_arguments(kind, run.policy.call, "policy.call")

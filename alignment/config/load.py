@@ -23,6 +23,22 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     return _built(overlay.override(overlay.read(Path(path)), overrides))
 
 
+def checked(path: str, overrides: Sequence[str]) -> Run:
+    """Return the run that a config says, if it can work on this machine with the processes that were launched.
+
+    Args:
+        path: Config file.
+        overrides: `key=value` words laid over it.
+
+    Raises:
+        ConfigError: As `load` and `checks.check` do.
+        EnvironmentProblem: As `checks.check` does.
+    """
+    run = load(path, overrides)
+    checks.check(run, checks.processes())
+    return run
+
+
 def as_written(run: Run) -> Run:
     """Return the run that the YAML of a run made in code builds: what its folder says is then what is trained.
 

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alignment.errors import ConfigError
-from alignment.policy.networks.adapter_places import Place
-from alignment.policy.networks.single_file import misfiled
 from alignment.policy.networks.spec import PolicySpec
 
 LONGEST_PART = 255
@@ -36,12 +34,17 @@ def unwritable(folder: Path) -> str | None:
 
 def misplaced(policy: PolicySpec) -> Iterator[tuple[str, str]]:
     """Yield the keys of files of weights that are not where the config says, as far as can be seen now, and why."""
-    if problem := misfiled(policy):
-        yield "policy.single_file", problem
+    if policy.single_file is not None:
+        from alignment.policy.networks.single_file import misfiled
+
+        if problem := misfiled(policy):
+            yield "policy.single_file", problem
     places = {f"policy.adapters.{k}.path": adapter.path for k, adapter in enumerate(policy.adapters)}
     if policy.lora is not None and policy.lora.start is not None:
         places["policy.lora.start"] = policy.lora.start
     for key, place in places.items():
+        from alignment.policy.networks.adapter_places import Place
+
         try:
             Place(key, place).check()
         except ConfigError as error:

@@ -10,7 +10,6 @@ from typing import Any
 
 from alignment.config.run import Run
 from alignment.data.batches import Pairs, Samples
-from alignment.policy.networks.loading import goes_from_time_to_time, trained_scheduler
 from samplers import Grid, read_grid, read_path
 from samplers.dynamics.base import Dynamics
 from samplers.errors import SamplingError, SchedulerError, without_noise
@@ -23,6 +22,8 @@ def read_scheduler(pipeline: str) -> Any | None:
     A damaged folder counts as no scheduler here; loading the pipeline reports what is wrong with it.
     """
     import diffusers
+
+    from alignment.policy.networks.loading import goes_from_time_to_time
 
     folder = Path(pipeline)
     try:
@@ -49,6 +50,8 @@ def check_dynamics(dynamics: Dynamics, scheduler: Any) -> None:
     Raises:
         SamplingError: Saying which dynamics this scheduler can have.
     """
+    from alignment.policy.networks.loading import trained_scheduler
+
     if not dynamics.needs_flow:
         return
     try:
@@ -79,6 +82,8 @@ def check_noise(dynamics: Dynamics, scheduler: Any, rounds: int, trained: Iterab
 
 
 def _grid(scheduler: Any, rounds: int) -> Grid | None:
+    from alignment.policy.networks.loading import trained_scheduler
+
     own = trained_scheduler(copy.deepcopy(scheduler))
     # How far the pipeline shifts its times depends on the size of the picture; which steps have noise does not.
     shift = {"mu": 1.0} if own.config.get("use_dynamic_shifting") else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,8 +23,7 @@ from alignment.checkpoints.state import (
     restore,
     write_state,
 )
-from alignment.config import build, checks
-from alignment.config.load import load as load_run
+from alignment.config import build
 from alignment.config.run import Run
 from alignment.data.batches import Batch, Experience
 from alignment.errors import Alarmed, EndedElsewhere, OutOfMemory, ProcessLost, Stopped
@@ -49,22 +48,6 @@ from reward_models.base import RewardError
 
 MICROBATCH = "microbatch"
 """Name of what the state keeps of it beside what was found out about the pipeline."""
-
-
-def checked(path: str, overrides: Sequence[str]) -> Run:
-    """Return the run that a config says, if it can work on this machine with the processes that were launched.
-
-    Args:
-        path: Config file.
-        overrides: `key=value` words laid over it.
-
-    Raises:
-        ConfigError: As `load` and `checks.check` do.
-        EnvironmentProblem: As `checks.check` does.
-    """
-    run = load_run(path, overrides)
-    checks.check(run, checks.processes())
-    return run
 
 
 def train(run: Run, resume: str | None = None, least_seconds: float | None = None) -> None:

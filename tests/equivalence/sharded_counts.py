@@ -13,7 +13,8 @@ from pathlib import Path
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from alignment.training import session, setup
+from alignment.config.load import checked
+from alignment.training import setup
 from alignment.training.loop import Trainer
 from alignment.training.runtime.runtime import Runtime
 
@@ -44,7 +45,7 @@ if __name__ == "__main__":
     everyone = []
     for line in sys.argv[2:]:
         config, *overrides = line.split()
-        run = session.checked(config, overrides)
+        run = checked(config, overrides)
         runtime = Runtime(run)
         everyone.append(runtime.world.everyone(counts(setup.load(run, runtime))))
     if runtime.main:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from alignment.config.load import checked
 from alignment.training import session
 from alignment.training.runtime.runtime import Runtime
 from alignment.training.stopping import StopSignal
@@ -15,7 +16,7 @@ if __name__ == "__main__":
     for line in sys.argv[1:]:
         words, _, resume = line.partition(" --resume ")
         config, *overrides = words.split()
-        run = session.checked(config, overrides)
+        run = checked(config, overrides)
         with StopSignal() as stop:  # the processes stay together from run to run
             runtime = Runtime(run, stop)
             with runtime.world.united():

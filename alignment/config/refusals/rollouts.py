@@ -9,7 +9,6 @@ import torch
 from alignment.config.parallel import Problem
 from alignment.config.run import Run
 from alignment.data.batches import Starts, Transitions
-from alignment.policy.networks.compiling.compiler import lacking_compiler
 
 
 def problems(run: Run) -> Iterator[Problem]:
@@ -76,6 +75,8 @@ def _caches(run: Run) -> Iterator[Problem]:
 
 def _compiled(run: Run) -> Iterator[Problem]:
     if run.policy.compile:
+        from alignment.policy.networks.compiling.compiler import lacking_compiler
+
         device = "cuda" if run.device == "cuda" or (run.device == "auto" and torch.cuda.is_available()) else "cpu"
         if (lacking := lacking_compiler(device)) is not None:
             yield "policy.compile", f"{lacking}; or set it to false"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from alignment.data.random_streams import Draw
 from alignment.policy.latent_grid import LatentGrid
-from alignment.policy.policy import Policy
 from reward_models.base import Loaded, Media, RewardModel
+
+if TYPE_CHECKING:
+    from alignment.policy.policy import Policy
 
 
 @dataclass(frozen=True)

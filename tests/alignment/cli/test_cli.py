@@ -68,6 +68,26 @@ def test_help_and_argument_errors_import_nothing_heavy(argv: list[str], code: in
     assert "Traceback" not in done.stderr
 
 
+def test_a_config_is_refused_before_what_runs_a_pipeline_is_imported() -> None:
+    libraries = ("diffusers", "transformers", "peft", "accelerate", "matplotlib")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            TRY.replace(repr(set(HEAVY)), repr(set(libraries))),
+            "train",
+            "quickstart",
+            "optimizer.lr=3",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "optimizer.lr: Optimizer has no such field" in done.stderr
+    assert done.stdout.splitlines()[-1] == "HEAVY 2 []"
+
+
 LONG = "x" * 300
 
 

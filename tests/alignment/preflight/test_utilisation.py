@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment.config.load import load
+from alignment.config.load import checked, load
 from alignment.preflight.plan.gpus import GPUS, product
 from alignment.preflight.plan.plan import Setup, plan
 from alignment.preflight.plan.utilisation import least_seconds, seconds_at_peak
@@ -55,7 +55,7 @@ def test_there_is_none_where_there_is_no_plan_or_no_gpu(flux_folder: Path, tmp_p
 
 def test_it_is_recorded_in_each_step(flux_folder: Path, tmp_path: Path) -> None:
     work = prepared(tmp_path / "work", flux_folder)
-    run = session.checked(str(work / "grpo.yaml"), ["evaluation.prompts=null", "steps=1"])
+    run = checked(str(work / "grpo.yaml"), ["evaluation.prompts=null", "steps=1"])
     session.train(run, least_seconds=0.25)
     [line] = map(json.loads, (work / "runs" / "run" / "metrics.jsonl").read_text().splitlines())
     assert line["mfu"] * line["seconds/total"] == pytest.approx(0.25)
