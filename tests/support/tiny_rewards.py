@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from reward_models.base import Media, RewardModel
 from reward_models.clip_family.aesthetic import Aesthetic
 from reward_models.clip_family.clip import CLIP
+from reward_models.clip_family.consistency import Consistency
 from reward_models.clip_family.hpsv2 import HPSv2
 from reward_models.clip_family.imagereward import ImageReward
 from reward_models.clip_family.pickscore import PickScore
@@ -152,6 +153,16 @@ def optical_flow(folder: Path) -> OpticalFlow:
     return OpticalFlow(network="raft_small", weights=str(folder / "raft.pth"), updates=1)
 
 
+def consistency(folder: Path) -> Consistency:
+    from transformers import ViTConfig, ViTModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = ViTModel(ViTConfig(**sizes, image_size=32, patch_size=16), add_pooling_layer=False)
+    model.load_state_dict(filled(model.state_dict()))
+    model.save_pretrained(folder)
+    return Consistency(weights=str(folder))
+
+
 def geneval(folder: Path) -> GenEval:
     from transformers import (
         Mask2FormerConfig,
@@ -186,8 +197,8 @@ def ocr(folder: Path) -> OCR:
 
 
 TINY: dict[str, Callable[[Path], RewardModel]] = {
-    "aesthetic": aesthetic, "clip": clip, "geneval": geneval, "hpsv2": hpsv2, "hpsv3": hpsv3,
-    "imagereward": imagereward, "ocr": ocr, "optical_flow": optical_flow, "pickscore": pickscore,
+    "aesthetic": aesthetic, "clip": clip, "consistency": consistency, "geneval": geneval, "hpsv2": hpsv2,
+    "hpsv3": hpsv3, "imagereward": imagereward, "ocr": ocr, "optical_flow": optical_flow, "pickscore": pickscore,
     "videoalign": videoalign,
 }  # fmt: skip
 """Reward models that need a checkpoint, by name; each is written into the folder that is given."""

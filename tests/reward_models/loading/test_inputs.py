@@ -9,7 +9,7 @@ from tests.support.tiny_rewards import TINY
 
 CPU = torch.device("cpu")
 NAMES = sorted({*TINY, "sharpness", "exposure"})
-READERS = sorted(TINY.keys() - {"aesthetic", "optical_flow"})
+READERS = sorted(TINY.keys() - {"aesthetic", "consistency", "optical_flow"})
 """Those whose score depends on the prompt."""
 
 

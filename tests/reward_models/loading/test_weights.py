@@ -165,8 +165,12 @@ def test_the_hub_is_asked_for_what_is_not_here_and_its_silence_is_explained():
 
 
 @pytest.mark.parametrize(
-    "name", ["aesthetic", "clip", "geneval", "hpsv2", "hpsv3", "imagereward", "optical_flow", "pickscore", "videoalign"]
-)
+    "name",
+    [
+        "aesthetic", "clip", "consistency", "geneval", "hpsv2", "hpsv3", "imagereward", "optical_flow", "pickscore",
+        "videoalign",
+    ],
+)  # fmt: skip
 def test_official_checkpoints_are_asked_of_the_hub_by_name(name, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", "/nonexistent")
     with pytest.raises(RewardError, match=r"hub did not give it|could not fetch"):
