@@ -51,7 +51,7 @@ test-pipelines: $(STAMP) ## Run the checks of every pipeline we know
 test-processes: $(STAMP) ## Run the tests of runs on several processes: spread over them, killed, stuck, resumed
 	$(PYTEST) -n 2 --dist loadgroup --no-loadscope-reorder -m multi
 
-test-long: $(STAMP) ## Run the minutes-long forms of tests that the suite has in short (10,000 requests with faults)
+test-long: $(STAMP) ## Run the minutes-long forms of tests that the suite has in short (10,000 requests with faults, whole golden curves)
 	$(PYTEST) -m long
 
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device, kernels compiled

@@ -168,7 +168,7 @@ def test_a_clip_of_a_large_latent_stalls_a_small_one(folder: Path, base: Measure
     """The mean over two elements moves far: 1e-4, meant for tens of thousands, cuts nearly all of a later update."""
     four = {"batch": BatchSettings(updates=4, microbatch=1024)}
     wide, narrow = (
-        trained(folder, steps(FlowSDE(0.7)), ClippedSurrogate(clip=c), CONTROL, **four) for c in (0.1, 1e-4)
+        trained(folder, steps(FlowSDE(0.7)), ClippedSurrogate(clip=c), CONTROL // 2, **four) for c in (0.1, 1e-4)
     )
     assert wide[1].reward - base.reward > 2 * (narrow[1].reward - base.reward)
     assert narrow[0][-1]["clip/fraction"] > 0.6 > 0.3 > wide[0][-1]["clip/fraction"]
@@ -213,7 +213,8 @@ def test_flipped_credit_makes_it_worse(
 
 
 def test_the_weight_of_the_divergence_holds_it_back(folder: Path, base: Measured) -> None:
-    found = [trained(folder, steps(FlowSDE(0.7)), ClippedSurrogate(clip=1e-2, kl=kl), CONTROL)[1] for kl in (0, 1, 20)]
+    objectives = [ClippedSurrogate(clip=1e-2, kl=kl) for kl in (0, 1, 20)]
+    found = [trained(folder, steps(FlowSDE(0.7)), objective, CONTROL // 2)[1] for objective in objectives]
     rewards, spreads = [one.reward for one in found], [one.spread for one in found]
     assert rewards[0] > rewards[1] > rewards[2] > base.reward - 0.1
     assert spreads[0] < spreads[1] < spreads[2]

@@ -232,8 +232,13 @@ LONG = "a picture of a red circle, and "
     ],
 )
 def test_prompts_that_are_cut_off_are_found(
-    config: Callable[..., Path], capsys: pytest.CaptureFixture[str], prompts: tuple[str, ...], outcome: str
+    config: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    prompts: tuple[str, ...],
+    outcome: str,
 ) -> None:
+    monkeypatch.setattr(examine, "LAWS", tuple(law for law in examine.LAWS if law.__name__ == "prompt_length"))
     code, found = report(capsys, config(prompts=prompts))
     assert found["prompt length"].outcome == outcome
     assert code == (outcome == "FAIL")
