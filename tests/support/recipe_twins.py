@@ -43,7 +43,7 @@ SMALL = (
     "device=cpu",
     "source.prompts=2",
     "policy.embedding_cache=null",
-    "policy.call.num_inference_steps=6",
+    "policy.call.num_inference_steps=5",
 )
 SMALLER = {"prompts_per_call": "1", "group_size": "3", "rows_per_group": "2"}
 """Of a source, where it has such a field."""
