@@ -57,6 +57,7 @@ def test_a_verdict_takes_five_seeds_and_its_bar(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("".join(f"<!-- {name} -->\n<!-- end of {name} -->\n" for name in ("claims", "task")))
     rows = [row("good", 0.3, 0.31, 0.32, 0.3, 0.31), row("fair", 0.1, 0.1, 0.12, 0.1, 0.1), row("few", 0.9, 0.9)]
+    rows += [row("sure", 0.1, 0.2, 0.3, 0.2, 0.2), row("unsure", 0.005, 0.003, 0.003, -0.001, 0.002)]
     write_rows(page, "task", rows, "reward", "recipes", "by whom")
     claims = [
         Claim("a", "x", "task", "good", "fair"),
@@ -64,10 +65,13 @@ def test_a_verdict_takes_five_seeds_and_its_bar(tmp_path: Path) -> None:
         Claim("c", "x", "task", "few", "good"),
         Claim("d", "x", "task", "fair", least=0.1, errors=0.0),
         Claim("e", "x"),
+        Claim("f", "x", "task", "sure"),
+        Claim("g", "x", "task", "unsure"),
     ]
     write_claims(page, "claims", claims, {"task": page})
     lines = page.read_text().split("<!-- end of claims -->")[0].splitlines()[3:]
     assert [line.split("|")[-2].strip() for line in lines] == [
         "**holds**", "does not hold here", "not tested: 2 of 5 seeds", "**holds**", "not tested",
+        "**holds**", "bar reached, inside the interval",
     ]  # fmt: skip
     assert "| `good` | `fair` | +0.204 [" in lines[0]
