@@ -117,7 +117,7 @@ def planned(told: Asked, output: Path, device: torch.device) -> EvalPlan:
             raise ConfigError(f"--{name.replace('_', '-')} must be >= 1, got {value}")
     if told["references"] < 2:
         raise ConfigError(f"--references must be >= 2, got {told['references']}")
-    like = subjects.trained(compared, call=not call)
+    like = subjects.trained(compared, call=not call, dtype=given["dtype"] is None)
     making = Making(
         given["seed"],
         given["pictures"],

@@ -185,18 +185,23 @@ class Trained:
     autocast: Literal["bfloat16", "float16"] | None = None
 
 
-def trained(subjects: Sequence[Candidate], *, call: bool) -> Trained:
+def trained(subjects: Sequence[Candidate], *, call: bool, dtype: bool) -> Trained:
     """Return how the checkpoints among the subjects were called and computed; as diffusers does where there are none.
 
     Args:
         subjects: What is compared.
         call: Whether the arguments of their calls matter; not where the command line gives them.
+        dtype: The same of what they compute in.
 
     Raises:
         ConfigError: If they differ, so that pictures would differ for that alone.
     """
     specs = {subject.name: subject.spec() for subject in subjects if subject.kind == "checkpoint"}
-    found = {name: Trained(s.call if call else {}, s.dtype, s.autocast) for name, s in specs.items()}
+    called = {name: Trained(s.call if call else {}) for name, s in specs.items()}
+    found = {
+        name: replace(one, dtype=specs[name].dtype, autocast=specs[name].autocast) if dtype else one
+        for name, one in called.items()
+    }
     for name, other in found.items():
         first = next(iter(found))
         if other != found[first]:

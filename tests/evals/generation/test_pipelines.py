@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from diffusers import FluxPipeline
 from PIL import Image
 
+from alignment.checkpoints import manifest
+from alignment.checkpoints.artifacts import CARD_DATA
 from alignment.cli.main import run
 from alignment.data.random_streams import Draw
 from evals.generation.subjects import parse
@@ -69,6 +72,24 @@ def test_a_checkpoint_is_called_as_it_was_trained(made: tuple[Trained, Path], ca
     one, folder = made
     assert evaluate(folder, one.checkpoint, "--dry-run", output="other") == 0
     assert "6 pictures, of which 6 are to be made; 24 denoising steps" in capsys.readouterr().err
+
+
+def test_checkpoints_of_other_precisions_are_compared_at_one(
+    made: tuple[Trained, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    one, folder = made
+    other = tmp_path / "other" / "checkpoint-7"
+    shutil.copytree(one.checkpoint, other)
+    card = json.loads((other / CARD_DATA).read_text(encoding="utf-8"))
+    card["config"]["policy"]["autocast"] = "float16"
+    (other / CARD_DATA).write_text(json.dumps(card), encoding="utf-8")
+    (other / manifest.NAME).unlink()
+    sealed = manifest.inspect(other, step=7, sequence=1, world_size=1, config=card["config"])
+    (other / manifest.NAME).write_text(sealed.dumps(), encoding="utf-8")
+    both = (one.checkpoint, f"other={other}")
+    assert evaluate(folder, *both, "--dry-run", output="precise") == 2
+    assert "other autocast (None and float16)" in capsys.readouterr().err
+    assert evaluate(folder, *both, "--dtype", "float32", "--dry-run", output="precise") == 0
 
 
 def test_a_sweep_is_one_adapter_at_six_strengths(made: tuple[Trained, Path], capsys: pytest.CaptureFixture) -> None:
