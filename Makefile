@@ -15,7 +15,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart quickstart-video test test-pipelines test-processes test-long test-gpu oracle check types laws format coverage pipelines-table golden bench bench-faster bench-gpu bench-recipes bench-algorithms bench-evidence docs clean distclean
+.PHONY: help install quickstart quickstart-video test test-pipelines test-processes test-long test-gpu oracle check types laws format coverage pipelines-table golden bench bench-faster bench-gpu bench-recipes bench-algorithms bench-evidence bench-eval docs clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -112,6 +112,9 @@ bench-algorithms: $(STAMP) ## Run every algorithm on the tiny FLUX on three seed
 
 bench-evidence: $(STAMP) ## Run the tasks on which methods show what they claim, five seeds each, and write docs/evidence.md (hours; resumable)
 	$(BIN)/python -m examples.benchmarks.evidence.run --parallel 2
+
+bench-eval: $(STAMP) ## Compare the tiny FLUX with four recipes and the best of four by all that runs offline, and write a part of docs/evaluation.md (hours; resumable)
+	OMP_NUM_THREADS=1 $(BIN)/python -m examples.benchmarks.generators --table docs/evaluation.md
 
 docs: $(STAMP) ## Build the site of the documentation into site/; links that lead nowhere are errors
 	@$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/python -m pip install --quiet --progress-bar off --editable '.[docs]'
