@@ -12,11 +12,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from alignment.errors import EndedElsewhere, OutOfStep, ProcessLost, Stopped, VisalignError
+from alignment.meeting_place import MeetingPlace, MeetingPlaceLost, Store
 from alignment.reports.terminal import complain
 from reward_models.base import RewardError
 from reward_models.foreign import out_of_memory
@@ -34,34 +35,6 @@ BEAT = 1.0
 """Seconds from one sign of life to the next."""
 
 
-class Store(Protocol):
-    """What is asked of the launcher's key-value store."""
-
-    def add(self, key: str, value: int, /) -> int:
-        """Add to a number, from 0, and return the sum."""
-        ...
-
-    def set(self, key: str, value: str, /) -> None:
-        """Write a value."""
-        ...
-
-    def get(self, key: str, /) -> bytes:
-        """Return a value that is there."""
-        ...
-
-    def check(self, keys: list[str], /) -> bool:
-        """Return whether all keys are there."""
-        ...
-
-    def delete_key(self, key: str, /) -> bool:
-        """Forget a value; return whether there was one."""
-        ...
-
-    def compare_set(self, key: str, expected: str, value: str, /) -> bytes:
-        """Write a value where the expected one is, and return what is there now."""
-        ...
-
-
 class Meetings:
     """One process's part in the meetings of a run.
 
@@ -75,7 +48,7 @@ class Meetings:
 
     def __init__(self, store: Store, rank: int, size: int, timeout: float, asked: Callable[[], int | None]) -> None:
         self.rank, self.size, self.timeout, self.asked = rank, size, timeout, asked
-        self._store = store
+        self._store = MeetingPlace(store)
         self._count = 0
         self._exchange: tuple[str, float] | None = None
         self.known_over: dict[str, Any] = {}
@@ -193,23 +166,31 @@ class Meetings:
                 return
 
     def claim(self, error: BaseException, stuck: Sequence[int] = ()) -> bool:
-        """Tell the others that the run is over; return whether this process is the one that tells the user."""
+        """Tell the others that the run is over; return whether this process is the one that tells the user.
+
+        Where none can be told any more, each one that knows of nobody else does.
+        """
         mine = json.dumps({"process": self.rank, "code": exit_code(error), "stuck": list(stuck)})
-        return json.loads(self._store.compare_set("over", "", mine))["process"] == self.rank
+        try:
+            return json.loads(self._store.compare_set("over", "", mine))["process"] == self.rank
+        except MeetingPlaceLost:
+            return not self.known_over
 
     def leave(self, error: BaseException) -> bool:
         """Leave without having saved, as `claim` does; who waits to be told what was saved waits no longer."""
-        if self.rank == 0 and not self._store.check(["saved"]):
-            self._store.set("saved", "")
+        with suppress(MeetingPlaceLost):
+            if self.rank == 0 and not self._store.check(["saved"]):
+                self._store.set("saved", "")
         return self.claim(error)
 
     def all_part(self) -> bool:
         """Wait for the others to learn that the run is over; return whether all can still exchange something."""
-        self._store.add("parting", 1)
-        end = time.monotonic() + min(PARTING, self.timeout)
-        while self._store.add("parting", 0) < self.size and time.monotonic() < end and not self._silent():
-            time.sleep(PAUSE)
-        self._parting = self._store.add("parting", 0) >= self.size
+        with suppress(MeetingPlaceLost):
+            self._store.add("parting", 1)
+            end = time.monotonic() + min(PARTING, self.timeout)
+            while self._store.add("parting", 0) < self.size and time.monotonic() < end and not self._silent():
+                time.sleep(PAUSE)
+            self._parting = self._store.add("parting", 0) >= self.size
         self._count = PARTED  # they were not all in the same meeting when they learned it
         return self._parting
 
@@ -221,6 +202,12 @@ class Meetings:
         Args:
             told: What the main process saved, in words; None in the others.
         """
+        try:
+            return self._settled(told)
+        except MeetingPlaceLost:
+            return told or ""
+
+    def _settled(self, told: str | None) -> str:
         if told is not None:
             self._store.set("saved", told)
             self._wait(lambda: self._store.add("read", 0) >= self.size - 1, GRACE)
@@ -350,12 +337,12 @@ class United:
         while not self._closed.wait(BEAT):
             try:
                 code = self._meetings.look()
-            except RuntimeError:  # the process that keeps the store is gone
+            except MeetingPlaceLost as lost:
                 if self._closed.wait(GRACE):
                     return
                 code = self._meetings.known_over.get("code", ProcessLost.exit_code)
                 if not self._meetings.known_over:
-                    complain("visalign: the process at which all others meet is lost")
+                    complain(f"visalign: {lost}")
             if code is not None:
                 os._exit(code)  # the thread that could raise an error is blocked
 

@@ -110,9 +110,10 @@ def load(run: Run, runtime: Runtime, microbatch: object = None) -> Trainer:
     asked = () if run.source.structure is None else run.source.structure.prompts()
     scout = None if run.source.scout is None else run.source.scout.how
     call = None if scout is None else scout.call
-    prepare(policy, (*prompts.texts, *asked), others, run.evaluation.call, scout=call, visits=visits)
     caches = {"policy.cache": run.policy.cache, "source.scout.how.cache": None if scout is None else scout.cache}
-    check_caches(policy, caches, prompts.texts[0])
+    with runtime.world.explaining("finding out how the pipeline goes"):
+        prepare(policy, (*prompts.texts, *asked), others, run.evaluation.call, scout=call, visits=visits)
+        check_caches(policy, caches, prompts.texts[0])
     checks.check_scheduler(run, scheduler, policy.rounds)
     check_together(run, policy, runtime.world.size)
     if prompts.examples:  # what cannot be encoded is refused before anything is trained

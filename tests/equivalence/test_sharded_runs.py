@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.equivalence.test_processes import launched, torchrun
+from tests.support.forked import ROOT
 from tests.support.runs import left_by, prepared, train
+from tests.support.several import HANG
 
 pytestmark = [pytest.mark.multi, pytest.mark.slow(300), pytest.mark.xdist_group("sharded runs")]
 
@@ -25,7 +32,7 @@ KINDS = ("grpo", "nft")  # adapters, and a whole network with two frozen copies
 TINY = "optimizer.learning_rate=1e-4"
 
 
-DIES = f"{__name__}:brightness_of_a_process_that_dies"
+DIES, LOST = (f"{__name__}:brightness_{how}" for how in ("of_a_process_that_dies", "where_a_machine_is_lost"))
 calls = 0
 
 
@@ -36,6 +43,16 @@ def brightness_of_a_process_that_dies(pixels: Tensor, prompts: Sequence[str]) ->
     mark = Path(f"{os.environ['MARK']} {calls - 1}")
     if os.environ["RANK"] == "1" and calls in (2, 5) and not mark.exists():
         mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pixels.mean((1, 2, 3, 4))
+
+
+def brightness_where_a_machine_is_lost(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Reward: as in the other runs; in the third call on the machine that is lost, nothing is left there."""
+    global calls
+    calls += 1
+    if "LOST" in os.environ and calls == 3:
+        os.kill(os.getppid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
     return pixels.mean((1, 2, 3, 4))
 
@@ -88,18 +105,89 @@ def test_a_sharded_run_that_is_resumed_is_the_same_to_the_bit(work: Path, kind: 
     assert whole["metrics"] == resumed["metrics"]
 
 
-def test_a_launcher_that_starts_a_run_again_ends_where_an_undisturbed_one_does(work: Path) -> None:
-    config, mark = str(work / "grpo.yaml"), work / "killed"
+class Machine:
+    """A launcher on a "machine" of this one that has one process; several of them meet at an address.
+
+    Args:
+        where: Port of that address.
+        machines: How many there are, or the least and the most, as torchrun reads it.
+        log: Where it prints to.
+        words: The command line of the run.
+        more: Of the environment.
+    """
+
+    def __init__(self, where: int, machines: str, log: Path, *words: str, **more: str) -> None:
+        self.log = log
+        meeting = f"--rdzv_backend c10d --rdzv_endpoint 127.0.0.1:{where} --rdzv_conf last_call_timeout=5"
+        alone = "--nproc_per_node 1 --local-addr 127.0.0.1 --max-restarts 3"
+        launcher = f"-m torch.distributed.run --nnodes {machines} {alone} {meeting} -m alignment.train"
+        # Else torchrun meets the addresses of those that died.
+        environment = {**os.environ, **more, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, *launcher.split(), *words],
+                env={**environment, "PYTHONPATH": str(ROOT)},
+                cwd=ROOT,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def ended(self) -> None:
+        """Wait for its end, which has to be a good one."""
+        assert self.process.wait(HANG) == 0, self.log.read_text()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_launchers_that_start_a_run_again_end_where_an_undisturbed_one_does(work: Path) -> None:
+    """A process of the second of two machines is killed twice."""
+    config, mark, port = str(work / "grpo.yaml"), work / "killed", free_port()
     words = ["parallel.shard=2", TINY, "output.keep=3", "name=again", f"source.reward={{type: function, call: {DIES}}}"]
-    # Else torchrun meets the addresses of those that died.
-    settings = {"MARK": str(mark), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    again = (*torchrun(2), "--max-restarts", "2", "-m", "alignment.train")
-    done = launched(*again, config, *words, "--resume", "auto", **settings)
-    assert done.returncode == 0, done.stderr
+    machines = [
+        Machine(port, "2", work / f"again{k}.log", config, *words, "--resume", "auto", MARK=str(mark)) for k in range(2)
+    ]
+    for machine in machines:
+        machine.ended()
     assert sorted(path.name for path in work.glob("killed*")) == ["killed 1", "killed 4"]
     undisturbed, again = (left_by(work / "runs" / name) for name in ("grpo-two", "again"))
     assert again["tensors"] == undisturbed["tensors"]
     assert again["metrics"] == undisturbed["metrics"]
+
+
+def test_a_machine_that_is_lost_leaves_the_run_to_the_others(work: Path) -> None:
+    """One of two goes on with all weights, from where both had come to."""
+    port, run = free_port(), work / "runs" / "alone"
+    reward = f"source.reward={{type: function, call: {LOST}}}"
+    words = [
+        str(work / "grpo.yaml"),
+        "parallel.shard=auto",
+        TINY,
+        "output.save_every=1",
+        "name=alone",
+        "timeout=20",
+        reward,
+    ]
+    first = Machine(port, "1:2", work / "alone0.log", *words, "--resume", "auto")
+    while not answers(port):  # the machine at which they meet is not the one that may be lost
+        assert first.process.poll() is None, first.log.read_text()
+        time.sleep(0.1)
+    second = Machine(port, "1:2", work / "alone1.log", *words, LOST="yes")
+    first.ended()
+    assert second.process.wait() == -signal.SIGKILL
+    assert re.search(r"process \d of 2 .* is lost: no sign of life", first.log.read_text())
+    for path in (work / "runs" / "grpo-one" / "checkpoint-6").glob("*.safetensors"):
+        found = load_file(run / "checkpoint-6" / path.name)
+        for key, weight in load_file(path).items():
+            torch.testing.assert_close(found[key], weight, rtol=0, atol=ROUNDING)
 
 
 def test_half_precision_is_proved_and_exact_at_first(work: Path) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,12 @@ import torch
 from torch import Tensor
 
 from alignment.checkpoints.checkpoint import Checkpoints
-from tests.support.forked import start
 from tests.support.runs import prepared
+from tests.support.several import Processes
 
 # On one worker, for the process that these are forked from takes seconds to start.
 pytestmark = [pytest.mark.multi, pytest.mark.slow(250), pytest.mark.xdist_group("forked")]
 
-HANG = 900.0  # seconds; only a hang takes as long
 RANK = int(os.environ.get("RANK", "0"))
 asked = 0
 
@@ -54,72 +52,6 @@ def freezes(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         while mark.exists():
             time.sleep(0.1)
     return pixels.mean((1, 2, 3, 4))
-
-
-class Processes:
-    """Two processes of one run, started as a launcher does that leaves them alone afterwards.
-
-    Args:
-        folder: What `prepared` wrote.
-        reward: Judge of the samples.
-        more: Words of the command line of both.
-        apart: Words of the second one's alone.
-    """
-
-    def __init__(self, folder: Path, reward: Callable[..., Tensor], *more: str, apart: Sequence[str] = ()) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        self.folder, self.mark = folder, folder / "mark"
-        judge = f"source.reward={{type: function, call: '{__name__}:{reward.__name__}'}}"
-        fixed = (str(folder / "grpo.yaml"), "evaluation.prompts=null", "source.prompts_per_call=1", judge)
-        where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "MARK": str(self.mark)}
-        environment = {**os.environ, **where, "OMP_NUM_THREADS": "1"}
-        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-        self.running = [
-            start("alignment.train", [*fixed, *more, *words], environment | rank, folder / f"log{rank['RANK']}")
-            for rank, words in zip(ranks, ([], apart), strict=True)
-        ]
-
-    def ended(self) -> list[int]:
-        """Return the exit codes."""
-        try:
-            return [self.code(rank) for rank in range(2)]
-        finally:
-            for process in self.running:
-                process.kill()
-
-    def code(self, rank: int) -> int:
-        """Wait for one process and return its exit code."""
-        self.running[rank].join(HANG)
-        code = self.running[rank].exitcode
-        assert code is not None, "hung"
-        return code
-
-    def send(self, rank: int, number: signal.Signals) -> None:
-        """Send a signal to one process."""
-        pid = self.running[rank].pid
-        assert pid is not None
-        os.kill(pid, number)
-
-    def until(self, there: Callable[[], bool]) -> None:
-        """Wait for something these processes do."""
-        for _ in range(int(HANG * 10)):
-            if there():
-                return
-            time.sleep(0.1)
-        raise AssertionError("hung")
-
-    def steps(self) -> int:
-        """Return how many steps were told."""
-        metrics = self.folder / "runs" / "run" / "metrics.jsonl"
-        return metrics.read_text().count("\n") if metrics.exists() else 0
-
-    def told(self) -> list[str]:
-        """Return what the processes told the user."""
-        logs = "".join((self.folder / f"log{rank}").read_text() for rank in range(2))
-        assert "Traceback" not in logs, logs
-        return [line for line in logs.splitlines() if line.startswith("visalign: ")]
 
 
 @pytest.fixture

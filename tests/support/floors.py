@@ -12,7 +12,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("samplers.stand_in", "reward_models.verifiers", "reward_models.vlms"),
     ("samplers.rollout", "reward_models.vlm_rewards"),
     ("samplers", "reward_models.judges"),
-    ("alignment.data", "alignment.features", "alignment.listening"),
+    ("alignment.data", "alignment.features", "alignment.listening", "alignment.meeting_place"),
     ("alignment.reports",),
     ("alignment.policy.networks",),
     ("alignment.policy",),

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import DistNetworkError, HashStore
 
 from alignment.errors import EndedElsewhere, NumericsError, ProcessLost, Stopped, VisalignError
+from alignment.meeting_place import MeetingPlaceLost
 from alignment.meetings import Meetings
 from reward_models.base import RewardError
 
@@ -203,3 +204,51 @@ def test_nobody_waits_for_a_main_process_that_leaves_without_saving() -> None:
         told = pool.submit(two[1].settle, None)
         pool.submit(ended, leave)
         assert told.result() == ""
+
+
+class Losable(HashStore):
+    """A store that is lost, as one is with the process that keeps it."""
+
+    lost = False
+
+    def check(self, keys: list[str]) -> bool:
+        return self._there() and super().check(keys)
+
+    def add(self, key: str, amount: int) -> int:
+        return self._there() and super().add(key, amount)
+
+    def set(self, key: str, value: str) -> None:
+        self._there()
+        super().set(key, value)
+
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+        self._there()
+        return super().compare_set(key, expected, desired)
+
+    def _there(self) -> bool:
+        if self.lost:
+            raise DistNetworkError("Broken pipe")
+        return True
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_the_loss_of_the_meeting_place_is_told_by_whoever_knows_of_nobody_else(known: bool) -> None:
+    store = Losable()
+    first, one = (Meetings(store, rank, 2, FOREVER, nobody) for rank in range(2))
+    if known:
+        assert first.claim(NumericsError("loss"))
+        assert isinstance(ended(lambda: one.meet("adding")), EndedElsewhere)
+    store.lost = True
+    lost = ended(lambda: exchanging(one, 1, []))
+    assert isinstance(lost, MeetingPlaceLost)
+    assert "the process at which all others meet is lost" in str(lost)
+    assert one.claim(ProcessLost("")) != known
+    assert not one.all_part()
+    assert one.settle(None) == ""
+    assert one.settle("checkpoint-2 is saved") == "checkpoint-2 is saved"
+
+    def leaving() -> None:
+        with one.united():
+            raise ProcessLost("gone")
+
+    assert type(ended(leaving)) is (EndedElsewhere if known else ProcessLost)
