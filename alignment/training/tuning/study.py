@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from alignment.config import build
+from alignment.config.load import checked
 from alignment.config.run import Run
 from alignment.errors import ConfigError, EnvironmentProblem, NumericsError, VisalignError
 from alignment.reports import run_folder
@@ -62,7 +63,7 @@ def tune(asked: Asked) -> Path:
         ConfigError: If fields, numbers or the study are not what they have to be.
         EnvironmentProblem: If Optuna is not installed.
     """
-    run = session.checked(asked.config, asked.words)
+    run = checked(asked.config, asked.words)
     resolved = yaml.safe_load(build.resolved(run))
     ranges = read_ranges(asked.search, resolved)
     if asked.trials < 1 or not 0 <= asked.halvings < 20 or run.steps < SHARE**asked.halvings:
@@ -165,7 +166,7 @@ def measured(asked: Asked, run: Run, params: Mapping[str, float], steps: int) ->
     folder = parent / f"{key}-{steps}"
     if not (folder / run_folder.SUMMARY).exists():
         own = (f"name={folder.name}", f"output.folder={parent}", f"steps={steps}", "output.overwrite=true")
-        session.train(session.checked(asked.config, [*asked.words, *words, *own]))
+        session.train(checked(asked.config, [*asked.words, *words, *own]))
     evaluation = run_folder.read_json(folder / run_folder.SUMMARY)["evaluation"]
     if asked.metric not in evaluation:
         raise ConfigError(f"--metric {asked.metric}: evaluation measured {', '.join(evaluation)}")

@@ -86,8 +86,9 @@ def test_numbers_are_never_made_up() -> None:
 
 def test_a_known_output_is_not_worked_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with Remembering():
-        full(7, 11) + full(11)
+        first = full(7, 11) + full(11)
         told: list[object] = []
         monkeypatch.setattr(known_outputs, "_outputs", lambda *given: told.append(given))
-        full(7, 11) + full(11)
+        second = full(7, 11) + full(11)
     assert not told
+    assert described(first) == described(second)
