@@ -93,8 +93,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("toy"), updates=100)
 
 
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
-def bench(request: pytest.FixtureRequest, folder: Path) -> Iterator[Bench]:
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.__name__)
+def made(request: pytest.FixtureRequest, folder: Path) -> Iterator[Bench]:
     objective = gentle(without_kl(request.param()))
     source = SOURCES[objective.consumes]
     trainer = trainer_of(toy_run(folder, mapping(source) if objective.spatial else source, objective, 1))
@@ -106,9 +106,23 @@ def bench(request: pytest.FixtureRequest, folder: Path) -> Iterator[Bench]:
     trainer.runtime.close()
 
 
+@pytest.fixture
+def bench(made: Bench) -> Iterator[Bench]:
+    """Return the bench of an objective as it was made, whatever laws moved on it before."""
+    policy = made.trainer.policy
+    weights = {name: p.detach().clone() for name, p in policy.trainable.items()}
+    copies = {copy: {name: z.clone() for name, z in kept.items()} for copy, kept in policy.snapshots.items()}
+    yield made
+    with torch.no_grad():
+        for name, p in policy.trainable.items():
+            p.copy_(weights[name])
+    policy.snapshots.update(copies)
+    made.trainer.runtime.optimizer.zero_grad()
+
+
 def of_those(kinds: list[type[Objective[Batch]]]) -> pytest.MarkDecorator:
     """Return the mark of a law that some of the objectives keep."""
-    return pytest.mark.parametrize("bench", kinds, ids=lambda kind: kind.__name__, indirect=True)
+    return pytest.mark.parametrize("made", kinds, ids=lambda kind: kind.__name__, indirect=True)
 
 
 def without_kl(objective: Objective[Batch], kl: float = 0.0) -> Objective[Batch]:
@@ -128,7 +142,8 @@ def mapping(source: Source) -> Source:
 def mapped(batch: Batch) -> Batch:
     """Return a batch whose credit differs from one number of a point to the other, which its one pixel cannot tell."""
     assert batch.advantage.shape[2:] == (1,)
-    return replace(batch, advantage=batch.advantage * torch.rand(len(batch), 1, 2))
+    drawn = torch.rand(len(batch), 1, 2, generator=torch.Generator().manual_seed(0))
+    return replace(batch, advantage=batch.advantage * drawn)
 
 
 def credited(batch: Batch, factor: float) -> Batch:
