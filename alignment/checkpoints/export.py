@@ -117,7 +117,7 @@ def export(checkpoint: Path, to: Path, order: Order) -> None:
 @contextlib.contextmanager
 def _appearing(to: Path) -> Iterator[Path]:
     """Give a folder to write into, which becomes `to` at the end, or vanishes."""
-    place = to.resolve()  # a link stays one, and its target is written
+    place = Path(os.path.realpath(to))  # a link stays one, and its target is written
     temporary = place.with_name(f".tmp-{secrets.token_hex(4)}")  # no longer than a name may be, as the target's might
     try:
         temporary.mkdir(parents=True)

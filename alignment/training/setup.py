@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from alignment.checkpoints.contents import adapters_digests, pipeline_digest, prompts_digest
+from alignment.checkpoints.manifest import NAME, verify
 from alignment.config import checks
 from alignment.config.run import Run
 from alignment.data.batches import Pairs, Samples
@@ -76,6 +79,18 @@ def _check_judged(reward: RewardModel, file: str, prompts: Prompts) -> None:
         raise DataError(f"{file}: {error}") from error
 
 
+def _check_brought(run: Run) -> None:
+    """Refuse adapters of a damaged checkpoint.
+
+    Raises:
+        CheckpointError: Naming the file.
+    """
+    start = None if run.policy.lora is None else run.policy.lora.start
+    for place in (*(adapter.path for adapter in run.policy.adapters), *([] if start is None else [start])):
+        if (Path(place) / NAME).is_file():
+            verify(Path(place))
+
+
 def load(run: Run, runtime: Runtime, microbatch: object = None) -> Trainer:
     """Return the trainer of a run: prompts read, pipeline loaded and probed, prompts embedded, copies kept.
 
@@ -99,6 +114,7 @@ def load(run: Run, runtime: Runtime, microbatch: object = None) -> Trainer:
     pipe = load_pipeline(run.policy, runtime.world.device, runtime.layout)
     contents["policy.pipeline"] = pipeline_digest(pipe)
     seed = Draw(run.seed).key("adapters")
+    _check_brought(run)
     policy = load_policy(run.policy, device=runtime.world.device, seed=seed, pipe=pipe, layout=runtime.layout)
     contents |= adapters_digests(policy.weights.brought)
     # Before the networks are called: by all processes together, where they are spread.

@@ -70,9 +70,10 @@ class Place:
     def lying_under(self) -> list[Path]:
         """Return the copies of what the adapter was trained on top of, where a checkpoint or an export has them."""
         path = Path(self.name)
-        folder = path.parent if os.path.isfile(path) and path.name == LORA_FILE else path
-        found = sorted(folder.glob(f"{FROZEN}*{_WEIGHTS}")) if os.path.isdir(folder) else []
-        return [file for file in found if file.stem.removeprefix(FROZEN).isdecimal()]
+        folder = path.parent if os.path.isfile(path) and path.name in (LORA_FILE, PEFT_FILE) else path
+        found = sorted(folder.glob(f"{FROZEN}*")) if os.path.isdir(folder) else []
+        named = [place for place in found if place.stem.removeprefix(FROZEN).isdecimal()]
+        return [place / PEFT_FILE if place.is_dir() else place for place in named]
 
     def files(self, main: str, components: Sequence[str]) -> Found:
         """Return the file of each component, fetched where it is on the hub.

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
-from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -40,8 +39,9 @@ from alignment.policy.networks.adapter_kinds import (
 from alignment.policy.networks.adapter_places import PEFT_CONFIG, Place
 from alignment.policy.networks.fused import apart
 from alignment.policy.networks.module_names import FLAT, names_of
+from alignment.policy.networks.reading.by_diffusers import ByDiffusers
+from alignment.policy.networks.reading.names import NAME, PARTS
 from alignment.policy.networks.reading.peft_settings import PeftSettings
-from reward_models.foreign import ForeignCode
 
 SETTINGS = "lora_adapter_metadata"
 """Where diffusers writes how an adapter was made, in the header of its file."""
@@ -50,22 +50,13 @@ _PREFIXES = ("base_model.model.", "unet.", "transformer.", "diffusion_model.", "
 """What tools write before the names of modules."""
 _FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")
 """What they write before names with underscores for dots."""
-_PARTS = {
-    "lora_A": "A", "lora_down": "A", "lora.down": "A", "lora_linear_layer.down": "A",
-    "lora_B": "B", "lora_up": "B", "lora.up": "B", "lora_linear_layer.up": "B",
-    "lora_magnitude_vector": "magnitude", "dora_scale": "magnitude", "alpha": "alpha",
-    **{name: name for name in (*LOHA, *LOKR)},
-}  # fmt: skip
 _NUMBERS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 """Dtypes that torch does not compute in, and whose numbers are float32's, too."""
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 """What an alpha may be besides."""
-_SAID = 200
-"""Characters of what diffusers says."""
 _TEXT = re.compile(r"(?:base_model\.model\.)?(text_encoder|lora_te|te\d?_|text_model|cond_stage_model|conditioner)")
 """How names of text encoders begin."""
-_NAME = re.compile(rf"(.+?)\.({'|'.join(map(re.escape, _PARTS))})(?:(?:\.[^.]+)?\.weight)?")
 _FOREIGN = re.compile(
     r"\.(diff|diff_b|[wb]_norm|oft_\w+|boft_\w+|rescale|lora_mid\.weight|on_input|lokr_t1|scalar|[ab][12]\.weight|set_weight)$"
 )
@@ -156,7 +147,7 @@ class _Reading:
         parts = self._parts(tensors)
         told = self._header(header) if settings is None else PeftSettings(f"{self.where}: its {PEFT_CONFIG}", settings)
         kind = kind_of(self.where, parts)
-        told.check(kind, magnitudes=any("magnitude" in part for part in parts.values()))
+        told.check(kind, tuple(parts), magnitudes=any("magnitude" in part for part in parts.values()))
         if kind != "LoRA":
             config = factors_config(self.where, parts, told, dict(self.network.named_modules()))
             factors = {f"{name}.{part}": z for name, found in parts.items() for part, z in found.items()}
@@ -213,7 +204,8 @@ class _Reading:
         if not isinstance(told, dict):
             raise ConfigError(f"{where} is not a JSON object")
         names = {key: key.removeprefix(f"{self.component}.").removeprefix(f"{self.main}.") for key in told}
-        return PeftSettings(where, {name: told[key] for key, name in names.items()})
+        mine = {name: told[key] for key, name in names.items() if "." not in name}
+        return PeftSettings(where, mine or None)  # None where all of it is of other networks
 
     def _parts(self, tensors: Mapping[str, Tensor]) -> Parts:
         """Return the tensors by module, whichever names the file uses."""
@@ -232,8 +224,8 @@ class _Reading:
         if issubclass(kind, LoraBaseMixin):
             try:
                 factors = any(name.rpartition(".")[2] in (*LOHA, *LOKR) for name in tensors)
-                by_diffusers = self._factors_by_diffusers if factors else self._by_diffusers
-                parts, strange = self._known(by_diffusers(dict(tensors)))
+                renamed = self._factors_by_diffusers if factors else self._by_diffusers.renamed
+                parts, strange = self._known(renamed(tensors))
                 if not strange:
                     return parts
                 unknown = strange if len(strange) < len(unknown) else unknown
@@ -247,24 +239,11 @@ class _Reading:
             f"{len(unknown)} of its {len(tensors)} tensors are of no module of the {self.component}: {some}{reason}"
         )
 
-    def _by_diffusers(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors as diffusers renames those of the model's authors."""
-        config: Any = self.network.config
-        named = {"unet_config": config} if self.component == "unet" else {}
-        refused = lambda error: ConfigError(_shortened(error))  # noqa: E731
-        with ForeignCode(refused):
-            made: Any = type(self.pipe).lora_state_dict(tensors, **named)
-        state, alphas = made if isinstance(made, tuple) else (made, {})
-        with ForeignCode(refused):
-            state = convert_unet_state_dict_to_peft(state)
-            # An alpha has the name of its matrix, where it has not that of the module.
-            scales = convert_unet_state_dict_to_peft({k.removesuffix(".alpha"): v for k, v in (alphas or {}).items()})
-        for name, alpha in scales.items():
-            matrix = _NAME.fullmatch(name)
-            state[f"{name if matrix is None else matrix[1]}.alpha"] = torch.tensor(float(alpha))
-        return state
+    @property
+    def _by_diffusers(self) -> ByDiffusers:
+        return ByDiffusers(type(self.pipe), self.network.config, self.component)
 
-    def _factors_by_diffusers(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _factors_by_diffusers(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return factors by diffusers' names of modules: those that it gives a LoRA whose rows are numbered."""
         modules: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
@@ -281,8 +260,10 @@ class _Reading:
                 f"{flat}.lora_up.weight": torch.arange(rows, dtype=torch.float32)[:, None],
                 f"{flat}.alpha": torch.tensor(1.0),
             }
-        made, _ = self._known(self._by_diffusers(numbered))
-        named: dict[str, Tensor] = {}
+        made, _ = self._known(self._by_diffusers.renamed(numbered))
+        came = {int(lora["A"][0, 0]) for lora in made.values()}
+        left = [found for k, found in enumerate(modules.items()) if k not in came]
+        named = {f"{name}.{part}": tensor for name, found in left for part, tensor in found.items()}
         for module, lora in made.items():
             name, found = list(modules.items())[int(lora["A"][0, 0])]
             cut = rows_of(f"{self.where}: {name}", found, lora["B"][:, 0].long(), sides(found)[0])
@@ -300,10 +281,10 @@ class _Reading:
         found, said, unknown = Parts(), dict[str, str](), []
         first: dict[tuple[str, str], str] = {}
         for name, tensor in tensors.items():
-            part = _NAME.fullmatch(name)
+            part = NAME.fullmatch(name)
             theirs = None if part is None else self._spot(part[1], spots, flat)
             if part is not None:
-                module, what = theirs or self._bare(part[1]), _PARTS[part[2]]
+                module, what = theirs or self._bare(part[1]), PARTS[part[2]]
                 if (other := first.setdefault((module, what), name)) != name:
                     raise ConfigError(
                         f"{self.where}: {other} and {name} are both the {what} of {module}; leave one of them out"
@@ -311,7 +292,7 @@ class _Reading:
             if part is None or theirs is None:
                 unknown.append(name)
             else:
-                found.setdefault(theirs, {})[_PARTS[part[2]]] = tensor
+                found.setdefault(theirs, {})[PARTS[part[2]]] = tensor
                 said[theirs] = part[1]
         parts = Parts()
         for theirs, tensors_of in found.items():
@@ -379,12 +360,6 @@ class _Reading:
                         f"{len(b)} rows"
                     )
                 part["magnitude"] = _magnitude(found, len(shape))
-
-
-def _shortened(error: BaseException) -> str:
-    """Return what diffusers says in one line, without what it lists."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return said if len(said) <= _SAID else f"{type(error).__name__}, and a list of names"
 
 
 def _magnitude(found: Tensor, dimensions: int) -> Tensor:

@@ -15,7 +15,8 @@ from alignment.policy.networks.module_names import Spot, halves_swapped
 def apart(where: str, found: Mapping[str, Tensor], spot: Spot, sizes: Sequence[int]) -> dict[str, dict[str, Tensor]]:
     """Return what an adapter of a matrix is for each of diffusers' modules in it.
 
-    Columns of B that are 0 in all rows of a module are those of others, and are left out with their rows of A.
+    Columns of B that are 0 in all rows of a module are those of others, and are left out with their rows of A, and
+    with their share of alpha.
 
     Args:
         where: For messages.
@@ -31,8 +32,7 @@ def apart(where: str, found: Mapping[str, Tensor], spot: Spot, sizes: Sequence[i
     if lacking := [side for side in ("A", "B") if side not in found]:
         raise ConfigError(f"{where} lacks its matrix {' and '.join(lacking)}")
     a, b = found["A"], found["B"]
-    thin = list(b.shape[2:]) == [1] * (a.ndim - 2)  # what is left of a kernel in the second matrix
-    if a.ndim < 2 or b.ndim < 2 or not thin or not 0 < len(a) == b.shape[1] or len(b) != sum(sizes):
+    if a.ndim != 2 or b.ndim != 2 or not 0 < len(a) == b.shape[1] or len(b) != sum(sizes):
         raise ConfigError(
             f"{where} has matrices of shapes {list(a.shape)} and {list(b.shape)}, not of {sum(sizes)} rows"
         )
@@ -42,7 +42,8 @@ def apart(where: str, found: Mapping[str, Tensor], spot: Spot, sizes: Sequence[i
     made: dict[str, dict[str, Tensor]] = {}
     for k, (module, b) in enumerate(zip(spot.modules, whole["B"].split(list(sizes)), strict=True)):
         used = (b != 0).any(0)
-        if len(sizes) == 1 or not bool(used.any()):
+        # Without an alpha beside it its scale goes by its rank, which then stays what it is.
+        if len(sizes) == 1 or not bool(used.any()) or "alpha" not in whole:
             used = torch.ones_like(used)
         part = made[module] = {"A": whole["A"][used].contiguous(), "B": b[:, used].contiguous()}
         if "alpha" in whole:

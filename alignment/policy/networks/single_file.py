@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers.loaders.single_file_model import FromOriginalModelMixin
+from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES, FromOriginalModelMixin
 from safetensors import SafetensorError, safe_open
 
 from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
@@ -18,6 +18,8 @@ from reward_models.foreign import ForeignCode
 
 _SAFE = (".safetensors", GGUF)
 _MAGIC = b"GGUF"
+_BESIDE = ("vae.", "first_stage_model.", "text_encoders.", "cond_stage_model.", "conditioner.", "model_ema.")
+"""How names of other networks begin, in files of whole models."""
 _NAMED = 3
 """Tensors that a message names."""
 
@@ -72,6 +74,8 @@ def denoiser_of_file(spec: PolicySpec, kind: Any, networks: tuple[str, ...]) -> 
         )
 
     quantization = _gguf(spec)
+    if names:
+        _check_tensors(spec, name, cls, local=local)
     with ForeignCode(unreadable):
         network = cls.from_single_file(
             spec.single_file,
@@ -83,6 +87,39 @@ def denoiser_of_file(spec: PolicySpec, kind: Any, networks: tuple[str, ...]) -> 
             local_files_only=local,
         )
     return {name: network}
+
+
+def _check_tensors(spec: PolicySpec, name: str, cls: Any, *, local: bool) -> None:
+    """Refuse a file that lacks tensors of the network, or has some that the network has no place for.
+
+    diffusers leaves such out without a word. Files of whole models may have other networks beside this one.
+
+    Raises:
+        ConfigError: Naming the first.
+    """
+    assert spec.single_file is not None
+    with safe_open(spec.single_file, framework="pt") as file, torch.device("meta"):
+        tensors = {key: torch.empty(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        config = cls.load_config(spec.pipeline, subfolder=name, revision=spec.revision, local_files_only=local)
+        wanted = cls.from_config(config).state_dict().keys()
+        if not wanted <= tensors.keys():
+            convert: Any = SINGLE_FILE_LOADABLE_CLASSES[cls.__name__]["checkpoint_mapping_fn"]
+            try:
+                with ForeignCode(lambda error: PipelineError(str(error))):
+                    tensors = convert(checkpoint=dict(tensors), config=dict(config))
+            except PipelineError:
+                if 2 * len(wanted & tensors.keys()) < len(wanted):
+                    return  # nobody's names: it is read, and refused, as a whole
+    found = {key for key, tensor in tensors.items() if tensor is not None and not key.startswith(_BESIDE)}
+    for what, keys in (("lacks", wanted - found), ("holds", found - wanted)):
+        if keys:
+            first = min(keys)
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            why = "which the network needs" if what == "lacks" else "for which the network has no place"
+            raise ConfigError(
+                f"policy.single_file: {spec.single_file} {what} {first}{more}, {why}: it is of another {cls.__name__} "
+                f"than that of {spec.pipeline}"
+            )
 
 
 def _looked_into(file: str) -> list[str]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignment.errors import ConfigError
-from alignment.policy.networks.adapter_kinds import Adapter, alpha_of
+from alignment.policy.networks.adapter_kinds import Adapter, alpha_of, scale_of
 from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_CONFIG, PEFT_FILE
 from alignment.policy.networks.adapters import SETTINGS, read_adapters
 from alignment.policy.networks.loading import experts
@@ -69,6 +69,8 @@ REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "alpha below 0": ({"lora_alpha": -8}, r"the scale \(alpha\) of \S+ is -8.0, expected more than 0"),
     "another rank": ({"r": 8}, r"r is 8, expected 4, the rank of the matrices of transformer_blocks.0.attn"),
     "rank as text": ({"r": "4"}, r'r is "4", expected a number'),
+    "a pattern of no module": ({"alpha_pattern": {"qkv": 40}}, r"alpha_pattern.qkv is 40, expected the name of one"),
+    "ranks of no module": ({"rank_pattern": {"qkv": 40}}, r"rank_pattern.qkv is 40, expected the name of one of its"),
     "half a rank": ({"r": 4.5}, r"r is 4.5, expected a whole number of at least 1"),
     "rslora as text": ({"use_rslora": "false"}, r'use_rslora is "false", expected true or false'),
     "dora without magnitudes": ({"use_dora": True}, r"use_dora is true, expected false, or magnitudes"),
@@ -148,3 +150,25 @@ def test_numbers_of_eight_bits_are_read_as_they_are(dtype: torch.dtype, pipe: An
     assert load_file(tmp_path / LORA_FILE)[f"{MODULE}.lora_A.weight"].dtype == dtype
     found = read(pipe, tmp_path / LORA_FILE)
     assert all(torch.equal(z, stored[name].float()) for name, z in found.weights.items())
+
+
+def test_the_scale_of_settings_is_that_of_the_whole_rank_where_a_matrix_is_taken_apart(
+    pipe: Any, tmp_path: Path
+) -> None:
+    """Query, key and value have two of six columns each, and alpha stands in the settings alone."""
+    a, b = torch.randn(6, 32), torch.block_diag(*torch.randn(3, 32, 2))
+    tensors = {"double_blocks.0.img_attn.qkv.lora_A.weight": a, "double_blocks.0.img_attn.qkv.lora_B.weight": b}
+    for told in ({"r": 6}, {}):
+        found = read(pipe, beside(tmp_path, json.dumps({**told, "peft_type": "LORA", "lora_alpha": 12}), tensors))
+        assert len(found.modules) == 3
+        for name, rows in zip("qkv", b.split(32), strict=True):
+            module = f"transformer_blocks.0.attn.to_{name}"
+            update = found.weights[f"{module}.lora_B.weight"] @ found.weights[f"{module}.lora_A.weight"]
+            torch.testing.assert_close(scale_of(found, module) * update, 2.0 * rows @ a)
+
+
+def test_settings_of_other_networks_say_nothing_of_this_one(pipe: Any, tmp_path: Path) -> None:
+    header = {SETTINGS: json.dumps({"text_encoder.lora_alpha": 4})}
+    save_file({f"transformer.{name}": z for name, z in matrices().items()}, tmp_path / LORA_FILE, header)
+    found = read(pipe, tmp_path / LORA_FILE)
+    assert [scale_of(found, module) for module in found.modules] == [1.0, 1.0]

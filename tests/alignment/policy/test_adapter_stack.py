@@ -16,7 +16,7 @@ from alignment.checkpoints.artifacts import CARD, write_artifacts
 from alignment.checkpoints.checkpoint import Checkpoints
 from alignment.checkpoints.export import Order, export
 from alignment.errors import ConfigError
-from alignment.policy.networks.adapter_places import LORA_FILE
+from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_CONFIG, PEFT_FILE
 from alignment.policy.networks.spec import FrozenAdapter, Lora, PolicySpec
 from alignment.policy.networks.tuning import add_lora
 from alignment.policy.policy import Policy
@@ -108,6 +108,12 @@ def test_what_was_trained_on_top_of_others_is_not_taken_without_them(flux_folder
         build(flux_folder, FLUX_CALL, lora=Lora(2), adapters=(FrozenAdapter(start),), ready=False)
     stack = (FrozenAdapter(str(under), 0.5),)
     assert build(flux_folder, FLUX_CALL, lora=Lora(start=start), adapters=stack, ready=False).weights.brought.start
+    in_peft = tmp_path / "start" / "frozen_adapter_0"
+    in_peft.mkdir()
+    under.rename(in_peft / PEFT_FILE)
+    (in_peft / PEFT_CONFIG).write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
+    with pytest.raises(ConfigError, match=rf"was trained on top of {in_peft / PEFT_FILE}, which is not among"):
+        build(flux_folder, FLUX_CALL, lora=Lora(start=start), ready=False)
 
 
 def test_what_training_was_on_top_of_is_exported_with_it(flux_folder: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from alignment.policy.networks.loading import experts
 from alignment.policy.networks.spec import Lora
 from alignment.policy.networks.tuning import add_lora
 from alignment.policy.policy import Policy
+from tests.pipelines.zoo import built
 from tests.support import runs
 from tests.support.adapters import save
 from tests.support.policies import DYNAMICS, build, learn, perturb, plan, replayed, transitions
@@ -130,6 +131,40 @@ def test_names_of_stable_diffusion_xl_tools_are_read_by_diffusers(tmp_path: Path
     assert torch.equal(found.weights[f"{ours}.lora_A.weight"], down)
     assert torch.equal(found.weights[f"{ours}.lora_B.weight"], up)
     assert found.config.lora_alpha == 3
+
+
+@pytest.mark.parametrize("extra", ["a text encoder", "another block", "a tensor"])
+def test_what_diffusers_leaves_out_is_not(extra: str, tmp_path: Path) -> None:
+    """FLUX.2's converter reads some modules only where it knows all names, and leaves out what it does not know."""
+    pipe = built("flux2_klein").pipe
+    shapes = {
+        "lora_unet_double_stream_modulation_img_lin": pipe.transformer.double_stream_modulation_img.linear.weight.shape,
+        "lora_unet_double_blocks_0_img_attn_proj": pipe.transformer.transformer_blocks[0].attn.to_out[0].weight.shape,
+    }
+    tensors = {
+        f"{name}.{part}": torch.randn(size)
+        for name, (rows, columns) in shapes.items()
+        for part, size in (("lora_down.weight", (2, columns)), ("lora_up.weight", (rows, 2)), ("alpha", ()))
+    }
+    file = tmp_path / "style.safetensors"
+    save_file(tensors, file)
+    found = read_adapters(BEGIN, str(file), pipe, experts(pipe))["transformer"]
+    assert sorted(found.modules) == ["double_stream_modulation_img.linear", "transformer_blocks.0.attn.to_out.0"]
+    named = {"a text encoder": "lora_te1_layer", "another block": "lora_unet_double_blocks_9_img_attn_proj"}.get(extra)
+    pair = {f"{named}.lora_down.weight": torch.ones(2, 32), f"{named}.lora_up.weight": torch.ones(32, 2)}
+    save_file({**tensors, **(pair if named else {"garbage": torch.ones(2)})}, file)
+    count, held = (len(pair), len(tensors) + len(pair)) if named else (1, len(tensors) + 1)
+    with pytest.raises(ConfigError, match=rf"{count} of its {held} tensors are of no module .*: {named or 'garbage'}"):
+        read_adapters(BEGIN, str(file), pipe, experts(pipe))
+
+
+def test_magnitudes_that_diffusers_leaves_out_are_not(tmp_path: Path) -> None:
+    pipe = tiny_sd15()
+    theirs = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+    made = {f"{theirs}.lora_down.weight": torch.randn(2, 16), f"{theirs}.lora_up.weight": torch.randn(16, 2)}
+    save_file({**made, f"{theirs}.dora_scale": torch.ones(16, 1)}, tmp_path / "style.safetensors")
+    with pytest.raises(ConfigError, match=rf"1 of its 3 tensors are of no module of the unet: {theirs}.dora_scale"):
+        read_adapters(BEGIN, str(tmp_path), pipe, experts(pipe))
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------

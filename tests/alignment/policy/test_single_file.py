@@ -74,6 +74,34 @@ def test_files_that_are_not_the_denoiser_are_refused(flux_folder: Path, tmp_path
         assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("authors", [False, True])
+def test_a_file_of_more_or_fewer_tensors_is_of_another_network(
+    authors: bool, flux_folder: Path, tmp_path: Path
+) -> None:
+    """It is left out by the library that reads it. The names are diffusers' own, or those of LTX-Video's authors."""
+    folder, tensors, block = flux_folder, changed(tiny_flux().transformer), "transformer_blocks."
+    if authors:
+        member = built("ltx_video")
+        folder = tmp_path / "pipeline"
+        member.pipe.save_pretrained(folder)
+        tensors = changed(member.pipe.transformer)
+        for ours, named in AUTHORS.items():
+            tensors = {name.replace(ours, named): tensor for name, tensor in tensors.items()}
+    last = max(name for name in tensors if name.startswith(block) and name.endswith("ff.net.2.weight"))
+    deeper = {**tensors, f"{block}9.ff.net.2.weight": tensors[last].clone()}
+    fewer = {name: tensor for name, tensor in tensors.items() if name != last}
+    for held, says in (
+        (deeper, rf"holds {block}9\.\S+, for which .* no place"),
+        (fewer, rf"lacks {last}, which .* needs"),
+    ):
+        save_file(held, tmp_path / "other.safetensors")
+        with pytest.raises(ConfigError, match=says):
+            load_pipeline(PolicySpec(str(folder), single_file=str(tmp_path / "other.safetensors")), CPU)
+    if authors:  # who publish files of whole models, too
+        save_file({**tensors, "vae.encoder.weight": torch.ones(2)}, tmp_path / "whole.safetensors")
+        load_pipeline(PolicySpec(str(folder), single_file=str(tmp_path / "whole.safetensors")), CPU)
+
+
 SPOILT = {
     "empty": (".safetensors", b"", "is not a whole safetensors file"),
     "cut off": (".safetensors", save({"one": torch.ones(64)})[:-9], "is not a whole safetensors file"),

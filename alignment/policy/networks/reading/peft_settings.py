@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from peft.utils.other import get_pattern_key
@@ -33,11 +33,12 @@ class PeftSettings:
     where: str
     told: Mapping[str, object] | None = field(default_factory=dict)
 
-    def check(self, kind: str, *, magnitudes: bool) -> None:
+    def check(self, kind: str, modules: Sequence[str], *, magnitudes: bool) -> None:
         """Refuse what is not of such an adapter, or of one that means more than its tensors.
 
         Args:
             kind: What the tensors are: LoRA, LoHa or LoKr.
+            modules: Names of those it has tensors for.
             magnitudes: Whether there are some among them.
 
         Raises:
@@ -46,6 +47,16 @@ class PeftSettings:
         named = self._get("peft_type")
         if named is not None and named != kind.upper():
             raise self.wrong("peft_type", named, f'"{kind.upper()}", for the tensors are those of a {kind}')
+        for name in ("alpha_pattern", "rank_pattern"):
+            patterns = self._patterns(name)
+            used = {get_pattern_key(list(patterns), module) for module in modules}
+            if strange := next((key for key in patterns if key not in used), None):
+                raise self.wrong(
+                    f"{name}.{strange}",
+                    patterns[strange],
+                    "the name of one of its modules, as diffusers has them, or the end of one; leave it out if it is "
+                    "of none",
+                )
         if kind != "LoRA":
             return
         init = self._get("init_lora_weights")
@@ -103,22 +114,27 @@ class PeftSettings:
 
     def _by_module(self, module: str, pattern: str, usual: str) -> tuple[str, object]:
         """Return the key of a module's setting, and its value, as PEFT finds it."""
-        patterns = self._get(pattern)
-        if patterns is None:
-            return usual, self._get(usual)
-        if not isinstance(patterns, Mapping):
-            raise self.wrong(pattern, patterns, "an object of numbers by the modules' names")
-        for key in patterns:
-            try:
-                re.compile(rf"(.*\.)?({key})$")
-            except re.error as error:
-                raise ConfigError(f"{self.where}: {pattern}.{key} is not a regular expression: {error}") from error
+        patterns = self._patterns(pattern)
         if (key := get_pattern_key(list(patterns), module)) in patterns:
             value = patterns[key]
             if value is None:
                 raise self.wrong(f"{pattern}.{key}", value, "a number")
             return f"{pattern}.{key}", value
         return usual, self._get(usual)
+
+    def _patterns(self, name: str) -> Mapping[str, object]:
+        """Return numbers by patterns of modules' names."""
+        patterns = self._get(name)
+        if patterns is None:
+            return {}
+        if not isinstance(patterns, Mapping):
+            raise self.wrong(name, patterns, "an object of numbers by the modules' names")
+        for key in patterns:
+            try:
+                re.compile(rf"(.*\.)?({key})$")
+            except re.error as error:
+                raise ConfigError(f"{self.where}: {name}.{key} is not a regular expression: {error}") from error
+        return patterns
 
     def _number(self, key: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
