@@ -37,7 +37,7 @@ TASKS = {
     "whole": Task(("whole_scalar", "whole_vipo", "whole_vipo_prompt"), "strict"),
     "winners": Task(("winners_sft", "winners_dpo", "winners_seppo"), "reward"),
     "noisy": Task((*(f"noisy_{m}_{n}" for n in ("00", "20", "40") for m in ("dpo", "adpo")), "noisy_ipo_40"), "reward"),
-    "dance": Task(("dance_true", "dance_equal", "dance_early"), "strict"),
+    "dance": Task(("dance_true", "dance_equal", "dance_early", "dance_noise"), "strict"),
     "inner": Task(("inner_clip", "inner_spo"), "strict"),
     "sparse": Task(("sparse_branch", "sparse_dancegrpo", "sparse_bestofn", "sparse_nft"), "strict"),
     "conflict": Task(("conflict_sum", "conflict_gdpo", "conflict_chain"), "reward"),
