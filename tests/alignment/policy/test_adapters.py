@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from alignment.policy.networks.tuning import add_lora
 from alignment.policy.policy import Policy
 from tests.pipelines.zoo import built
 from tests.support import runs
+from tests.support import trained as checkpoints
 from tests.support.adapters import save
 from tests.support.policies import DYNAMICS, build, learn, perturb, plan, replayed, transitions
 from tests.support.tiny import FLUX_CALL, SD15_CALL, tiny_flux, tiny_sd15
@@ -317,6 +319,21 @@ def test_a_run_refuses_it_in_one_line_and_leaves_nothing(
         assert said.startswith(f"visalign: {BEGIN}: ")
         assert len(said.splitlines()) == 1
     assert not (folder / "runs").exists()
+
+
+def test_a_damaged_checkpoint_is_no_start(
+    flux_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = runs.prepared(tmp_path / "run", flux_folder)
+    checkpoint = checkpoints.trained(tmp_path, "flux", lora=True).checkpoint
+    file = checkpoint / LORA_FILE
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    for words in ((f"{BEGIN}={checkpoint}", "policy.lora.rank=null"), (f"policy.adapters=[{{path: {checkpoint}}}]",)):
+        assert runs.train(folder, "grpo", *words) == 2
+        said = capsys.readouterr().err.strip().splitlines()
+        assert re.fullmatch(rf"visalign: {checkpoint}/{LORA_FILE} is damaged.*", said[-1]), said
 
 
 def test_a_run_that_starts_at_an_adapter_is_measured_against_it(flux_folder: Path, tmp_path: Path) -> None:
