@@ -99,6 +99,8 @@ def export(checkpoint: Path, to: Path, order: Order) -> None:
         )
     if not adapters and order.form not in ("full", "gguf-ready"):
         raise ConfigError(f"{checkpoint} holds fully trained weights and no adapters; export them with `--as full`")
+    if checkpoint.resolve() in (here := Path(os.path.realpath(to)), *here.parents):
+        raise ConfigError(f"{to} lies in the checkpoint; choose another `--to`")
     if to.is_file() or (to.is_dir() and any(to.iterdir())):
         raise ConfigError(f"{to} exists and is not empty; choose another `--to`, or remove it")
     with _appearing(to) as folder:

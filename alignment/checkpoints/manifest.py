@@ -120,7 +120,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         text = path.read_text(encoding="utf-8")
         record = json.loads(text)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{folder} is not a finished checkpoint: it has no {NAME}") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: it cannot be read as JSON ({error})") from None

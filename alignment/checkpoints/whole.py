@@ -234,6 +234,8 @@ def base_of(card: Card, pipeline: str | None, *, index: bool = False) -> PolicyS
     place = policy["pipeline"] if pipeline is None else pipeline
     revision = policy["revision"] if pipeline is None else None
     if Path(place).is_absolute() and not Path(place).is_dir():
+        if pipeline is not None:
+            raise ConfigError(f"--pipeline: there is no folder {place}")
         raise ConfigError(
             f"the pipeline it was trained on is not in {place} any more; say where with `--pipeline PATH`"
         )

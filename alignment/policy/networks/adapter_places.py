@@ -53,7 +53,7 @@ class Place:
         if not self.name:
             raise ConfigError(f"{self.key}: the name is empty, expected a file, a folder or a hub id (owner/name)")
         path = Path(self.name)
-        if path.suffix in _PICKLES:
+        if path.suffix.lower() in _PICKLES:
             raise self._pickle(path.name)
         if os.path.isdir(path):  # unlike Path's own, of any text
             self._in_folder([entry.name for entry in path.iterdir()])
@@ -108,7 +108,7 @@ class Place:
         if weights:
             some = ", ".join(weights[:_FEW]) + (", ..." if len(weights) > _FEW else "")
             raise ConfigError(f"{self.key}: {self.name} holds several adapters; name one of them: {some}")
-        if pickles := sorted(name for name in names if Path(name).suffix in _PICKLES):
+        if pickles := sorted(name for name in names if Path(name).suffix.lower() in _PICKLES):
             raise self._pickle(pickles[0])
         raise ConfigError(f"{self.key}: {self.name} holds no {_WEIGHTS} file")
 

@@ -118,6 +118,15 @@ def test_a_target_that_is_taken_is_refused(adapters: Trained, tmp_path: Path) ->
     for name in ("full", "file"):
         with pytest.raises(ConfigError, match="not empty"):
             export(adapters.checkpoint, tmp_path / name, Order("diffusers"))
+    with pytest.raises(ConfigError, match="in lies in the checkpoint; choose another"):
+        export(adapters.checkpoint, adapters.checkpoint / "in", Order("diffusers"))
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(EnvironmentProblem, match="loop could not be written"):
+        export(adapters.checkpoint, tmp_path / "loop", Order("diffusers"))
+    with pytest.raises(CheckpointError, match="file is not a finished checkpoint"):
+        export(tmp_path / "file", tmp_path / "out", Order("diffusers"))
+    with pytest.raises(ConfigError, match="--pipeline: there is no folder /nope"):
+        export(adapters.checkpoint, tmp_path / "out", Order("merged", "/nope"))
     assert (tmp_path / "full" / "mine").read_text() == (tmp_path / "file").read_text() == "keep me"
 
 
