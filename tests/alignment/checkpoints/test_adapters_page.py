@@ -25,9 +25,13 @@ def test_the_commands_of_the_page_do_what_it_says(tmp_path: Path, monkeypatch: p
         if language == "yaml" and (name := re.match(r"# ([\w-]+\.yaml)\s*$", text.partition("\n")[0])):
             (tmp_path / name[1]).write_text(text)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("two red circles\na blue square\n")
     for command in commands(PAGE):
-        if command.words[0] == "visalign":
-            assert cli.run(list(command.words[1:])) == 0, command
+        program, *words = command.words
+        if program == "visalign":
+            # A run of one step embeds its prompts first; all of a recipe's take longer than the step.
+            few = ["data.prompts=prompts.txt"] if words[0] == "train" and "clip.yaml" not in words else []
+            assert cli.run([*words, *few]) == 0, command
     pictures = []
     for language, text in blocks(PAGE):
         if language == "python":
