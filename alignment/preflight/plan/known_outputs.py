@@ -6,12 +6,13 @@ Torch finds the shape of most outputs in Python, anew for each block of a networ
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 META = torch.device("meta")
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
@@ -35,32 +36,47 @@ class _Output:
         return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=META)
 
 
-def answer(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Return what `func(*args, **kwargs)` does; where it makes meta tensors of meta tensors, from memory if it can.
+class Remembering(TorchDispatchMode):
+    """Makes meta tensors of meta tensors from memory where it can, while it is entered.
 
-    Args:
-        func: An overload of an operator, as `TorchDispatchMode` is given it.
-        args: Its arguments.
-        kwargs: Its arguments by name.
+    The operator is called in the method that torch calls around it, so that what it raises is not taken for an error of
+    ours; see `reward_models.foreign`.
     """
-    if not _makes_anew(func):
-        return func(*args, **kwargs)
-    tensors: list[Tensor] = []
-    try:
-        key = func, _described(args, tensors), _described([*kwargs.items()], tensors)
-    except _NotKnown:
-        return func(*args, **kwargs)
-    if not tensors:
-        return func(*args, **kwargs)
-    if key not in _known:
-        out = func(*args, **kwargs)
-        _known[key] = _outputs(out, tensors)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return what `func(*args, **kwargs)` does."""
+        named, tensors = kwargs or {}, list[Tensor]()
+        key = _key(func, args, named, tensors)
+        outputs = _known.get(key) if tensors else None
+        if outputs is not None:
+            made = tuple(output.make() for output in outputs)
+            return made if len(func._schema.returns) > 1 else made[0]
+        out = func(*args, **named)
+        if tensors and key not in _known:
+            _known[key] = _outputs(out, tensors)
         return out
-    outputs = _known[key]
-    if outputs is None:
-        return func(*args, **kwargs)
-    made = tuple(output.make() for output in outputs)
-    return made if len(func._schema.returns) > 1 else made[0]
+
+
+def _key(func: Any, args: tuple[Any, ...], named: Mapping[str, Any], tensors: list[Tensor]) -> Hashable:
+    """Return what decides the output of an operator, and add the tensors among its arguments to `tensors`.
+
+    None are added where an output is not to be remembered.
+    """
+    found: list[Tensor] = []
+    try:
+        if not _makes_anew(func):
+            return None
+        key = func, _described(args, found), _described([*named.items()], found)
+    except _NotKnown:
+        return None
+    tensors += found
+    return key
 
 
 @functools.cache

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from alignment.policy.networks.token_plans import ATTENTION, attention_arguments
-from alignment.preflight.plan.known_outputs import META, answer
+from alignment.preflight.plan.known_outputs import META, Remembering
 
 functional = nn.functional
 _HALF = {
@@ -83,7 +82,7 @@ class Cost:
         return Cost(self.flops * rows, taken, self.fixed, self.received * rows)
 
 
-class Meter(TorchDispatchMode):
+class Meter(Remembering):
     """Counts FLOPs and follows the life of every storage made while it is entered.
 
     `torch.utils.flop_counter.FlopCounterMode` has the same numbers, but keeps a network's recomputed activations alive
@@ -110,7 +109,7 @@ class Meter(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        out = answer(func, args, kwargs or {})
+        out = super().__torch_dispatch__(func, types, args, kwargs)
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
             self._flops += formula(*args, **(kwargs or {}), out_val=out)

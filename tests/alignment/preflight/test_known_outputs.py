@@ -7,22 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from alignment.preflight.plan import known_outputs
-from alignment.preflight.plan.known_outputs import META
-
-
-class Remembering(TorchDispatchMode):
-    """Answers as the meter of a plan does, and lists the operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.called: list[object] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.called.append(func)
-        return known_outputs.answer(func, args, kwargs or {})
+from alignment.preflight.plan.known_outputs import META, Remembering
+from reward_models.foreign import ForeignCode
 
 
 def full(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -92,3 +80,8 @@ def test_a_known_output_is_not_worked_out_again(monkeypatch: pytest.MonkeyPatch)
         second = full(7, 11) + full(11)
     assert not told
     assert described(first) == described(second)
+
+
+def test_what_an_operator_cannot_do_is_not_our_error() -> None:
+    with Remembering(), pytest.raises(LookupError), ForeignCode(lambda error: LookupError(str(error))):
+        full(3).sum().item()
