@@ -42,9 +42,11 @@ def misplaced(policy: PolicySpec) -> Iterator[tuple[str, str]]:
     places = {f"policy.adapters.{k}.path": adapter.path for k, adapter in enumerate(policy.adapters)}
     if policy.lora is not None and policy.lora.start is not None:
         places["policy.lora.start"] = policy.lora.start
-    for key, place in places.items():
-        from alignment.policy.networks.adapter_places import Place
+    if not places:
+        return
+    from alignment.policy.networks.adapter_places import Place
 
+    for key, place in places.items():
         try:
             Place(key, place).check()
         except ConfigError as error:

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from reward_models.base import Media, RewardError, RewardModel, Rewards
 from reward_models.clip_family.towers import load_hub_clip
-from reward_models.loading.inputs import check_media, frames
+from reward_models.loading.inputs import check_clips, frames
 from reward_models.loading.networks import frozen_network
 from reward_models.loading.preprocess import IMAGENET, normalise, shortest_side
 from reward_models.loading.weights import Dtype, find_folder
@@ -102,9 +102,7 @@ class _ConsistencyScorer:
         Raises:
             RewardError: If these are pictures.
         """
-        check_media(_NAME, media, prompts)
-        if media.pixels.shape[1] < 2:
-            raise RewardError(f"{_NAME} compares the frames of a clip, got pictures")
+        check_clips(_NAME, media, prompts)
         seen = torch.cat([self.see(part) for part in frames(media).split(self.model.batch_size)])
         return Rewards(alike(seen.unflatten(0, media.pixels.shape[:2])).to(media.pixels.device))
 

@@ -66,6 +66,13 @@ def check_media(name: str, media: Media, prompts: Sequence[str], *, least: int =
         raise RewardError(f"{name} takes pixels in [0, 1], got values from {low:g} to {high:g}")
 
 
+def check_clips(name: str, media: Media, prompts: Sequence[str], *, least: int = 1) -> None:
+    """Refuse what `check_media` does, and pictures: there is nothing that a frame could be compared with."""
+    check_media(name, media, prompts, least=least)
+    if media.pixels.shape[1] < 2:
+        raise RewardError(f"{name} compares the frames of a clip, got pictures")
+
+
 def frames(media: Media) -> Tensor:
     """Return every frame of every clip as a picture, `[B * F, 3, H, W]` float32."""
     return media.pixels.flatten(0, 1).float()

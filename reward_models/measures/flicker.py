@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
-from reward_models.loading.inputs import check_media
+from reward_models.base import KnownAnswer, Media, RewardModel, Rewards
+from reward_models.loading.inputs import check_clips
 
 _NAME = "flicker"
 _ROUNDING = 1e-6
@@ -55,7 +55,5 @@ class _FlickerScorer:
         Raises:
             RewardError: If these are pictures.
         """
-        check_media(_NAME, media, prompts)
-        if media.pixels.shape[1] < 2:
-            raise RewardError(f"{_NAME} compares the frames of a clip, got pictures")
+        check_clips(_NAME, media, prompts)
         return Rewards(1 - media.pixels.float().diff(dim=1).abs().mean((1, 2, 3, 4)))

@@ -15,7 +15,7 @@ from torchvision.models import get_weight
 from torchvision.models.optical_flow import raft_large, raft_small
 
 from reward_models.base import KnownAnswer, Media, RewardError, RewardModel, Rewards
-from reward_models.loading.inputs import check_media
+from reward_models.loading.inputs import check_clips
 from reward_models.loading.weights import fill, read_state
 
 _NAME = "optical_flow"
@@ -120,9 +120,7 @@ class _OpticalFlowScorer:
         Raises:
             RewardError: If these are pictures, or the frame rate of the clips is not known.
         """
-        check_media(_NAME, media, prompts)
-        if media.pixels.shape[1] < 2:
-            raise RewardError(f"{_NAME} compares the frames of a clip, got pictures")
+        check_clips(_NAME, media, prompts)
         if media.fps is None:
             raise RewardError(f"{_NAME} needs the frames per second of a clip, and the media have none: give fps")
         apart = max(1, round(media.fps / _RATE))

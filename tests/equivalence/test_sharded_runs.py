@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tests.equivalence.test_processes import launched, torchrun
 from tests.support.forked import ROOT
+from tests.support.ports import free_port
 from tests.support.runs import left_by, prepared, train
 from tests.support.several import HANG
 
@@ -135,12 +136,6 @@ class Machine:
     def ended(self) -> None:
         """Wait for its end, which has to be a good one."""
         assert self.process.wait(HANG) == 0, self.log.read_text()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def answers(port: int) -> bool:

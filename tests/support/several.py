@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tests.support.forked import start
+from tests.support.ports import free_port
 
 HANG = 900.0  # seconds; only a hang takes as long
 
@@ -30,13 +30,15 @@ class Processes:
     def __init__(
         self, folder: Path, reward: Callable[..., Tensor], *more: str, apart: Sequence[str] = (), size: int = 2
     ) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
         self.folder, self.mark, self.size = folder, folder / "mark", size
         judge = f"source.reward={{type: function, call: '{reward.__module__}:{reward.__name__}'}}"
         fixed = (str(folder / "grpo.yaml"), "evaluation.prompts=null", "source.prompts_per_call=1", judge)
-        where = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "MARK": str(self.mark)}
+        where = {
+            "WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "MARK": str(self.mark),
+        }
         environment = {**os.environ, **where, "OMP_NUM_THREADS": "1"}
         self.running = [
             start(

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import math
-import socket
 import time
 
 import numpy as np
@@ -18,6 +17,7 @@ from reward_models.base import RewardError
 from reward_models.vlms.base import CUE, Question
 from reward_models.vlms.endpoint import Endpoint, EndpointReader
 from tests.support.chat_server import MODEL, ChatServer, chat, drops, place, serving
+from tests.support.ports import free_port
 
 CPU = torch.device("cpu")
 LONG = 600.0  # seconds; nothing that answers takes as long, however busy the machine is
@@ -204,12 +204,6 @@ def test_a_slow_endpoint_is_not_waited_for():
 
     assert "gave no answer" in failure(slow, timeout=0.1)
     assert "gave no answer" in failure(slow, deadline=0.1)
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 def test_an_endpoint_that_is_down():
