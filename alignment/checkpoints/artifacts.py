@@ -54,6 +54,7 @@ class Card:
         task: The hub's name for what the pipeline does.
         trigger: Words that call up what was learned; None where there are none.
         licence: The hub's name of the weights' licence; None where nobody said.
+        base: Hash of the base pipeline's content, as training had loaded it; None in cards of earlier versions.
     """
 
     config: Mapping[str, Any]
@@ -62,6 +63,7 @@ class Card:
     task: str = "text-to-image"
     trigger: str | None = None
     licence: str | None = None
+    base: str | None = None
 
     @property
     def rounded(self) -> str | None:

@@ -95,11 +95,11 @@ def _named(adapter: Adapter, form: Form, kind: str) -> Iterator[tuple[str, Tenso
         if names.leaves_out(form, module):
             raise ConfigError(
                 f"--as {form}: {WORDS[form]} adapt nothing of {module} of {kind}, and would read past it; train "
-                "without it (policy.lora.targets), or use --as diffusers, or --as merged for the whole pipeline"
+                f"without it (policy.lora.targets), or use {_elsewhere(adapter)}"
             )
         slot = names.slot(form, module)
         if slot is None:
-            raise no_format(form, kind)
+            raise no_format(form, kind, adapter)
         group, slots[slot.name] = groups.setdefault(slot.name, {}), slot
         if slot.part in group:
             raise ConfigError(f"{WORDS[form]} has one name, {slot.name}, for {group[slot.part]} and {module} of {kind}")
@@ -109,17 +109,23 @@ def _named(adapter: Adapter, form: Form, kind: str) -> Iterator[tuple[str, Tenso
         if len(modules) < slots[name].count:
             raise ConfigError(
                 f"--as {form}: {WORDS[form]} has one matrix, {name}, for {slots[name].count} of {kind}, of which "
-                f"{' and '.join(modules)} alone is adapted; use --as diffusers, or --as merged for the whole pipeline"
+                f"{' and '.join(modules)} alone is adapted; use {_elsewhere(adapter)}"
             )
         yield from _of_matrix(adapter, modules, slots[name], flat=flat)
 
 
-def no_format(form: Form, kind: str) -> ConfigError:
+def no_format(form: Form, kind: str, adapter: Adapter) -> ConfigError:
     """Return the error of a class of network that a format has no names for."""
     return ConfigError(
         f"--as {form}: there are no names for the modules of {kind} that {WORDS[form]} would know; use "
-        "--as diffusers, or --as merged for the whole pipeline"
+        f"{_elsewhere(adapter)}"
     )
+
+
+def _elsewhere(adapter: Adapter) -> str:
+    """Return the formats that take any adapter of its kind."""
+    form = "peft" if adapter.kind == "LoHa" else "diffusers"  # which loads none of those
+    return f"--as {form}, or --as merged for the whole pipeline"
 
 
 def not_loaded(kind: str, network: str) -> ConfigError:

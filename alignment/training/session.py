@@ -326,7 +326,7 @@ class Session:
             with world.exchange("saving a checkpoint") if world.spread else nullcontext():
                 write_state(folder, state, writes=runtime.main)
                 with policy.using("ema" if "ema" in policy.snapshots else "live"):
-                    card = Card(self._config, done, self._table)
+                    card = Card(self._config, done, self._table, base=state.contents["policy.pipeline"])
                     write_artifacts(folder, policy.pipe, policy.weights, card, writes=runtime.main)
 
         if runtime.main:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignment.checkpoints.contents import adapters_digests, pipeline_digest, prompts_digest
+from alignment.checkpoints.lineage import compare_bases
 from alignment.checkpoints.manifest import NAME, verify
 from alignment.config import checks
 from alignment.config.run import Run
@@ -117,6 +118,7 @@ def load(run: Run, runtime: Runtime, microbatch: object = None) -> Trainer:
     _check_brought(run)
     policy = load_policy(run.policy, device=runtime.world.device, seed=seed, pipe=pipe, layout=runtime.layout)
     contents |= adapters_digests(policy.weights.brought)
+    compare_bases(run.policy, contents["policy.pipeline"], policy.weights.brought)
     # Before the networks are called: by all processes together, where they are spread.
     check_same(runtime.world, {f"the content of {key}": value for key, value in contents.items()})
     scheduler = pipe.components.get("scheduler")

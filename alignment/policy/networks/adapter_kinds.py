@@ -236,6 +236,8 @@ def _rank(where: str, name: str, found: Mapping[str, Tensor], told: PeftSettings
 
 
 def _alpha(name: str, found: Mapping[str, Tensor], rank: int, told: PeftSettings) -> float:
+    if "alpha" in found:
+        told.check_alpha(name, "alpha", float(found["alpha"]))
     given, r = told.alpha(name, "alpha"), told.rank(name)
     if given is not None:
         return given if r in (rank, None) else given / r * rank

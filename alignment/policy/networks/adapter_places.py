@@ -67,13 +67,21 @@ class Place:
                     f"{self.key}: there is no file or folder {self.name}, and it is not a hub id (owner/name)"
                 )
 
-    def lying_under(self) -> list[Path]:
-        """Return the copies of what the adapter was trained on top of, where a checkpoint or an export has them."""
+    @property
+    def folder(self) -> Path:
+        """The folder of a checkpoint or an export, if it is one; where its file is named, too."""
         path = Path(self.name)
-        folder = path.parent if os.path.isfile(path) and path.name in (LORA_FILE, PEFT_FILE) else path
+        return path.parent if os.path.isfile(path) and path.name in (LORA_FILE, PEFT_FILE) else path
+
+    def lying_under(self) -> list[Path]:
+        """Return the copies of what the adapter was trained on top of, where a checkpoint or an export has them.
+
+        They are in the order in which that training had them.
+        """
+        folder = self.folder
         found = sorted(folder.glob(f"{FROZEN}*")) if os.path.isdir(folder) else []
-        named = [place for place in found if place.stem.removeprefix(FROZEN).isdecimal()]
-        return [place / PEFT_FILE if place.is_dir() else place for place in named]
+        numbers = {int(number): place for place in found if (number := place.stem.removeprefix(FROZEN)).isdecimal()}
+        return [place / PEFT_FILE if place.is_dir() else place for _, place in sorted(numbers.items())]
 
     def files(self, main: str, components: Sequence[str]) -> Found:
         """Return the file of each component, fetched where it is on the hub.

@@ -172,7 +172,13 @@ class _Reading:
             raise ConfigError(f"{self.where} is not a whole safetensors file: {str(error).rstrip('. ')}") from error
         if not tensors:
             raise ConfigError(f"{self.where} holds no tensor")
+        names = {found["adapter"] for found in map(NAME.fullmatch, tensors) if found and found["adapter"]}
+        if len(names) > 1:
+            several = ", ".join(sorted(names))
+            raise ConfigError(f"{self.where} holds several adapters ({several}); save each into a file of its own")
         for name, stored in tensors.items():
+            if not name.isprintable():
+                raise ConfigError(f"{self.where}: the name of the tensor {name!r} has characters that are not printed")
             part, shape = name.rpartition(".")[2], list(stored.shape)
             tensor = tensors[name] = stored.float() if stored.dtype in _EIGHT_BITS else stored
             whole_alpha = part == "alpha" and tensor.dtype in _WHOLE
@@ -282,9 +288,9 @@ class _Reading:
         first: dict[tuple[str, str], str] = {}
         for name, tensor in tensors.items():
             part = NAME.fullmatch(name)
-            theirs = None if part is None else self._spot(part[1], spots, flat)
+            theirs = None if part is None else self._spot(part["module"], spots, flat)
             if part is not None:
-                module, what = theirs or self._bare(part[1]), PARTS[part[2]]
+                module, what = theirs or self._bare(part["module"]), PARTS[part["part"]]
                 if (other := first.setdefault((module, what), name)) != name:
                     raise ConfigError(
                         f"{self.where}: {other} and {name} are both the {what} of {module}; leave one of them out"
@@ -292,8 +298,8 @@ class _Reading:
             if part is None or theirs is None:
                 unknown.append(name)
             else:
-                found.setdefault(theirs, {})[PARTS[part[2]]] = tensor
-                said[theirs] = part[1]
+                found.setdefault(theirs, {})[PARTS[part["part"]]] = tensor
+                said[theirs] = part["module"]
         parts = Parts()
         for theirs, tensors_of in found.items():
             spot = spots[theirs]
@@ -370,6 +376,8 @@ def _magnitude(found: Tensor, dimensions: int) -> Tensor:
 def _alpha(name: str, part: Mapping[str, Tensor], told: PeftSettings) -> float:
     """Return the alpha of a module: a tensor beside the matrices, or what the settings say, or the rank."""
     if "alpha" in part:
-        return float(part["alpha"])
+        alpha = float(part["alpha"])
+        told.check_alpha(name, "lora_alpha", alpha)
+        return alpha
     given = told.alpha(name, "lora_alpha")
     return float(len(part["A"])) if given is None else given

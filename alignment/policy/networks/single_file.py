@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,18 +64,17 @@ def denoiser_of_file(spec: PolicySpec, kind: Any, networks: tuple[str, ...]) -> 
             f"policy.single_file: {spec.pipeline} has two networks, {name} and {twin}, and there is one file"
         )
 
-    names = _looked_into(spec.single_file)
+    quantization = _gguf(spec)
+    shapes = _looked_into(spec.single_file)
 
     def unreadable(error: BaseException) -> PipelineError:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
-        held = f". It holds {len(names)} tensors: {', '.join(names[:_NAMED])}, ..." if names else ""
         return PipelineError(
-            f"policy.single_file: {spec.single_file} could not be read as a {cls.__name__}: {reason}{held}"
+            f"policy.single_file: {spec.single_file} could not be read as a {cls.__name__}: {reason}. It holds "
+            f"{len(shapes)} tensors: {', '.join([*shapes][:_NAMED])}, ..."
         )
 
-    quantization = _gguf(spec)
-    if names:
-        _check_tensors(spec, name, cls, local=local)
+    _check_tensors(spec, name, cls, shapes, local=local)
     with ForeignCode(unreadable):
         network = cls.from_single_file(
             spec.single_file,
@@ -89,7 +88,7 @@ def denoiser_of_file(spec: PolicySpec, kind: Any, networks: tuple[str, ...]) -> 
     return {name: network}
 
 
-def _check_tensors(spec: PolicySpec, name: str, cls: Any, *, local: bool) -> None:
+def _check_tensors(spec: PolicySpec, name: str, cls: Any, shapes: Mapping[str, Sequence[int]], *, local: bool) -> None:
     """Refuse a file that lacks tensors of the network, or has some that the network has no place for.
 
     diffusers leaves such out without a word. Files of whole models may have other networks beside this one.
@@ -97,9 +96,8 @@ def _check_tensors(spec: PolicySpec, name: str, cls: Any, *, local: bool) -> Non
     Raises:
         ConfigError: Naming the first.
     """
-    assert spec.single_file is not None
-    with safe_open(spec.single_file, framework="pt") as file, torch.device("meta"):
-        tensors = {key: torch.empty(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    with torch.device("meta"):
+        tensors = {key: torch.empty(tuple(shape)) for key, shape in shapes.items()}
         config = cls.load_config(spec.pipeline, subfolder=name, revision=spec.revision, local_files_only=local)
         wanted = cls.from_config(config).state_dict().keys()
         if not wanted <= tensors.keys():
@@ -122,34 +120,46 @@ def _check_tensors(spec: PolicySpec, name: str, cls: Any, *, local: bool) -> Non
             )
 
 
-def _looked_into(file: str) -> list[str]:
-    """Return the names of a file's tensors; none of a GGUF file's, which another package reads.
+def _looked_into(file: str) -> Mapping[str, Sequence[int]]:
+    """Return the shapes of a file's tensors by name.
 
     Raises:
         ConfigError: If it is not what its name says, is not whole, or holds an adapter.
     """
     if file.endswith(GGUF):
-        with Path(file).open("rb") as stream:
-            if stream.read(len(_MAGIC)) != _MAGIC:
-                raise ConfigError(
-                    f"policy.single_file: {file} is no GGUF file: it does not begin with {_MAGIC.decode()}"
-                )
-        return []
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            names = list(tensors.keys())
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(
-            f"policy.single_file: {file} is not a whole safetensors file: {str(error).rstrip('. ')}"
-        ) from error
-    if adapter := next((name for name in names if "lora" in name.lower()), None):
+        shapes = _shapes_of_gguf(file)
+    else:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(
+                f"policy.single_file: {file} is not a whole safetensors file: {str(error).rstrip('. ')}"
+            ) from error
+    if adapter := next((name for name in shapes if "lora" in name.lower()), None):
         raise ConfigError(
             f"policy.single_file: {file} holds an adapter ({adapter}) and no network; policy.lora.start trains it on, "
             "and policy.adapters has it lie under what is trained"
         )
-    if not names:
+    if not shapes:
         raise ConfigError(f"policy.single_file: {file} holds no tensor")
-    return names
+    return shapes
+
+
+def _shapes_of_gguf(file: str) -> Mapping[str, Sequence[int]]:
+    with Path(file).open("rb") as stream:
+        if stream.read(len(_MAGIC)) != _MAGIC:
+            raise ConfigError(f"policy.single_file: {file} is no GGUF file: it does not begin with {_MAGIC.decode()}")
+
+    def unreadable(error: BaseException) -> ConfigError:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+        return ConfigError(f"policy.single_file: {file} is not a whole GGUF file: {reason}")
+
+    from gguf import GGUFReader
+
+    with ForeignCode(unreadable):
+        # The file has the sides of a tensor from the last to the first.
+        return {tensor.name: [int(side) for side in reversed(tensor.shape)] for tensor in GGUFReader(file).tensors}
 
 
 def _declared(index: Mapping[str, Any], networks: tuple[str, ...]) -> tuple[str, Any]:

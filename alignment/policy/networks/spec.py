@@ -16,6 +16,8 @@ GGUF = ".gguf"
 """How files end whose weights are in fewer bits."""
 RANK = 16
 """Of an adapter that nobody gave a rank."""
+_HEAVIEST = 1e3
+"""Weight of a frozen adapter, either way: people use up to some units; far more overflows in the network."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class FrozenAdapter:
 
     Attributes:
         path: A safetensors file or its folder, or a hub id, as in `policy.lora.start`.
-        weight: Times its own scale.
+        weight: Times its own scale; not 0, and at most 1,000 either way.
         when: "sampling" has it in rollouts and evaluations only, not in the weights that are trained: for an adapter
             of few steps, under objectives that learn from clean samples or pairs.
     """
@@ -96,6 +98,8 @@ class FrozenAdapter:
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight) or self.weight == 0:
             raise FieldError("weight", f"got {self.weight}, expected a finite number other than 0")
+        if abs(self.weight) > _HEAVIEST:
+            raise FieldError("weight", f"got {self.weight}, expected a number between -{_HEAVIEST:g} and {_HEAVIEST:g}")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,11 +41,14 @@ class Brought:
         frozen: What is folded into the weights before anything else, with its weight, in this order.
         samplers: The same, of what is in the weights only while they sample.
         start: What goes on being trained; None where new adapters are.
+        under: The numbers among `frozen` of what each was trained on top of, in the order of that training, as far as
+            its folder says it.
     """
 
     frozen: Sequence[tuple[Mapping[str, Adapter], float]] = ()
     samplers: Sequence[tuple[Mapping[str, Adapter], float]] = ()
     start: Mapping[str, Adapter] | None = None
+    under: Mapping[Place, Sequence[int]] = field(default_factory=dict)
 
 
 def bring(spec: PolicySpec, pipe: Any, networks: Mapping[str, Any]) -> Brought:
@@ -75,34 +78,42 @@ def bring(spec: PolicySpec, pipe: Any, networks: Mapping[str, Any]) -> Brought:
                 f"{' and '.join(sorted(lacking))} is trained, too"
             )
     stacked = [adapters for adapters, _ in frozen]
-    _check_under(spec, stacked, pipe, networks)
+    under = _find_under(spec, stacked, pipe, networks)
     if start is not None:
         check_apart(stacked, start)
     else:
         check_apart(stacked, {} if spec.lora is None else _new(spec.lora, networks))
-    return Brought(frozen, samplers, start)
+    return Brought(frozen, samplers, start, under)
 
 
-def _check_under(
+def _find_under(
     spec: PolicySpec, stacked: Sequence[Mapping[str, Adapter]], pipe: Any, networks: Mapping[str, Any]
-) -> None:
-    """Refuse an adapter that was trained on top of others, as its folder has them, where one of those is missing.
+) -> Mapping[Place, Sequence[int]]:
+    """Return which of the frozen adapters those are that others were trained on top of, as their folders have them.
 
     Raises:
-        ConfigError: Naming the missing one.
+        ConfigError: Naming one that is missing.
     """
+    found: dict[Place, list[int]] = {}
     named = {f"policy.adapters.{k}.path": told.path for k, told in enumerate(spec.adapters)}
     if spec.lora is not None and spec.lora.start is not None:
         named["policy.lora.start"] = spec.lora.start
     main = next(iter(networks))
-    for key, place in named.items():
-        for file in Place(key, place).lying_under():
-            under = read_adapters(key, str(file), pipe, networks)[main].weights
-            if not any(_same(under, adapters[main].weights) for adapters in stacked if main in adapters):
+    for place in (Place(key, name) for key, name in named.items()):
+        found[place] = []
+        for file in place.lying_under():
+            under = read_adapters(place.key, str(file), pipe, networks)[main].weights
+            same = (
+                k for k, adapters in enumerate(stacked) if main in adapters and _same(under, adapters[main].weights)
+            )
+            if (number := next(same, None)) is None:
                 raise ConfigError(
-                    f"{key}: {place} was trained on top of {file}, which is not among policy.adapters; add it there, "
-                    f"{{path: {file}, weight: W}}, with the weight that the card beside it (README.md) says"
+                    f"{place.key}: {place.name} was trained on top of {file}, which is not among policy.adapters; "
+                    f"add it there, {{path: {file}, weight: W}}, with the weight that the card (README.md) beside it "
+                    "says"
                 )
+            found[place].append(number)
+    return found
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

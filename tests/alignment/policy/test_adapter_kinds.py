@@ -322,3 +322,12 @@ def test_a_scale_that_other_programs_do_not_know_is_refused(tmp_path: Path) -> N
     torch.testing.assert_close(pipe.transformer.get_submodule(ATTENTION).weight, wanted, rtol=0, atol=ROUNDING)
     with pytest.raises(ConfigError, match=r"is of two whole matrices at scale 0.5, .* use --as peft"):
         write_form(adapter, tmp_path / "a.safetensors", "comfyui", "FluxTransformer2DModel", {})
+
+
+def test_what_a_format_has_not_is_sent_to_one_that_takes_it(tmp_path: Path) -> None:
+    """Diffusers loads no LoHa, so that it is no way out for one."""
+    saved({ATTENTION: loha(32, 32)}, tmp_path / "some.safetensors", flat)
+    pipe = tiny_flux()
+    adapter = read_adapters(BEGIN, str(tmp_path), pipe, experts(pipe))["transformer"]
+    with pytest.raises(ConfigError, match=r"of which \S+ alone is adapted; use --as peft, or --as merged"):
+        write_form(adapter, tmp_path / "a.safetensors", "kohya", "FluxTransformer2DModel", {})

@@ -172,3 +172,20 @@ def test_settings_of_other_networks_say_nothing_of_this_one(pipe: Any, tmp_path:
     save_file({f"transformer.{name}": z for name, z in matrices().items()}, tmp_path / LORA_FILE, header)
     found = read(pipe, tmp_path / LORA_FILE)
     assert [scale_of(found, module) for module in found.modules] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "LoHa"])
+def test_an_alpha_beside_the_matrices_is_that_of_the_settings(kind: str, pipe: Any, tmp_path: Path) -> None:
+    """Files of programs that write both are read where the two are one."""
+    told, tensors = (LORA, matrices()) if kind == "LoRA" else (LOHA, factors())
+    modules = {name.rpartition(".lora_")[0] or MODULE for name in tensors}
+    for alpha in (8.0, 4.0):
+        both = {**tensors, **{f"{module}.alpha": torch.tensor(alpha) for module in modules}}
+        place = beside(tmp_path, json.dumps(told), both)
+        if alpha == told.get("lora_alpha", told.get("alpha")):
+            assert alpha_of(read(pipe, place), MODULE) == alpha
+            continue
+        with pytest.raises(
+            ConfigError, match=r"alpha is 8, expected 4, as \S+to_[qk].alpha in the file says; leave one"
+        ):
+            read(pipe, place)

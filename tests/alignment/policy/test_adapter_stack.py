@@ -12,13 +12,16 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from alignment.checkpoints.adapter_files import frozen_file, trained_adapters, write_adapter
-from alignment.checkpoints.artifacts import CARD, write_artifacts
+from alignment.checkpoints.artifacts import CARD, Card, write_artifacts
 from alignment.checkpoints.checkpoint import Checkpoints
 from alignment.checkpoints.export import Order, export
+from alignment.checkpoints.lineage import compare_bases
 from alignment.errors import ConfigError
 from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_CONFIG, PEFT_FILE
+from alignment.policy.networks.loading import experts
 from alignment.policy.networks.spec import FrozenAdapter, Lora, PolicySpec
 from alignment.policy.networks.tuning import add_lora
+from alignment.policy.networks.weights import bring
 from alignment.policy.policy import Policy
 from tests.support.adapters import save
 from tests.support.policies import DYNAMICS, build, perturb, plan, replayed, transitions
@@ -75,6 +78,8 @@ def test_adapters_that_do_not_add_up_are_refused(flux_folder: Path, tmp_path: Pa
             build(flux_folder, FLUX_CALL, adapters=(stack[under],), lora=lora, ready=False)
     with pytest.raises(ConfigError, match="weight: got nan, expected a finite number other than 0"):
         FrozenAdapter("style", float("nan"))
+    with pytest.raises(ConfigError, match=r"weight: got -1e\+38, expected a number between -1000 and 1000"):
+        FrozenAdapter("style", -1e38)
     with pytest.raises(
         ConfigError, match=r"quantize: 8bit .* policy.adapters cannot be folded into them; export a merged"
     ):
@@ -114,6 +119,37 @@ def test_what_was_trained_on_top_of_others_is_not_taken_without_them(flux_folder
     (in_peft / PEFT_CONFIG).write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
     with pytest.raises(ConfigError, match=rf"was trained on top of {in_peft / PEFT_FILE}, which is not among"):
         build(flux_folder, FLUX_CALL, lora=Lora(start=start), ready=False)
+
+
+def test_what_lay_under_a_start_in_training_is_compared_with_what_lies_there_now(
+    flux_folder: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    save(tiny_flux(), tmp_path / "style", Lora(2))
+    stack = (FrozenAdapter(str(tmp_path / "style"), 0.5),)
+    policy = build(flux_folder, FLUX_CALL, adapters=stack, lora=ODD)
+    told = {"adapters": [{"path": "style", "weight": 0.5, "when": "always"}], "dtype": "float32", "quantize": None}
+    config = config_of(str(flux_folder), lora=True)
+    config["policy"] |= told
+    start = tmp_path / "start"
+    start.mkdir()
+    write_artifacts(start, policy.pipe, policy.weights, Card(config, 7, {}, base="of then"))
+
+    def said(weight: float, base: str) -> list[str]:
+        recwarn.clear()
+        under = (FrozenAdapter(str(start / frozen_file(0, "transformer", "transformer")), weight),)
+        spec = PolicySpec(str(flux_folder), lora=Lora(start=str(start)), adapters=under)
+        pipe = DiffusionPipeline.from_pretrained(flux_folder)
+        compare_bases(spec, base, bring(spec, pipe, experts(pipe)))
+        return [str(one.message) for one in recwarn if "was trained on" in str(one.message)]
+
+    assert said(0.5, "of then") == []
+    assert re.fullmatch(
+        r"policy.lora.start: \S+ was trained on \S+, and \S+ is another .* by content: .*", *said(0.5, "now")
+    )
+    assert said(0.25, "of then") == [
+        f"policy.lora.start: {start} was trained on top of style at weight 0.5, which has weight 0.25 here "
+        "(policy.adapters)"
+    ]
 
 
 def test_what_training_was_on_top_of_is_exported_with_it(flux_folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,6 +149,15 @@ def complex_numbers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: z.to(torch.complex64) for name, z in tensors.items()}
 
 
+def sides_of_two_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    names = {"lora_A.weight": "lora_A.one.weight", "lora_B.weight": "lora_B.two.weight"}
+    return {re.sub(r"lora_[AB]\.weight", lambda found: names[found[0]], name): z for name, z in tensors.items()}
+
+
+def of_two_lines(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.replace("lora_A", "lora\n_A"): z for name, z in tensors.items()}
+
+
 def scale_alone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**tensors, "lora_unet_some_block.alpha": torch.tensor(1.0)}
 
@@ -191,7 +201,9 @@ CHANGED: dict[Callable[[dict[str, Tensor]], dict[str, Tensor]], str] = {
     of_no_rank: r"another network than this FluxTransformer2DModel.*shapes \[0, \d+\] and \[\d+, 0\]",
     with_text: r"1 of its 35 tensors are of no module of the transformer: text_encoder.* save the file without such",
     in_two_prefixes: r"base_model.model.(\S+) and transformer.\1 are both the [AB] of single_\S+; leave one",
-    of_two_names: r"lora_A.0.weight and \S+lora_A.1.weight are both the A of",
+    of_two_names: r"holds several adapters \(0, 1\); save each into a file of its own",
+    sides_of_two_names: r"holds several adapters \(one, two\); save each into a file of its own",
+    of_two_lines: r"the name of the tensor '\S+\\n\S+' has characters that are not printed",
     down_and_a: r"lora_A.weight and \S+lora_down.weight are both the A of",
     kohya_beside: r"lora_unet_\S+lora_down.weight and \S+lora_A.weight are both the A of",
     fused_and_split: r"double_blocks.0.img_attn.qkv and \S+ are both of transformer_blocks.0.attn.to_[qkv]; leave",

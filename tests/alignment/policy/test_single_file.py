@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,7 @@ SPOILT = {
     "nothing": (".safetensors", save({}), "holds no tensor"),
     "an adapter": (".safetensors", save({"to_q.lora_A.weight": torch.ones(2)}), r"an adapter \(to_q.lora_A.weight\)"),
     "no GGUF": (".gguf", b"PK\3\4", "is no GGUF file: it does not begin with GGUF"),
+    "a GGUF cut off": (".gguf", b"GGUF\3\0\0\0", "is not a whole GGUF file"),
 }
 
 
@@ -206,12 +208,12 @@ def trains_adapters(policy: Policy, kinds: set[str]) -> None:
     assert len(adapter.modules) == len(policy.weights.adapters)
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "BF16"])
-def test_a_file_in_fewer_bits_trains_adapters(kind: str, flux_folder: Path, tmp_path: Path) -> None:
+def save_gguf(tensors: Mapping[str, torch.Tensor], path: Path, kind: str) -> None:
+    """Write a GGUF file, the matrices of whole blocks in fewer bits."""
     import gguf
 
-    writer = gguf.GGUFWriter(str(tmp_path / "flux.gguf"), "flux")
-    for name, tensor in tiny_flux().transformer.state_dict().items():
+    writer = gguf.GGUFWriter(str(path), "flux")
+    for name, tensor in tensors.items():
         fits = tensor.ndim == 2 and tensor.shape[1] % 32 == 0 and "blocks." in name
         stored = gguf.GGMLQuantizationType[kind if fits else "F32"]
         writer.add_tensor(name, gguf.quants.quantize(tensor.numpy(), stored), raw_dtype=stored)
@@ -219,8 +221,24 @@ def test_a_file_in_fewer_bits_trains_adapters(kind: str, flux_folder: Path, tmp_
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "BF16"])
+def test_a_file_in_fewer_bits_trains_adapters(kind: str, flux_folder: Path, tmp_path: Path) -> None:
+    save_gguf(tiny_flux().transformer.state_dict(), tmp_path / "flux.gguf", kind)
     policy = build(flux_folder, FLUX_CALL, lora=Lora(2), single_file=str(tmp_path / "flux.gguf"))
     trains_adapters(policy, {"GGUFParameter"})
+
+
+def test_a_file_in_fewer_bits_of_another_network_is_refused(flux_folder: Path, tmp_path: Path) -> None:
+    tensors = dict(tiny_flux().transformer.state_dict())
+    last = "transformer_blocks.0.ff.net.2.weight"
+    deeper = {**tensors, last.replace(".0.", ".9."): tensors[last]}
+    fewer = {name: tensor for name, tensor in tensors.items() if name != last}
+    for held, says in ((deeper, r"holds transformer_blocks\.9\.\S+, for which .* no place"), (fewer, f"lacks {last}")):
+        save_gguf(held, tmp_path / "other.gguf", "Q8_0")
+        with pytest.raises(ConfigError, match=says):
+            build(flux_folder, FLUX_CALL, lora=Lora(2), single_file=str(tmp_path / "other.gguf"), ready=False)
 
 
 @pytest.mark.parametrize("kind", ["torchao", "quanto"])

@@ -63,7 +63,8 @@ class ByDiffusers:
             scales = convert_unet_state_dict_to_peft({k.removesuffix(_ALPHA): v for k, v in (alphas or {}).items()})
         for name, alpha in scales.items():
             matrix = NAME.fullmatch(name)
-            state[f"{name if matrix is None else matrix[1]}{_ALPHA}"] = torch.tensor(float(alpha))
+            module = name if matrix is None else matrix["module"]
+            state[f"{module}{_ALPHA}"] = torch.tensor(float(alpha))
         return state
 
 

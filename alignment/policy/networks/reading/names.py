@@ -12,4 +12,7 @@ PARTS = {
     "lora_magnitude_vector": "magnitude", "dora_scale": "magnitude", "alpha": "alpha",
     **{name: name for name in (*LOHA, *LOKR)},
 }  # fmt: skip
-NAME = re.compile(rf"(.+?)\.({'|'.join(map(re.escape, PARTS))})(?:(?:\.[^.]+)?\.weight)?")
+NAME = re.compile(
+    rf"(?P<module>.+?)\.(?P<part>{'|'.join(map(re.escape, PARTS))})(?:(?:\.(?P<adapter>[^.]+))?\.weight)?"
+)
+"""A tensor's name; in files of PEFT's own state, the adapter has a name, too."""

@@ -103,6 +103,18 @@ class PeftSettings:
             return None if self.told is None else _ALPHA
         return self._number(key, value)
 
+    def check_alpha(self, module: str, usual: str, beside: float) -> None:
+        """Refuse an alpha that is not that of a tensor beside the matrices: nobody can say which is meant.
+
+        Args:
+            module: Name of the module.
+            usual: What PEFT calls alpha for such an adapter.
+            beside: What the tensor says.
+        """
+        key, value = self._by_module(module, "alpha_pattern", usual)
+        if value is not None and self._number(key, value) != beside:
+            raise self.wrong(key, value, f"{beside:g}, as {module}.alpha in the file says; leave one of the two out")
+
     def wrong(self, key: str, value: object, expected: str) -> ConfigError:
         """Return the error of a setting."""
         shown = json.dumps(value)
