@@ -30,6 +30,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 _NAMED = 3
 """How many weights a message names."""
+_INSIDE = ("state_dict", "model", "module")
+"""What training programs call the weights in files that have more."""
 
 _BLOCK = 1 << 24
 """Bytes read at once, to take a file's digest."""
@@ -110,7 +112,9 @@ def read_state(name: str, file: Path) -> dict[str, Tensor]:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError as error:  # lengths that are not lengths
         raise _unreadable(name, file, error) from error
-    state = state["state_dict"] if isinstance(state, dict) and isinstance(state.get("state_dict"), dict) else state
+    for inside in _INSIDE:
+        if isinstance(state, dict) and isinstance(state.get(inside), dict):
+            state = state[inside]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise RewardError(f"{name}: {file} holds no weights: expected tensors by name, got a {type(state).__name__}")
     return {key.removeprefix("module."): value for key, value in state.items()}

@@ -19,15 +19,20 @@ from alignment.features.i3d import I3D
 from alignment.features.inception import Inception, as_tensorflow
 from alignment.features.looks import Looks
 from alignment.features.pixels import Pixels
+from alignment.features.videomae import VideoMAE
 from reward_models.loading.preprocess import centre_crop, resize
 from tests.support.named_weights import filled
 from tests.support.tiny_rewards import clip_folder
 
 CPU = torch.device("cpu")
 ROWS = 1e-5  # a network's rounding with another number of rows
-WITH_WEIGHTS = ("clip", "dinov2", "i3d", "inception")
+WITH_WEIGHTS = ("clip", "dinov2", "i3d", "inception", "videomae")
 FID = {2033: 2.200737, 964: 1.978918, 1925: 1.900812}
 """The largest features of a picture of noise, by pytorch-fid 0.3.0 with weights by their names."""
+
+
+MOTION = {16: (-0.047932, -0.462274, 0.941922, -0.400562), 6: (-0.045371, -0.480337, 0.945864, -0.397007)}
+"""First features of a clip of noise of so many frames, by the code of the content-debiased distance (9c83d29)."""
 
 
 class Program(nn.Module):
@@ -62,6 +67,24 @@ def program(folder: Path, kind: type[nn.Module]) -> str:
     return str(folder / "program.pt")
 
 
+def videomae(folder: Path, width: int = 64, depth: int = 2) -> VideoMAE:
+    """Return it with weights by their names, as the authors' file names them."""
+    state = {"patch_embed.proj.weight": torch.empty(width, 3, 2, 14, 14), "patch_embed.proj.bias": torch.empty(width)}
+    inner = width * 48 // 11
+    for k in range(depth):
+        shapes = {
+            "norm1.weight": (width,), "norm1.bias": (width,), "norm2.weight": (width,), "norm2.bias": (width,),
+            "attn.q_bias": (width,), "attn.v_bias": (width,), "attn.qkv.weight": (3 * width, width),
+            "attn.proj.weight": (width, width), "attn.proj.bias": (width,), "mlp.fc1.weight": (inner, width),
+            "mlp.fc1.bias": (inner,), "mlp.fc2.weight": (width, inner), "mlp.fc2.bias": (width,),
+        }  # fmt: skip
+        state |= {f"blocks.{k}.{name}": torch.empty(shape) for name, shape in shapes.items()}
+    for name, shape in (("fc_norm.weight", (width,)), ("fc_norm.bias", (width,)), ("head.weight", (174, width))):
+        state[name] = torch.empty(shape)
+    torch.save({"module": filled(state)}, folder / "videomae.pth")
+    return VideoMAE(str(folder / "videomae.pth"))
+
+
 TINY = {
     "clip": lambda folder: CLIP(str(clip_folder(folder))),
     "dinov2": dinov2,
@@ -69,6 +92,7 @@ TINY = {
     "inception": lambda folder: Inception(program(folder, Levels)),
     "looks": lambda folder: Looks(),
     "pixels": lambda folder: Pixels(),
+    "videomae": lambda folder: videomae(folder, 16, 1),
 }
 
 
@@ -164,3 +188,27 @@ def test_i3d_sees_frames_from_minus_one_to_one(tmp_path: Path) -> None:
     clip = torch.linspace(0, 1, 9).view(1, 9, 1, 1, 1).expand(1, 9, 3, 8, 8)
     found = I3D(program(tmp_path, Program)).load(device=CPU)(clip)
     torch.testing.assert_close(found, torch.linspace(-1, 1, 9)[None], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("frames", MOTION)
+@torch.no_grad()
+def test_videomae_is_the_one_of_the_content_debiased_distance(tmp_path: Path, frames: int) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (2, frames, 40, 56, 3), dtype=np.uint8)[:1]
+    found = videomae(tmp_path).load(device=CPU)(torch.from_numpy(levels).permute(0, 1, 4, 2, 3).float() / 255)
+    assert found.shape == (1, 64)
+    assert found[0, :4].tolist() == pytest.approx(MOTION[frames], abs=ROWS)
+
+
+def test_videomae_wants_clips(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at least 2 frames, got 1"):
+        videomae(tmp_path, 16, 1).load(device=CPU)(noise(1, 1, 3, 8, 8))
+
+
+def test_videomae_names_what_a_file_lacks(tmp_path: Path) -> None:
+    state = torch.load(Path(videomae(tmp_path, 16, 1).weights), weights_only=True)["module"]
+    for name in ("fc_norm.weight", "blocks.0.attn.q_bias", "blocks.0.attn.qkv.weight"):
+        torch.save({other: z for other, z in state.items() if other != name}, tmp_path / "less.pth")
+        with pytest.raises(
+            ConfigError, match=r"videomae: the checkpoint is of another architecture .*missing: .*licence"
+        ):
+            VideoMAE(str(tmp_path / "less.pth")).load(device=CPU)
