@@ -12,7 +12,9 @@ from evals.suites.base import Item, LocalCopy, Suite
 
 @dataclass(frozen=True)
 class GenEval2(Suite, LocalCopy):
-    """800 prompts, in categories by how many statements each makes. What it asks about them is not asked here.
+    """800 prompts, in categories by how many statements each makes.
+
+    The reward `soft_tifa` asks a model the questions that the same file has about them.
 
     Attributes:
         folder: A copy of its repository, with `geneval2_data.jsonl`.
@@ -24,7 +26,10 @@ class GenEval2(Suite, LocalCopy):
 
     licence: ClassVar[str] = "CC BY-NC 4.0"
     place: ClassVar[str] = "github.com/facebookresearch/GenEval2"
-    scored: ClassVar[str] = "Soft-TIFA: a vision-language model's probability of the right answer about each statement"
+    scored: ClassVar[str] = (
+        "Soft-TIFA: `--reward soft_tifa vlm.type=local vlm.model=Qwen/Qwen3-VL-8B-Instruct "
+        "questions=FOLDER/geneval2_data.jsonl`"
+    )
 
     def items(self) -> Sequence[Item]:
         """Return the prompts in the file's order."""

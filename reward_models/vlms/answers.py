@@ -52,6 +52,21 @@ def verdict_of(answer: Any, *, reasoned: bool) -> tuple[float, float]:
     return yes, no
 
 
+def first_words(answer: Any) -> list[tuple[str, float]]:
+    """Return the reported words with which the answer may begin, and their log-probabilities.
+
+    Raises:
+        InvalidAnswer: If the answer has no log-probabilities, or ones that cannot be.
+    """
+    return _alternatives(_tokens(_only_choice(answer))[0])
+
+
+def chance_of(reported: Sequence[tuple[str, float]], spellings: Sequence[str]) -> float:
+    """Return the probability of a word in any of its spellings; a word that is not reported counts as 0."""
+    words = {one.strip().lower() for one in spellings}
+    return min(1.0, sum(math.exp(p) for token, p in reported if token.strip().lower() in words))
+
+
 def _only_choice(answer: Any) -> dict[str, Any]:
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):

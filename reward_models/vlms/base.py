@@ -85,6 +85,18 @@ class Reader(Protocol):
         """
         ...
 
+    def chances(self, questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Tensor:
+        """Return the probability that the answer to each question begins with one of these, `[B]` float32.
+
+        Args:
+            questions: One per row.
+            answers: Spellings of the answer of each row; of each, its first token counts.
+
+        Raises:
+            RewardError: If the model cannot be asked.
+        """
+        ...
+
     def write(self, questions: Sequence[Question], *, tokens: int) -> list[str]:
         """Return what the model writes in answer to each question, the likeliest word at each place.
 

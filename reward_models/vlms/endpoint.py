@@ -20,7 +20,7 @@ from torch import Tensor
 
 from reward_models.base import RewardError
 from reward_models.serving.exchange import QUOTED, Exchange, InvalidAnswer, Patience, Unanswered
-from reward_models.vlms.answers import text_of, verdict_of
+from reward_models.vlms.answers import chance_of, first_words, text_of, verdict_of
 from reward_models.vlms.base import Question, Verdicts, Vlm, fit
 
 T = TypeVar("T")
@@ -128,6 +128,16 @@ class EndpointReader:
         missing = (math.nan, math.nan)
         yes, no = zip(*(missing if pair is None else pair for pair in found), strict=True)
         return Verdicts(*(torch.tensor(column, dtype=torch.float32, device=self.device) for column in (yes, no)))
+
+    def chances(self, questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Tensor:
+        """Return how likely each answer is as the first word, by the likeliest tokens that are reported; see `Reader`.
+
+        NaN for a question that failed, where those are excluded.
+        """
+        asks = {"max_tokens": 1, "logprobs": True, "top_logprobs": _TOP}
+        found = self._all(questions, asks, first_words)
+        rows = [math.nan if p is None else chance_of(p, one) for p, one in zip(found, answers, strict=True)]
+        return torch.tensor(rows, dtype=torch.float32, device=self.device)
 
     def write(self, questions: Sequence[Question], *, tokens: int) -> list[str]:
         """Return what the model writes; nothing for a question that failed, where those are excluded."""

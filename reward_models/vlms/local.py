@@ -153,6 +153,16 @@ class LocalReader:
         undecided = torch.tensor([bool(reasoning) and not start for start in starts], device=yes.device)
         return Verdicts(yes.masked_fill(undecided, torch.nan), no.masked_fill(undecided, torch.nan))
 
+    def chances(self, questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Tensor:
+        """Return how likely the next token begins one of the answers; see `Reader`."""
+        tokenizer, found = self.processor.tokenizer, []
+        for rows in self._chunks(len(questions)):
+            chances = self._log_probs(questions[rows], [""] * len(questions[rows])).exp()
+            for row, spelled in zip(chances, answers[rows], strict=True):
+                begins = {tokenizer.encode(one, add_special_tokens=False)[0] for one in spelled}
+                found.append(row[sorted(begins)].sum())
+        return torch.stack(found)
+
     def log_likelihood(self, questions: Sequence[Question], answers: Sequence[str]) -> Tensor:
         """Return the log-probability `[B]` of each answer, word for word, with gradients: to learn to write it."""
         found = []
@@ -197,9 +207,13 @@ class LocalReader:
 
     def _next(self, questions: Sequence[Question], starts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return the log-probabilities `[B]` of yes and no after the question and the start of an answer."""
-        batch = self._batch(questions, starts)
-        log_probs = self.model(**batch, **self._only_last).logits[:, -1].float().log_softmax(-1)
+        log_probs = self._log_probs(questions, starts)
         return log_probs[:, self._yes].logsumexp(-1), log_probs[:, self._no].logsumexp(-1)
+
+    def _log_probs(self, questions: Sequence[Question], starts: Sequence[str]) -> Tensor:
+        """Return the log-probabilities of every token after the question and the start of an answer, `[B, tokens]`."""
+        batch = self._batch(questions, starts)
+        return self.model(**batch, **self._only_last).logits[:, -1].float().log_softmax(-1)
 
     def _batch(self, questions: Sequence[Question], starts: Sequence[str]) -> Any:
         """Return everything the processor makes of the questions: some models need more than ids and pixels."""

@@ -7,7 +7,6 @@ the CPU in an environment of its own that borrows PyTorch from ours; no network 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import nn
 
 from alignment.policy.networks.module_names import Slot, names_of
 from tests.support.adapters import export_ones
-from tests.support.environments import environment
+from tests.support.environments import cloned, environment
 
 pytestmark = pytest.mark.oracle
 
@@ -130,9 +129,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any] | None]] = {
 def comfyui() -> tuple[Path, Path]:
     """Return an interpreter and ComfyUI's folder, made where there is none."""
     home = Path(__file__).parents[2] / ".oracle-comfyui"
-    folder = Path(os.environ.get("VISALIGN_COMFYUI", home / "source"))
-    if not folder.is_dir():
-        subprocess.run(["git", "clone", "--quiet", "--depth", "1", "--branch", RELEASE, SOURCE, folder], check=True)
+    folder = cloned(SOURCE, home / "source", "VISALIGN_COMFYUI", release=RELEASE)
     return environment(home / "python", ALONE), folder
 
 

@@ -7,7 +7,6 @@ its code that judges runs by itself, on detections that are drawn by chance.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 
 from evals.suites.geneval import GenEval
 from reward_models.verifiers.geneval_rules import COLOURS, Clause, Wish, judge, parse
+from tests.support.environments import cloned
 
 pytestmark = pytest.mark.oracle
 
@@ -30,11 +30,7 @@ RIGHT = 0.2
 @pytest.fixture(scope="module")
 def geneval() -> Path:
     """Return GenEval's folder, cloned where there is none."""
-    home = Path(__file__).parents[2] / ".oracle-geneval"
-    folder = Path(os.environ.get("VISALIGN_GENEVAL", home))
-    if not folder.is_dir():
-        subprocess.run(["git", "clone", "--quiet", "--depth", "1", SOURCE, folder], check=True)
-    return folder
+    return cloned(SOURCE, Path(__file__).parents[2] / ".oracle-geneval", "VISALIGN_GENEVAL")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ Run with `make oracle`. Both are cloned into `.oracle-kohya` (or stand where `$V
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +16,7 @@ import pytest
 from alignment.policy.networks.module_names import Slot, names_of
 from tests.oracle.test_comfyui import CASES
 from tests.support.adapters import export_ones
-from tests.support.environments import environment
+from tests.support.environments import cloned, environment
 
 pytestmark = pytest.mark.oracle
 
@@ -50,9 +49,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, 
     folder, found = tmp_path_factory.mktemp("kohya"), {}
     python = environment(HOME / "python", ALONE)
     for program, (address, variable, inside) in SOURCES.items():
-        source = Path(os.environ.get(variable, HOME / program))
-        if not source.is_dir():
-            subprocess.run(["git", "clone", "--quiet", "--depth", "1", address, source], check=True)
+        source = cloned(address, HOME / program, variable)
         cases = [case for case in MODELS if MODELS[case][0] == program]
         jobs, shapes, kinds = [], {}, {}
         for case in cases:

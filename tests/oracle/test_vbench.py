@@ -7,7 +7,6 @@ runs by itself, without its networks.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from reward_models.base import Media
 from reward_models.clip_family.consistency import alike
 from reward_models.measures.flicker import Flicker
+from tests.support.environments import cloned
 
 pytestmark = pytest.mark.oracle
 
@@ -29,11 +29,7 @@ ROUNDING = 1e-6  # of float32, and of sums in another order
 @pytest.fixture(scope="module")
 def vbench() -> Path:
     """Return VBench's folder, cloned where there is none."""
-    home = Path(__file__).parents[2] / ".oracle-vbench"
-    folder = Path(os.environ.get("VISALIGN_VBENCH", home))
-    if not folder.is_dir():
-        subprocess.run(["git", "clone", "--quiet", "--depth", "1", SOURCE, folder], check=True)
-    return folder
+    return cloned(SOURCE, Path(__file__).parents[2] / ".oracle-vbench", "VISALIGN_VBENCH")
 
 
 def test_consistency_and_flicker_are_vbenchs(vbench: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from reward_models.vlms.base import Question, Verdicts, Vlm
 
@@ -52,6 +53,12 @@ class _Bright:
             )
         log_odds, mass = torch.stack(odds), torch.tensor(self.vlm.mass)
         return Verdicts(log_odds.sigmoid().log() + mass.log(), (-log_odds).sigmoid().log() + mass.log())
+
+    def chances(self, questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Tensor:
+        """Return how bright the picture is, for answers that are yes, and how dark, for others."""
+        self.vlm.asked.extend(questions)
+        light = [question.clips[0].mean() for question in questions]
+        return torch.stack([x if "yes" in one else 1 - x for x, one in zip(light, answers, strict=True)])
 
     def write(self, questions: Sequence[Question], *, tokens: int) -> list[str]:
         self.vlm.asked.extend(questions)

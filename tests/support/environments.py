@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+
+def cloned(address: str, folder: Path, variable: str, *, release: str | None = None) -> Path:
+    """Return the folder of a public repository.
+
+    Args:
+        address: Where it is cloned from, where it is not there.
+        folder: Where to.
+        variable: Of the environment, which may say where it is.
+        release: Its tag; None for the newest.
+    """
+    place = Path(os.environ.get(variable, folder))
+    if not place.is_dir():
+        named = () if release is None else ("--branch", release)
+        subprocess.run(["git", "clone", "--quiet", "--depth", "1", *named, address, place], check=True)
+    return place
 
 
 def environment(folder: Path, packages: Sequence[str]) -> Path:

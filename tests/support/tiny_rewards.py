@@ -27,7 +27,9 @@ from reward_models.verifiers.geneval import GenEval
 from reward_models.verifiers.geneval_rules import OBJECTS
 from reward_models.verifiers.ocr import OCR
 from reward_models.vlm_rewards.hpsv3 import HPSv3
+from reward_models.vlm_rewards.soft_tifa import SoftTIFA
 from reward_models.vlm_rewards.videoalign import VideoAlign
+from tests.support.bright_vlm import BrightVlm
 from tests.support.named_weights import filled, weight
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "rewards"
@@ -196,10 +198,18 @@ def ocr(folder: Path) -> OCR:
     return OCR(threads=1)
 
 
+def soft_tifa(folder: Path) -> SoftTIFA:
+    asked = {"two red circles": [["How many circles are in the image?", "two"], ["Are the circles red?", "Yes"]],
+             "a green triangle": [["Is the triangle green?", "Yes"]]}  # fmt: skip
+    lines = [json.dumps({"prompt": prompt, "vqa_list": pairs}) for prompt, pairs in asked.items()]
+    (folder / "asked.jsonl").write_text("\n".join(lines))
+    return SoftTIFA(BrightVlm(), str(folder / "asked.jsonl"))
+
+
 TINY: dict[str, Callable[[Path], RewardModel]] = {
     "aesthetic": aesthetic, "clip": clip, "consistency": consistency, "geneval": geneval, "hpsv2": hpsv2,
     "hpsv3": hpsv3, "imagereward": imagereward, "ocr": ocr, "optical_flow": optical_flow, "pickscore": pickscore,
-    "videoalign": videoalign,
+    "soft_tifa": soft_tifa, "videoalign": videoalign,
 }  # fmt: skip
 """Reward models that need a checkpoint, by name; each is written into the folder that is given."""
 

@@ -6,6 +6,7 @@ tokens; the spellings of yes and no are merged into one token each, as in the re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -39,11 +40,11 @@ GAIN = 4.0
 """Initial matrices are scaled up by this, or every answer would be nearly uniform."""
 
 
-def tokenizer(**named: str) -> Qwen2Tokenizer:
-    """Return a byte-level tokenizer that knows yes and no as words, and tokens that a processor asks for by name."""
+def tokenizer(also: Sequence[str] = (), **named: str) -> Qwen2Tokenizer:
+    """Return a byte-level tokenizer that knows yes and no as words, and others, and tokens by a processor's names."""
     words = sorted(ByteLevel.alphabet())
     merges: list[tuple[str, str]] = []
-    for spelling in SPELLINGS:
+    for spelling in (*SPELLINGS, *also):
         letters = spelling.replace(" ", "Ġ")
         for end in range(2, len(letters) + 1):
             pair = (letters[: end - 1], letters[end - 1])
@@ -112,10 +113,10 @@ FAMILIES = {
 }
 
 
-def save_tiny_vlm(folder: Path, family: str, seed: int = 0) -> Path:
-    """Write a model of a family and its processor into `folder`."""
+def save_tiny_vlm(folder: Path, family: str, seed: int = 0, also: Sequence[str] = ()) -> Path:
+    """Write a model of a family and its processor into `folder`; other words than yes and no may be tokens, `also`."""
     build, processor_class, video_class, patch = FAMILIES[family]
-    words = tokenizer()
+    words = tokenizer(also)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build(words)

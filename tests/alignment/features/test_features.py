@@ -79,8 +79,8 @@ def videomae(folder: Path, width: int = 64, depth: int = 2) -> VideoMAE:
             "mlp.fc1.bias": (inner,), "mlp.fc2.weight": (width, inner), "mlp.fc2.bias": (width,),
         }  # fmt: skip
         state |= {f"blocks.{k}.{name}": torch.empty(shape) for name, shape in shapes.items()}
-    for name, shape in (("fc_norm.weight", (width,)), ("fc_norm.bias", (width,)), ("head.weight", (174, width))):
-        state[name] = torch.empty(shape)
+    last = {"fc_norm.weight": (width,), "fc_norm.bias": (width,), "head.weight": (174, width), "head.bias": (174,)}
+    state |= {name: torch.empty(shape) for name, shape in last.items()}
     torch.save({"module": filled(state)}, folder / "videomae.pth")
     return VideoMAE(str(folder / "videomae.pth"))
 

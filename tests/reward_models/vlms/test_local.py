@@ -261,3 +261,16 @@ def test_a_template_that_does_not_know_what_it_is_told(folders):
 
 def test_an_adapter_that_is_none(folders, tmp_path):
     assert "could not be loaded" in refusal(folders["qwen2_vl"], adapter=str(tmp_path))
+
+
+def test_the_chance_of_an_answer_is_that_of_its_first_tokens(reader: LocalReader) -> None:
+    """All spellings of yes are tokens of their own here: their chances add up to the verdict's."""
+    questions = asked(clips(3, 1))
+    with torch.no_grad():
+        verdicts = reader.verdicts(questions)
+        spelled = ["Yes", "yes", " yes", " Yes", "YES"]
+        found = reader.chances(questions, [spelled, [*spelled, "yes"], ["no"]])
+        alone = reader.chances(questions[2:], [["no"]])
+    torch.testing.assert_close(found[:2], verdicts.yes.exp()[:2], atol=ROUNDING, rtol=ROUNDING)
+    torch.testing.assert_close(found[2:], alone, atol=ROUNDING, rtol=ROUNDING)
+    assert 0 < alone.item() < verdicts.no.exp()[2].item()
