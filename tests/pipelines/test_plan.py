@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from alignment.data.prompts import read_prompts
-from alignment.errors import PipelineError
+from alignment.errors import ConfigError, PipelineError
 from alignment.objectives.base import Loss
 from alignment.policy.between import Between
 from alignment.policy.embeddings import text_encoders
 from alignment.preflight.doctor.subject import Subject
-from alignment.preflight.plan.rehearsal import Rehearsal
+from alignment.preflight.plan.rehearsal import Rehearsal, rehearsed
 from alignment.training.loop import Trainer, microbatches
 from samplers.windows.fraction import Fraction
 from tests.pipelines.zoo import Member
@@ -82,3 +82,11 @@ def test_flops_of_a_step_are_torchs(member: Member, subject: Subject) -> None:
         assert planned["update"] < actual["update"]
         return
     assert planned == pytest.approx(actual, rel=FLOPS)
+
+
+@pytest.mark.parametrize("member", ["flux_controlnet"], indirect=True)
+def test_a_controlnet_adds_to_tokens_that_are_whole(subject: Subject) -> None:
+    says = r"parallel.context: the controlnet of FluxControlNetPipeline adds to tokens .*; set parallel.context=1"
+    with pytest.raises(ConfigError, match=says):
+        rehearsed(subject.trainer.run, context=2)
+    rehearsed(subject.trainer.run)

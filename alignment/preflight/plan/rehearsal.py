@@ -38,6 +38,7 @@ from alignment.preflight.plan.meter import Cost
 from alignment.preflight.plan.pretended import Pretended
 from alignment.training import loop
 from alignment.training.runtime.divided import Divided
+from alignment.training.runtime.mesh import check_steering
 from alignment.world import World
 from reward_models.base import Loaded, Media, RewardError, RewardModel, Rewards
 from samplers import LoopLayout
@@ -61,6 +62,7 @@ def rehearsed(run: Run, context: int = 1) -> tuple[Policy, CountingDoor]:
     weights = Weights(networks, spec, 0, bring(spec, pipe, networks), layout)
     door = CountingDoor(pipe, spec, weights)
     policy = Policy(door, weights)
+    check_steering(policy)
     policy.latents = blueprint.BlankLatents(pipe, TOY)
     return policy, door
 

@@ -49,12 +49,7 @@ def check_together(run: Run, policy: Policy, size: int) -> None:
         ConfigError: Naming the key that decides it.
     """
     name, several, remembers = type(policy.pipe).__name__, len(policy.experts) > 1, not policy.stubs
-    steering = [other for other in loop_networks(policy.pipe) if "controlnet" in other]
-    if steering and isinstance(policy.weights.layout, Divided):
-        raise ConfigError(
-            f"parallel.context: the {steering[0]} of {name} adds to tokens of its {policy.component} that are divided, "
-            "and is not divided itself; set parallel.context=1"
-        )
+    check_steering(policy)
     if not policy.weights.layout.in_step:
         return
     if policy.form.mixes:  # else each prompt has a call of its own
@@ -74,6 +69,20 @@ def check_together(run: Run, policy: Policy, size: int) -> None:
         raise ConfigError(
             f"source.prompts_per_call: each pipeline call trains steps of its own, and {name} has {why}, which are "
             f"{how} (parallel.{key}); set prompts_per_call=null, which gives a step one window"
+        )
+
+
+def check_steering(policy: Policy) -> None:
+    """Refuse to divide the tokens of a network to which another one adds.
+
+    Raises:
+        ConfigError: Naming the other.
+    """
+    steering = [other for other in loop_networks(policy.pipe) if "controlnet" in other]
+    if steering and isinstance(policy.weights.layout, Divided):
+        raise ConfigError(
+            f"parallel.context: the {steering[0]} of {type(policy.pipe).__name__} adds to tokens of its "
+            f"{policy.component} that are divided, and is not divided itself; set parallel.context=1"
         )
 
 
