@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -196,6 +198,16 @@ class World:
         rewards = ask()
         self.meetings.tell(what, _written(rewards))
         return rewards
+
+    @cached_property
+    def helper(self) -> ThreadPoolExecutor:
+        """The one thread beside that which samples, where samples are scored in the order of asking."""
+        return ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+
+    def settle(self) -> None:
+        """Wait until the thread beside this one has answered all that it was asked."""
+        if "helper" in self.__dict__:
+            self.helper.submit(lambda: None).result()
 
     def ready(self, reward: RewardModel) -> None:
         """Load what scores samples, on the process of a team that will ask it."""

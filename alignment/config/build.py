@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ import torch
 from alignment.config import overlay, registry, yaml_nodes
 from alignment.config.yaml_nodes import COMMAND_LINE, Node
 from alignment.errors import ConfigError, FieldError, MissingError
+from alignment.fact import Fact
 from reward_models.base import RewardError
 
 T = TypeVar("T")
@@ -180,7 +182,10 @@ def _construct(cls: type, given: dict[str, Node], node: Node, key: str) -> objec
     listed = f"Fields: {', '.join(fields) or 'none'}."
     for name, child in given.items():
         if name not in fields:
-            fail(child, _join(key, name), f"{cls.__name__} has no such field. {overlay.nearest(name, fields)}{listed}")
+            known = inspect.getattr_static(cls, name, None)
+            always = f"; its {name} is fixed: {known.__doc__}" if isinstance(known, Fact) else "."
+            near = "" if isinstance(known, Fact) else overlay.nearest(name, fields)
+            fail(child, _join(key, name), f"{cls.__name__} has no such field{always} {near}{listed}")
     missing = [
         f"'{name}' ({words(annotation)})"
         for name, (annotation, field) in fields.items()

@@ -50,6 +50,8 @@ class Objective(Protocol[B_contra]):
         whole_groups: Whether a row's loss depends on the other rows of its group, so that a group is learned from as
             a whole: no update and no microbatch splits one.
         differentiates: Whether it takes the reward's own gradient, which then has to reach the pixels.
+        takes_ratios: Whether it weighs what was sampled by likelihood ratios to the policy that sampled it, from
+            densities in the batch; then that may be the policy of an earlier step.
         headline: The one metric that is shown beside the reward at every step.
     """
 
@@ -59,6 +61,7 @@ class Objective(Protocol[B_contra]):
     spatial: ClassVar[bool] = False
     whole_groups: ClassVar[bool] = False
     differentiates: ClassVar[bool] = False
+    takes_ratios: ClassVar[bool] = False
     headline: ClassVar[str] = "reward/mean"
 
     @fact

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -16,6 +17,10 @@ from samplers.dynamics.base import Dynamics
 from samplers.windows.base import Window
 
 B_co = TypeVar("B_co", bound=Batch, covariant=True)
+T = TypeVar("T")
+
+PREVIOUS = "previous"
+"""The frozen copy of what the policy was one step before: that which sampled, where samples are stale."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +104,15 @@ class Source(Protocol[B_co]):
         """Cheap samples that say which are made; None where every sample is."""
         return None
 
+    @fact
+    def stale(self) -> int:
+        """Steps that the policy which samples may be behind the one that learns; 0 where no densities are stored."""
+        return 0
+
     @property
     def snapshots(self) -> tuple[str, ...]:
         """Names of the frozen copies it samples with, or keeps."""
-        return () if self.weights == "live" else (self.weights,)
+        return (*(() if self.weights == "live" else (self.weights,)), *((PREVIOUS,) if self.stale else ()))
 
     def shape(self, rounds: int | None) -> StepShape:
         """Return the size of a step; by default one sample per prompt, and one row per sample.
@@ -129,3 +139,21 @@ class Source(Protocol[B_co]):
     def __call__(self, ctx: Context, groups: Groups) -> Experience[B_co]:
         """Sample, score and credit this process's share of the step: `groups`."""
         ...
+
+    def halves(self, ctx: Context, groups: Groups) -> Generator[None, None, Experience[B_co]]:
+        """Do what a call does in two halves: sample and ask for scores up to the `yield`; wait for them and credit.
+
+        By default all of it is done in the second half. Between the two the policy may have sampled for the next step,
+        and it has learned nothing.
+        """
+        yield
+        return self(ctx, groups)
+
+
+def finished(halves: Generator[None, None, T]) -> T:
+    """Go through what is left of the halves, and return what they return."""
+    while True:
+        try:
+            next(halves)
+        except StopIteration as end:
+            return end.value

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,10 +17,10 @@ from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.credit.structures.base import Sampled, Structure
 from alignment.data.batches import Batch, Experience, Groups, Transitions, concatenate
 from alignment.errors import ConfigError, FieldError
-from alignment.sources.base import Source, StepShape, calls_of
+from alignment.sources.base import Source, StepShape, calls_of, finished
 from alignment.sources.credited import Stopwatch, assign, check_geometry, repeat, sample_ids, spread
 from alignment.sources.extremes import check_keep, extremes
-from alignment.sources.overlap import Overlap, Scoring
+from alignment.sources.overlap import Overlap, Scoring, check_stale
 from alignment.sources.scouting.choosing import Cheap, by_call, choose
 from alignment.sources.scouting.scout import Scout, check_scout
 from reward_models.base import Media, RewardModel
@@ -57,6 +57,8 @@ class OnPolicySteps(Source[Transitions]):
         structure: What spreads the credit of a sample over its latent, for objectives that take a map; null gives every
             position all of it.
         scout: Sample more of them cheaply first, and make only those that score best and worst; null makes all.
+        stale: 1 samples a step while the scores of the step before come in, by the policy before that one was learned
+            from; ratios are those to the policy that sampled. For judges that take as long as sampling.
     """
 
     prompts: int
@@ -73,12 +75,20 @@ class OnPolicySteps(Source[Transitions]):
     share_prefix: bool = True
     structure: Structure | None = None
     scout: Scout | None = None
+    stale: Literal[0, 1] = 0
     produces: ClassVar[type[Batch]] = Transitions
 
     def __post_init__(self) -> None:
         check_geometry(self.prompts, self.group_size, self.prompts_per_call)
         check_keep(self.keep, self.group_size)
         check_scout(self.scout, self.group_size, self.keep)
+        check_stale(self.stale, self.overlap)
+        if self.stale and self.structure is not None:
+            raise FieldError(
+                "stale",
+                "source.structure looks at samples that were scored, with the models that then score the next step's; "
+                "use 0, or credit without a structure",
+            )
         if self.scout is not None and self.scout.how.tail is None and self.shared_noise:
             raise FieldError(
                 "scout.how",
@@ -109,6 +119,10 @@ class OnPolicySteps(Source[Transitions]):
 
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Transitions]:
         """Sample, score and credit."""
+        return finished(self.halves(ctx, groups))
+
+    def halves(self, ctx: Context, groups: Groups) -> Generator[None, None, Experience[Transitions]]:
+        """Sample; then wait for the scores and credit."""
         self._check_tails(ctx)
         watch = Stopwatch()
         calls = groups.calls(ctx.policy.form.prompts_per_call(self.prompts_per_call))
@@ -127,6 +141,7 @@ class OnPolicySteps(Source[Transitions]):
                         pixels.append(paths[-1].pixels.float().cpu())
                     group = part.ids.repeat_interleave(self.group_size)
                     scoring.add(ctx.policy.media(plan.repeated, pixels[-1]), plan.repeated, group)
+            yield
             rewards = scoring.rewards()
         texts = repeat(groups.prompts, self.group_size)
         media = ctx.policy.media(texts, torch.cat(pixels))

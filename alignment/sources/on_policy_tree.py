@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,9 +14,9 @@ from alignment.credit.advantages.base import Advantage
 from alignment.credit.advantages.group_norm import GroupNorm
 from alignment.data.batches import Batch, Experience, Groups, Transitions, concatenate
 from alignment.errors import ConfigError
-from alignment.sources.base import Source, StepShape, calls_of
+from alignment.sources.base import Source, StepShape, calls_of, finished
 from alignment.sources.credited import Stopwatch, check_geometry, gathered, refuse, repeat, reward_metrics, sample_ids
-from alignment.sources.overlap import Overlap, Scoring
+from alignment.sources.overlap import Overlap, Scoring, check_stale
 from reward_models.base import RewardModel, Rewards
 from samplers import Grid, rows_of
 from samplers.dynamics.base import Dynamics, take
@@ -44,6 +45,8 @@ class OnPolicyTree(Source[Transitions]):
         prompts_per_call: Prompts in one pipeline call; null means all of this process.
         overlap: Score the samples of one pipeline call during the next call, if a GPU or another process scores them;
             false: never; "always": also for a function of yours that waits for something else.
+        stale: 1 samples a step while the scores of the step before come in, by the policy before that one was learned
+            from; ratios are those to the policy that sampled. For judges that take as long as sampling.
 
     Source: BranchGRPO (arXiv 2509.06040) and TreeGRPO (arXiv 2512.08153). BranchGRPO takes SDE steps between the splits
     and trains them too; here, as in TreeGRPO, these are ODE steps, so that a node's worth is that of its split alone.
@@ -63,6 +66,7 @@ class OnPolicyTree(Source[Transitions]):
     advantage: Advantage = GroupNorm()
     prompts_per_call: int | None = None
     overlap: Overlap = True
+    stale: Literal[0, 1] = 0
     produces: ClassVar[type[Batch]] = Transitions
 
     def __post_init__(self) -> None:
@@ -73,6 +77,7 @@ class OnPolicyTree(Source[Transitions]):
         if self.trained is not None and not 0 < len(set(self.trained) & set(self.splits)) == len(self.trained):
             raise ConfigError(f"trained must be one or more of the splits {self.splits}, each once, got {self.trained}")
         check_geometry(self.prompts, self.group_size, self.prompts_per_call)
+        check_stale(self.stale, self.overlap)
         if not self.dynamics.stochastic:
             raise ConfigError(
                 f"dynamics: {type(self.dynamics).__name__} is deterministic here, so branches would not part; choose "
@@ -105,6 +110,10 @@ class OnPolicyTree(Source[Transitions]):
 
     def __call__(self, ctx: Context, groups: Groups) -> Experience[Transitions]:
         """Grow, score and credit."""
+        return finished(self.halves(ctx, groups))
+
+    def halves(self, ctx: Context, groups: Groups) -> Generator[None, None, Experience[Transitions]]:
+        """Grow; then wait for the scores and credit."""
         self._check(ctx)
         watch, calls = Stopwatch(), groups.calls(ctx.policy.form.prompts_per_call(self.prompts_per_call))
         trees, pixels = [], []
@@ -117,6 +126,7 @@ class OnPolicyTree(Source[Transitions]):
                         pixels.append(clips.float().cpu())
                     texts = repeat(part.prompts, self.group_size)
                     scoring.add(ctx.policy.media(texts, pixels[-1]), texts, part.ids.repeat_interleave(self.group_size))
+            yield
             rewards = scoring.rewards()
         group = groups.ids.repeat_interleave(self.group_size)
         everywhere, ids = gathered(ctx, rewards), ctx.world.gather(group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import nullcontext
 from types import TracebackType
 from typing import Literal
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from alignment.context import Context
+from alignment.errors import FieldError
 from alignment.sources.credited import Stopwatch, join, score
 from reward_models.base import Media, RewardModel, Rewards
 
@@ -18,13 +19,33 @@ Overlap = bool | Literal["always"]
 """Whether to score during sampling; true: only if something other than these cores scores."""
 
 
+def beside(reward: RewardModel, device: torch.device, overlap: Overlap) -> bool:
+    """Return whether samples are scored in a thread beside the one that samples: where something else does the work.
+
+    On a CPU a second thread that computes brings a second team of OpenMP threads; there are then more threads than
+    cores, all of them sleep at every barrier, and the network takes twice as long for the rest of the program.
+    """
+    return overlap == "always" or (overlap and (reward.waits() or device.type != "cpu"))
+
+
+def check_stale(stale: int, overlap: Overlap) -> None:
+    """Refuse to sample ahead of scores that are not waited for.
+
+    Raises:
+        FieldError: Naming the field.
+    """
+    if stale and not overlap:
+        raise FieldError(
+            "stale", "with overlap: false nothing is sampled while scores come in; use overlap: true, or stale: 0"
+        )
+
+
 class Scoring:
     """Scores samples in the order they are added: in this thread, or in one thread beside the one that samples.
 
-    Beside it only where another process or a GPU does the work. On a CPU a second thread that computes brings a second
-    team of OpenMP threads; there are then more threads than cores, all of them sleep at every barrier, and the network
-    takes twice as long for the rest of the program. The thread has no such team: what it computes itself it computes
-    alone, so that scores may differ from those of the other thread by rounding.
+    There is one such thread, so that all it is asked, for this step or the next, is answered in the order of asking. It
+    has no team of OpenMP threads: what it computes itself it computes alone, so that scores may differ from those of
+    the other thread by rounding.
 
     The stopwatch measures two times: `scoring`, all of it, and `reward`, the part that the step waited for.
     """
@@ -32,17 +53,15 @@ class Scoring:
     def __init__(self, ctx: Context, reward: RewardModel, watch: Stopwatch, *, overlap: Overlap) -> None:
         self._ctx, self._reward, self._watch = ctx, reward, watch
         ctx.world.ready(reward)  # loaded before there is a second thread
-        elsewhere = reward.waits() or ctx.world.device.type != "cpu"
-        beside = overlap == "always" or (overlap and elsewhere)
-        self._pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) if beside else None
+        self._helper = ctx.world.helper if beside(reward, ctx.world.device, overlap) else None
         self._answers: list[Future[Rewards]] = []
 
     def __enter__(self) -> Scoring:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        for answer in self._answers:
+            answer.cancel()
 
     def add(self, media: Media, prompts: tuple[str, ...], group: Tensor) -> None:
         """Have samples scored: whole groups, with one text and one group id per sample.
@@ -50,11 +69,11 @@ class Scoring:
         Raises:
             RewardError: If scoring these or earlier samples failed, so that no more are sampled in vain.
         """
-        if self._pool is not None:
+        if self._helper is not None:
             for answer in self._answers:
                 if answer.done():
                     answer.result()
-            self._answers.append(self._pool.submit(self._score, media, prompts, group))
+            self._answers.append(self._helper.submit(self._score, media, prompts, group))
             return
         answer: Future[Rewards] = Future()
         with self._watch.time("reward"):

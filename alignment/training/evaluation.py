@@ -37,6 +37,7 @@ class Evaluator:
         Pictures are ordered image by image, prompt by prompt, and keyed by (prompt, image): every evaluation of a run
         starts from the same noise, and so does one with fewer pictures.
         """
+        ctx.world.settle()  # scorers are asked by one thread at a time
         count = len(self.prompts.texts)
         pairs = [(p, i) for i in range(images_per_prompt) for p in range(count)]
         texts = tuple(self.prompts.texts[p] for p, _ in pairs)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,13 +13,14 @@ from torch import Tensor
 
 from alignment.config.run import Run, Snapshots
 from alignment.context import Context
-from alignment.data.batches import Batch, Experience
+from alignment.data.batches import Batch, Experience, Groups
 from alignment.data.prompts import Prompts
 from alignment.data.random_streams import Draw
 from alignment.errors import ConfigError
 from alignment.objectives.base import Loss, Objective
 from alignment.policy.networks.compiling.compilations import COMPILATIONS
 from alignment.policy.policy import Policy
+from alignment.sources.base import PREVIOUS, finished
 from alignment.training.out_of_memory import Doing, enough_memory
 from alignment.training.runtime.runtime import Runtime, learning_rate, peak_memory
 
@@ -65,19 +66,40 @@ class Trainer:
 
     def fit(self, first: int, after: AfterStep) -> None:
         """Train from step `first` to the last one."""
-        for step in range(first, self.run.steps):
-            start = time.perf_counter()
-            ctx = self.context(step)
-            with self.doing("sampling", step):
-                experience = self.experience(ctx)
-            sampled = time.perf_counter()
-            with self.doing("learning", step):
-                self.learn(ctx, experience.batch)
-            learned = {**experience.metrics, **self.runtime.metrics()}
-            refresh(self.run, self.policy, step, learned)
-            end = time.perf_counter()
-            seconds = {"total": end - start, "update": end - sampled, **experience.seconds}
-            after(step, experience, learned | self._metrics(step, experience, seconds))
+        with closing(self._experiences(first)) as experiences:
+            for step in range(first, self.run.steps):
+                start = time.perf_counter()
+                with self.doing("sampling", step):
+                    experience = next(experiences)
+                sampled = time.perf_counter()
+                with self.doing("learning", step):
+                    self.learn(self.context(step), experience.batch)
+                learned = {**experience.metrics, **self.runtime.metrics()}
+                refresh(self.run, self.policy, step, learned)
+                end = time.perf_counter()
+                seconds = {"total": end - start, "update": end - sampled, **experience.seconds}
+                after(step, experience, learned | self._metrics(step, experience, seconds))
+
+    def _experiences(self, first: int) -> Generator[Experience[Batch], None, None]:
+        """Yield the experience of every step from `first` on.
+
+        Where the source is stale, a step is sampled before the scores of the step before are waited for. So the first
+        one is of the policy before the last update, also where a run is resumed.
+        """
+        steps, ahead = range(first, self.run.steps), []
+        if not self.run.source.stale:
+            yield from (self.experience(self.context(step)) for step in steps)
+            return
+        try:
+            with self.policy.using(PREVIOUS):
+                ahead.append(self._begun(self.context(first)))
+            for step in steps:
+                if step + 1 in steps:
+                    ahead.append(self._begun(self.context(step + 1)))
+                yield finished(ahead.pop(0))
+        finally:
+            for halves in ahead:
+                halves.close()
 
     @contextmanager
     def doing(self, what: Doing, step: int) -> Iterator[None]:
@@ -92,8 +114,17 @@ class Trainer:
 
     def experience(self, ctx: Context) -> Experience[Batch]:
         """Return the experience of this process's share of the step's prompts."""
+        return self.run.source(ctx, self._groups(ctx))
+
+    def _begun(self, ctx: Context) -> Generator[None, None, Experience[Batch]]:
+        """Return the halves of a step's experience, the first of them done."""
+        halves = self.run.source.halves(ctx, self._groups(ctx))
+        next(halves)
+        return halves
+
+    def _groups(self, ctx: Context) -> Groups:
         groups = self.prompts.at(ctx.step, self.run.source.prompts, ctx.draw)
-        return self.run.source(ctx, groups[self.runtime.world.share(len(groups))])
+        return groups[self.runtime.world.share(len(groups))]
 
     def learn(self, ctx: Context, batch: Batch) -> None:
         """Take the step's updates."""

@@ -23,7 +23,7 @@ import alignment.training.session
 from tests.support import runs
 from tests.support.runs import left_by, train
 
-# (file, function, moment, which time), counted from the fourth call of the reward, in step 3.
+# (file, function, moment, which time), counted from a call of the reward that comes after checkpoint 2.
 POINTS = {
     "reward": ("credited.py", "score", "return", 1),
     "between two backward passes": ("runtime.py", "learn", "return", 2),
@@ -33,8 +33,11 @@ POINTS = {
     "in the middle of saving": ("state.py", "write_state", "return", 1),
     "saved, not pointed at": ("checkpoint.py", "_commit", "return", 1),
 }
-POINTS_OF = {"nft": ("between the averaged copies",)}
+POINTS_OF = {"nft": ("between the averaged copies",), "scouts": ("step told, not saved",)}
 POINTS_OF["grpo"] = tuple(point for point in POINTS if point not in POINTS_OF["nft"])
+
+
+CALL = {"grpo": 4, "nft": 4, "scouts": 8}  # where scouts are scored, too, and a step ahead of what is learned
 
 
 def trap(file: str, function: str, moment: str, time: int) -> Callable[[], None]:
@@ -73,7 +76,7 @@ def in_a_child(folder: Path, kind: str, *more: str, point: str | None = None) ->
         os.dup2(log, 1)
         os.dup2(log, 2)
         if point is not None:
-            runs.at_call[4] = trap(*POINTS[point])
+            runs.at_call[CALL[kind]] = trap(*POINTS[point])
         os._exit(train(folder, kind, *more))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 

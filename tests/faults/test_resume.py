@@ -47,7 +47,7 @@ def interrupt(call: int, number: signal.Signals) -> None:
 
 @pytest.mark.multi
 @pytest.mark.slow(50)
-@pytest.mark.parametrize("kind", ["grpo", "nft"])
+@pytest.mark.parametrize("kind", ["grpo", "nft", "scouts"])
 def test_a_killed_run_resumes_to_what_it_would_have_been(flux_folder: Path, tmp_path: Path, kind: str) -> None:
     prepared(tmp_path / "runs", flux_folder)
     done = subprocess.run(

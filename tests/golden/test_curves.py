@@ -80,7 +80,7 @@ STEPS, FIRST = 20, 8
 # curve's largest value. Of the largest, because a number that comes near 0 in one step is known no better than its
 # neighbours.
 SHARE, ABSOLUTE = 1e-3, 1e-5
-UNTOLD = ("seconds/", "memory/", "samples_per_second", "ratio/first_error_max")
+UNTOLD = ("seconds/", "memory/", "samples_per_second", "ratio/first_error")
 
 
 def redness(pixels: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -35,6 +35,10 @@ policy: {lora: {rank: 2}}
 source: {type: on_policy_steps, dynamics: {type: flow_sde}, window: {type: random, size: 2}}
 objective: {type: clipped_surrogate, clip: 1e-2, kl: 0.1}
 """,
+    "scouts": """
+extends: grpo.yaml
+source: {group_size: 2, scout: {candidates: 4, how: {tail: 1}}, overlap: always, stale: 1}
+""",
     "nft": """
 extends: common.yaml
 source: {type: on_policy, weights: behaviour}

@@ -9,11 +9,14 @@ import torch
 from alignment.config.parallel import Problem
 from alignment.config.run import Run
 from alignment.data.batches import Starts, Transitions
+from alignment.sources.base import Source
+from alignment.sources.overlap import beside
 
 
 def problems(run: Run) -> Iterator[Problem]:
     """Yield what is wrong with how a run saves time."""
     yield from _scouts(run)
+    yield from _stale(run)
     yield from _caches(run)
     yield from _compiled(run)
 
@@ -49,6 +52,40 @@ def _scouts(run: Run) -> Iterator[Problem]:
         )
 
 
+def _stale(run: Run) -> Iterator[Problem]:
+    """Look at whether what is learned may come from an earlier policy, and whether scores are waited for at all."""
+    reward = run.source.reward
+    if not run.source.stale:
+        return
+    if not run.objective.takes_ratios:
+        yield (
+            "source.stale",
+            f"{type(run.objective).__name__} takes samples for those of the policy that learns, and weighs none by a "
+            "ratio to the one that sampled; use 0, or an objective that does (clipped_surrogate, guarded_surrogate, "
+            "spo); one of your own says so with takes_ratios",
+        )
+    if not _in_halves(type(run.source)):
+        yield (
+            "source.stale",
+            f"{type(run.source).__name__} samples and scores in __call__, and only what samples in `halves` can go on "
+            "before scores are there; write halves in place of it, or use 0",
+        )
+    if run.source.weights != "live":
+        yield "source.stale", f"samples come from the copy {run.source.weights}, which is behind by itself; use 0"
+    if reward is not None and not beside(reward, torch.device(_device(run)), run.source.overlap):
+        yield (
+            "source.stale",
+            f"{reward} computes on the cores that sample, so that there is nothing to wait for; use 0, or, for a "
+            "function that waits for something else, source.overlap: always",
+        )
+
+
+def _in_halves(source: type[Source]) -> bool:
+    """Return whether what a source does stands in `halves`, and not in a `__call__` that came later."""
+    call, halves = (next(k for k in source.__mro__ if name in vars(k)) for name in ("__call__", "halves"))
+    return halves is not Source and issubclass(halves, call)
+
+
 def _caches(run: Run) -> Iterator[Problem]:
     """Look at whether what is learned may come from a network that leaves parts of itself out."""
     scout, produces, objective = run.source.scout, run.source.produces, type(run.objective).__name__
@@ -77,6 +114,9 @@ def _compiled(run: Run) -> Iterator[Problem]:
     if run.policy.compile:
         from alignment.policy.networks.compiling.compiler import lacking_compiler
 
-        device = "cuda" if run.device == "cuda" or (run.device == "auto" and torch.cuda.is_available()) else "cpu"
-        if (lacking := lacking_compiler(device)) is not None:
+        if (lacking := lacking_compiler(_device(run))) is not None:
             yield "policy.compile", f"{lacking}; or set it to false"
+
+
+def _device(run: Run) -> str:
+    return "cuda" if run.device == "cuda" or (run.device == "auto" and torch.cuda.is_available()) else "cpu"

@@ -39,6 +39,7 @@ class Stepwise(Objective[Transitions]):
     kl: float = 0.0
     weight: Literal["true", "equal", "sigma"] = "true"
     consumes: ClassVar[type[Batch]] = Transitions
+    takes_ratios: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.clip < math.inf or not 0 <= self.kl < math.inf:
@@ -119,11 +120,13 @@ def actions(step: Step, batch: Transitions, k: int) -> Actions:
 
 
 def _ratio_metrics(ratios: Ratios, index: int) -> dict[str, Tensor]:
+    error = torch.maximum((ratios.largest - 1).abs(), (ratios.smallest - 1).abs())
     return {
         "ratio/mean": ratios.mean,
         "ratio/max": ratios.largest,
         "ratio/min": ratios.smallest,
-        "ratio/first_error_max": torch.maximum((ratios.largest - 1).abs(), (ratios.smallest - 1).abs()),
+        "ratio/first_error_max": error,
+        "ratio/first_error_mean": error,
         f"ratio/step_{index}_mean": ratios.mean,
         f"ratio/step_{index}_max": ratios.largest,
         f"ratio/step_{index}_min": ratios.smallest,

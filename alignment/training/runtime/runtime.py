@@ -25,6 +25,7 @@ from alignment.errors import EnvironmentProblem, NumericsError
 from alignment.meetings import Meetings
 from alignment.objectives.base import Loss
 from alignment.policy.policy import Policy
+from alignment.sources.base import PREVIOUS
 from alignment.training.runtime import optimizers
 from alignment.training.runtime.averages import Averages
 from alignment.training.runtime.mesh import laid_out
@@ -138,6 +139,8 @@ class Runtime:
                     p.grad.div_(self.scale.factor)
         norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self._settings.max_grad_norm))
         finite = bool(norm.isfinite())
+        if self._updates == 0 and PREVIOUS in self._policy.snapshots:
+            self._policy.weights.refresh(PREVIOUS, decay=0.0)  # here, so that a step is whole before it and not after
         self.taken += 1
         if finite:
             self._step(learning_rate)
