@@ -15,7 +15,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart quickstart-video test test-pipelines test-processes test-long test-gpu oracle check types laws format coverage pipelines-table golden bench bench-faster bench-gpu bench-recipes bench-algorithms bench-evidence bench-eval docs clean distclean
+.PHONY: help install quickstart quickstart-video test test-pipelines test-processes test-long test-gpu oracle check types laws format coverage pipelines-table golden bench race bench-faster bench-gpu bench-recipes bench-algorithms bench-evidence bench-eval docs clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,6 +91,9 @@ bench-faster: $(STAMP) ## Measure scouts on three seeds, feature caches, and com
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.benchmarks.caches
 	OMP_NUM_THREADS=1 $(BIN)/visalign doctor quickstart_dancegrpo policy.compile=blocks
 	OMP_NUM_THREADS=1 $(BIN)/python -m examples.benchmarks.scouts
+
+race: $(STAMP) ## Race other trainers on one task, in turn (an hour): make race FLOW_FACTORY=CHECKOUT, or ours alone
+	$(BIN)/python -m examples.benchmarks.race.run $(if $(FLOW_FACTORY),--flow-factory $(FLOW_FACTORY)) --table docs/faster.md
 
 bench-gpu: $(STAMP) ## Measure a GPU in ten minutes: kernels, and steps of full-size models with random weights; call again for the rest
 	$(BIN)/python -m examples.benchmarks.gpu_hour
