@@ -170,11 +170,11 @@ def _train(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(args)
     from alignment.cli.launcher import one_tells, unused_gpus
-    from alignment.config.checks import processes
     from alignment.config.load import checked
 
     with one_tells():
         run = checked(args.config, args.overrides)
+    from alignment.config.checks import processes
     from alignment.preflight.plan.utilisation import least_seconds
     from alignment.training import session
 
@@ -185,11 +185,12 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _dry_run(args: argparse.Namespace) -> int:
-    from alignment.config import build, checks
     from alignment.config.load import load
-    from alignment.training.setup import read_inputs
 
     run = load(args.config, args.overrides)
+    from alignment.config import build, checks
+    from alignment.training.setup import read_inputs
+
     checks.check(run, checks.processes())
     read_inputs(run)
     show(f"{build.resolved(run)}\n{checks.describe(run, checks.processes())}")

@@ -1,16 +1,22 @@
-"""A run from a config file, what it extends, and the command line; and a run made in code, held to the same rules."""
+"""A run from a config file, what it extends, and the command line; and a run made in code, held to the same rules.
+
+Files are read and laid upon each other before torch is imported, which what a run is made of needs: a file that is not
+there, or no YAML, is refused at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alignment.config import checks, overlay, registry
-from alignment.config.build import build, fail, node_at, written
-from alignment.config.run import Run
+from alignment.config import overlay
 from alignment.config.yaml_nodes import Node
 from alignment.errors import ConfigError
+
+if TYPE_CHECKING:
+    from alignment.config.run import Run
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
@@ -19,7 +25,6 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     Raises:
         ConfigError: Anything is wrong; the message names the file, line and key, or says "command line".
     """
-    registry.look_here()
     return _built(overlay.override(overlay.read(Path(path)), overrides))
 
 
@@ -35,6 +40,8 @@ def checked(path: str, overrides: Sequence[str]) -> Run:
         EnvironmentProblem: As `checks.check` does.
     """
     run = load(path, overrides)
+    from alignment.config import checks
+
     checks.check(run, checks.processes())
     return run
 
@@ -45,11 +52,17 @@ def as_written(run: Run) -> Run:
     Raises:
         ConfigError: Something in it is wrong or cannot be written as YAML; the message names the key.
     """
-    registry.look_here()
+    from alignment.config.build import written
+
     return _built(_node(written(run), ""))
 
 
 def _built(node: Node) -> Run:
+    from alignment.config import checks, registry
+    from alignment.config.build import build, fail, node_at
+    from alignment.config.run import Run
+
+    registry.look_here()
     run = build(Run, node)
     for key, message in checks.values(run):
         fail(node_at(node, key), key, message)

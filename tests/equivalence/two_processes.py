@@ -89,9 +89,7 @@ CASES: dict[str, tuple[Source, Objective]] = {
         ClippedSurrogate(clip=1e-2),
     ),
     "served": (
-        OnPolicySteps(
-            4, REWARD, FlowSDE(), Fraction(0.3), group_size=4, prompts_per_call=1, overlap="always", stale=1
-        ),
+        OnPolicySteps(4, REWARD, FlowSDE(), Fraction(0.3), group_size=4, prompts_per_call=1, overlap="always", stale=1),
         ClippedSurrogate(clip=1e-2),
     ),
     "nft": (OnPolicy(4, REWARD, group_size=4, weights="behaviour"), NFT()),

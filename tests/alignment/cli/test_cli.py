@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -85,6 +86,30 @@ def test_a_config_is_refused_before_what_runs_a_pipeline_is_imported() -> None:
         check=True,
     )
     assert "optimizer.lr: Optimizer has no such field" in done.stderr
+    assert done.stdout.splitlines()[-1] == "HEAVY 2 []"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["nowhere.yaml"], "there is no such config file"),
+        (["broken.yaml"], "broken.yaml:"),
+        (["quickstart", "steps"], "expected key.path=value"),
+        (["nowhere.yaml", "--dry-run"], "there is no such config file"),
+    ],
+    ids=("no file", "no YAML", "no override", "a dry run"),
+)
+def test_what_is_no_config_is_refused_before_torch_is_imported(words: list[str], says: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    done = subprocess.run(
+        [sys.executable, "-c", TRY.replace(repr(set(HEAVY)), repr({"torch", "numpy", "pydantic"})), "train", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert says in done.stderr
     assert done.stdout.splitlines()[-1] == "HEAVY 2 []"
 
 
