@@ -79,12 +79,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet() -> None:
-    """Draw no progress bars."""
+    """Draw no progress bars, and spend no time on what tiny networks make long."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
+    from tests.support import quick
+
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    quick.install()
 
 
 @pytest.fixture(autouse=True)
@@ -150,6 +153,14 @@ def sd15_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipelines") / "sd15"
     tiny_sd15().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a saved toy that learnt nothing yet; read it, and copy it before you change it."""
+    from tests.support.toy import saved
+
+    return saved(tmp_path_factory.mktemp("pipelines") / "toy", updates=0)
 
 
 @pytest.fixture(scope="session")
