@@ -17,7 +17,7 @@ from alignment.objectives.base import Loss
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from reward_models.foreign import out_of_memory
 from tests.support import runs
-from tests.support.runs import left_by, prepared, train
+from tests.support.runs import left_by, prepared_for_the_toy, train
 
 ENDLESS = 1 << 60
 OUT = 6
@@ -58,8 +58,8 @@ def memory_for(calls: int, how: Callable[[], None] = on_a_device) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(flux_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepared(tmp_path_factory.mktemp("memory"), flux_folder)
+def folder(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared_for_the_toy(tmp_path_factory.mktemp("memory"), toy_folder)
 
 
 def told(capfd: pytest.CaptureFixture[str]) -> str:

@@ -18,7 +18,7 @@ import torch
 
 from reward_models.base import Media, RewardModel, Rewards, load_reward
 from reward_models.serving.remote import Remote
-from tests.support.runs import left_by, prepared, train
+from tests.support.runs import left_by, prepared_for_the_toy, train
 from tests.support.served import Application, Message, Receive, Send, reply, served, speaking
 
 FAULTS = ("drop", "delay", "500", "garbage", "NaN", "wrong length")
@@ -182,8 +182,8 @@ class Leaving:
 
 
 @pytest.fixture
-def folder(flux_folder: Path, tmp_path: Path) -> Path:
-    return prepared(tmp_path / "work", flux_folder)
+def folder(toy_folder: Path, tmp_path: Path) -> Path:
+    return prepared_for_the_toy(tmp_path / "work", toy_folder)
 
 
 def judged_at(url: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def prepared(folder: Path, pipeline: Path) -> Path:
     (folder / "held_out.txt").write_text("a bird\n")
     for name, text in CONFIGS.items():
         (folder / f"{name}.yaml").write_text(text.replace("FOLDER", str(folder)))
+    return folder
+
+
+def prepared_for_the_toy(folder: Path, pipeline: Path) -> Path:
+    """Do the same for a saved toy, all of whose weights are trained: for what does not depend on the pipeline."""
+    prepared(folder, pipeline)
+    for kind in ("common", "grpo"):
+        file = folder / f"{kind}.yaml"
+        text = re.sub(r"call: \{.*\}", "call: {num_inference_steps: 4}", file.read_text())
+        file.write_text(text.replace("policy: {lora: {rank: 2}}\n", ""))
     return folder
 
 

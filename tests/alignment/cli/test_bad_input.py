@@ -19,7 +19,7 @@ from torch import Tensor
 
 from alignment.cli import main as cli
 from alignment.data.prompts import read_prompts
-from tests.support.runs import prepared, train
+from tests.support.runs import prepared, prepared_for_the_toy, train
 
 ROOT = Path(__file__).parents[3]
 SMALL = ("steps=2", "evaluation.prompts=null")
@@ -28,6 +28,12 @@ SMALL = ("steps=2", "evaluation.prompts=null")
 @pytest.fixture
 def folder(flux_folder: Path, tmp_path: Path) -> Path:
     return prepared(tmp_path / "work", flux_folder)
+
+
+@pytest.fixture
+def toys(toy_folder: Path, tmp_path: Path) -> Path:
+    """Return the same for the toy, where it does not matter what is trained."""
+    return prepared_for_the_toy(tmp_path / "work", toy_folder)
 
 
 def refused(
@@ -255,38 +261,38 @@ def test_weights_that_are_not_numbers(folder: Path, capfd: pytest.CaptureFixture
 # ---- the output folder -----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_holds_a_run_is_refused_or_moved_aside(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert train(folder, "grpo", *SMALL) == 0
-    before = (folder / "runs" / "run" / "metrics.jsonl").read_bytes()
-    told = refused(folder, capfd, clean=False)
+def test_a_folder_that_holds_a_run_is_refused_or_moved_aside(toys: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert train(toys, "grpo", *SMALL) == 0
+    before = (toys / "runs" / "run" / "metrics.jsonl").read_bytes()
+    told = refused(toys, capfd, clean=False)
     assert "--resume latest" in told
     assert "output.overwrite=true" in told
-    assert (folder / "runs" / "run" / "metrics.jsonl").read_bytes() == before
+    assert (toys / "runs" / "run" / "metrics.jsonl").read_bytes() == before
     # A run that cannot start does not move the old one away either.
-    refused(folder, capfd, "output.overwrite=true", "policy.lora.targets=[nothing]", clean=False)
-    assert [path.name for path in (folder / "runs").iterdir()] == ["run"]
-    assert train(folder, "grpo", *SMALL, "output.overwrite=true") == 0
-    assert (folder / "runs" / "run.old-1" / "metrics.jsonl").read_bytes() == before
+    refused(toys, capfd, "output.overwrite=true", "policy.lora={targets: [nothing]}", clean=False)
+    assert [path.name for path in (toys / "runs").iterdir()] == ["run"]
+    assert train(toys, "grpo", *SMALL, "output.overwrite=true") == 0
+    assert (toys / "runs" / "run.old-1" / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_that_died_before_its_first_step_holds_no_name(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    call = ["train", str(folder / "grpo.yaml"), "steps=2"]
+def test_a_run_that_died_before_its_first_step_holds_no_name(toys: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    call = ["train", str(toys / "grpo.yaml"), "steps=2"]
     assert cli.run([*call, judged_by(raises), "evaluation.reward={type: jpeg}"]) == 2
-    assert not list((folder / "runs" / "run").glob("checkpoint-*"))
+    assert not list((toys / "runs" / "run").glob("checkpoint-*"))
     capfd.readouterr()
     assert cli.run([*call, "--resume", "latest"]) == 2
     assert "start afresh" in capfd.readouterr().err
     assert cli.run(call) == 0  # with its reward mended
 
 
-def test_a_run_without_checkpoints_does_not_send_in_circles(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert train(folder, "grpo", *SMALL) == 0
-    for checkpoint in (folder / "runs" / "run").glob("checkpoint-*"):
+def test_a_run_without_checkpoints_does_not_send_in_circles(toys: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert train(toys, "grpo", *SMALL) == 0
+    for checkpoint in (toys / "runs" / "run").glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    told = refused(folder, capfd, clean=False)
+    told = refused(toys, capfd, clean=False)
     assert "--resume" not in told
     assert "output.overwrite=true" in told
-    assert "output.overwrite=true" in refused(folder, capfd, "--resume", "latest", clean=False)
+    assert "output.overwrite=true" in refused(toys, capfd, "--resume", "latest", clean=False)
 
 
 def test_a_reader_that_leaves_early_does_not_end_the_run(folder: Path) -> None:
@@ -327,16 +333,16 @@ def test_a_disk_that_fills_up(folder: Path, capfd: pytest.CaptureFixture[str], s
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [0]
 
 
-def test_two_runs_in_one_folder(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    holding = [sys.executable, "-c", HOLD, str(folder / "runs" / "run")]
+def test_two_runs_in_one_folder(toys: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    holding = [sys.executable, "-c", HOLD, str(toys / "runs" / "run")]
     holder = subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdin is not None
     assert holder.stdout is not None
     holder.stdout.readline()
-    told = refused(folder, capfd, code=3, clean=False)
+    told = refused(toys, capfd, code=3, clean=False)
     assert f"is in use by process {holder.pid}" in told
     holder.communicate(b"\n")
-    assert train(folder, "grpo", *SMALL) == 0
+    assert train(toys, "grpo", *SMALL) == 0
 
 
 HOLD = """
@@ -356,8 +362,8 @@ sys.stdin.readline()
 
 
 def test_a_rate_that_destroys_the_weights_stops_with_a_code_of_its_own(
-    folder: Path, capfd: pytest.CaptureFixture[str]
+    toys: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    told = refused(folder, capfd, "optimizer.learning_rate=1e30", "steps=9", code=5, clean=False)
+    told = refused(toys, capfd, "optimizer.learning_rate=1e30", "steps=9", code=5, clean=False)
     assert "not finite" in told
     assert "optimizer.learning_rate" in told

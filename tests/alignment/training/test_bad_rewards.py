@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from tests.alignment.cli.test_bad_input import SMALL, judged_by, raises, refused
-from tests.support.runs import left_by, prepared, train
+from tests.support.runs import left_by, prepared_for_the_toy, train
 
 
 @pytest.fixture
-def folder(flux_folder: Path, tmp_path: Path) -> Path:
-    return prepared(tmp_path / "work", flux_folder)
+def folder(toy_folder: Path, tmp_path: Path) -> Path:
+    return prepared_for_the_toy(tmp_path / "work", toy_folder)
 
 
 asked = 0
