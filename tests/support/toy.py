@@ -5,6 +5,7 @@ Everything the program does to a pipeline can be done to this one in millisecond
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -120,9 +121,12 @@ def base_pipeline(updates: int) -> ToyPipeline:
     return ToyPipeline(network, FlowMatchEulerDiscreteScheduler())
 
 
+_base = functools.cache(base_pipeline)  # many files begin at the same
+
+
 def saved(folder: Path, updates: int) -> Path:
     """Save `base_pipeline` and its prompts into `folder` and return it."""
-    base_pipeline(updates).save_pretrained(folder)
+    _base(updates).save_pretrained(folder)
     (folder / "prompts.txt").write_text("".join(f"prompt {i}\n" for i in range(GROUPS)))
     return folder
 
