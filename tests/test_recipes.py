@@ -74,10 +74,18 @@ def test_sizes_of_a_recipe_ship(path: Path) -> None:
     assert (ARCHITECTURES / f"{load(path).policy.pipeline}.yaml").is_file()
 
 
+@pytest.fixture(scope="session")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with data, to which every tiny pipeline that is needed comes once."""
+    folder = tmp_path_factory.mktemp("twins")
+    write_data(folder)
+    return folder
+
+
 @pytest.mark.slow
 @each
-def test_a_recipe_takes_a_step_on_its_twin(path: Path, tmp_path: Path, tiny_rewards: Shelf) -> None:
-    take_step(tiny_run(path, tmp_path, tiny_rewards))
+def test_a_recipe_takes_a_step_on_its_twin(path: Path, twins: Path, tiny_rewards: Shelf) -> None:
+    take_step(tiny_run(path, twins, tiny_rewards))
 
 
 @pytest.mark.long

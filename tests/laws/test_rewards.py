@@ -156,8 +156,10 @@ def test_it_is_deterministic_and_leaves_the_pixels_alone(model, whole, media, pr
 
 
 def test_gradients_reach_the_pixels_if_and_only_if_declared(model, media, prompts):
-    pixels = media.pixels.requires_grad_()
-    value = load_reward(model, device=CPU)(media=replace(media, pixels=pixels), prompts=prompts, group=GROUP).value
+    rows = GROUP == 7  # one group: some have thousands of tokens to go back through
+    part, texts = media[rows], [text for text, chosen in zip(prompts, rows.tolist(), strict=True) if chosen]
+    pixels = part.pixels.clone().requires_grad_()
+    value = load_reward(model, device=CPU)(media=replace(part, pixels=pixels), prompts=texts, group=GROUP[rows]).value
     assert value.requires_grad == model.differentiable
     if model.differentiable:
         value.sum().backward()

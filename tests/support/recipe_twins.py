@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from alignment.preflight.plan.blueprint import describe
 from reward_models.base import RewardModel
 from reward_models.combinators.weighted import Weighted
 from tests.pipelines.zoo import edits, images, videos, worlds
-from tests.pipelines.zoo.member import Member, builders
+from tests.pipelines.zoo.member import builders
 from tests.support.tiny_rewards import Shelf
 from tests.support.toy import trainer_of
 
@@ -77,11 +78,19 @@ def small(path: Path) -> list[str]:
     return [*SMALL, *(f"source.{name}={value}" for name, value in SMALLER.items() if name in known)]
 
 
-def twin(path: Path) -> Member:
-    """Return the tiny pipeline that stands for a recipe's."""
-    told = describe(PolicySpec(load(path).policy.pipeline))
-    name = TWINS[told.cls.__name__] + ("_2_2" if "transformer_2" in told.parts else "")
-    return builders(images, videos, edits, worlds)[name]()
+@functools.cache
+def name_of(pipeline: str) -> str:
+    """Return the name of the tiny pipeline that stands for a recipe's."""
+    told = describe(PolicySpec(pipeline))
+    return TWINS[told.cls.__name__] + ("_2_2" if "transformer_2" in told.parts else "")
+
+
+@functools.cache
+def sizes_of(name: str, folder: Path) -> dict[str, object]:
+    """Save a tiny pipeline as `folder / name`, and return the arguments of a small call."""
+    member = builders(images, videos, edits, worlds)[name]()
+    member.pipe.save_pretrained(folder / name)
+    return dict(member.call)
 
 
 def with_tiny_weights(reward: RewardModel, shelf: Shelf) -> RewardModel:
@@ -101,13 +110,11 @@ def scored(run: Run, shelf: Shelf) -> Run:
 
 def tiny_run(path: Path, folder: Path, shelf: Shelf, *more: str) -> Run:
     """Return a recipe's run on its twin, which is saved in `folder` if it is not there; the folder has `write_data`."""
-    member, pipeline = twin(path), folder / path.stem
-    if not pipeline.exists():
-        member.pipe.save_pretrained(pipeline)
+    name = name_of(load(path).policy.pipeline)
     recipes_own = ("num_inference_steps", "guidance", "cfg")  # all else is the twin's size
-    sizes = {name: value for name, value in member.call.items() if not any(part in name for part in recipes_own)}
-    changes = [f"policy.call.{name}={json.dumps(value)}" for name, value in sizes.items()]
-    here = [f"policy.pipeline={pipeline}", f"data.prompts={folder / prompts_for(path)}"]
+    sizes = {key: value for key, value in sizes_of(name, folder).items() if not any(own in key for own in recipes_own)}
+    changes = [f"policy.call.{key}={json.dumps(value)}" for key, value in sizes.items()]
+    here = [f"policy.pipeline={folder / name}", f"data.prompts={folder / prompts_for(path)}"]
     if load(path).source.structure is not None:
         here.append("source.structure.backbone={type: saliency}")
     return scored(load(path, [*small(path), *here, *changes, *more]), shelf)

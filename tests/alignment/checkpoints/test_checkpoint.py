@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -377,18 +378,18 @@ def test_a_second_process_is_kept_out_and_a_dead_one_is_not_waited_for(tmp_path:
     checkpoints.prepare()
     hold = (
         "import sys, os, signal; from pathlib import Path; from alignment.checkpoints.checkpoint import Checkpoints\n"
-        "c = Checkpoints(Path(sys.argv[1]), 1)\n"
-        "try: c.prepare()\n"
-        "except Exception as error: print(error)\n"
-        "else: print('held', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        "try: Checkpoints(Path(sys.argv[1]), 1).prepare()\n"
+        "except Exception as error: print(error, flush=True)\n"
+        "sys.stdin.readline()\n"
+        "c = Checkpoints(Path(sys.argv[1]), 1); c.prepare()\n"
+        "print('held', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
-
-    def other() -> str:
-        command = [sys.executable, "-c", hold, str(tmp_path)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
-
-    assert f"in use by process {os.getpid()} on " in other()
-    checkpoints.close()
-    assert other() == "held\n"  # and is killed with the lock in its hand
+    command = [sys.executable, "-c", hold, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert f"in use by process {os.getpid()} on " in other.stdout.readline()
+        checkpoints.close()
+        assert other.communicate("now\n")[0] == "held\n"
+    assert other.returncode == -signal.SIGKILL  # with the lock in its hand
     checkpoints.prepare()
     checkpoints.close()

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
-from hatchling.builders.wheel import WheelBuilder
 
 from alignment.cli import main as cli
 from alignment.config.build import fields_of
@@ -65,20 +60,3 @@ def test_recipes_are_listed_with_what_they_say_of_themselves(capsys: pytest.Capt
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(recipes())
     assert all(len(line.split()) > 4 for line in lines)
-
-
-@pytest.mark.slow
-def test_it_works_from_a_wheel(tmp_path: Path) -> None:
-    [wheel] = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "installed")
-    done = subprocess.run(
-        [sys.executable, "-m", "alignment", "init", "flux_dev_lora_grpo", "--to", "mine.yaml"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert load(tmp_path / "mine.yaml") == load("flux_dev_lora_grpo")

@@ -22,7 +22,7 @@ from samplers.windows.fraction import Fraction
 from samplers.windows.random import Random
 from tests.support.toy import REWARD, STEPS, saved, toy_run, trainer_of
 
-DIMENSIONS, BATCHES, TRIALS = 400, 6, 2000
+DIMENSIONS, BATCHES, TRIALS = 400, 6, 500
 ERRORS = 4.0  # standard errors allowed to a mean over trials: fails once in 16,000 seeds, and the seed is fixed
 SURROGATE = ClippedSurrogate(clip=1e-2)
 

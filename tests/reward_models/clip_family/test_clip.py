@@ -1,5 +1,6 @@
 """CLIP score, PickScore and the aesthetic predictor against transformers' own CLIP, and open_clip's."""
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,11 @@ PARITY = 1e-5  # measured 1e-6 on PickScore, whose scores are a hundred times a 
 SIDE = 32
 
 
+@functools.cache
+def of_transformers(folder):
+    return CLIPTokenizerFast.from_pretrained(folder), CLIPModel.from_pretrained(folder)
+
+
 def by_transformers(folder, number, text):
     """Return (logit, unit picture vector) by transformers' own forward pass, from the file as PIL resizes it."""
     image = Image.fromarray(picture(number))
@@ -36,9 +42,10 @@ def by_transformers(folder, number, text):
     left, top = (width - SIDE) // 2, (height - SIDE) // 2
     levels = np.asarray(image.crop((left, top, left + SIDE, top + SIDE))) / 255
     pixels = torch.from_numpy((levels - np.array(CLIP_MEAN)) / np.array(CLIP_STD)).permute(2, 0, 1)[None].float()
-    tokens = CLIPTokenizerFast.from_pretrained(folder)(text, truncation=True, max_length=77, return_tensors="pt")
+    tokenizer, model = of_transformers(folder)
+    tokens = tokenizer(text, truncation=True, max_length=77, return_tensors="pt")
     with torch.no_grad():
-        answer = CLIPModel.from_pretrained(folder)(**tokens, pixel_values=pixels)
+        answer = model(**tokens, pixel_values=pixels)
     return answer.logits_per_image.item(), normalize(answer.image_embeds, dim=-1)
 
 
