@@ -36,7 +36,7 @@ class Contestant(Protocol):
 
 def measure(task: Task, network: Any) -> float:
     """Return the share of held-out pictures in which all is right, made by the pipeline's own call and sampler."""
-    pipe = FluxPipeline.from_pretrained(task.pipeline, transformer=network)
+    pipe = FluxPipeline.from_pretrained(task.pipeline, transformer=network, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     right: list[float] = []
     prompts = Path(task.held_out).read_text().split("\n")
