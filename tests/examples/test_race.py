@@ -19,7 +19,7 @@ right = 0.25
 for word in map(str.strip, sys.stdin):
     if word == "iterate":
         right += GAIN
-        print(json.dumps({"seconds": SECONDS, "cpu": 0, "reward": task["prompts"]}), flush=True)
+        print(json.dumps({"seconds": SECONDS, "cpu": 1.5, "reward": task["prompts"]}), flush=True)
     else:
         print(json.dumps({"strict": right}), flush=True)
 """
@@ -40,15 +40,15 @@ def test_they_take_turns_until_all_have_gained_enough(tmp_path: Path) -> None:
     assert racers[0].reached(10) == 8.0
     assert racers[1].reached(10) == 1.0
     table = race.lines(racers, 10)
-    assert table[2] == "| slow | 2.000 | 1.00 | 25.0% | 8 |"
-    assert table[3] == "| quick one | 0.500 | 0.25 | 25.0% | 1 |"
+    assert table[2] == "| slow | 2.000 | 1.00 | 1.500 | 25.0% | 8 |"
+    assert table[3] == "| quick one | 0.500 | 0.25 | 1.500 | 25.0% | 1 |"
 
 
 def test_who_does_not_come_there_is_told_how_far_it_came(tmp_path: Path) -> None:
     racer = fake("still", tmp_path, 1.0, 0.0)
     race.race([racer], iterations=3, every=3, points=10)
     racer.end()
-    assert race.lines([racer], 10)[2] == "| still | 1.000 | 1.00 | 25.0% | +0.0 after 3 s |"
+    assert race.lines([racer], 10)[2] == "| still | 1.000 | 1.00 | 1.500 | 25.0% | +0.0 after 3 s |"
 
 
 def test_one_that_breaks_down_is_named_with_its_last_line(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ class Racer:
         process: Its process.
         log: What it says beside its answers.
         seconds: Of each iteration that counts.
+        cpu: Seconds of processors, of the same.
         right: Share of pictures in which all is right, by the number of iterations that count.
     """
 
@@ -64,6 +65,7 @@ class Racer:
     process: subprocess.Popen[str]
     log: Path
     seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     right: dict[int, float] = field(default_factory=dict)
 
     @classmethod
@@ -130,7 +132,9 @@ def race(racers: Sequence[Racer], iterations: int, every: int, points: float) ->
     for done in range(iterations):
         first = done % len(racers)
         for racer in (*racers[first:], *racers[:first]):
-            racer.seconds.append(racer.ask("iterate")["seconds"])
+            answer = racer.ask("iterate")
+            racer.seconds.append(answer["seconds"])
+            racer.cpu.append(answer["cpu"])
         if every and (done + 1) % every == 0:
             for racer in racers:
                 racer.right[done + 1] = racer.ask("measure")["strict"]
@@ -142,14 +146,15 @@ def lines(racers: Sequence[Racer], points: float) -> list[str]:
     """Return a table in Markdown, a row for each contestant."""
     reference = statistics.median(racers[0].seconds)
     table = [
-        f"| | seconds an iteration | against {racers[0].name} | right at the start | seconds to +{points:g} points |",
-        "|---|---|---|---|---|",
+        f"| | seconds an iteration | against {racers[0].name} | CPU seconds | right before | seconds to +{points:g} points |",
+        "|---|---|---|---|---|---|",
     ]
     for racer in racers:
         median, reached = statistics.median(racer.seconds), racer.reached(points)
         last = 100 * (list(racer.right.values())[-1] - racer.right[0])
         told = f"{reached:.0f}" if reached is not None else f"{last:+.1f} after {sum(racer.seconds):.0f} s"
-        table.append(f"| {racer.name} | {median:.3f} | {median / reference:.2f} | {racer.right[0]:.1%} | {told} |")
+        shown = f"{median:.3f} | {median / reference:.2f} | {statistics.median(racer.cpu):.3f} | {racer.right[0]:.1%}"
+        table.append(f"| {racer.name} | {shown} | {told} |")
     return table
 
 
@@ -213,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         for racer in racers:
             racer.end()
-    told = {racer.name: {"seconds": racer.seconds, "right": racer.right} for racer in racers}
+    told = {racer.name: {"seconds": racer.seconds, "cpu": racer.cpu, "right": racer.right} for racer in racers}
     (given.folder / "race.json").write_text(json.dumps({"task": task, "conditions": under, **told}, indent=1))
     samples, count = task["prompts"] * task["group"], len(racers[0].seconds)
     below = (
