@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from alignment.context import Context
 from alignment.credit.advantages.base import Advantage
@@ -103,6 +103,11 @@ class Source(Protocol[B_co]):
     def scout(self) -> Scout | None:
         """Cheap samples that say which are made; None where every sample is."""
         return None
+
+    @fact
+    def overlap(self) -> bool | Literal["always"]:
+        """Whether samples are scored while more are sampled; false where all are waited for."""
+        return False
 
     @fact
     def stale(self) -> int:

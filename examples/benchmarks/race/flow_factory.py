@@ -100,7 +100,7 @@ def reward_model(strict: float, given: list[float]) -> str:
             given.extend(scores.tolist())
             return theirs.RewardModelOutput(rewards=scores)
 
-    theirs.ShapesReward = ShapesReward
+    vars(theirs)[ShapesReward.__name__] = ShapesReward
     return f"{theirs.__name__}.{ShapesReward.__name__}"
 
 

@@ -146,7 +146,7 @@ def lines(racers: Sequence[Racer], points: float) -> list[str]:
     """Return a table in Markdown, a row for each contestant."""
     reference = statistics.median(racers[0].seconds)
     table = [
-        f"| | seconds an iteration | against {racers[0].name} | CPU seconds | right before | seconds to +{points:g} points |",
+        f"| | seconds an iteration | against {racers[0].name} | CPU | right before | seconds to +{points:g} points |",
         "|---|---|---|---|---|---|",
     ]
     for racer in racers:
