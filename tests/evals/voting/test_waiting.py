@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +23,15 @@ from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrog
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.training import session
 from evals.voting.command import asking
-from evals.voting.server import keep, what_is_next
+from evals.voting.server import application, keep, what_is_next
 from evals.voting.votes import Votes
 from reward_models.base import Media, RewardError
 from reward_models.combinators.win_rate import WinRate
 from reward_models.judges import votes as judge
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.all import All
+from tests.support.browser import CHROMIUM, browser
+from tests.support.served import running
 from tests.support.toy import GROUPS, saved, toy_run
 
 CPU = torch.device("cpu")
@@ -102,6 +106,25 @@ def test_the_page_asks_what_is_asked_now(tmp_path: Path) -> None:
     assert told["prompt"] == "now"
     assert votes.shows(told["left"].rpartition("/")[2])
     assert not votes.shows("votes.jsonl")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser, which no package index of Python has")
+def test_an_open_page_shows_what_a_run_asks_when_it_asks(tmp_path: Path) -> None:
+    votes, said = (
+        Votes(tmp_path / "votes", [], 0, asking(tmp_path / "votes")),
+        "document.getElementById('prompt').textContent",
+    )
+    with browser(tmp_path / "profile") as page, running(application(votes, "token")) as url:
+        page.open(f"{url}/?token=token&rater=ann")
+        page.wait(f"{said} == 'Nothing to judge now.'")
+        compare = asked(tmp_path / "votes").load(device=CPU)
+        with ThreadPoolExecutor(1) as run, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = run.submit(compare, first=grey(10), second=grey(200), prompts=["a grey square"])
+            page.wait(f"{said} == 'a grey square' && [...document.images].every(i => i.complete && i.naturalWidth)")
+            page.press("ArrowLeft")
+            page.wait(f"{said} == 'Nothing to judge now.'")
+            assert found.result().tolist() in ([0.0], [1.0])
 
 
 @pytest.mark.filterwarnings("ignore:votes")
