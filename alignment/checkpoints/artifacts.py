@@ -120,8 +120,11 @@ def write_artifacts(folder: Path, pipe: Any, weights: Weights, card: Card, *, wr
         for name, network in weights.experts.items():
             write_network(network, folder / name, writes=writes)
     else:
-        for name, adapter in trained_adapters(weights).items():
-            layout = classes.layout(adapter.kind)
+        trained = trained_adapters(weights)
+        under = [adapter for adapters, _ in weights.brought.frozen for adapter in adapters.values()]
+        layouts = {classes.layout(adapter.kind) for adapter in (*trained.values(), *under)}
+        layout = next(kind for kind in ("alone", "adapter", "lora") if kind in layouts)  # one that all of them allow
+        for name, adapter in trained.items():
             if writes:
                 write_adapter(adapter, folder / file_name(name, main), main)
         for k, (adapters, _) in enumerate(weights.brought.frozen):
@@ -183,7 +186,12 @@ def _frozen(folder: Path, adapters: Sequence[Mapping[str, Any]], components: Seq
     main, found = components[0], []
     for component in components:
         named = [(k, frozen_file(k, component, main), told["weight"]) for k, told in enumerate(adapters)]
-        files = [(f"frozen_{k}", file, weight) for k, file, weight in named if (folder / file).is_file()]
+        places = [(k, file, Path(file).stem, weight) for k, file, weight in named]  # PEFT has a folder for each
+        files = [
+            (f"frozen_{k}", file if (folder / file).is_file() else stem, weight)
+            for k, file, stem, weight in places
+            if (folder / file).is_file() or (folder / stem).is_dir()
+        ]
         if files:
             found.append({"component": component, "files": files})
     return found

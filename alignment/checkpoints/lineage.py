@@ -32,8 +32,9 @@ def compare_bases(spec: PolicySpec, base: str, brought: Brought) -> None:
         loaded_alike = (told.get("dtype"), told.get("quantize")) == (spec.dtype, spec.quantize)
         if loaded_alike and card.base not in (None, base):
             warnings.warn(
-                f"{place.key}: {place.name} was trained on {told['pipeline']}, and {spec.pipeline} is another "
-                "pipeline, by content: what it does here is not what it was trained to do",
+                f"{place.key}: {place.name} was trained on {told.get('single_file') or told['pipeline']}, and "
+                f"{spec.single_file or spec.pipeline} is another base, by content: what it does "
+                "here is not what it was trained to do",
                 stacklevel=2,
             )
         for then, number in zip(lying_under(card.config), numbers, strict=False):

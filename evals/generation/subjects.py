@@ -13,7 +13,7 @@ from alignment.checkpoints.checkpoint import LATEST
 from alignment.checkpoints.manifest import verify
 from alignment.config import build, yaml_nodes
 from alignment.errors import ConfigError
-from alignment.policy.networks.adapter_places import LORA_FILE
+from alignment.policy.networks.adapter_places import LORA_FILE, Place
 from alignment.policy.networks.spec import FrozenAdapter, PolicySpec
 
 REFERENCE = "reference"
@@ -58,7 +58,8 @@ class Candidate:
         path = Path(self.place)
         if (path / LATEST).is_file():
             path = path / (path / LATEST).read_text(encoding="utf-8").strip()
-        return path if (path / CARD_DATA).is_file() else None
+        whole = (path / "model_index.json").is_file()  # an export that is a pipeline has a card, too
+        return path if (path / CARD_DATA).is_file() and not whole else None
 
     @property
     def strength(self) -> float | None:
@@ -81,13 +82,25 @@ class Candidate:
         spec = build.build(PolicySpec, yaml_nodes.parse(yaml_nodes.dump(_policy(folder)), str(folder / CARD_DATA)))
         spec = replace(spec, lora=None, trainable=None, compile=False, gradient_checkpointing=False, quantize=None)
         own = (FrozenAdapter(str(folder), self.weight),) if self.weight else ()
-        return replace(spec, adapters=(*spec.adapters, *(own if (folder / LORA_FILE).is_file() else ()), *more))
+        under = copies_under(folder, spec.adapters)
+        return replace(spec, adapters=(*under, *(own if (folder / LORA_FILE).is_file() else ()), *more))
 
     @property
     def whole(self) -> Path | None:
         """The checkpoint, where it holds fully trained weights and no adapters."""
         folder = self.checkpoint
         return folder if folder is not None and not (folder / LORA_FILE).is_file() else None
+
+
+def copies_under(folder: Path, adapters: Sequence[FrozenAdapter]) -> Sequence[FrozenAdapter]:
+    """Return what a checkpoint was trained on top of, from its own copies: the originals may have changed."""
+    copies = iter(Place("checkpoint", str(folder)).lying_under())
+    return [
+        adapter
+        if adapter.when != "always" or (copy := next(copies, None)) is None
+        else replace(adapter, path=str(copy))
+        for adapter in adapters
+    ]
 
 
 def _policy(folder: Path) -> Any:

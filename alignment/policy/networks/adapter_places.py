@@ -86,6 +86,9 @@ class Place:
     def files(self, main: str, components: Sequence[str]) -> Found:
         """Return the file of each component, fetched where it is on the hub.
 
+        A file whose name ends in that of a component, `style_transformer_2.safetensors`, is for that one. Any other is
+        for the main one, and brings those of the others that lie beside it.
+
         Args:
             main: The component that a lone file is for.
             components: All that may have one.
@@ -96,14 +99,17 @@ class Place:
         self.check()
         path = Path(self.name)
         if path.is_file():
-            return {main: (path, self._told(path))}
-        if path.is_dir():
+            chosen = path
+        elif path.is_dir():
             chosen = path / self._in_folder([entry.name for entry in path.iterdir()])
         else:
             chosen = self._fetched(main, components)
-        others = {name: chosen.with_name(file_name(name, main)) for name in components if name != main}
-        several = {name: file for name, file in others.items() if chosen.name == LORA_FILE and file.is_file()}
-        return {main: (chosen, self._told(chosen)), **{name: (file, None) for name, file in several.items()}}
+        others = [name for name in components if name != main]
+        if alone := next((name for name in others if chosen.stem.endswith(f"_{name}")), None):
+            return {alone: (chosen, self._told(chosen))}
+        beside = {name: _beside(chosen, name) for name in others}
+        found = {main: chosen, **{name: file for name, file in beside.items() if file is not None}}
+        return {name: (file, self._told(file)) for name, file in found.items()}
 
     def _in_folder(self, names: Sequence[str]) -> str:
         """Return the one of these files that is the adapter."""
@@ -193,3 +199,15 @@ class Place:
     def _unreachable(self, error: BaseException) -> ConfigError:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
         return ConfigError(f"{self.key}: {self.name} is not on this machine, and the hub did not give it: {reason}")
+
+
+def _beside(chosen: Path, component: str) -> Path | None:
+    """Return the file of another component that belongs to a main one's; None where there is none."""
+    folder = chosen.parent
+    if chosen.name != PEFT_FILE:
+        file = chosen.with_name(f"{chosen.stem}_{component}{chosen.suffix}")
+    elif folder.name.startswith(FROZEN):
+        file = folder.with_name(f"{folder.name}_{component}") / PEFT_FILE
+    else:
+        file = folder / component / PEFT_FILE
+    return file if file.is_file() else None

@@ -153,6 +153,10 @@ class _Reading:
             factors = {f"{name}.{part}": z for name, found in parts.items() for part, z in found.items()}
             return Adapter(self.where, {key: z for key, z in factors.items() if not key.endswith(".alpha")}, config)
         self._check(parts, told)
+        if told.flag("use_rslora") and (
+            beside := next((name for name, part in parts.items() if "alpha" in part), None)
+        ):
+            raise told.wrong("use_rslora", True, f"false where the file has alphas ({beside}.alpha), or no such alphas")
         scales = {name: _alpha(name, part, told) for name, part in parts.items()}
         check_scales(self.where, scales)
         whole = {name: plain(alpha) for name, alpha in scales.items()}

@@ -50,6 +50,8 @@ def load_pipeline(spec: PolicySpec, device: torch.device, layout: Layout | None 
         )
 
     own = denoiser_of_file(spec, kind, DENOISERS)
+    if own:  # the class that reads a folder's index takes such a network for no component where its class may lack one
+        kind = declared_class(spec) or kind
     with ForeignCode(unloadable):
         with no_progress_bars():
             pipe = kind.from_pretrained(
@@ -61,6 +63,7 @@ def load_pipeline(spec: PolicySpec, device: torch.device, layout: Layout | None 
                 **own,
             )
         _check_weights(pipe)
+        _check_taken(spec, pipe, own)
         if spec.offload:
             offload(pipe, loop_networks(pipe), device)
         waits = spec.quantize == "float8" or (layout is not None and layout.spread)
@@ -74,6 +77,15 @@ def load_pipeline(spec: PolicySpec, device: torch.device, layout: Layout | None 
     decode_in_parts(pipe, spec.decode)
     _set_attention(pipe.components[denoiser_name(pipe)], spec.attention)
     return pipe
+
+
+def _check_taken(spec: PolicySpec, pipe: Any, own: Mapping[str, Any]) -> None:
+    """Refuse a pipeline that has another network than the one it was given."""
+    if lost := next((name for name, network in own.items() if pipe.components[name] is not network), None):
+        raise PipelineError(
+            f"policy.single_file: {type(pipe).__name__} did not take the {lost} of {spec.single_file}; name its class "
+            "(policy.pipeline_class), or give a pipeline folder"
+        )
 
 
 def _move(pipe: Any, device: torch.device, stay: Collection[str]) -> None:

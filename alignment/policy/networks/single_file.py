@@ -29,6 +29,12 @@ def misfiled(spec: PolicySpec) -> str | None:
     if spec.single_file is None:
         return None
     path = Path(spec.single_file)
+    if not spec.single_file:
+        return "the name is empty"
+    if path.suffix not in _SAFE and path.suffix.lower() in _SAFE:
+        return (
+            f"{path.name} ends in {path.suffix}, by which diffusers knows no file; rename it to {path.suffix.lower()}"
+        )
     if path.suffix not in _SAFE:
         return f"{path.name} is no .safetensors or {GGUF} file; others are pickles, which can run code when opened"
     return None if path.is_file() else f"there is no file {spec.single_file}"
@@ -99,7 +105,8 @@ def _check_tensors(spec: PolicySpec, name: str, cls: Any, shapes: Mapping[str, S
     with torch.device("meta"):
         tensors = {key: torch.empty(tuple(shape)) for key, shape in shapes.items()}
         config = cls.load_config(spec.pipeline, subfolder=name, revision=spec.revision, local_files_only=local)
-        wanted = cls.from_config(config).state_dict().keys()
+        shaped = cls.from_config(config).state_dict()
+        wanted = shaped.keys()
         if not wanted <= tensors.keys():
             convert: Any = SINGLE_FILE_LOADABLE_CLASSES[cls.__name__]["checkpoint_mapping_fn"]
             try:
@@ -109,6 +116,11 @@ def _check_tensors(spec: PolicySpec, name: str, cls: Any, shapes: Mapping[str, S
                 if 2 * len(wanted & tensors.keys()) < len(wanted):
                     return  # nobody's names: it is read, and refused, as a whole
     found = {key for key, tensor in tensors.items() if tensor is not None and not key.startswith(_BESIDE)}
+    if odd := next((key for key in sorted(wanted & found) if tensors[key].shape != shaped[key].shape), None):
+        raise ConfigError(
+            f"policy.single_file: {spec.single_file} has {odd} of shape {list(tensors[odd].shape)}, where the "
+            f"{cls.__name__} of {spec.pipeline} has {list(shaped[odd].shape)}: it is of a network of another size"
+        )
     for what, keys in (("lacks", wanted - found), ("holds", found - wanted)):
         if keys:
             first = min(keys)
@@ -131,11 +143,17 @@ def _looked_into(file: str) -> Mapping[str, Sequence[int]]:
     else:
         try:
             with safe_open(file, framework="pt") as tensors:
-                shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+                slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+                shapes = {name: part.get_shape() for name, part in slices.items()}
+                kinds = {name: str(part.get_dtype()) for name, part in slices.items() if name.endswith("weight")}
         except (OSError, SafetensorError) as error:
             raise ConfigError(
                 f"policy.single_file: {file} is not a whole safetensors file: {str(error).rstrip('. ')}"
             ) from error
+        if whole := next((name for name, kind in kinds.items() if "F" not in kind), None):
+            raise ConfigError(
+                f"policy.single_file: {file}: {whole} is of {kinds[whole]}, and weights are no whole numbers"
+            )
     if adapter := next((name for name in shapes if "lora" in name.lower()), None):
         raise ConfigError(
             f"policy.single_file: {file} holds an adapter ({adapter}) and no network; policy.lora.start trains it on, "

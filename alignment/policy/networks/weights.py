@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from alignment.errors import ConfigError
-from alignment.policy.networks.adapter_kinds import Adapter
+from alignment.policy.networks.adapter_kinds import Adapter, alpha_of
 from alignment.policy.networks.adapter_places import Place
 from alignment.policy.networks.adapters import NewAdapter, check_apart, read_adapters
 from alignment.policy.networks.compiling.compiler import compile_network
@@ -61,6 +62,12 @@ def bring(spec: PolicySpec, pipe: Any, networks: Mapping[str, Any]) -> Brought:
     stack: dict[str, list[tuple[Mapping[str, Adapter], float]]] = {"always": [], "sampling": []}
     for k, told in enumerate(spec.adapters):
         adapters = read_adapters(f"policy.adapters.{k}.path", told.path, pipe, networks)
+        if lacking := networks.keys() - adapters.keys():
+            warnings.warn(
+                f"policy.adapters.{k}.path: {told.path} is for the {' and '.join(sorted(adapters))} alone: the "
+                f"{' and '.join(sorted(lacking))} has nothing of it",
+                stacklevel=2,
+            )
         stack[told.when].append((adapters, told.weight))
         others = {adapter.kind for adapter in adapters.values()} - {"LoRA"}
         if told.when == "sampling" and others:
@@ -79,10 +86,11 @@ def bring(spec: PolicySpec, pipe: Any, networks: Mapping[str, Any]) -> Brought:
             )
     stacked = [adapters for adapters, _ in frozen]
     under = _find_under(spec, stacked, pipe, networks)
+    whole = [*stacked, *(adapters for adapters, _ in samplers)]
     if start is not None:
-        check_apart(stacked, start)
+        check_apart(whole, start)
     else:
-        check_apart(stacked, {} if spec.lora is None else _new(spec.lora, networks))
+        check_apart(whole, {} if spec.lora is None else _new(spec.lora, networks))
     return Brought(frozen, samplers, start, under)
 
 
@@ -98,26 +106,33 @@ def _find_under(
     named = {f"policy.adapters.{k}.path": told.path for k, told in enumerate(spec.adapters)}
     if spec.lora is not None and spec.lora.start is not None:
         named["policy.lora.start"] = spec.lora.start
-    main = next(iter(networks))
     for place in (Place(key, name) for key, name in named.items()):
-        found[place] = []
+        left, found[place] = dict(enumerate(stacked)), []
         for file in place.lying_under():
-            under = read_adapters(place.key, str(file), pipe, networks)[main].weights
-            same = (
-                k for k, adapters in enumerate(stacked) if main in adapters and _same(under, adapters[main].weights)
-            )
-            if (number := next(same, None)) is None:
+            under = read_adapters(place.key, str(file), pipe, networks)
+            number = next((k for k, adapters in left.items() if _same(under, adapters)), None)
+            if number is None:
                 raise ConfigError(
                     f"{place.key}: {place.name} was trained on top of {file}, which is not among policy.adapters; "
                     f"add it there, {{path: {file}, weight: W}}, with the weight that the card (README.md) beside it "
                     "says"
                 )
             found[place].append(number)
+            del left[number]  # the same one may lie there twice
     return found
 
 
-def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(z, other[name]) for name, z in one.items())
+def _same(one: Mapping[str, Adapter], other: Mapping[str, Adapter]) -> bool:
+    """Say whether adapters are the same: tensors and scales of every component."""
+    return one.keys() == other.keys() and all(_alike(adapter, other[name]) for name, adapter in one.items())
+
+
+def _alike(one: Adapter, other: Adapter) -> bool:
+    return (
+        one.weights.keys() == other.weights.keys()
+        and all(torch.equal(z, other.weights[name]) for name, z in one.weights.items())
+        and all(alpha_of(one, module) == alpha_of(other, module) for module in one.modules)
+    )
 
 
 def _new(lora: Lora, networks: Mapping[str, Any]) -> Mapping[str, NewAdapter]:

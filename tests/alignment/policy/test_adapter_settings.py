@@ -189,3 +189,18 @@ def test_an_alpha_beside_the_matrices_is_that_of_the_settings(kind: str, pipe: A
             ConfigError, match=r"alpha is 8, expected 4, as \S+to_[qk].alpha in the file says; leave one"
         ):
             read(pipe, place)
+
+
+def test_magnitudes_that_settings_deny_are_refused(pipe: Any, tmp_path: Path) -> None:
+    """PEFT reads past them."""
+    scaled = {f"{module}.lora_magnitude_vector": torch.ones(32) for module in (MODULE, OTHER)}
+    place = beside(tmp_path, json.dumps({**LORA, "use_dora": False}), {**matrices(), **scaled})
+    with pytest.raises(ConfigError, match=r"use_dora is false, expected true: the file has magnitudes"):
+        read(pipe, place)
+
+
+def test_alphas_beside_a_rank_stabilised_scale_are_refused(pipe: Any, tmp_path: Path) -> None:
+    told = {**LORA, "use_rslora": True}
+    place = beside(tmp_path, json.dumps(told), {**matrices(), f"{MODULE}.alpha": torch.tensor(8.0)})
+    with pytest.raises(ConfigError, match=rf"use_rslora is true, expected false where the file has alphas \({MODULE}"):
+        read(pipe, place)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alignment.checkpoints.adapter_files import frozen_file, trained_adapters, write_adapter
@@ -17,7 +20,7 @@ from alignment.checkpoints.checkpoint import Checkpoints
 from alignment.checkpoints.export import Order, export
 from alignment.checkpoints.lineage import compare_bases
 from alignment.errors import ConfigError
-from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_CONFIG, PEFT_FILE
+from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_CONFIG, PEFT_FILE, Place
 from alignment.policy.networks.loading import experts
 from alignment.policy.networks.spec import FrozenAdapter, Lora, PolicySpec
 from alignment.policy.networks.tuning import add_lora
@@ -76,6 +79,10 @@ def test_adapters_that_do_not_add_up_are_refused(flux_folder: Path, tmp_path: Pa
             ConfigError, match=r"policy.lora: the new adapter and .* touch the same layer .*policy.lora.targets"
         ):
             build(flux_folder, FLUX_CALL, adapters=(stack[under],), lora=lora, ready=False)
+    sampler = (FrozenAdapter(str(tmp_path / "plain"), when="sampling"),)
+    for lora in (Lora(2, dora=True), Lora(start=str(tmp_path / "dora"))):
+        with pytest.raises(ConfigError, match=r"touch the same layer .* is a DoRA"):
+            build(flux_folder, FLUX_CALL, adapters=sampler, lora=lora, ready=False)
     with pytest.raises(ConfigError, match="weight: got nan, expected a finite number other than 0"):
         FrozenAdapter("style", float("nan"))
     with pytest.raises(ConfigError, match=r"weight: got -1e\+38, expected a number between -1000 and 1000"):
@@ -111,8 +118,20 @@ def test_what_was_trained_on_top_of_others_is_not_taken_without_them(flux_folder
             build(flux_folder, FLUX_CALL, lora=Lora(start=place), ready=False)
     with pytest.raises(ConfigError, match=r"policy.adapters.0.path: .* was trained on top of"):
         build(flux_folder, FLUX_CALL, lora=Lora(2), adapters=(FrozenAdapter(start),), ready=False)
+    rescaled = tmp_path / "rescaled.safetensors"
+    with safe_open(under, "pt") as file:
+        header = {key: value.replace('lora_alpha": 2', 'lora_alpha": 4') for key, value in file.metadata().items()}
+    save_file(load_file(under), rescaled, header)
+    with pytest.raises(ConfigError, match=says):
+        build(flux_folder, FLUX_CALL, lora=Lora(start=start), adapters=(FrozenAdapter(str(rescaled)),), ready=False)
     stack = (FrozenAdapter(str(under), 0.5),)
     assert build(flux_folder, FLUX_CALL, lora=Lora(start=start), adapters=stack, ready=False).weights.brought.start
+    twice = shutil.copy(under, under.with_name(frozen_file(1, "transformer", "transformer")))
+    with pytest.raises(ConfigError, match=rf"was trained on top of {twice}, which is not among policy.adapters"):
+        build(flux_folder, FLUX_CALL, lora=Lora(start=start), adapters=stack, ready=False)
+    found = build(flux_folder, FLUX_CALL, lora=Lora(start=start), adapters=stack * 2, ready=False).weights.brought.under
+    assert [0, 1] in found.values()
+    Path(twice).unlink()
     in_peft = tmp_path / "start" / "frozen_adapter_0"
     in_peft.mkdir()
     under.rename(in_peft / PEFT_FILE)
@@ -167,11 +186,48 @@ def test_what_training_was_on_top_of_is_exported_with_it(flux_folder: Path, tmp_
     whole = picture(quiet(DiffusionPipeline.from_pretrained(tmp_path / "whole")))
     torch.testing.assert_close(whole, wanted, atol=FOLDED, rtol=0)
     export(checkpoint, tmp_path / "lora", Order("diffusers"))
-    code = re.search(r"```python\n(.*?)result = pipe\(", (tmp_path / "lora" / CARD).read_text(), re.DOTALL)
-    assert code is not None
-    names: dict[str, Any] = {}
-    exec(code[1].replace("THIS_FOLDER", str(tmp_path / "lora")), names)
-    torch.testing.assert_close(picture(quiet(names["pipe"])), wanted, atol=FOLDED, rtol=0)
+    export(checkpoint, tmp_path / "peft", Order("peft"))
+    for form in ("lora", "peft"):
+        code = re.search(r"```python\n(.*?)result = pipe\(", (tmp_path / form / CARD).read_text(), re.DOTALL)
+        assert code is not None
+        names: dict[str, Any] = {}
+        exec(code[1].replace("THIS_FOLDER", str(tmp_path / form)), names)
+        torch.testing.assert_close(picture(quiet(names["pipe"])), wanted, atol=FOLDED, rtol=0)
+
+
+def test_what_lies_under_decides_how_a_card_loads_it(flux_folder: Path, tmp_path: Path) -> None:
+    """Diffusers loads a LoRA, and none that was trained on top of a LoHa."""
+    module, shapes = "lycoris_transformer_blocks_0_attn_to_q", {"a": (32, 2), "b": (2, 32)}
+    tensors = {f"{module}.hada_w{k}_{side}": torch.ones(shape) for k in (1, 2) for side, shape in shapes.items()}
+    save_file(tensors, tmp_path / "loha.safetensors")
+    policy = build(flux_folder, FLUX_CALL, adapters=(FrozenAdapter(str(tmp_path / "loha.safetensors")),), ready=False)
+    config = config_of(flux_folder, lora=True)
+    config["policy"]["adapters"] = [{"path": "gone", "weight": 1.0}]
+    (tmp_path / "out").mkdir()
+    write_artifacts(tmp_path / "out", policy.pipe, policy.weights, card_of(config))
+    assert "diffusers does not load these adapters" in (tmp_path / "out" / CARD).read_text()
+
+
+def test_files_of_several_networks_belong_together_by_their_names(tmp_path: Path) -> None:
+    names = ("style.safetensors", "style_other.safetensors", "frozen_adapter_0.safetensors")
+    for name in (*names, "frozen_adapter_0_other.safetensors", LORA_FILE):
+        (tmp_path / name).touch()
+    for name in ("peft", "peft/other", "frozen_adapter_1", "frozen_adapter_1_other", "alone"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / PEFT_FILE).touch()
+        (tmp_path / name / PEFT_CONFIG).write_text("{}")
+
+    def found(name: str) -> dict[str, str]:
+        files = Place("policy.adapters.0.path", str(tmp_path / name)).files("main", ("main", "other"))
+        return {component: str(file.relative_to(tmp_path)) for component, (file, _) in files.items()}
+
+    assert found("style.safetensors") == {"main": "style.safetensors", "other": "style_other.safetensors"}
+    assert found("style_other.safetensors") == {"other": "style_other.safetensors"}
+    assert list(found("frozen_adapter_0.safetensors")) == ["main", "other"]
+    assert found(LORA_FILE) == {"main": LORA_FILE}
+    assert found("peft") == {"main": f"peft/{PEFT_FILE}", "other": f"peft/other/{PEFT_FILE}"}
+    assert found(f"frozen_adapter_1/{PEFT_FILE}")["other"] == f"frozen_adapter_1_other/{PEFT_FILE}"
+    assert list(found("alone")) == ["main"]
 
 
 def test_magnitudes_are_not_exported_for_tools_that_would_read_past_them(flux_folder: Path, tmp_path: Path) -> None:

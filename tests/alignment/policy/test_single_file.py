@@ -69,8 +69,11 @@ def test_files_that_are_not_the_denoiser_are_refused(flux_folder: Path, tmp_path
     save_file({"one": torch.ones(2)}, wrong)
     config = tiny_flux().transformer.config
     save_file(FluxTransformer2DModel.from_config(config, num_attention_heads=4).state_dict(), wider)
-    for file, says in ((wrong, "could not be read as a FluxTransformer2DModel|would be random"), (wider, "could not")):
-        with pytest.raises(PipelineError, match=says) as refused:
+    for file, kind, says in (
+        (wrong, PipelineError, "could not be read as a FluxTransformer2DModel|would be random"),
+        (wider, ConfigError, r"has context_embedder.bias of shape \[64\], where the FluxTransformer2DModel of"),
+    ):
+        with pytest.raises(kind, match=says) as refused:
             load_pipeline(PolicySpec(str(flux_folder), single_file=str(file)), CPU)
         assert "\n" not in str(refused.value)
 
@@ -103,7 +106,21 @@ def test_a_file_of_more_or_fewer_tensors_is_of_another_network(
         load_pipeline(PolicySpec(str(folder), single_file=str(tmp_path / "whole.safetensors")), CPU)
 
 
+def test_a_network_that_its_pipeline_may_lack_is_taken_too(tmp_path: Path) -> None:
+    """Wan's class has two networks of which either may be missing: the class that reads indices forgets those given."""
+    folder, file = Path("assets/tiny_video"), tmp_path / "twice.safetensors"
+    base = load_pipeline(PolicySpec(str(folder)), CPU).transformer
+    save_file({name: 2 * z for name, z in base.state_dict().items()}, file)
+    loaded = load_pipeline(PolicySpec(str(folder), single_file=str(file)), CPU).transformer
+    assert all(torch.equal(z, 2 * base.state_dict()[name]) for name, z in loaded.state_dict().items())
+
+
 SPOILT = {
+    "whole numbers": (
+        ".safetensors",
+        save({"proj_out.weight": torch.ones(2, dtype=torch.int32)}),
+        "proj_out.weight is of I32, and weights are no whole numbers",
+    ),
     "empty": (".safetensors", b"", "is not a whole safetensors file"),
     "cut off": (".safetensors", save({"one": torch.ones(64)})[:-9], "is not a whole safetensors file"),
     "nothing": (".safetensors", save({}), "holds no tensor"),
@@ -139,6 +156,8 @@ def test_names_that_diffusers_cannot_place_are_shown(flux_folder: Path, tmp_path
     [
         ("style.ckpt", "style.ckpt is no .safetensors or .gguf file; others are pickles, which can run code"),
         ("gone.safetensors", "there is no file gone.safetensors"),
+        ("UP.SAFETENSORS", "UP.SAFETENSORS ends in .SAFETENSORS, by which diffusers knows no file; rename it"),
+        ("", "the name is empty"),
     ],
 )
 def test_files_that_cannot_be_opened_are_refused_before_anything_is_loaded(

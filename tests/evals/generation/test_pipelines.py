@@ -14,9 +14,11 @@ from PIL import Image
 
 from alignment.checkpoints import manifest
 from alignment.checkpoints.artifacts import CARD_DATA
+from alignment.checkpoints.export import Order, export
 from alignment.cli.main import run
 from alignment.data.random_streams import Draw
-from evals.generation.subjects import parse
+from alignment.policy.networks.spec import FrozenAdapter
+from evals.generation.subjects import copies_under, parse
 from tests.support.tiny import FLUX_CALL
 from tests.support.trained import Trained, quiet, trained
 
@@ -66,6 +68,24 @@ def test_pictures_are_those_of_plain_diffusers(made: tuple[Trained, Path]) -> No
     assert [subject["kind"] for subject in found["subjects"].values()] == ["pipeline", "checkpoint", "pipeline"]
     # What was made here is a folder of pictures to others.
     assert evaluate(folder, f"again={samples / 'same' / 'prompts'}", output="again") == 0
+
+
+def test_an_export_that_is_a_pipeline_is_compared_as_one(made: tuple[Trained, Path]) -> None:
+    one, folder = made
+    export(one.checkpoint, folder / "whole", Order("merged"))
+    assert parse([str(folder / "whole")])[0].kind == "pipeline"
+    assert parse([str(one.checkpoint)])[0].kind == "checkpoint"
+
+
+def test_what_a_checkpoint_was_trained_on_is_read_from_its_own_copies(tmp_path: Path) -> None:
+    for k in range(2):
+        (tmp_path / f"frozen_adapter_{k}.safetensors").touch()
+    told = (FrozenAdapter("a", 0.5), FrozenAdapter("fast", 1.0, "sampling"), FrozenAdapter("b", 0.3))
+    assert copies_under(tmp_path, told) == [
+        FrozenAdapter(str(tmp_path / "frozen_adapter_0.safetensors"), 0.5),
+        told[1],
+        FrozenAdapter(str(tmp_path / "frozen_adapter_1.safetensors"), 0.3),
+    ]
 
 
 def test_a_checkpoint_is_called_as_it_was_trained(made: tuple[Trained, Path], capsys: pytest.CaptureFixture) -> None:

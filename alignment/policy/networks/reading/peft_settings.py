@@ -73,6 +73,8 @@ class PeftSettings:
                 raise self.wrong(name, value, "none: such an adapter adds something else than B A")
         if self.flag("use_dora") and not magnitudes:
             raise self.wrong("use_dora", True, "false, or magnitudes (lora_magnitude_vector) in the file")
+        if self._get("use_dora") is False and magnitudes:
+            raise self.wrong("use_dora", False, "true: the file has magnitudes (lora_magnitude_vector)")
 
     def flag(self, name: str) -> bool:
         """Return a setting that is true or false; False where nobody says it."""
