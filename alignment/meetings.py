@@ -168,13 +168,13 @@ class Meetings:
     def claim(self, error: BaseException, stuck: Sequence[int] = ()) -> bool:
         """Tell the others that the run is over; return whether this process is the one that tells the user.
 
-        Where none can be told any more, each one that knows of nobody else does.
+        Where none can be told any more, the one that ended it does, or each one that knows of nobody who did.
         """
         mine = json.dumps({"process": self.rank, "code": exit_code(error), "stuck": list(stuck)})
         try:
             return json.loads(self._store.compare_set("over", "", mine))["process"] == self.rank
         except MeetingPlaceLost:
-            return not self.known_over
+            return self.known_over.get("process", self.rank) == self.rank
 
     def leave(self, error: BaseException) -> bool:
         """Leave without having saved, as `claim` does; who waits to be told what was saved waits no longer."""

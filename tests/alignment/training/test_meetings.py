@@ -252,3 +252,17 @@ def test_the_loss_of_the_meeting_place_is_told_by_whoever_knows_of_nobody_else(k
             raise ProcessLost("gone")
 
     assert type(ended(leaving)) is (EndedElsewhere if known else ProcessLost)
+
+
+def test_who_ended_the_run_tells_the_user_though_the_first_process_left_before() -> None:
+    store = Losable()
+    first, one = (Meetings(store, rank, 2, FOREVER, nobody) for rank in range(2))
+    assert one.claim(RewardError("the judge is out"))
+    assert together(lambda: first.settle("checkpoint-2 is saved"), lambda: one.settle(None)) == [None, None]
+    store.lost = True
+
+    def leaving() -> None:
+        with one.united():
+            raise RewardError("the judge is out")
+
+    assert type(ended(leaving)) is RewardError
