@@ -49,7 +49,8 @@ test-pipelines: $(STAMP) ## Run the checks of every pipeline we know
 	$(PYTEST) -n 2 --dist loadgroup tests/pipelines
 
 test-processes: $(STAMP) ## Run the tests of runs on several processes: spread over them, killed, stuck, resumed
-	$(PYTEST) -n 2 --dist loadgroup --no-loadscope-reorder -m multi
+	@# Of the files that have such tests: importing all others takes longer than many a test.
+	$(PYTEST) -n 2 --dist loadgroup --no-loadscope-reorder -m multi `grep -rl --include='test_*.py' 'mark\.multi' tests`
 
 test-long: $(STAMP) ## Run the minutes-long forms of tests that the suite has in short (10,000 requests with faults, whole golden curves)
 	$(PYTEST) -m long

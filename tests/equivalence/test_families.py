@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.equivalence.families import FAMILIES, Case, outcome, write
-from tests.equivalence.test_processes import launched, torchrun
+from tests.support.several import together
 
 Alone = Callable[[Case], tuple[dict[str, Tensor], list[dict[str, Any]]]]
 pytestmark = [
     pytest.mark.multi,
-    pytest.mark.slow(275),
+    pytest.mark.slow(260),
     pytest.mark.filterwarnings("ignore:policy.check_latents is off"),  # the VAEs have random weights
 ]
 
@@ -65,9 +65,7 @@ def several(folder: Path, processes: int, *cases: object) -> Path:
     """Return the folder of what several processes make of the cases."""
     output = folder / f"{processes} {len(cases)}"
     output.mkdir()
-    script = Path(__file__).with_name("families.py")
-    done = launched(*torchrun(processes), str(script), str(folder), str(output), *map(str, cases))
-    assert done.returncode == 0, done.stderr
+    together(processes, "tests.equivalence.families", str(folder), str(output), *map(str, cases))
     return output
 
 

@@ -17,6 +17,7 @@ from tests.equivalence import families
 from tests.equivalence.two_processes import CASES, Outcome, outcome, run_of, write_data
 from tests.support.runs import left_by, prepared, train
 from tests.support.served import served
+from tests.support.several import together
 from tests.support.toy import REWARD, saved, trainer_of
 
 ROOT = Path(__file__).parents[2]
@@ -27,10 +28,6 @@ ACCELERATE = ("accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_pr
 
 def torchrun(processes: int) -> tuple[str, ...]:
     return ("torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
-
-
-def script() -> Path:
-    return Path(__file__).with_name("two_processes.py")
 
 
 def launched(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -80,8 +77,7 @@ def several(folder: Path, pipelines: Path, tmp_path_factory: pytest.TempPathFact
         with served(REWARD) as url:
             where = (str(folder), str(output / world), url)
             more = (str(pipelines), *([str(BOTH)] if processes == 4 else []))
-            done = launched(*torchrun(processes), str(script()), *where, str(shard), ",".join(names), *more)
-        assert done.returncode == 0, done.stderr
+            together(processes, "tests.equivalence.two_processes", *where, str(shard), ",".join(names), *more)
     return output
 
 
@@ -92,7 +88,7 @@ def one(folder: Path) -> dict[str, Outcome]:
 
 
 @pytest.mark.multi
-@pytest.mark.slow(370)
+@pytest.mark.slow(300)
 @pytest.mark.xdist_group("several processes")  # which are started once
 @pytest.mark.parametrize(("world", "name"), RUNS)
 def test_several_processes_learn_what_one_learns(one: dict[str, Outcome], several: Path, world: str, name: str) -> None:
@@ -109,7 +105,7 @@ def test_several_processes_learn_what_one_learns(one: dict[str, Outcome], severa
 
 
 @pytest.mark.multi
-@pytest.mark.slow(370)
+@pytest.mark.slow(300)
 @pytest.mark.xdist_group("several processes")  # which are started once
 @pytest.mark.parametrize(("world", "name"), RUNS)
 def test_a_gradient_broken_on_one_process_is_left_out_on_all(several: Path, world: str, name: str) -> None:
@@ -117,7 +113,7 @@ def test_a_gradient_broken_on_one_process_is_left_out_on_all(several: Path, worl
 
 
 @pytest.mark.multi
-@pytest.mark.slow(370)
+@pytest.mark.slow(300)
 @pytest.mark.xdist_group("several processes")  # which are started once
 def test_weights_are_spread_and_tokens_divided_at_once(pipelines: Path, several: Path) -> None:
     weights, _ = families.outcome(pipelines, BOTH.alone)

@@ -10,8 +10,8 @@ import pytest
 from alignment.config.load import load
 from alignment.preflight.plan import plan
 from alignment.preflight.plan.gpus import gpu
-from tests.equivalence.test_processes import launched, torchrun
 from tests.support.runs import prepared
+from tests.support.several import together
 
 CASES = {
     "adapters of an odd rank, one copy": ("grpo", "policy.lora.rank=3"),
@@ -26,13 +26,12 @@ def work(flux_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.multi
-@pytest.mark.slow(35)
+@pytest.mark.slow(20)
 def test_a_plan_counts_the_tensors_of_each_process_to_the_byte(work: Path) -> None:
     common = ("steps=1", "batch.updates=1", "parallel.shard=2")
     lines = [" ".join([f"{work / kind}.yaml", *more, *common]) for kind, *more in CASES.values()]
-    script, output = Path(__file__).with_name("sharded_counts.py"), work / "counts.json"
-    done = launched(*torchrun(2), str(script), str(output), *lines)
-    assert done.returncode == 0, done.stderr
+    output = work / "counts.json"
+    together(2, "tests.equivalence.sharded_counts", str(output), *lines)
     for (kind, *more), (first, second) in zip(CASES.values(), json.loads(output.read_text()), strict=True):
         planned = plan.plan(load(work / f"{kind}.yaml", [*more, *common]), plan.Setup(gpu("h100"), gpus=2))
         assert first == {name: planned.memory["update"][name] for name in first}

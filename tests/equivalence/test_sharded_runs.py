@@ -19,13 +19,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.equivalence.test_processes import launched, torchrun
 from tests.support.forked import ROOT
 from tests.support.ports import free_port
 from tests.support.runs import left_by, prepared, train
-from tests.support.several import HANG
+from tests.support.several import HANG, together
 
-pytestmark = [pytest.mark.multi, pytest.mark.slow(300), pytest.mark.xdist_group("sharded runs")]
+pytestmark = [pytest.mark.multi, pytest.mark.slow(230), pytest.mark.xdist_group("sharded runs")]
 
 ROUNDING = 1e-5  # of weights of unit size, after twelve updates of Adam at 1e-4
 RELATIVE = 1e-3  # of numbers for the record; those near 0 are differences of larger ones
@@ -75,8 +74,7 @@ def work(flux_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines += [f"{config} {sharded} name={kind}-two", f"{config} {sharded} name={kind}-two-to-two steps=4"]
         lines += [f"{config} {sharded} name={kind}-{name} --resume latest" for name in ("two-to-two", "one-to-two")]
     lines.append(f"{work / 'grpo'}.yaml parallel.shard=2 {TINY} name=half policy.autocast=bfloat16 steps=2")
-    done = launched(*torchrun(2), str(Path(__file__).with_name("sharded_runs.py")), *lines)
-    assert done.returncode == 0, done.stderr
+    together(2, "tests.equivalence.sharded_runs", *lines)
     for kind in KINDS:
         shutil.copytree(runs / f"{kind}-two", runs / f"{kind}-two-to-one")
         shutil.rmtree(runs / f"{kind}-two-to-one" / "checkpoint-6")

@@ -1,6 +1,6 @@
 """Kill a save at each of its file-system calls; run by test_atomic.py in a process of its own, which may fork freely.
 
-Usage: python kill_at_each_call.py FOLDER SITUATION; prints one JSON object a kill.
+Usage: python -m tests.faults.kill_at_each_call FOLDER SITUATION; writes FOLDER/told.jsonl, one JSON object a kill.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def main() -> None:
         found = json.loads((restarted.find() / "state" / "progress.json").read_text())["step"] if finished else None
         save(folder, 15)
         left = sorted(path.name for path in folder.iterdir())
-        sys.stdout.write(json.dumps({"call": call, "killed": killed, "found": found, "left": left}) + "\n")
+        with (parent / "told.jsonl").open("a") as told:
+            told.write(json.dumps({"call": call, "killed": killed, "found": found, "left": left}) + "\n")
 
 
 if __name__ == "__main__":

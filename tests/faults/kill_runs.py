@@ -1,6 +1,6 @@
 """Kill training at named points and resume it; run by test_resume.py in a process of its own, which may fork freely.
 
-Usage: python kill_runs.py FOLDER KIND; prints one JSON object: what each run left.
+Usage: python -m tests.faults.kill_runs FOLDER KIND POINT ...; writes FOLDER/told.json: what each run left.
 """
 
 from __future__ import annotations
@@ -33,9 +33,6 @@ POINTS = {
     "in the middle of saving": ("state.py", "write_state", "return", 1),
     "saved, not pointed at": ("checkpoint.py", "_commit", "return", 1),
 }
-POINTS_OF = {"nft": ("between the averaged copies",), "scouts": ("step told, not saved",)}
-POINTS_OF["grpo"] = tuple(point for point in POINTS if point not in POINTS_OF["nft"])
-
 
 CALL = {"grpo": 4, "nft": 4, "scouts": 8}  # where scouts are scored, too, and a step ahead of what is learned
 
@@ -83,19 +80,19 @@ def in_a_child(folder: Path, kind: str, *more: str, point: str | None = None) ->
 
 def main() -> None:
     """Run straight; then, for each point, run until it kills, and resume."""
-    folder, kind = Path(sys.argv[1]), sys.argv[2]
+    folder, kind, points = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
     torch.set_num_threads(1)
     DiffusionPipeline.from_pretrained(folder / "pipeline")
     straight = in_a_child(folder, kind, "name=straight")
     assert straight == 0, (folder / "log.txt").read_text()
     found = {}
-    for number, point in enumerate(POINTS_OF[kind]):
+    for number, point in enumerate(points):
         name = f"name=killed-{number}"
         ended = in_a_child(folder, kind, name, point=point)
         resumed = in_a_child(folder, kind, name, "--resume", "latest")
         left = left_by(folder / "runs" / f"killed-{number}") if resumed == 0 else (folder / "log.txt").read_text()
         found[point] = {"ended": ended, "resumed": resumed, "left": left}
-    sys.stdout.write(json.dumps({"straight": left_by(folder / "runs" / "straight"), "killed": found}))
+    (folder / "told.json").write_text(json.dumps({"straight": left_by(folder / "runs" / "straight"), "killed": found}))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.forked import start
+
 CALLS = 25  # a save makes more than that; fewer would mean that the kills are not counted any more
 AFTER = {"first": {None, 10}, "next": {5, 10}, "same step": {5}}
 
@@ -18,15 +18,12 @@ AFTER = {"first": {None, 10}, "next": {5, 10}, "same step": {5}}
 @pytest.mark.slow(18)
 @pytest.mark.parametrize("situation", AFTER)
 def test_a_kill_at_any_call_leaves_a_valid_checkpoint(tmp_path: Path, situation: str) -> None:
-    run = subprocess.run(
-        [sys.executable, Path(__file__).with_name("kill_at_each_call.py"), tmp_path, situation],
-        env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    kills = [json.loads(line) for line in run.stdout.splitlines()]
+    folder, log = tmp_path / "saves", tmp_path / "log"
+    folder.mkdir()
+    process = start("tests.faults.kill_at_each_call", [str(folder), situation], os.environ, log)
+    process.join()
+    assert process.exitcode == 0, log.read_text()
+    kills = [json.loads(line) for line in (folder / "told.jsonl").read_text().splitlines()]
     assert len(kills) > CALLS
     assert [kill["killed"] for kill in kills] == [True] * (len(kills) - 1) + [False]
     assert {kill["found"] for kill in kills} == AFTER[situation]

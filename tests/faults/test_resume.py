@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,15 +21,16 @@ from alignment.errors import CheckpointError, EnvironmentProblem
 from alignment.policy.between import Between
 from alignment.training.resuming import of_today
 from alignment.training.runtime import scaling
+from tests.faults.kill_runs import POINTS
 from tests.support import runs
-from tests.support.runs import STEPS, left_by, prepared, train
-
-ROOT = Path(__file__).parents[2]
+from tests.support.forked import start
+from tests.support.runs import STEPS, left_by, prepared, prepared_for_the_toy, train
 
 
 @pytest.fixture(scope="module")
-def folder(flux_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepared(tmp_path_factory.mktemp("resume"), flux_folder)
+def folder(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder for runs of the toy; those of FLUX, and of adapters, are resumed where they are killed."""
+    return prepared_for_the_toy(tmp_path_factory.mktemp("resume"), toy_folder)
 
 
 @pytest.fixture(scope="module")
@@ -45,22 +44,32 @@ def interrupt(call: int, number: signal.Signals) -> None:
     runs.calls, runs.at_call = 0, {call: lambda: os.kill(os.getpid(), number)}
 
 
+KILLED = {
+    "the toy": ("grpo", tuple(POINTS)),
+    "the toy, scouted": ("scouts", ("step told, not saved",)),
+    "adapters of FLUX": ("grpo", ("in the middle of saving",)),
+    "all weights of FLUX": ("nft", ("between the averaged copies",)),
+}
+
+
 @pytest.mark.multi
-@pytest.mark.slow(50)
-@pytest.mark.parametrize("kind", ["grpo", "nft", "scouts"])
-def test_a_killed_run_resumes_to_what_it_would_have_been(flux_folder: Path, tmp_path: Path, kind: str) -> None:
-    prepared(tmp_path / "runs", flux_folder)
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("kill_runs.py"), tmp_path / "runs", kind],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+@pytest.mark.slow(20)
+@pytest.mark.parametrize("name", KILLED)
+def test_a_killed_run_resumes_to_what_it_would_have_been(
+    flux_folder: Path, toy_folder: Path, tmp_path: Path, name: str
+) -> None:
+    (kind, points), log, folder = KILLED[name], tmp_path / "log", tmp_path / "runs"
+    if name.startswith("the toy"):
+        prepared_for_the_toy(folder, toy_folder)
+    else:
+        prepared(folder, flux_folder)
+    process = start("tests.faults.kill_runs", [str(folder), kind, *points], os.environ, log)
+    process.join()
+    assert process.exitcode == 0, log.read_text()
+    told = json.loads((folder / "told.json").read_text())
     assert len(told["straight"]["metrics"]) == STEPS
     assert [line["step"] for line in told["straight"]["metrics"]] == list(range(STEPS))
+    assert told["killed"].keys() == set(points)
     for point, found in told["killed"].items():
         assert found["ended"] == -signal.SIGKILL, f"{point}: the kill never came"
         assert found["resumed"] == 0, found["left"]
@@ -107,7 +116,7 @@ def test_a_finished_run_can_be_resumed_and_changes_nothing(folder: Path, straigh
         ("optimizer.type=adafactor", 'optimizer.type was "adamw", now it is "adafactor"'),
         ("seed=7", "seed was 0, now it is 7"),
         ("source.group_size=4", "source.group_size was 3, now it is 4"),
-        ("policy.lora.rank=4", "policy.lora.rank was 2, now it is 4"),
+        ("policy.autocast=bfloat16", 'policy.autocast was null, now it is "bfloat16"'),
     ],
 )
 def test_another_config_is_refused_naming_both_values(
@@ -159,7 +168,8 @@ def test_a_run_in_float16_goes_on_with_its_scale(folder: Path, monkeypatch: pyte
     ]
     assert told[0] == told[1]
     assert told[0][-1] > told[0][0]
-    weights = [load_file(run / "checkpoint-4" / "pytorch_lora_weights.safetensors") for run in (straight, resumed)]
+    file = Path("checkpoint-4", "transformer", "diffusion_pytorch_model.safetensors")
+    weights = [load_file(run / file) for run in (straight, resumed)]
     assert all(weights[0][name].equal(weight) for name, weight in weights[1].items())
 
 

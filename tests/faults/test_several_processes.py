@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from alignment.checkpoints.checkpoint import Checkpoints
-from tests.support.runs import prepared
+from tests.support.runs import prepared_for_the_toy
 from tests.support.several import Processes
 
 # On one worker, for the process that these are forked from takes seconds to start.
-pytestmark = [pytest.mark.multi, pytest.mark.slow(250), pytest.mark.xdist_group("forked")]
+pytestmark = [pytest.mark.multi, pytest.mark.slow(220), pytest.mark.xdist_group("forked")]
 
 RANK = int(os.environ.get("RANK", "0"))
 asked = 0
@@ -55,8 +55,8 @@ def freezes(pixels: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 @pytest.fixture
-def folder(flux_folder: Path, tmp_path: Path) -> Path:
-    return prepared(tmp_path / "work", flux_folder)
+def folder(toy_folder: Path, tmp_path: Path) -> Path:
+    return prepared_for_the_toy(tmp_path / "work", toy_folder)
 
 
 def saved(folder: Path) -> list[str]:

@@ -6,6 +6,7 @@ import peft
 import torch
 
 import alignment.training.session
-import tests.support.runs
+from tests.support import quick, runs, toy
 
-IMPORTED = (diffusers.FluxPipeline, matplotlib.pyplot, peft, torch, alignment.training.session, tests.support.runs)
+IMPORTED = (diffusers.FluxPipeline, matplotlib.pyplot, peft, torch, alignment.training.session, runs, toy)
+quick.install()

@@ -1,19 +1,47 @@
-"""Several processes of one run, which a test may stop, kill and wait for."""
+"""Several processes of one program: to its end, or to be stopped, killed and waited for."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
 from tests.support.forked import start
 from tests.support.ports import free_port
 
-HANG = 900.0  # seconds; only a hang takes as long
+HANG = 900.0  # seconds; only a hang of one run takes as long
+LONGEST = 7200.0  # what is run to its end may be many of them
+
+
+def environments(size: int, **more: str) -> list[Mapping[str, str]]:
+    """Return what a launcher of so many processes puts into the environment of each."""
+    where = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **more}
+    return [{**os.environ, **where, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+
+
+def together(size: int, module: str, *words: str) -> None:
+    """Run `python -m MODULE WORDS` in so many processes that meet; each has to end well.
+
+    As with a launcher, none outlives one that does not.
+    """
+    with TemporaryDirectory() as folder:
+        logs = [Path(folder) / f"log{rank}" for rank in range(size)]
+        running = [start(module, words, *each) for each in zip(environments(size), logs, strict=True)]
+        try:
+            while left := [process.sentinel for process in running if process.exitcode is None]:
+                assert wait(left, LONGEST), "hung"
+                assert all(process.exitcode in (None, 0) for process in running), "".join(
+                    log.read_text() for log in logs
+                )
+        finally:
+            for process in running:
+                process.kill()
 
 
 class Processes:
@@ -33,21 +61,14 @@ class Processes:
         self.folder, self.mark, self.size = folder, folder / "mark", size
         judge = f"source.reward={{type: function, call: '{reward.__module__}:{reward.__name__}'}}"
         fixed = (str(folder / "grpo.yaml"), "evaluation.prompts=null", "source.prompts_per_call=1", judge)
-        where = {
-            "WORLD_SIZE": str(size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-            "MARK": str(self.mark),
-        }
-        environment = {**os.environ, **where, "OMP_NUM_THREADS": "1"}
         self.running = [
             start(
                 "alignment.train",
                 [*fixed, *more, *(apart if rank == size - 1 else ())],
-                environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                environment,
                 folder / f"log{rank}",
             )
-            for rank in range(size)
+            for rank, environment in enumerate(environments(size, MARK=str(self.mark)))
         ]
 
     def ended(self) -> list[int]:
