@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ class VideoMAE(Extractor, WithWeights):
 
         return see
 
-    def _network(self) -> tuple[nn.Module, nn.Module]:
+    def _network(self) -> tuple[Any, nn.Module]:
         """Return the network up to its last layer, and the norm after it."""
         with self.published():
             state = dict(read_state(self.asks, self.file(self.weights)))
@@ -104,7 +104,7 @@ class VideoMAE(Extractor, WithWeights):
         return network.requires_grad_(False).eval(), norm.requires_grad_(False).eval()
 
 
-def _built(state: Mapping[str, Tensor]) -> nn.Module:
+def _built(state: Mapping[str, Tensor]) -> Any:
     """Return a network of the sizes that the authors' tensors have, without numbers."""
     from transformers import VideoMAEConfig, VideoMAEModel
 

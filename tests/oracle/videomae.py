@@ -11,8 +11,8 @@ import torch
 
 folder, jobs = sys.argv[1:]
 sys.path.insert(0, folder)
-from cdfvd.third_party.VideoMAEv2.utils import preprocess_videomae  # noqa: E402
-from cdfvd.third_party.VideoMAEv2.videomaev2_finetune import VisionTransformer  # noqa: E402
+from cdfvd.third_party.VideoMAEv2.utils import preprocess_videomae  # noqa: E402  # pyright: ignore[reportMissingImports]
+from cdfvd.third_party.VideoMAEv2.videomaev2_finetune import VisionTransformer  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 told = torch.load(jobs, weights_only=True)
 network = VisionTransformer(
