@@ -41,6 +41,8 @@ MARKUP = frozenset("\\`*_{}[]()#+!|~$")
 SavedLayout = Literal["lora", "adapter", "alone", "peft", "comfyui", "kohya", "component", "pipeline", "original"]
 """What lies in a folder: adapters that the pipeline loads, that only the component loads, that diffusers cannot load at
 all; adapters in another program's format; or whole weights, in diffusers' names or in their authors'."""
+_BY_REACH: tuple[SavedLayout, ...] = ("alone", "adapter", "lora")
+"""Of adapters of several kinds in one folder, the first of these that one of them has is that of all."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def write_artifacts(folder: Path, pipe: Any, weights: Weights, card: Card, *, wr
         trained = trained_adapters(weights)
         under = [adapter for adapters, _ in weights.brought.frozen for adapter in adapters.values()]
         layouts = {classes.layout(adapter.kind) for adapter in (*trained.values(), *under)}
-        layout = next(kind for kind in ("alone", "adapter", "lora") if kind in layouts)  # one that all of them allow
+        layout = next(kind for kind in _BY_REACH if kind in layouts)
         for name, adapter in trained.items():
             if writes:
                 write_adapter(adapter, folder / file_name(name, main), main)
