@@ -117,7 +117,8 @@ def write_artifacts(folder: Path, pipe: Any, weights: Weights, card: Card, *, wr
         card: The model card.
         writes: Whether this process writes; the others bring their parts.
     """
-    main, classes, layout = next(iter(weights.experts)), Classes.of(pipe), "component"
+    main, classes = next(iter(weights.experts)), Classes.of(pipe)
+    layout: SavedLayout = "component"
     if weights.spec.lora is None:
         for name, network in weights.experts.items():
             write_network(network, folder / name, writes=writes)
