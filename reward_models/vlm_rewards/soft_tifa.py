@@ -11,10 +11,12 @@ from typing import Literal
 import torch
 
 from reward_models.base import Media, RewardError, RewardModel, Rewards, Scorer
+from reward_models.loading.inputs import check_media, check_prompts
 from reward_models.loading.whole_files import read_whole
 from reward_models.vlm_rewards.questions import clips_of, spread
 from reward_models.vlms.base import Question, Reader, Vlm
 
+_NAME = "soft_tifa"
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _COUNT = "How many"
 """How questions begin whose answer is a number; the answer to all others is yes."""
@@ -57,6 +59,7 @@ class SoftTIFA(RewardModel):
 
     def check(self, prompts: Sequence[str]) -> None:
         """Refuse prompts that the file has no questions about."""
+        check_prompts(_NAME, prompts)
         asked = read_questions(self.questions)
         for prompt in prompts:
             _about(prompt, asked, self.questions)
@@ -77,6 +80,8 @@ class _Asking:
 
     def __call__(self, *, media: Media, prompts: Sequence[str]) -> Rewards:
         """Score `media`; see `SoftTIFA`."""
+        check_media(_NAME, media, prompts)
+        check_prompts(_NAME, prompts)
         asked = read_questions(self.model.questions)
         rows = [_about(prompt, asked, self.model.questions) for prompt in prompts]
         fps = media.fps or _FPS
@@ -86,7 +91,7 @@ class _Asking:
             for question, answer in row
         ]
         questions, answers = zip(*pairs, strict=True)
-        chances = self.reader.chances(questions, answers).split([len(row) for row in rows])
+        chances = self.reader.chances(questions, answers).float().split([len(row) for row in rows])
         parts = {
             "product": torch.stack([p.log().mean().exp() for p in chances]),
             "mean": torch.stack([p.mean() for p in chances]),

@@ -200,7 +200,8 @@ def ocr(folder: Path) -> OCR:
 
 def soft_tifa(folder: Path) -> SoftTIFA:
     asked = {"two red circles": [["How many circles are in the image?", "two"], ["Are the circles red?", "Yes"]],
-             "a green triangle": [["Is the triangle green?", "Yes"]]}  # fmt: skip
+             "a green triangle": [["Is the triangle green?", "Yes"]],
+             "a red circle": [["Is the circle red?", "Yes"]]}  # fmt: skip
     lines = [json.dumps({"prompt": prompt, "vqa_list": pairs}) for prompt, pairs in asked.items()]
     (folder / "asked.jsonl").write_text("\n".join(lines))
     return SoftTIFA(BrightVlm(), str(folder / "asked.jsonl"))
