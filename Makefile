@@ -45,7 +45,7 @@ quickstart-video: $(STAMP) ## Align the tiny Wan pipeline on the CPU, from text,
 test: $(STAMP) ## Run the test-suite on the CPU, but for the two parts below
 	$(PYTEST) -n 2 --dist loadgroup -m 'not multi' --ignore tests/pipelines
 
-test-pipelines: $(STAMP) ## Run the checks of every pipeline we know
+test-pipelines: $(STAMP) ## Run the checks of every pipeline we know, and a step of every recipe on the tiny twin of its pipeline
 	$(PYTEST) -n 2 --dist loadgroup tests/pipelines
 
 test-processes: $(STAMP) ## Run the tests of runs on several processes: spread over them, killed, stuck, resumed

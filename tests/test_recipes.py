@@ -1,4 +1,7 @@
-"""Every recipe for a real model says how far it was tried, and went so far: loaded, dry-run, a step on a tiny twin."""
+"""Every recipe for a real model says how far it was tried, and went so far: loaded, dry-run, a sharded step.
+
+A step of each on one process is taken with the pipelines, in tests/pipelines.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def tried(path: Path) -> tuple[str, ...]:
 
 @each
 def test_a_recipe_says_how_far_it_was_tried(path: Path) -> None:
-    """The tests below show the first three of every recipe; nothing shows the last, so that none may claim it."""
+    """Tests show the first three of every recipe; nothing shows the last, so that none may claim it."""
     assert tried(path) in (LEVELS[:3], LEVELS[:4])
 
 
@@ -72,20 +75,6 @@ def test_a_missing_prompt_file_is_said(path: Path, capsys: pytest.CaptureFixture
 @each
 def test_sizes_of_a_recipe_ship(path: Path) -> None:
     assert (ARCHITECTURES / f"{load(path).policy.pipeline}.yaml").is_file()
-
-
-@pytest.fixture(scope="session")
-def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with data, to which every tiny pipeline that is needed comes once."""
-    folder = tmp_path_factory.mktemp("twins")
-    write_data(folder)
-    return folder
-
-
-@pytest.mark.slow
-@each
-def test_a_recipe_takes_a_step_on_its_twin(path: Path, twins: Path, tiny_rewards: Shelf) -> None:
-    take_step(tiny_run(path, twins, tiny_rewards))
 
 
 @pytest.mark.long
