@@ -43,7 +43,8 @@ quickstart-video: $(STAMP) ## Align the tiny Wan pipeline on the CPU, from text,
 	$(BIN)/visalign train quickstart_image_to_video
 
 test: $(STAMP) ## Run the test-suite on the CPU, but for the two parts below
-	$(PYTEST) -n 2 --dist loadgroup -m 'not multi' --ignore tests/pipelines
+	@# Three on two cores: some tests wait for other processes and for the disk.
+	$(PYTEST) -n 3 --dist loadgroup -m 'not multi' --ignore tests/pipelines
 
 test-pipelines: $(STAMP) ## Run the checks of every pipeline we know, and a step of every recipe on the tiny twin of its pipeline
 	$(PYTEST) -n 2 --dist loadgroup tests/pipelines
