@@ -25,13 +25,13 @@ from alignment import __version__
 from alignment.checkpoints.adapter_files import frozen_file, lying_under, trained_adapters, write_adapter
 from alignment.checkpoints.network_files import write_network
 from alignment.errors import CheckpointError
-from alignment.policy.networks.adapter_places import file_name
+from alignment.policy.networks.adapter_places import CARD_DATA, file_name
 from alignment.policy.networks.loading import experts
 from alignment.policy.networks.spec import GGUF
 from alignment.policy.networks.weights import Weights
 from alignment.reports.terminal import visible
 
-CARD, CARD_DATA = "README.md", "card.json"
+CARD = "README.md"
 SECRET = re.compile(r"token|secret|password|credential|authorization|api_?key", re.IGNORECASE)
 USERINFO_OR_QUERY = re.compile(r"(?<=://)[^/@\s]*@|(?<=\w)\?\S*(?=$)")
 

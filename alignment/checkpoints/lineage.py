@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 
 from alignment.checkpoints.adapter_files import lying_under
-from alignment.checkpoints.artifacts import CARD_DATA, read_card
+from alignment.checkpoints.artifacts import read_card
 from alignment.errors import CheckpointError
+from alignment.policy.networks.adapter_places import CARD_DATA
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.networks.weights import Brought
 
@@ -37,8 +38,8 @@ def compare_bases(spec: PolicySpec, base: str, brought: Brought) -> None:
                 "here is not what it was trained to do",
                 stacklevel=2,
             )
-        for then, number in zip(lying_under(card.config), numbers, strict=False):
-            weight = brought.frozen[number][1]
+        under = lying_under(card.config)
+        for then, weight in ((under[k], brought.frozen[n][1]) for k, n in numbers.items() if k < len(under)):
             if weight != then["weight"]:
                 warnings.warn(
                     f"{place.key}: {place.name} was trained on top of {then['path']} at weight {then['weight']}, which "

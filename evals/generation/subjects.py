@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from alignment.checkpoints.artifacts import CARD_DATA, read_card
+from alignment.checkpoints.artifacts import read_card
 from alignment.checkpoints.checkpoint import LATEST
+from alignment.checkpoints.manifest import NAME as MANIFEST
 from alignment.checkpoints.manifest import verify
 from alignment.config import build, yaml_nodes
 from alignment.errors import ConfigError
-from alignment.policy.networks.adapter_places import LORA_FILE, Place
+from alignment.policy.networks.adapter_places import CARD_DATA, LORA_FILE, Place
 from alignment.policy.networks.spec import FrozenAdapter, PolicySpec
 
 REFERENCE = "reference"
@@ -78,6 +80,10 @@ class Candidate:
         folder, more = self.checkpoint, tuple(FrozenAdapter(*one) for one in self.adapters if one[1])
         if folder is None:
             return PolicySpec(self.place, adapters=more)
+        if not (folder / MANIFEST).is_file():
+            raise ConfigError(
+                f"{folder} holds exported adapters; give the pipeline that they are for: PIPELINE+{folder}"
+            )
         verify(folder)
         spec = build.build(PolicySpec, yaml_nodes.parse(yaml_nodes.dump(_policy(folder)), str(folder / CARD_DATA)))
         spec = replace(spec, lora=None, trainable=None, compile=False, gradient_checkpointing=False, quantize=None)
@@ -94,13 +100,12 @@ class Candidate:
 
 def copies_under(folder: Path, adapters: Sequence[FrozenAdapter]) -> Sequence[FrozenAdapter]:
     """Return what a checkpoint was trained on top of, from its own copies: the originals may have changed."""
-    copies = iter(Place("checkpoint", str(folder)).lying_under())
-    return [
-        adapter
-        if adapter.when != "always" or (copy := next(copies, None)) is None
-        else replace(adapter, path=str(copy))
-        for adapter in adapters
-    ]
+    copies, numbers = Place("checkpoint", str(folder)).lying_under(), itertools.count()
+    found = []
+    for adapter in adapters:
+        copy = copies.get(next(numbers)) if adapter.when == "always" else None
+        found.append(adapter if copy is None else replace(adapter, path=str(copy)))
+    return found
 
 
 def _policy(folder: Path) -> Any:

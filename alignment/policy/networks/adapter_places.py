@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """The files of PEFT's `save_pretrained`."""
 
+CARD_DATA = "card.json"
+"""What a folder of ours says of its training."""
 FROZEN = "frozen_adapter_"
 """How the files begin of adapters that a checkpoint was trained on top of."""
 
@@ -69,25 +72,33 @@ class Place:
 
     @property
     def folder(self) -> Path:
-        """The folder of a checkpoint or an export, if it is one; where its file is named, too."""
+        """The folder of a checkpoint or an export, where this or a file of it is named; else what is named."""
         path = Path(self.name)
-        return path.parent if os.path.isfile(path) and path.name in (LORA_FILE, PEFT_FILE) else path
+        inside = path.parent if os.path.isfile(path) else path
+        if path.name.startswith(FROZEN) or inside.name.startswith(FROZEN):
+            return path  # a copy of what lay under another
+        return next((folder for folder in (inside, inside.parent) if (folder / CARD_DATA).is_file()), inside)
 
-    def lying_under(self) -> list[Path]:
+    def lying_under(self) -> dict[int, Path]:
         """Return the copies of what the adapter was trained on top of, where a checkpoint or an export has them.
 
-        They are in the order in which that training had them.
+        They go by their numbers in that training. Each is the main component's file, or that of another which alone
+        has one; PEFT has folders in place of files.
         """
         folder = self.folder
-        found = sorted(folder.glob(f"{FROZEN}*")) if os.path.isdir(folder) else []
-        numbers = {int(number): place for place in found if (number := place.stem.removeprefix(FROZEN)).isdecimal()}
-        return [place / PEFT_FILE if place.is_dir() else place for _, place in sorted(numbers.items())]
+        there = sorted(folder.glob(f"{FROZEN}*")) if os.path.isdir(folder) else []
+        found: dict[int, Path] = {}
+        for place in there:  # the main component's first, whose name is the shortest
+            number = place.name.removeprefix(FROZEN).partition(".")[0].partition("_")[0]
+            if number.isdecimal():
+                found.setdefault(int(number), place / PEFT_FILE if place.is_dir() else place)
+        return dict(sorted(found.items()))
 
     def files(self, main: str, components: Sequence[str]) -> Found:
         """Return the file of each component, fetched where it is on the hub.
 
-        A file whose name ends in that of a component, `style_transformer_2.safetensors`, is for that one. Any other is
-        for the main one, and brings those of the others that lie beside it.
+        A file whose name ends in that of a component, `style_transformer_2.safetensors`, is for that one, and so is a
+        folder of PEFT's. Any other is for the main one, and brings those of the others that lie beside it.
 
         Args:
             main: The component that a lone file is for.
@@ -105,9 +116,11 @@ class Place:
         else:
             chosen = self._fetched(main, components)
         others = [name for name in components if name != main]
-        if alone := next((name for name in others if chosen.stem.endswith(f"_{name}")), None):
+        named = chosen.parent.name if chosen.name == PEFT_FILE else chosen.stem
+        ends = {name: re.compile(rf"(?:.*[\W_])?{re.escape(name)}", re.IGNORECASE) for name in others}
+        if alone := next((name for name, ending in ends.items() if ending.fullmatch(named)), None):
             return {alone: (chosen, self._told(chosen))}
-        beside = {name: _beside(chosen, name) for name in others}
+        beside = {name: _beside(chosen, name, main) for name in others}
         found = {main: chosen, **{name: file for name, file in beside.items() if file is not None}}
         return {name: (file, self._told(file)) for name, file in found.items()}
 
@@ -201,11 +214,11 @@ class Place:
         return ConfigError(f"{self.key}: {self.name} is not on this machine, and the hub did not give it: {reason}")
 
 
-def _beside(chosen: Path, component: str) -> Path | None:
+def _beside(chosen: Path, component: str, main: str) -> Path | None:
     """Return the file of another component that belongs to a main one's; None where there is none."""
     folder = chosen.parent
     if chosen.name != PEFT_FILE:
-        file = chosen.with_name(f"{chosen.stem}_{component}{chosen.suffix}")
+        file = chosen.with_name(f"{chosen.stem.removesuffix(f'_{main}')}_{component}{chosen.suffix}")
     elif folder.name.startswith(FROZEN):
         file = folder.with_name(f"{folder.name}_{component}") / PEFT_FILE
     else:

@@ -60,7 +60,7 @@ def denoiser_of_file(spec: PolicySpec, kind: Any, networks: tuple[str, ...]) -> 
     local = Path(spec.pipeline).is_dir()
     index = cast(Mapping[str, Any], kind.load_config(spec.pipeline, revision=spec.revision, local_files_only=local))
     name, cls = _declared(index, networks)
-    if cls is None or not issubclass(cls, FromOriginalModelMixin):
+    if cls is None or not issubclass(cls, FromOriginalModelMixin) or cls.__name__ not in SINGLE_FILE_LOADABLE_CLASSES:
         raise ConfigError(
             f"policy.single_file: diffusers reads no single file into the {name} of {spec.pipeline}; leave it out, and "
             "give a pipeline folder"

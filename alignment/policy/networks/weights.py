@@ -42,14 +42,14 @@ class Brought:
         frozen: What is folded into the weights before anything else, with its weight, in this order.
         samplers: The same, of what is in the weights only while they sample.
         start: What goes on being trained; None where new adapters are.
-        under: The numbers among `frozen` of what each was trained on top of, in the order of that training, as far as
-            its folder says it.
+        under: The numbers among `frozen` of what each was trained on top of, by their numbers in that training, as far
+            as its folder says it.
     """
 
     frozen: Sequence[tuple[Mapping[str, Adapter], float]] = ()
     samplers: Sequence[tuple[Mapping[str, Adapter], float]] = ()
     start: Mapping[str, Adapter] | None = None
-    under: Mapping[Place, Sequence[int]] = field(default_factory=dict)
+    under: Mapping[Place, Mapping[int, int]] = field(default_factory=dict)
 
 
 def bring(spec: PolicySpec, pipe: Any, networks: Mapping[str, Any]) -> Brought:
@@ -96,19 +96,19 @@ def bring(spec: PolicySpec, pipe: Any, networks: Mapping[str, Any]) -> Brought:
 
 def _find_under(
     spec: PolicySpec, stacked: Sequence[Mapping[str, Adapter]], pipe: Any, networks: Mapping[str, Any]
-) -> Mapping[Place, Sequence[int]]:
+) -> Mapping[Place, Mapping[int, int]]:
     """Return which of the frozen adapters those are that others were trained on top of, as their folders have them.
 
     Raises:
         ConfigError: Naming one that is missing.
     """
-    found: dict[Place, list[int]] = {}
+    found: dict[Place, dict[int, int]] = {}
     named = {f"policy.adapters.{k}.path": told.path for k, told in enumerate(spec.adapters)}
     if spec.lora is not None and spec.lora.start is not None:
         named["policy.lora.start"] = spec.lora.start
     for place in (Place(key, name) for key, name in named.items()):
-        left, found[place] = dict(enumerate(stacked)), []
-        for file in place.lying_under():
+        left, found[place] = dict(enumerate(stacked)), {}
+        for then, file in place.lying_under().items():
             under = read_adapters(place.key, str(file), pipe, networks)
             number = next((k for k, adapters in left.items() if _same(under, adapters)), None)
             if number is None:
@@ -117,7 +117,7 @@ def _find_under(
                     f"add it there, {{path: {file}, weight: W}}, with the weight that the card (README.md) beside it "
                     "says"
                 )
-            found[place].append(number)
+            found[place][then] = number
             del left[number]  # the same one may lie there twice
     return found
 

@@ -21,12 +21,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alignment.checkpoints.artifacts import CARD, CARD_DATA, Card, Classes, read_card, write_artifacts, write_card
+from alignment.checkpoints.artifacts import CARD, Card, Classes, read_card, write_artifacts, write_card
 from alignment.checkpoints.checkpoint import Checkpoints
 from alignment.checkpoints.export import Order, export
 from alignment.checkpoints.manifest import verify
 from alignment.errors import CheckpointError
-from alignment.policy.networks.adapter_places import LORA_FILE
+from alignment.policy.networks.adapter_places import CARD_DATA, LORA_FILE
 from alignment.policy.networks.loading import experts
 from alignment.policy.networks.spec import Lora, PolicySpec
 from alignment.policy.networks.weights import Weights

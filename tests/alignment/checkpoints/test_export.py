@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from alignment.checkpoints import formats
-from alignment.checkpoints.artifacts import CARD, CARD_DATA, read_card
+from alignment.checkpoints.artifacts import CARD, read_card
 from alignment.checkpoints.contents import pipeline_digest
 from alignment.checkpoints.export import Order, export, main
 from alignment.checkpoints.manifest import STATE
@@ -27,7 +27,7 @@ from alignment.checkpoints.whole import declared, trained_pipeline
 from alignment.cli import main as cli
 from alignment.errors import CheckpointError, ConfigError, EnvironmentProblem, PipelineError
 from alignment.policy.networks.adapter_kinds import Adapter
-from alignment.policy.networks.adapter_places import LORA_FILE, PEFT_FILE
+from alignment.policy.networks.adapter_places import CARD_DATA, LORA_FILE, PEFT_FILE
 from alignment.policy.networks.module_names import to_original
 from tests.pipelines.zoo import built
 from tests.support.tiny import picture, tiny_flux

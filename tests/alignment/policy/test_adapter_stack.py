@@ -130,7 +130,7 @@ def test_what_was_trained_on_top_of_others_is_not_taken_without_them(flux_folder
     with pytest.raises(ConfigError, match=rf"was trained on top of {twice}, which is not among policy.adapters"):
         build(flux_folder, FLUX_CALL, lora=Lora(start=start), adapters=stack, ready=False)
     found = build(flux_folder, FLUX_CALL, lora=Lora(start=start), adapters=stack * 2, ready=False).weights.brought.under
-    assert [0, 1] in found.values()
+    assert {0: 0, 1: 1} in found.values()
     Path(twice).unlink()
     in_peft = tmp_path / "start" / "frozen_adapter_0"
     in_peft.mkdir()
@@ -228,6 +228,28 @@ def test_files_of_several_networks_belong_together_by_their_names(tmp_path: Path
     assert found("peft") == {"main": f"peft/{PEFT_FILE}", "other": f"peft/other/{PEFT_FILE}"}
     assert found(f"frozen_adapter_1/{PEFT_FILE}")["other"] == f"frozen_adapter_1_other/{PEFT_FILE}"
     assert list(found("alone")) == ["main"]
+    for name in ("peft/other", f"peft/other/{PEFT_FILE}", "frozen_adapter_1_other", "style_other.safetensors"):
+        assert list(found(name)) == ["other"], name
+    for name in ("other.safetensors", "style-OTHER.safetensors"):
+        (tmp_path / name).touch()
+        assert list(found(name)) == ["other"], name
+    (tmp_path / "style_main.safetensors").touch()
+    assert found("style_main.safetensors") == {"main": "style_main.safetensors", "other": "style_other.safetensors"}
+
+
+def test_what_lay_under_goes_by_its_number_wherever_it_is_named(tmp_path: Path) -> None:
+    """The first of these is of another network alone; the third is a folder of PEFT's."""
+    names = ("frozen_adapter_0_other.safetensors", "frozen_adapter_1.safetensors", "frozen_adapter_1_other.safetensors")
+    for name in (*names, "card.json", LORA_FILE, "pytorch_lora_weights_other.safetensors"):
+        (tmp_path / name).touch()
+    for name in ("frozen_adapter_10", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / PEFT_FILE).touch()
+    wanted = {0: tmp_path / names[0], 1: tmp_path / names[1], 10: tmp_path / "frozen_adapter_10" / PEFT_FILE}
+    for place in ("", LORA_FILE, "pytorch_lora_weights_other.safetensors", "other", f"other/{PEFT_FILE}"):
+        assert Place("policy.lora.start", str(tmp_path / place)).lying_under() == wanted, place
+    for copy in (names[1], f"frozen_adapter_10/{PEFT_FILE}", "frozen_adapter_10"):
+        assert not Place("policy.adapters.0.path", str(tmp_path / copy)).lying_under()
 
 
 def test_magnitudes_are_not_exported_for_tools_that_would_read_past_them(flux_folder: Path, tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from diffusers import FluxPipeline
 from PIL import Image
 
 from alignment.checkpoints import manifest
-from alignment.checkpoints.artifacts import CARD_DATA
 from alignment.checkpoints.export import Order, export
 from alignment.cli.main import run
 from alignment.data.random_streams import Draw
+from alignment.errors import ConfigError
+from alignment.policy.networks.adapter_places import CARD_DATA
 from alignment.policy.networks.spec import FrozenAdapter
 from evals.generation.subjects import copies_under, parse
 from tests.support.tiny import FLUX_CALL
@@ -75,6 +76,9 @@ def test_an_export_that_is_a_pipeline_is_compared_as_one(made: tuple[Trained, Pa
     export(one.checkpoint, folder / "whole", Order("merged"))
     assert parse([str(folder / "whole")])[0].kind == "pipeline"
     assert parse([str(one.checkpoint)])[0].kind == "checkpoint"
+    export(one.checkpoint, folder / "alone", Order("diffusers"))
+    with pytest.raises(ConfigError, match=r"holds exported adapters; give the pipeline that they are for: PIPELINE\+"):
+        parse([str(folder / "alone")])[0].spec()
 
 
 def test_what_a_checkpoint_was_trained_on_is_read_from_its_own_copies(tmp_path: Path) -> None:
