@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from reward_models.base import RewardError
-from reward_models.loading.whole_files import read_whole
+from reward_models.loading.by_prompt import read_by_prompt
 
 
 @cache
@@ -24,20 +22,15 @@ def read_references(file: str) -> dict[str, Tensor]:
     Raises:
         RewardError: Naming the file and line that cannot be used.
     """
-    try:
-        lines = read_whole(file).decode("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RewardError(f"references: {file} cannot be read: {error}") from error
-    found: dict[str, Tensor] = {}
-    for number, line in enumerate(lines, start=1):
+
+    def read(record: object) -> tuple[str, Tensor]:
+        prompt, media = _told(record)
         try:
-            prompt, media = _told(json.loads(line))
-            found[prompt] = _picture(Path(file).parent / media)
-        except (ValueError, OSError, Image.DecompressionBombError) as error:
-            raise RewardError(
-                f'references: {file}:{number}: {error}; a line is {{"prompt": TEXT, "media": PICTURE}}'
-            ) from error
-    return found
+            return prompt, _picture(Path(file).parent / media)
+        except (OSError, Image.DecompressionBombError) as error:
+            raise ValueError(str(error)) from error
+
+    return read_by_prompt("references", file, read, '{"prompt": TEXT, "media": PICTURE}')
 
 
 def _told(record: object) -> tuple[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,8 +10,8 @@ from typing import Literal
 import torch
 
 from reward_models.base import Media, RewardError, RewardModel, Rewards, Scorer
+from reward_models.loading.by_prompt import read_by_prompt
 from reward_models.loading.inputs import check_media, check_prompts
-from reward_models.loading.whole_files import read_whole
 from reward_models.vlm_rewards.questions import clips_of, spread
 from reward_models.vlms.base import Question, Reader, Vlm
 
@@ -115,18 +114,7 @@ def read_questions(file: str) -> dict[str, tuple[tuple[str, str], ...]]:
     Raises:
         RewardError: Naming the file and line that cannot be used.
     """
-    try:
-        lines = read_whole(file).decode("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RewardError(f"soft_tifa: questions: {file} cannot be read: {error}") from error
-    found: dict[str, tuple[tuple[str, str], ...]] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            prompt, asked = _told(json.loads(line))
-        except ValueError as error:
-            raise RewardError(f"soft_tifa: questions: {file}:{number}: {error}; a line is {_FORM}") from error
-        found[prompt] = asked
-    return found
+    return read_by_prompt(f"{_NAME}: questions", file, _told, _FORM)
 
 
 def _told(record: object) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -144,5 +132,5 @@ def _told(record: object) -> tuple[str, tuple[tuple[str, str], ...]]:
 
 def _about(prompt: str, asked: dict[str, tuple[tuple[str, str], ...]], file: str) -> tuple[tuple[str, str], ...]:
     if prompt not in asked:
-        raise RewardError(f"soft_tifa: {file} has no questions about the prompt {prompt[:80]!r}")
+        raise RewardError(f"{_NAME}: {file} has no questions about the prompt {prompt[:80]!r}")
     return asked[prompt]
