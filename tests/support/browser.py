@@ -32,10 +32,16 @@ class Page:
         self._session: str | None = None
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._loaded: set[str] = set()
+        self._ask("Page.enable")
+        self._ask("Page.setLifecycleEventsEnabled", enabled=True)
 
     def open(self, url: str) -> None:
-        """Go to a page."""
-        self._ask("Page.navigate", url=url)
+        """Go to a page, and wait until it has loaded: the browser answers before it has left the page it was on."""
+        told = self._ask("Page.navigate", url=url)
+        assert "errorText" not in told, f"{url}: {told}"
+        while told["loaderId"] not in self._loaded:
+            self._next()
 
     def resize(self, width: int, height: int) -> None:
         """Be a screen of another size: that of a phone."""
@@ -83,8 +89,11 @@ class Page:
             some = os.read(self._reading, 2**16)
             assert some, "the browser has gone"
             self._rest += some
-        said, _, self._rest = self._rest.partition(b"\0")
-        return json.loads(said)
+        line, _, self._rest = self._rest.partition(b"\0")
+        said = json.loads(line)
+        if said.get("method") == "Page.lifecycleEvent" and said["params"]["name"] == "load":
+            self._loaded.add(said["params"]["loaderId"])
+        return said
 
 
 @contextmanager
