@@ -111,12 +111,18 @@ def pictures_of(prompt: str) -> tuple[object, ...]:
 
 @dataclass(frozen=True)
 class _Alone(World):
-    """One process whose scorers are asked for nothing but a count, and whose credit goes everywhere."""
+    """One process whose scorers are asked for nothing but a count, and whose credit goes everywhere.
 
+    Attributes:
+        read: Parts of the reward that credit is made of: a reward that does not know its own is taken to have these.
+    """
+
+    read: tuple[str, ...] = ()
     scored: list[int] = field(default_factory=list)
 
     def scorer(self, reward: RewardModel) -> Loaded:
-        return Loaded(reward, _Counting(self.scored))
+        known = reward.part_names()
+        return Loaded(reward, _Counting(self.scored, self.read if known is None else known))
 
     def allocator(self, structure: Structure) -> Allocator:
         return lambda samples, grid: torch.ones(len(samples.media), grid.frames, grid.height, grid.width)
@@ -124,13 +130,15 @@ class _Alone(World):
 
 @dataclass(frozen=True)
 class _Counting:
-    """Gives every sample a score of its own; credit is never constant."""
+    """Gives every sample a score of its own, and its parts the same; credit is never constant."""
 
     scored: list[int]
+    parts: tuple[str, ...]
 
     def __call__(self, *, media: Media, prompts: Sequence[str], group: Tensor | None = None) -> Rewards:
         self.scored.append(len(media))
-        return Rewards(torch.arange(len(media), dtype=torch.float32))
+        scores = torch.arange(len(media), dtype=torch.float32)
+        return Rewards(scores, dict.fromkeys(self.parts, scores))
 
 
 class _Still:
@@ -173,7 +181,9 @@ class Rehearsal:
         for name in run.copies:
             self.policy.weights.keep(name)
         state: Any = SimpleNamespace(process_index=0, num_processes=1)
-        self._world, self._prompts = _Alone(state, CPU), prompts
+        advantage = run.source.advantage
+        self._world = _Alone(state, CPU, () if advantage is None else advantage.reads)
+        self._prompts = prompts
 
     def step(self, number: int) -> StepCounts:
         """Rehearse a step.

@@ -172,6 +172,17 @@ def test_what_is_recomputed_selectively_is_in_between(trains: str) -> None:
         assert between < at_least + 0.02 * (most - at_least)
 
 
+READERS = ("quickstart_chain", "quickstart_gdpo", "quickstart_lexicographic", "quickstart_min", "quickstart_prefgrpo")
+
+
+@pytest.mark.parametrize("recipe", READERS)
+def test_credit_made_of_the_parts_of_a_reward_is_planned(recipe: str) -> None:
+    """Nothing is scored in a plan; what reads parts finds those that the reward will have."""
+    words = [word for word in SMALL if not word.startswith(("source.reward", "evaluation", "data"))]
+    run = load(recipe, [*words, "evaluation={prompts: null}"])
+    assert Rehearsal(run, read_prompts(run.data.prompts)).step(0).scored == 6
+
+
 def test_attention_keeps_no_score_matrix() -> None:
     q = torch.empty(1, 8, 4096, 64, device="meta", dtype=torch.bfloat16)
     attend = nn.functional.scaled_dot_product_attention
