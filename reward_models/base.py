@@ -245,6 +245,10 @@ class PairwiseJudge(Protocol):
         """Return whether another process does the work, as `RewardModel.waits` does."""
         return False
 
+    def asks_people(self) -> bool:
+        """Return whether people are what judges; no, unless a judge says so."""
+        return False
+
     def __str__(self) -> str:
         """Return the name under which messages speak of it."""
         return type(self).__name__

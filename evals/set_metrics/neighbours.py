@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 _ROWS = 1024
+"""Rows of a matrix of distances that are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -37,30 +39,37 @@ def neighbours(x: np.ndarray, real: np.ndarray, k: int = 3, wide: int = 5) -> Ne
 
     Source: Kynkaanniemi et al. (arXiv 1904.06991) with k = 3; Naeem et al. (arXiv 2002.09797) with k = 5.
     """
-    apart = distances(x, real)
-    ball, own, wider = _radius(real, k), _radius(x, k), _radius(real, wide)
-    within = apart <= wider[None]
+    (ball, wider), (own,) = _radii(real, (k, wide)), _radii(x, (k,))
+    among, near, reached, nearest = [], [], np.zeros(len(real), bool), np.full(len(real), np.inf, np.float32)
+    for start in range(0, len(x), _ROWS):  # a matrix of all pairs grows with the square of the pictures
+        rows = slice(start, start + _ROWS)
+        apart = distances(x[rows], real)
+        among.append((apart <= ball).any(1))
+        near.append((apart <= wider).sum(1))
+        reached |= (apart <= own[rows, None]).any(0)
+        nearest = np.minimum(nearest, apart.min(0))
     return Neighbours(
-        precision=float((apart <= ball[None]).any(1).mean()),
-        recall=float((apart <= own[:, None]).any(0).mean()),
-        density=float(within.sum(1).mean() / wide),
-        coverage=float((apart.min(0) <= wider).mean()),
+        precision=float(np.concatenate(among).mean()),
+        recall=float(reached.mean()),
+        density=float(np.concatenate(near).mean() / wide),
+        coverage=float((nearest <= wider).mean()),
     )
 
 
 def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return the distance of every pair, `[n, m]` float32."""
     a, b = x.astype(np.float64), y.astype(np.float64)
-    squares = (b**2).sum(1)
-    rows = [
-        np.sqrt(((part**2).sum(1)[:, None] + squares[None] - 2 * part @ b.T).clip(0)).astype(np.float32)
-        for part in (a[start : start + _ROWS] for start in range(0, len(a), _ROWS))
-    ]
-    return np.concatenate(rows)
+    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+    return np.sqrt(squares.clip(0)).astype(np.float32)
 
 
-def _radius(x: np.ndarray, k: int) -> np.ndarray:
-    """Return how far the k-th nearest other row is from each."""
-    apart = distances(x, x)
-    np.fill_diagonal(apart, 0.0)
-    return np.partition(apart, k, axis=1)[:, k]
+def _radii(x: np.ndarray, ks: Sequence[int]) -> list[np.ndarray]:
+    """Return for each k how far the k-th nearest other row is from each row."""
+    found: list[list[np.ndarray]] = [[] for _ in ks]
+    for start in range(0, len(x), _ROWS):
+        apart = distances(x[start : start + _ROWS], x)
+        own = np.arange(len(apart))
+        apart[own, start + own] = 0.0
+        for radii, k in zip(found, ks, strict=True):
+            radii.append(np.partition(apart, k, axis=1)[:, k].copy())  # a view keeps the whole matrix
+    return [np.concatenate(radii) for radii in found]

@@ -86,6 +86,10 @@ class Votes(PairwiseJudge):
         """Return True: people do the work."""
         return True
 
+    def asks_people(self) -> bool:
+        """Return True."""
+        return True
+
     def load(self, *, device: torch.device) -> _People:
         """Return what asks."""
         self.check(())

@@ -30,6 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("evals",),
     ("alignment.training",),
     ("alignment.training.judges", "alignment.training.tuning"),
+    ("alignment.preflight.scored",),
     ("alignment.preflight.doctor", "alignment.preflight.plan", "alignment.preflight.profile"),
     ("alignment.cli",),
     ("alignment.__main__", "alignment.api"),

@@ -22,7 +22,6 @@ from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from alignment.config import build, checks
-from alignment.config.load import load as load_run
 from alignment.config.run import Run
 from alignment.errors import ConfigError, VisalignError
 from alignment.preflight.doctor import (
@@ -35,6 +34,7 @@ from alignment.preflight.doctor import (
 )
 from alignment.preflight.doctor.plain_run import plain_run
 from alignment.preflight.doctor.subject import Finding, NotApplicable, Subject, at_most
+from alignment.preflight.scored import load_scored
 from alignment.reports.console import Console
 from alignment.reports.terminal import show
 from alignment.training import setup
@@ -123,7 +123,7 @@ def main(
             if snr or shuffle:
                 found, failed = _measure(config_path, overrides, snr, shuffle, quiet=as_json)
             else:
-                found, failed = _laws(load_run(config_path, overrides), LAWS, quiet=as_json)
+                found, failed = _laws(load_scored(config_path, overrides, "the doctor"), LAWS, quiet=as_json)
     if as_json:
         show(json.dumps(found, indent=2))
     return int(failed)
@@ -230,8 +230,8 @@ def _measure(
     path: str, overrides: Sequence[str], with_snr: bool, with_shuffle: bool, *, quiet: bool
 ) -> tuple[Mapping[str, Any], bool]:
     counts = [word for word in overrides if word.startswith("steps=")]
-    run = load_run(path, [word for word in overrides if word not in counts])
-    count = load_run(path, counts).steps if counts else None
+    run = load_scored(path, [word for word in overrides if word not in counts], "the doctor")
+    count = load_scored(path, counts, "the doctor").steps if counts else None
     folder = Path(run.output.folder) / f"{run.name}.doctor"
     folder.mkdir(parents=True, exist_ok=True)
     trainer, close = load(run)

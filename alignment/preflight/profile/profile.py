@@ -12,10 +12,10 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from alignment.config import checks
-from alignment.config.load import load as load_run
 from alignment.config.run import Run
 from alignment.errors import ConfigError
 from alignment.preflight.profile.phases import Phase, Span, by_phase
+from alignment.preflight.scored import load_scored
 from alignment.reports.console import Console
 from alignment.reports.terminal import show
 from alignment.sources.credited import PHASE
@@ -55,7 +55,7 @@ def main(path: str, overrides: Sequence[str], steps: int, *, as_json: bool = Fal
     """
     if steps < 1:
         raise ConfigError(f"--count: got {steps}, expected at least 1")
-    run = load_run(path, overrides)
+    run = load_scored(path, overrides, "a profile")
     if (processes := checks.processes()) > 1:
         raise ConfigError(f"visalign profile looks at one process, and {processes} were launched; start it by itself")
     checks.check(run, 1)

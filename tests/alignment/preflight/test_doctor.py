@@ -257,3 +257,13 @@ def test_a_run_that_cannot_load_is_the_users_error(
 ) -> None:
     assert cli.run(["doctor", str(config()), "source.group_size=1"]) == 2
     assert "group_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["doctor", "--snr"], ["profile"]], ids=" ".join)
+def test_people_are_not_asked_for_nothing(
+    command: list[str], config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = f"{{type: win_rate, judge: {{type: votes, folder: '{tmp_path / 'votes'}'}}}}"
+    assert cli.run([*command, str(config(reward=reward))]) == 2
+    assert "asks people for votes" in capsys.readouterr().err
+    assert not (tmp_path / "votes").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -160,3 +161,24 @@ def test_best_of_k_is_the_share_of_choices_with_a_right_one(k: int) -> None:
     assert found[0] == pytest.approx(np.mean([max(c) for c in itertools.combinations(own, k)]), abs=ROUNDING)
     assert found[1] == 0.0
     assert math.isnan(covered(right, prompts, 5)[1])
+
+
+def test_neighbours_are_those_of_all_pairs_though_few_are_in_memory_together() -> None:
+    draw = np.random.default_rng(3)
+    x, real = drawn(0, 1300, draw).astype(np.float32), drawn(1, 1100, draw).astype(np.float32)
+    apart = np.linalg.norm(x[:, None].astype(np.float64) - real[None], axis=2).astype(np.float32)
+    own = np.sort(np.linalg.norm(real[:, None].astype(np.float64) - real[None], axis=2), axis=1)
+    found = neighbours(x, real)
+    assert found.precision == pytest.approx(float((apart <= own[:, 3]).any(1).mean()), abs=1e-3)  # ties of rounding
+    assert found.coverage == pytest.approx(float((apart.min(0) <= own[:, 5]).mean()), abs=1e-3)
+
+
+def test_the_memory_of_neighbours_grows_with_the_pictures_and_not_with_their_square() -> None:
+    peaks = []
+    for n in (2000, 4000):
+        x = drawn(0, n, np.random.default_rng(3)).astype(np.float32)
+        tracemalloc.start()
+        neighbours(x, x[::-1])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 2.1 * peaks[0]
