@@ -20,7 +20,7 @@ from alignment.errors import EndedElsewhere, OutOfStep, ProcessLost, Stopped, Vi
 from alignment.meeting_place import MeetingPlace, MeetingPlaceLost, Store
 from alignment.reports.terminal import complain
 from reward_models.base import RewardError
-from reward_models.foreign import out_of_memory
+from reward_models.foreign import first_line, out_of_memory
 
 PAUSE = 0.05
 """Longest pause between two looks at the store, in seconds."""
@@ -76,8 +76,7 @@ class Meetings:
         except RuntimeError as error:
             if isinstance(error, VisalignError) or out_of_memory(error):
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise self._lost(what, time.monotonic() - start, reason) from error
+            raise self._lost(what, time.monotonic() - start, first_line(error)) from error
         finally:
             self.end()
 

@@ -132,6 +132,11 @@ def what_ran_out(error: BaseException) -> str:
     return (str(error).strip() or "no more to be had").splitlines()[0].rstrip(". ")[:200]
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, without a full stop; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out, on a device or in the machine."""
     no_room = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_ROOM)

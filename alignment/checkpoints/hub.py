@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignment.errors import ConfigError, EnvironmentProblem
+from reward_models.foreign import first_line
 
 
 def require_token(repository: str) -> None:
@@ -41,6 +42,6 @@ def push_folder(folder: Path, repository: str) -> str:
         address = HfApi().create_repo(repository, private=True, exist_ok=True)
         HfApi().upload_folder(repo_id=repository, folder_path=folder)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+        reason = first_line(error)
         raise EnvironmentProblem(f"--push: {repository} did not take {folder}, which is whole: {reason}") from error
     return str(address)

@@ -26,7 +26,7 @@ from alignment.policy.networks.loading import components_listed, denoiser_name, 
 from alignment.policy.networks.module_names import no_original, to_original
 from alignment.policy.networks.spec import GGUF, PolicySpec
 from alignment.policy.networks.tuning import fold
-from reward_models.foreign import ForeignCode
+from reward_models.foreign import ForeignCode, first_line
 
 
 def write_pipeline(to: Path, card: Card, pipe: Any) -> None:
@@ -84,8 +84,7 @@ def check_originals(
     """
 
     def unreadable(error: BaseException) -> ConfigError:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return no_original(kind, f"diffusers does not read them back, perhaps for its size ({said})")
+        return no_original(kind, f"diffusers does not read them back, perhaps for its size ({first_line(error)})")
 
     with ForeignCode(unreadable):
         convert: Any = SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import DataError, EnvironmentProblem
+from reward_models.foreign import first_line
 from reward_models.loading.whole_files import check_end
 
 _AT_ONCE = 64
@@ -69,8 +70,3 @@ def write_rows(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         arrow("parquet").write_table(arrow().Table.from_pylist([dict(record) for record in records]), path)
     except (arrow().ArrowException, OverflowError) as error:
         raise DataError(f"{path} cannot be written as Parquet: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says, without the rest of it."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignment.data.parquet import arrow, first_line, read_rows, read_table
+from alignment.data.parquet import arrow, read_rows, read_table
 from alignment.errors import DataError
+from reward_models.foreign import first_line
 from reward_models.loading.whole_files import read_whole
 
 LINES = "metadata.jsonl"

@@ -13,7 +13,7 @@ import torch
 
 from alignment.errors import ConfigError
 from reward_models.base import RewardError
-from reward_models.foreign import ForeignCode
+from reward_models.foreign import ForeignCode, first_line
 from reward_models.loading.weights import find_file, find_folder
 
 
@@ -63,7 +63,7 @@ class WithWeights:
         """
 
         def damaged(error: BaseException) -> RewardError:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             return RewardError(f"{self.asks}: {path} is no TorchScript program, or a damaged one: {reason}")
 
         with self.published(), ForeignCode(damaged), warnings.catch_warnings():

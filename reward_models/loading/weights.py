@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from reward_models.base import RewardError
-from reward_models.foreign import ForeignCode
+from reward_models.foreign import ForeignCode, first_line
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 """What a network computes in. Scores are float32 whatever it is."""
@@ -94,7 +94,7 @@ def _hub(name: str, source: str) -> Iterator[None]:
         yield
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise RewardError(
-            f"{name}: {source} is not on this machine, and the hub did not give it: {_line(error)}. "
+            f"{name}: {source} is not on this machine, and the hub did not give it: {first_line(error)}. "
             "Give a path, or fetch it where there is a network"
         ) from error
 
@@ -124,7 +124,7 @@ def _unreadable(name: str, file: Path, error: BaseException) -> RewardError:
     """Return the message about a file; what unpickling raises for bytes that are not a pickle is arbitrary."""
     if not isinstance(error, SafetensorError | RuntimeError | OSError | EOFError):
         return RewardError(f"{name}: {file} {_not_tensors(file, str(error))}")
-    what = "it is empty" if not file.stat().st_size else _line(error).partition(". ")[0]
+    what = "it is empty" if not file.stat().st_size else first_line(error).partition(". ")[0]
     return RewardError(f"{name}: {file} cannot be read, it is damaged or no checkpoint: {what}")
 
 
@@ -159,7 +159,7 @@ def fill(name: str, module: nn.Module, state: Mapping[str, Tensor], *, unused: s
     try:
         missing, unexpected = module.load_state_dict(dict(state), strict=False, assign=True)
     except RuntimeError as error:
-        wrong = re.findall(r"size mismatch for ([\w.]+)", str(error)) or [_line(error)]
+        wrong = re.findall(r"size mismatch for ([\w.]+)", str(error)) or [first_line(error)]
         raise _other_architecture(name, "of another shape", wrong) from error
     check_complete(name, missing, unexpected, unused=unused)
     check_finite(name, module)
@@ -221,7 +221,7 @@ def load_pretrained(
     """
 
     def unloadable(error: BaseException) -> RewardError:
-        return RewardError(f"{name}: {source or 'the checkpoint'} cannot be loaded: {_line(error)}")
+        return RewardError(f"{name}: {source or 'the checkpoint'} cannot be loaded: {first_line(error)}")
 
     try:
         with ForeignCode(unloadable), quiet_transformers():  # its table of weights is what we turn into an error
@@ -274,8 +274,3 @@ class Provenance:
                 while block := stream.read(_BLOCK):
                     whole.update(block)
         return whole.hexdigest()
-
-
-def _line(error: BaseException) -> str:
-    """Return what went wrong in one line, without a full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reward_models.base import RewardError
-from reward_models.foreign import ForeignCode
+from reward_models.foreign import ForeignCode, first_line
 from reward_models.loading.weights import quiet_transformers
 from reward_models.vlms.base import CUE, NO, YES, Question, Verdicts, Vlm, fit, spells
 
@@ -68,10 +68,9 @@ def _loaded(described: Local) -> tuple[Any, Any]:
     named = name if described.adapter is None else f"{name} with the adapter {described.adapter}"
 
     def unloadable(error: BaseException) -> RewardError:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
         return RewardError(
-            f"vlm: {named} could not be loaded: {reason}. It has to be a model for images and text with its processor, "
-            "as `save_pretrained` writes them, or a hub id"
+            f"vlm: {named} could not be loaded: {first_line(error)}. It has to be a model for images and text "
+            "with its processor, as `save_pretrained` writes them, or a hub id"
         )
 
     with ForeignCode(unloadable):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignment.errors import ConfigError
-from reward_models.foreign import ForeignCode
+from reward_models.foreign import ForeignCode, first_line
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """The file that `load_lora_weights` looks for."""
@@ -210,8 +210,9 @@ class Place:
             return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
     def _unreachable(self, error: BaseException) -> ConfigError:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
-        return ConfigError(f"{self.key}: {self.name} is not on this machine, and the hub did not give it: {reason}")
+        return ConfigError(
+            f"{self.key}: {self.name} is not on this machine, and the hub did not give it: {first_line(error)}"
+        )
 
 
 def _beside(chosen: Path, component: str, main: str) -> Path | None:

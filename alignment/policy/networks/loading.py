@@ -21,7 +21,7 @@ from alignment.policy.networks.layout import Layout
 from alignment.policy.networks.low_memory import decode_in_parts, offload, quantization
 from alignment.policy.networks.single_file import denoiser_of_file
 from alignment.policy.networks.spec import PolicySpec
-from reward_models.foreign import ForeignCode
+from reward_models.foreign import ForeignCode, first_line
 
 DENOISERS = ("transformer", "unet")
 """Component names under which diffusers pipelines keep the network that denoises."""
@@ -379,4 +379,4 @@ def _reason(error: BaseException) -> str:
     """Return what went wrong in one line, without a full stop."""
     if "stacktrace above" in str(error) and error.__cause__ is not None:  # diffusers' words for an unreachable hub id
         return f"it is not on this machine, and the hub did not give it: {_reason(error.__cause__)}"
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+    return first_line(error)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
 from alignment.policy.networks.adapter_kinds import Adapter
 from alignment.policy.networks.spec import GGUF, PolicySpec
-from reward_models.foreign import ForeignCode
+from reward_models.foreign import ForeignCode, first_line
 
 _SAFE = (".safetensors", GGUF)
 _MAGIC = b"GGUF"
@@ -74,7 +74,7 @@ def denoiser_of_file(spec: PolicySpec, kind: Any, networks: tuple[str, ...]) -> 
     shapes = _looked_into(spec.single_file)
 
     def unreadable(error: BaseException) -> PipelineError:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+        reason = first_line(error)
         return PipelineError(
             f"policy.single_file: {spec.single_file} could not be read as a {cls.__name__}: {reason}. It holds "
             f"{len(shapes)} tensors: {', '.join([*shapes][:_NAMED])}, ..."
@@ -170,7 +170,7 @@ def _shapes_of_gguf(file: str) -> Mapping[str, Sequence[int]]:
             raise ConfigError(f"policy.single_file: {file} is no GGUF file: it does not begin with {_MAGIC.decode()}")
 
     def unreadable(error: BaseException) -> ConfigError:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+        reason = first_line(error)
         return ConfigError(f"policy.single_file: {file} is not a whole GGUF file: {reason}")
 
     from gguf import GGUFReader

@@ -31,7 +31,7 @@ from alignment.policy.networks.loading import components_listed, loop_networks
 from alignment.policy.networks.low_memory import decode_in_parts
 from alignment.policy.networks.spec import PolicySpec
 from alignment.preflight.plan.known_outputs import META
-from reward_models.foreign import ForeignCode
+from reward_models.foreign import ForeignCode, first_line
 
 ARCHITECTURES = CONFIGS / "architectures"
 """Sizes of pipelines that people know by a hub id, in a file of that name."""
@@ -135,7 +135,7 @@ def draw(spec: PolicySpec) -> Any:
     described = describe(spec)
 
     def unbuildable(error: BaseException) -> PipelineError:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         return PipelineError(f"policy.pipeline: {spec.pipeline} cannot be planned: {reason}")
 
     with ForeignCode(unbuildable):

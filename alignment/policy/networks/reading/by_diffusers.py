@@ -12,7 +12,7 @@ from torch import Tensor
 
 from alignment.errors import ConfigError
 from alignment.policy.networks.reading.names import NAME
-from reward_models.foreign import ForeignCode
+from reward_models.foreign import ForeignCode, first_line
 
 _ALPHA = ".alpha"
 _SAID = 200
@@ -75,5 +75,5 @@ def _below(name: str, alpha: str) -> bool:
 
 def _shortened(error: BaseException) -> str:
     """Return what diffusers says in one line, without what it lists."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    said = first_line(error)
     return said if len(said) <= _SAID else f"{type(error).__name__}, and a list of names"
