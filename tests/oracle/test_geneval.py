@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evals.suites.geneval import GenEval
+from evals.suites.pictures.geneval import GenEval
 from reward_models.verifiers.geneval_rules import COLOURS, Clause, Wish, judge, parse
 from tests.support.environments import cloned
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evals.suites.geneval2 import GenEval2
+from evals.suites.pictures.geneval2 import GenEval2
 from reward_models.base import Media, load_reward
 from reward_models.vlm_rewards.soft_tifa import NUMBERS, SoftTIFA, read_questions, spellings
 from reward_models.vlms.local import Local

@@ -10,9 +10,9 @@ import pytest
 from alignment.config import build, registry
 from alignment.errors import DataError
 from evals.suites.base import Suite
-from evals.suites.geneval import GenEval
-from evals.suites.motion import Motion
-from evals.suites.shapes import Shapes
+from evals.suites.clips.motion import Motion
+from evals.suites.pictures.geneval import GenEval
+from evals.suites.pictures.shapes import Shapes
 
 LOCAL = (
     "geneval", "parti_prompts", "drawbench", "hpdv2", "t2i_compbench", "dpg_bench", "vbench", "wise", "oneig",
