@@ -139,8 +139,8 @@ class Batch:
         prompts: One text per row.
         seeds: `[n]` int64, the key of each row's random stream: the pipeline draws its initial noise from it again.
         group: `[n]` int64, rows with the same id compete with each other.
-        chunk: `[n]` int64, the pipeline call a row came from; rows of two chunks never share a microbatch, because
-            their trained steps may differ.
+        chunk: `[n]` int64, which rows may share a pass: those of one pipeline call, or of several where their trained
+            steps are the same. Rows of two chunks never share a microbatch.
     """
 
     prompts: tuple[str, ...]

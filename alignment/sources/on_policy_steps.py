@@ -54,6 +54,9 @@ class OnPolicySteps(Source[Transitions]):
         keep: Learn from the keep / 2 samples of each group with the most credit and the keep / 2 with the least
             (DanceGRPO's best-of-N on video, whose code sorts over all prompts of a process); null learns from all.
         share_prefix: Run what a group has in common once per prompt; false is there for measurements.
+        one_window: All pipeline calls of a step train the same steps, so that rows of several calls may share a pass of
+            the update: passes then hold as many rows as `batch.microbatch` says, however few a call has. false chooses
+            steps for each call, which trains more of them in a step.
         structure: What spreads the credit of a sample over its latent, for objectives that take a map; null gives every
             position all of it.
         scout: Sample more of them cheaply first, and make only those that score best and worst; null makes all.
@@ -73,6 +76,7 @@ class OnPolicySteps(Source[Transitions]):
     tail: int | float | None = None
     keep: int | None = None
     share_prefix: bool = True
+    one_window: bool = False
     structure: Structure | None = None
     scout: Scout | None = None
     stale: Literal[0, 1] = 0
@@ -156,7 +160,7 @@ class OnPolicySteps(Source[Transitions]):
                 )
             metrics |= map_metrics
         batches = [
-            self._batch(part, plan, path, credit, ctx.policy.form.chunks(number, self._rows(part, plan)))
+            self._batch(part, plan, path, credit, self._chunks(ctx, number, self._rows(part, plan)))
             for (number, part), plan, path, credit in zip(
                 calls, plans, paths, credits.split([len(part) * self.group_size for _, part in calls]), strict=True
             )
@@ -186,6 +190,7 @@ class OnPolicySteps(Source[Transitions]):
         return lambda number, *_: sample(ctx.policy.call, plans[number]).pixels, list(plans.values())
 
     def _choose(self, ctx: Context, number: int) -> Choice:
+        number = 0 if self.one_window else number
         generator = ctx.draw.generator("window", ctx.step, number)
         try:
             return self.window.choose(ctx.policy.rounds, ctx.step, number, generator)
@@ -212,6 +217,11 @@ class OnPolicySteps(Source[Transitions]):
         x0 = torch.cat([path.x0 for path in paths])
         texts = repeat(groups.prompts, self.group_size)
         return Sampled(media, texts, x0, seeds, ctx.draw, ctx.policy, self.reward, ctx.world.scorer)
+
+    def _chunks(self, ctx: Context, number: int, rows: int) -> Tensor:
+        """Return which of the rows of call `number` may share a pass, with each other and with those of other calls."""
+        form = ctx.policy.form
+        return form.chunks(0 if self.one_window and form.mixes else number, rows)
 
     def _rows(self, part: Groups, plan: RolloutPlan) -> int:
         return len(part) * (1 if plan.choice.branch else self.group_size)

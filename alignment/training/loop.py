@@ -207,7 +207,7 @@ def updates(ctx: Context, batch: Batch, count: int, unit: int = 1) -> Iterator[t
 
 
 def microbatches(batch: Batch, rows: Tensor, size: int, unit: int = 1) -> Iterator[Tensor]:
-    """Yield the rows in pieces of at most `size`, none of which mixes pipeline calls or splits a unit of rows."""
+    """Yield the rows in pieces of at most `size`, none of which mixes chunks or splits a unit of rows."""
     for chunk in batch.chunk[rows].unique().tolist():
         yield from rows[batch.chunk[rows] == chunk].split(max(size - size % unit, unit))
 

@@ -66,7 +66,7 @@ def measured(trainer: Trainer) -> int:
 
 
 def _sizes(batch: Batch, unit: int) -> Iterator[torch.Tensor]:
-    """Yield rows of one pipeline call to learn from at once: a unit, twice as many, and so on up to all."""
+    """Yield rows of one chunk to learn from at once: a unit, twice as many, and so on up to all."""
     chunks, counts = batch.chunk.unique(return_counts=True)
     rows = (batch.chunk == chunks[counts.argmax()]).nonzero().flatten()
     size = unit

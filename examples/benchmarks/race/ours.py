@@ -40,6 +40,7 @@ def words(task: Task) -> list[str]:
         f"source.reward={{type: shapes, strict: {task.strict}}}",
         "source.shared_noise=false",
         "source.share_prefix=false",
+        "source.one_window=true",
         f"objective={{type: clipped_surrogate, clip: {task.clip}}}",
         f"optimizer={{learning_rate: {task.learning_rate}}}",
         f"batch={{updates: {task.updates}, microbatch: {task.rows}}}",
