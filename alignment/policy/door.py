@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -68,6 +69,7 @@ class PipelineDoor:
 
     def __init__(self, pipe: Any, routes: Routes) -> None:
         self.pipe, self.device, self.routes = pipe, routes.device, routes
+        self._called = _settled(pipe)
         self.native, self.stubs = own_scheduler(pipe), True
         self.scheduler: Any = stand_in_for(trained_scheduler(self.native))
 
@@ -87,7 +89,7 @@ class PipelineDoor:
             call = inspect.unwrap(call) if torch.is_grad_enabled() else call
             same = same_states(self.pipe, seeds, own=conductor.times is not None)
             with same, calling_pipeline(self.pipe), routed, drawn:
-                return output(call(self.pipe, **given))
+                return output(call(self._called, **given))
         finally:
             self.scheduler.conduct(None)
             vars(self.pipe)["scheduler"] = self.native
@@ -99,6 +101,21 @@ class PipelineDoor:
     def aside(self) -> PipelineDoor:
         """Return a door to the same pipeline with new routes."""
         return PipelineDoor(self.pipe, Routes(self.routes.networks, self.device, self.routes.autocast))
+
+
+def _settled(pipe: Any) -> Any:
+    """Return an object that is the pipeline in all but this: it looks once for the device on which it runs.
+
+    diffusers looks for hooks on every module of every component, each time it is asked, several times a call. Adapters
+    multiply the modules, a replay is a call, and no pipeline moves once it has been called.
+    """
+    cls = type(pipe)
+    here = functools.cache(lambda: pipe._execution_device)
+    body = {"_execution_device": property(lambda _: here()), "__module__": cls.__module__}
+    made = type(cls.__name__, (cls,), body)
+    settled = object.__new__(made)
+    object.__setattr__(settled, "__dict__", vars(pipe))
+    return settled
 
 
 def fresh_routes(pipe: Any, spec: PolicySpec, device: torch.device) -> Routes:

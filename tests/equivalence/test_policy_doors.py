@@ -315,3 +315,21 @@ def test_a_pipeline_without_steps_cannot_be_conducted(flux_folder):
     with pytest.raises(PipelineError, match="never stepped its scheduler"):
         probe(policy, "a")
     assert policy.device == CPU
+
+
+def test_a_pipeline_looks_once_for_the_device_it_runs_on(flux_folder):
+    """To find it, diffusers walks through every module, several times a call; a replay is a call."""
+    policy, asked = build(flux_folder, CASES["flux"]), []
+
+    class Asked(type(policy.pipe)):
+        @property
+        def _execution_device(self):
+            asked.append(None)
+            return super()._execution_device
+
+    policy.pipe.__class__ = Asked
+    door = policy.door.aside()
+    seeds = torch.arange(len(PROMPTS))
+    first, again = (door.conduct(Conductor(), policy.given(PROMPTS, seeds, "latent"), seeds) for _ in range(2))
+    assert len(asked) == 1
+    assert torch.equal(first, again)
