@@ -40,7 +40,7 @@ TASKS = {
     "dance": Task(("dance_true", "dance_equal", "dance_early", "dance_noise"), "strict"),
     "inner": Task(("inner_clip", "inner_spo"), "strict"),
     "sparse": Task(("sparse_branch", "sparse_dancegrpo", "sparse_bestofn", "sparse_nft"), "strict"),
-    "conflict": Task(("conflict_sum", "conflict_gdpo", "conflict_chain"), "reward"),
+    "conflict": Task(("conflict_sum", "conflict_gdpo", "conflict_chain"), "shapes"),
     "tied": Task(("tied_batch", "tied_group"), "strict"),
     "video": Task(("video_nft", "video_scalar", "video_vipo"), "direction"),
     "few": Task(("few_branch", "few_nft"), "strict"),
