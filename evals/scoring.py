@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from alignment.data.batches import source_of, sources_of
 from alignment.data.clips import KEPT_AT_MOST
 from alignment.errors import ConfigError
 from evals.medium import FRAMES, Levels, Medium, as_media
@@ -19,7 +20,7 @@ class Request:
     """One medium to score.
 
     Attributes:
-        prompt: What it was made for.
+        prompt: What it was made for; with a picture in it, rewards see what the medium was made from.
         medium: The picture or clip.
     """
 
@@ -120,11 +121,12 @@ class BatchScorer:
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.known}
         done(len(keys) - len(missing))
         for batch in self._batches(missing):
-            media = as_media([levels for _, levels in batch], alter)
-            media = replace(media, pixels=media.pixels.to(self.device))
+            media, prompts = as_media([levels for _, levels in batch], alter), [prompt for (prompt, _, _), _ in batch]
+            source = sources_of(prompts, media.pixels)
+            media = replace(media, pixels=media.pixels.to(self.device), source=source)
             try:
                 with torch.no_grad():
-                    rewards = self.loaded(media=media, prompts=[prompt for (prompt, _, _), _ in batch])
+                    rewards = self.loaded(media=media, prompts=prompts)
             except RewardError as error:
                 raise RewardError(f"{_called([missing[key].medium.name for key, _ in batch])}: {error}") from error
             columns = {part: column.tolist() for part, column in rewards.parts.items()}
@@ -134,14 +136,18 @@ class BatchScorer:
         return [self.known[key] for key in keys]
 
     def _batches(self, missing: dict[Key, Request]) -> Iterator[list[tuple[Key, Levels]]]:
-        """Yield media in batches of one shape and rate; what waits for others is bounded by its pixels."""
+        """Yield media in batches of one shape and rate, all made from pictures or none.
+
+        What waits for others is bounded by its pixels.
+        """
         waiting: dict[tuple[object, ...], list[tuple[Key, Levels]]] = {}
         for key, request in missing.items():
             levels = request.medium.levels(self.frames)
-            batch = waiting.setdefault(levels.kind, [])
+            kind = (*levels.kind, source_of(request.prompt) is not None)
+            batch = waiting.setdefault(kind, [])
             batch.append((key, levels))
             if len(batch) == max(1, min(self.batch_size, PIXELS_AT_ONCE // levels.size)):
-                yield waiting.pop(levels.kind)
+                yield waiting.pop(kind)
             elif sum(map(_pixels, waiting.values())) > PIXELS_AT_ONCE:
                 yield waiting.pop(max(waiting, key=lambda kind: _pixels(waiting[kind])))
         yield from waiting.values()

@@ -60,22 +60,27 @@ def inputs_of(prompt: str) -> Mapping[str, Input]:
 
 
 def made_from(prompts: Sequence[str], pixels: Tensor, fps: float) -> Media:
-    """Return samples with what each was made from: its prompt's `image`, or else its only picture, at their size.
+    """Return samples with what each was made from.
 
     Args:
         prompts: One per sample.
         pixels: `[n, F, 3, H, W]` in [0, 1].
         fps: Frames per second, where they are clips.
     """
+    return Media(pixels, fps=fps if pixels.shape[1] > 1 else None, source=sources_of(prompts, pixels))
+
+
+def source_of(prompt: str) -> Picture | None:
+    """Return the picture that samples of a prompt are made from: its `image`, or else its only picture."""
+    pictures = {name: value for name, value in inputs_of(prompt).items() if isinstance(value, Picture)}
+    return pictures.get("image", next(iter(pictures.values())) if len(pictures) == 1 else None)
+
+
+def sources_of(prompts: Sequence[str], pixels: Tensor) -> Media | None:
+    """Return the pictures that samples `[n, F, 3, H, W]` were made from, at their size; None where there are none."""
     height, width = pixels.shape[-2:]
-    sources: list[Tensor] = []
-    for prompt in prompts:
-        pictures = {name: value for name, value in inputs_of(prompt).items() if isinstance(value, Picture)}
-        source = pictures.get("image", next(iter(pictures.values())) if len(pictures) == 1 else None)
-        if source is not None:
-            sources.append(source.pixels(width, height))
-    source = Media(torch.stack(sources)[:, None], fps=None) if sources else None
-    return Media(pixels, fps=fps if pixels.shape[1] > 1 else None, source=source)
+    sources = [source.pixels(width, height) for source in map(source_of, prompts) if source is not None]
+    return Media(torch.stack(sources)[:, None], fps=None) if sources else None
 
 
 @dataclass(frozen=True)

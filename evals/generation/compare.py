@@ -108,7 +108,7 @@ class OnSuite:
         standings: Each subject by itself.
         beside: Each but the base, beside it.
         tables: What is known of each.
-        notes: What a reader should know: unscored pictures, sets that are too small.
+        notes: What a reader should know: unscored pictures, sets that are too small, whose scores these are not.
     """
 
     name: str
@@ -144,11 +144,18 @@ def _on_suite(plan: EvalPlan, suite: str) -> OnSuite:
     }
     count = len(subjects[base].names)
     return OnSuite(
-        suite, base, len(plan.items[suite]), count, standings, beside, found, tuple(_notes(standings, count))
+        suite,
+        base,
+        len(plan.items[suite]),
+        count,
+        standings,
+        beside,
+        found,
+        tuple(_notes(plan, suite, standings, count)),
     )
 
 
-def _notes(standings: Mapping[str, Standing], count: int) -> list[str]:
+def _notes(plan: EvalPlan, suite: str, standings: Mapping[str, Standing], count: int) -> list[str]:
     notes = [
         f"{standing.unscored} of {count} pictures of {name} lack a score and are left out with their partners: "
         + "; ".join(f"{row}: {reason}" for row, reason in standing.reasons.items())
@@ -157,6 +164,8 @@ def _notes(standings: Mapping[str, Standing], count: int) -> list[str]:
     ]
     if count < FEWEST:
         notes.append(f"{count} pictures are too few for distances between sets; {FEWEST} are the fewest")
+    if scored := plan.suites[suite].scored:
+        notes.append(f"{suite} is scored by {', '.join(plan.rewards_of(suite))} here; its publishers use {scored}")
     return notes
 
 

@@ -16,6 +16,7 @@ import transformers
 
 from alignment import __version__
 from alignment.config import build
+from alignment.data.batches import source_of
 from alignment.errors import DataError
 from alignment.reports.figures import Chart
 from alignment.reports.page import PageMedium, shown, template
@@ -35,9 +36,10 @@ JSON, PAGE = "eval.json", "report.html"
 
 @dataclass(frozen=True)
 class SideBySide:
-    """The base's picture and a subject's, of one prompt and noise."""
+    """The base's picture and a subject's, of one prompt and noise, and the one that both were made from."""
 
     prompt: str
+    source: PageMedium | None
     base: PageMedium
     final: PageMedium
 
@@ -191,7 +193,13 @@ def _charts(plan: EvalPlan, suite: OnSuite) -> list[Chart]:
 def _pair(plan: EvalPlan, suite: OnSuite, name: str, row: int) -> SideBySide:
     base, final = suite.tables[suite.base], suite.tables[name]
     prompt = plan.items[suite.name][base.prompts[row]].prompt
-    return SideBySide(printable(str(prompt)), _picture(plan, base, row), _picture(plan, final, row))
+    source = source_of(prompt)
+    return SideBySide(
+        printable(str(prompt)),
+        None if source is None else shown(Medium(source.path.name, source.path, source.content).media()),
+        _picture(plan, base, row),
+        _picture(plan, final, row),
+    )
 
 
 def _picture(plan: EvalPlan, table: Table, row: int) -> PageMedium:

@@ -10,11 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from alignment.data.batches import Prompt
+from alignment.data.media import find_picture
 from evals import scoring
 from evals.medium import Medium
 from evals.scoring import BatchScorer, Request
 from reward_models.measures.colour import Colour
 from tests.support.clips import written
+from tests.support.redder import ALONE, Redder
 
 CPU = torch.device("cpu")
 ROUNDING = 1e-6  # float32 means over other numbers of rows
@@ -44,6 +47,18 @@ def test_what_is_done_to_frames_is_done_to_each(tmp_path: Path) -> None:
     requests = [Request("", medium) for medium in shown]
     scores = BatchScorer(Colour(), CPU).scores(requests, alter=lambda frames: frames / 2, name="half")
     assert scores == pytest.approx([20 * number / 255 / 2 for number in range(3)], abs=ROUNDING)
+
+
+def test_a_reward_sees_what_a_picture_was_made_from(tmp_path: Path) -> None:
+    """Pictures with a source and without, of one shape, are scored as they are alone."""
+    shown = media(tmp_path, 8, 8, 8, 8)
+    Image.new("RGB", (4, 16), (10, 0, 0)).save(tmp_path / "before.png")
+    before = Prompt("redder", {"image": find_picture(tmp_path, "before.png")})
+    asked = [
+        Request(prompt, medium) for prompt, medium in zip((before, "a thing", before, "a thing"), shown, strict=True)
+    ]
+    scores = BatchScorer(Redder(), CPU).scores(asked)
+    assert scores == pytest.approx([-10 / 255, ALONE, 30 / 255, ALONE], abs=ROUNDING)
 
 
 MEMORY = """
