@@ -59,6 +59,21 @@ def read_table(table: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
+def read_streams(folder: Path, names: Sequence[str]) -> Any:
+    """Return the rows of Arrow files as `datasets` writes them, as one table; the disk is read when rows are asked for.
+
+    Raises:
+        DataError: If one is damaged.
+        EnvironmentProblem: If pyarrow is not installed.
+    """
+    pyarrow, ipc = arrow(), arrow("ipc")
+    try:
+        parts = [ipc.open_stream(pyarrow.memory_map(str(folder / name))).read_all() for name in names]
+        return pyarrow.concat_tables(parts)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{folder} is damaged: {first_line(error)}") from error
+
+
 def write_rows(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write records as a Parquet file.
 

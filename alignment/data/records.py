@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignment.data.parquet import arrow, read_rows, read_table
+from alignment.data.parquet import read_rows, read_streams, read_table
 from alignment.errors import DataError
-from reward_models.foreign import first_line
 from reward_models.loading.whole_files import read_whole
 
 LINES = "metadata.jsonl"
@@ -76,7 +75,6 @@ def _saved_dataset(folder: Path) -> Any:
     if (folder / "dataset_dict.json").is_file():
         splits = [str(path) for path in sorted(folder.iterdir()) if (path / "state.json").is_file()]
         raise DataError(f"{folder} holds several splits; name one of them: {' or '.join(splits)}")
-    pyarrow, ipc = arrow(), arrow("ipc")
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         files = state["_data_files"] if isinstance(state, dict) else []
@@ -85,11 +83,7 @@ def _saved_dataset(folder: Path) -> Any:
         raise DataError(
             f"{folder} is not a folder that `datasets` saved: it has no readable state.json, nor {LINES}"
         ) from error
-    try:
-        parts = [ipc.open_stream(pyarrow.memory_map(str(folder / name))).read_all() for name in names]
-        return pyarrow.concat_tables(parts)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{folder} is damaged: {first_line(error)}") from error
+    return read_streams(folder, names)
 
 
 def _rows(file: Path, rows: Iterator[Record]) -> Iterator[tuple[str, Record]]:

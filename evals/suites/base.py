@@ -14,6 +14,8 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from alignment.data.batches import Prompt
+from alignment.data.media import find_picture
 from alignment.errors import DataError
 from reward_models.base import RewardModel
 from reward_models.loading.whole_files import read_whole
@@ -102,14 +104,38 @@ class LocalCopy:
         Raises:
             DataError: If the folder has none of them, with the licence of the suite and where it is to be had.
         """
-        assert isinstance(self, Suite)
         for path in (Path(folder) / name for name in names):
             if path.is_file():
                 return path, decoded(path)
+        raise self.lacking(folder, *names)
+
+    def lacking(self, folder: str, *names: str) -> DataError:
+        """Return the error of a folder that has none of these names."""
         what = "there is no such folder" if not Path(folder).is_dir() else f"it has no {' or '.join(names)}"
-        raise DataError(
-            f"folder: {folder}: {what}. {type(self).__name__} is read from a copy of {self.place} (licence of the "
-            f"prompts: {self.licence}); nothing is downloaded"
+        return DataError(f"folder: {folder}: {what}. {self._told()}")
+
+    def starting(self, prompt: str, folder: Path, picture: object, place: str) -> Prompt:
+        """Return a prompt with the picture that a pipeline starts from, its `image`.
+
+        Args:
+            prompt: The text.
+            folder: Where pictures are.
+            picture: The name of its file there, or what a table holds of it.
+            place: Which record it is, for messages.
+
+        Raises:
+            DataError: If there is no such picture, or it cannot be decoded.
+        """
+        try:
+            return Prompt(prompt, {"image": find_picture(folder, picture)})
+        except DataError as error:
+            raise DataError(f"{place}: {error}. {self._told()}") from error
+
+    def _told(self) -> str:
+        assert isinstance(self, Suite)
+        return (
+            f"{type(self).__name__} is read from a copy of {self.place} (licence of the prompts: {self.licence}); "
+            "nothing is downloaded"
         )
 
 

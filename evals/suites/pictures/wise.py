@@ -32,7 +32,7 @@ class WISE(Suite, LocalCopy):
         """Return the prompts by their numbers; the picture of prompt 7 is called `7`."""
         files = [path for path in sorted(Path(self.folder).glob("*.json")) if path.stem != "merge"]
         if not files:
-            self.text(self.folder, "*.json")
+            raise self.lacking(self.folder, "*.json")
         found: dict[int, Item] = {}
         for path in files:
             for number, record in enumerate(json_records(path), start=1):

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from pathlib import Path
 
+import pyarrow.ipc
+import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from alignment.config import build, registry
+from alignment.data.batches import source_of
+from alignment.data.parquet import write_rows
 from alignment.errors import DataError
 from evals.suites.base import Suite
 from evals.suites.clips.motion import Motion
@@ -16,7 +23,7 @@ from evals.suites.pictures.shapes import Shapes
 
 LOCAL = (
     "geneval", "parti_prompts", "drawbench", "hpdv2", "t2i_compbench", "dpg_bench", "vbench", "wise", "oneig",
-    "geneval2", "hpdv3",
+    "geneval2", "hpdv3", "ocr", "videogen", "physics_iq", "imgedit", "gedit",
 )  # fmt: skip
 
 
@@ -67,13 +74,73 @@ def copies(tmp_path: Path) -> Path:
     ):  # fmt: skip
         told = [{"caption": f"{kind} in the rain", "image_path": "x.png"}]
         write(tmp_path, f"hpdv3/benchmark/benchmark_{kind}.json", json.dumps(told))
+    write(tmp_path, "ocr/dataset/ocr/test.txt", 'a sign that says "Open"\r\na "Hello" and a "World"\n')
+    write_of_clips(tmp_path)
+    write_edits(tmp_path)
     return tmp_path
+
+
+def write_of_clips(copies: Path) -> None:
+    for part in ("videogen_eval", "vbench"):
+        rows = f'"a {part} cat, long",a cat,猫\n"a {part} dog",a dog,狗\n'
+        write(copies, f"videogen/datasets/video_eval_prompts/{part}.csv", f"prompt,prompt_shorter,prompt_zh\n{rows}")
+    write(copies, "videogen/datasets/video_eval_prompts/TA_hard.csv", "prompt,prompt_zh\na cat bakes,猫\n")
+    rows = "".join(
+        f'{4 * take + side:04d}_perspective-{name}_take-{take + 1}_trimmed-duck.mp4,"a duck, hit",Optics,'
+        f"{4 * take + side:04d}_perspective-{name}_trimmed-duck.mp4\n"
+        for take in (0, 1)
+        for side, name in enumerate(("left", "center", "right"), start=1)
+    )
+    write(
+        copies,
+        "physics_iq/descriptions/descriptions.csv",
+        f"scenario,description,category,generated_video_name\n{rows}",
+    )
+    for side, name in enumerate(("left", "center", "right"), start=1):
+        frame = f"{side:04d}_switch-frames_anyFPS_perspective-{name}_trimmed-duck.jpg"
+        paint(copies / "physics_iq" / "physics-IQ-benchmark" / "switch-frames" / frame, side)
+
+
+def write_edits(copies: Path) -> None:
+    """One instruction for two pictures, and two for one."""
+    asked = {
+        "12": ("animal/1.jpg", "make it red"),
+        "7": ("animal/2.jpg", "make it red"),
+        "8": ("animal/2.jpg", "cut it out"),
+    }
+    edits = {key: {"id": one, "prompt": what, "edit_type": "alter"} for key, (one, what) in asked.items()}
+    write(copies, "imgedit/Benchmark/singleturn/singleturn.json", json.dumps(edits))
+    for number in (1, 2):
+        paint(copies / "imgedit" / "Benchmark" / "singleturn" / "animal" / f"{number}.jpg", number)
+    rows = [
+        {"task_type": task, "key": key, "instruction": f"{task} {language}", "instruction_language": language}
+        | {
+            name: {"bytes": painted(shade), "path": None}
+            for name, shade in (("input_image", 1), ("input_image_raw", 2))
+        }
+        for task, key in (("style_change", "a1"), ("subject-add", "b2"))
+        for language in ("en", "cn")
+    ]
+    (copies / "gedit" / "data").mkdir(parents=True)
+    write_rows(copies / "gedit" / "data" / "train-00000-of-00001.parquet", rows)
+
+
+def painted(shade: int) -> bytes:
+    held = io.BytesIO()
+    Image.new("RGB", (8 * shade, 8), (20 * shade, 0, 0)).save(held, "PNG")
+    return held.getvalue()
+
+
+def paint(path: Path, shade: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(painted(shade))
 
 
 def suite(copies: Path, name: str) -> Suite:
     return build.of_kind(Suite, name, [f"folder={copies / name}"])
 
 
+PHYSICS = "scenario,description,category,generated_video_name\n"
 EXPECTED = {
     "geneval": ("a photo of a dog", "two_object", "00001/samples/0003"),
     "parti_prompts": ('"hi" said a cat', "Animals", None),
@@ -86,8 +153,13 @@ EXPECTED = {
     "oneig": ("a man, old", "human", None),
     "geneval2": ("four white cats", "3 statements", None),
     "hpdv3": ("Natural Scenery in the rain", "Natural Scenery", None),
+    "ocr": ('a "Hello" and a "World"', "", None),
+    "videogen": ("a vbench cat, long", "vbench", None),
+    "physics_iq": ("a duck, hit", "Optics", "0002_perspective-center_trimmed-duck"),
+    "imgedit": ("cut it out", "alter", "8"),
+    "gedit": ("style_change en", "style_change", "fullset/style_change/en/a1"),
 }
-COUNTS = dict(zip(LOCAL, (2, 2, 2, 8, 16, 2, 2, 2, 3, 2, 12), strict=True))
+COUNTS = dict(zip(LOCAL, (2, 2, 2, 8, 16, 2, 2, 2, 3, 2, 12, 2, 5, 3, 3, 2), strict=True))
 
 
 @pytest.mark.parametrize("name", LOCAL)
@@ -95,8 +167,10 @@ def test_prompts_categories_and_names_of_files(copies: Path, name: str) -> None:
     items = suite(copies, name).items()
     prompt, category, file = EXPECTED[name]
     assert len(items) == COUNTS[name]
-    (item,) = [item for item in items if item.prompt == prompt and item.category == category]
-    assert [one.format(k=3) for one in item.files][:1] == ([] if file is None else [file])
+    found = [item for item in items if str(item.prompt) == prompt and item.category == category]
+    files = [[one.format(k=3) for one in item.files][:1] for item in found]
+    assert ([] if file is None else [file]) in files
+    assert len(found) == (3 if name == "physics_iq" else 1)
 
 
 @pytest.mark.parametrize("name", LOCAL)
@@ -134,12 +208,89 @@ def test_every_suite_says_where_it_is_from() -> None:
         ("oneig", "OneIG-Bench.csv", "category,id,prompt_en\nPortrait,000,x\nPortrait,000,y\n"),
         ("geneval2", "geneval2_data.jsonl", '{"prompt": "x"}\n'),
         ("hpdv3", "benchmark/benchmark_Natural Scenery.json", '[{"prompt": "x"}]'),
+        ("ocr", "dataset/ocr/test.txt", 'a "sign"\na cat\n'),
+        ("videogen", "datasets/video_eval_prompts/TA_hard.csv", "text\nx\n"),
+        ("physics_iq", "descriptions/descriptions.csv", "scenario,description\nx,y\n"),
+        ("physics_iq", "descriptions/descriptions.csv", f"{PHYSICS}take-1.mp4,x,Optics,x.mp4\n"),
+        ("physics_iq", "descriptions/descriptions.csv", f"{PHYSICS}1_left_take-2_duck.mp4,x,Optics,x.mp4\n"),
+        ("imgedit", "Benchmark/singleturn/singleturn.json", "[]"),
+        ("imgedit", "Benchmark/singleturn/singleturn.json", '{"1": {"id": "animal/1.jpg", "prompt": "x"}}'),
+        ("gedit", "data/train-00000-of-00001.parquet", "not a table"),
     ],
 )
 def test_half_a_copy_is_named(copies: Path, name: str, file: str, text: str) -> None:
     write(copies, f"{name}/{file}", text)
     with pytest.raises(DataError, match=Path(file).stem if name != "wise" else "occurs twice"):
         suite(copies, name).items()
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("physics_iq", [8, 16, 24]), ("imgedit", [8, 16, 16]), ("gedit", [8, 8])])
+def test_what_a_picture_is_made_from_belongs_to_its_prompt(copies: Path, name: str, sizes: list[int]) -> None:
+    sources = [source_of(item.prompt) for item in suite(copies, name).items()]
+    assert [source and source.size for source in sources] == [(width, 8) for width in sizes]
+
+
+def test_columns_languages_and_other_places(copies: Path) -> None:
+    def prompts(name: str, *words: str) -> list[str]:
+        return [str(item.prompt) for item in build.of_kind(Suite, name, list(words)).items()]
+
+    clips = (f"folder={copies / 'videogen'}", "sets=[videogen_eval]")
+    assert prompts("videogen", *clips, "wording=prompt_zh") == ["猫", "狗"]
+    with pytest.raises(DataError, match=r"TA_hard.csv, row 1: there is no 'prompt_shorter'; it has prompt, prompt_zh"):
+        prompts("videogen", clips[0], "sets=[TA_hard]", "wording=prompt_shorter")
+    assert prompts("gedit", f"folder={copies / 'gedit'}", "language=cn") == ["style_change cn", "subject-add cn"]
+    raw = build.of_kind(Suite, "gedit", [f"folder={copies / 'gedit'}", "original=input_image_raw"]).items()
+    assert [source_of(item.prompt).size for item in raw] == [(16, 8)] * 2
+    # The repository has the edits without the pictures.
+    edits = (copies / "imgedit" / "Benchmark" / "singleturn" / "singleturn.json").read_text(encoding="utf-8")
+    write(copies, "repository/Benchmark/Basic/basic_edit.json", edits)
+    words = (f"folder={copies / 'repository'}", f"originals={copies / 'imgedit' / 'Benchmark' / 'singleturn'}")
+    assert prompts("imgedit", *words) == ["make it red", "make it red", "cut it out"]
+    with pytest.raises(
+        DataError, match=r"edit 12: there is no file .*1\.jpg. ImgEdit is read from a copy of .*Benchmark.tar"
+    ):
+        prompts("imgedit", words[0])
+
+
+def test_a_data_set_is_read_from_its_arrow_files(copies: Path) -> None:
+    (parquet,) = copies.glob("gedit/data/*.parquet")
+    found = pyarrow.parquet.read_table(parquet)
+    with pyarrow.ipc.new_stream(str(parquet.with_suffix(".arrow")), found.schema) as stream:
+        stream.write_table(found)
+    before = suite(copies, "gedit").items()
+    parquet.unlink()
+    assert suite(copies, "gedit").items() == before
+    whole = parquet.with_suffix(".arrow").read_bytes()
+    parquet.with_suffix(".arrow").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="is damaged"):
+        suite(copies, "gedit").items()
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("physics_iq/physics-IQ-benchmark/switch-frames/0001_switch-frames_anyFPS_perspective-left_trimmed-duck.jpg",
+         "descriptions.csv, row 1"),
+        ("imgedit/Benchmark/singleturn/animal/1.jpg", "singleturn.json, edit 12"),
+    ],
+)  # fmt: skip
+def test_a_picture_that_is_missing_or_damaged_is_named(copies: Path, place: str, said: str) -> None:
+    name = place.partition("/")[0]
+    for content, what in ((painted(1)[:50], "is damaged or truncated"), (None, "there is no file")):
+        (copies / place).unlink()
+        if content is not None:
+            (copies / place).write_bytes(content)
+        with pytest.raises(DataError) as raised:
+            suite(copies, name).items()
+        for words in (said, what, Path(place).name, "is read from a copy of"):
+            assert words in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_descriptions_without_frames_are_no_copy(copies: Path) -> None:
+    shutil.rmtree(copies / "physics_iq" / "physics-IQ-benchmark")
+    with pytest.raises(DataError, match="it has no physics-IQ-benchmark/switch-frames"):
+        suite(copies, "physics_iq").items()
 
 
 def test_what_ships_needs_no_copy() -> None:

@@ -1,0 +1,57 @@
+"""ImgEdit-Bench: pictures to be edited in nine ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from alignment.errors import DataError
+from evals.benchmarks.base import wanted
+from evals.suites.base import Item, LocalCopy, Published, Suite
+
+_NAMES = (
+    "singleturn/singleturn.json", "Benchmark/singleturn/singleturn.json", "singleturn.json",
+    "Benchmark/Basic/basic_edit.json", "basic_edit.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ImgEdit(Suite, LocalCopy):
+    """The 737 edits of its basic suite, each a picture and what to do with it; the kinds of edits are categories.
+
+    Attributes:
+        folder: What its `Benchmark.tar` holds, with `singleturn/singleturn.json` and the pictures beside that; or a
+            copy of its repository, which has the edits alone.
+        originals: Where the pictures are, if not beside the edits.
+
+    Source: ImgEdit (arXiv 2505.20275).
+    """
+
+    folder: str
+    originals: str = ""
+
+    licence: ClassVar[str] = "not stated"
+    place: ClassVar[str] = "huggingface.co/datasets/sysuyy/ImgEdit, Benchmark.tar"
+    scored: ClassVar[str] = "GPT-4o, asked for three marks of 1 to 5 by the kind of the edit"
+    published: ClassVar[tuple[Published, ...]] = (
+        Published("Step1X-Edit", "overall, of 5", 3.06, "ImgEdit, arXiv 2505.20275"),
+    )
+
+    def items(self) -> Sequence[Item]:
+        """Return the edits in the file's order; the picture of edit 1082 is called `1082`."""
+        path, text = self.text(self.folder, *_NAMES)
+        try:
+            edits = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON: {error}") from error
+        if not isinstance(edits, dict) or not edits or not all(isinstance(edit, dict) for edit in edits.values()):
+            raise DataError(f"{path} should hold an object of edits by their numbers")
+        originals, found = Path(self.originals or path.parent), []
+        for own, edit in edits.items():
+            place = f"{path}, edit {own}"
+            picture, prompt, kind = (wanted(edit, key, place, str) for key in ("id", "prompt", "edit_type"))
+            found.append(Item(self.starting(prompt, originals, picture, place), kind, (own,)))
+        return found

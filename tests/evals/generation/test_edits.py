@@ -1,0 +1,64 @@
+"""Pictures that are edited: a pipeline gets the one to start from, rewards see it, and the page shows it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxKontextPipeline
+from PIL import Image
+
+from alignment.cli.main import run
+from alignment.data.random_streams import Draw
+from tests.pipelines.zoo.edits import flux_kontext
+
+LEVEL = 1  # of 255: rows of one call and rows alone differ by rounding, which may fall on either side
+EDITS = {"12": "1.png", "7": "2.png"}
+LEVELS = {"1.png": (200, 40, 0), "2.png": (20, 90, 160)}
+PROMPT = "make it red"
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline that edits, and one instruction for two pictures in the layout of ImgEdit."""
+    folder = tmp_path_factory.mktemp("edits")
+    flux_kontext().pipe.save_pretrained(folder / "pipe")
+    (folder / "copy" / "singleturn").mkdir(parents=True)
+    for name, levels in LEVELS.items():
+        Image.new("RGB", (16, 16), levels).save(folder / "copy" / "singleturn" / name)
+    edits = {key: {"id": name, "prompt": PROMPT, "edit_type": f"kind {key}"} for key, name in EDITS.items()}
+    (folder / "copy" / "singleturn" / "singleturn.json").write_text(json.dumps(edits), encoding="utf-8")
+    (folder / "theirs").mkdir()
+    for key in EDITS:  # as the publishers' scorer wants files called
+        Image.new("RGB", (16, 16), (220, 40, 0)).save(folder / "theirs" / f"{key}.png")
+    return folder
+
+
+def test_a_pipeline_edits_and_is_compared_with_pictures_of_others(given: Path) -> None:
+    member = flux_kontext()
+    call = [f"{name}={value}" for name, value in member.call.items()]
+    suite = ("--on", "imgedit", f"folder={given / 'copy'}", "--reward", "tests.support.redder:Redder")
+    words = (given / "pipe", f"theirs={given / 'theirs'}", "--call", *call, *suite, "--output", given / "out")
+    assert run(["eval", *map(str, words)]) == 0
+
+    pipe = FluxKontextPipeline.from_pretrained(given / "pipe")
+    pipe.set_progress_bar_config(disable=True)
+    redder = []
+    for item, name in enumerate(EDITS.values()):
+        generator = torch.Generator().manual_seed(Draw(0).key("evaluation", item, 0))
+        source = Image.open(given / "copy" / "singleturn" / name)
+        plain = np.asarray(pipe(source, PROMPT, generator=generator, **member.call).images[0]).astype(int)
+        own = np.asarray(Image.open(given / "out" / "samples" / "pipe" / "imgedit" / f"{item:05d}-0.png")).astype(int)
+        assert np.abs(own - plain).max() <= LEVEL
+        redder.append((own[..., 0].mean() - LEVELS[name][0]) / 255)
+
+    found = json.loads((given / "out" / "eval.json").read_text(encoding="utf-8"))["suites"]["imgedit"]
+    scores = {name: subject["scores"]["Redder"]["mean"] for name, subject in found["subjects"].items()}
+    assert scores["pipe"] == pytest.approx(np.mean(redder), abs=1e-6)
+    assert scores["theirs"] == pytest.approx((20 + 200) / 2 / 255, abs=1e-6)
+    assert "its publishers use GPT-4o" in found["notes"][-1]
+    page = (given / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<span>before</span>") == page.count('<span class="after">') > 0
