@@ -169,14 +169,15 @@ def _add_train(commands: Commands) -> None:
 def _train(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(args)
+    from alignment.cli.importing import importing
     from alignment.cli.launcher import one_tells, unused_gpus
     from alignment.config.load import checked
 
-    with one_tells():
+    with one_tells(), importing():
         run = checked(args.config, args.overrides)
-    from alignment.config.checks import processes
-    from alignment.preflight.plan.utilisation import least_seconds
-    from alignment.training import session
+        from alignment.config.checks import processes
+        from alignment.preflight.plan.utilisation import least_seconds
+        from alignment.training import session
 
     if unused := unused_gpus(args.config, run.device):
         show(unused)

@@ -33,6 +33,14 @@ def test_a_score_is_the_mean_of_its_answers(tmp_path: Path) -> None:
     ]
 
 
+def test_a_clip_that_is_thinned_out_is_shown_at_its_own_speed(tmp_path: Path) -> None:
+    model = soft_tifa(tmp_path)
+    load_reward(model, device=CPU)(media=Media(torch.zeros(1, 15, 3, 4, 4), fps=10.0), prompts=[PROMPT])
+    assert isinstance(model.vlm, BrightVlm)
+    assert [len(question.clips[0]) for question in model.vlm.asked] == [8, 8]
+    assert [question.fps for question in model.vlm.asked] == [5.0, 5.0]  # every other frame
+
+
 def test_counts_may_be_written_as_figures() -> None:
     assert spellings("How many dogs?", "seven") == ("seven", "Seven", "7", " seven", " Seven", " 7")
     assert spellings("How many dogs?", "a dozen") == ("a dozen", "A dozen", " a dozen", " A dozen")

@@ -74,6 +74,13 @@ def test_marks_are_put_on_the_unit_interval():
     assert {name: part.item() for name, part in rewards.parts.items()} == {"Alignment": 5, "Coherence": 3, "Style": 1}
 
 
+def test_a_clip_that_is_thinned_out_is_shown_at_its_own_speed():
+    vlm, clip = BrightVlm(written="Alignment Score: 4"), Media(torch.zeros(1, 15, 3, 4, 4), fps=10.0)
+    load_reward(UnifiedReward(vlm), device=CPU)(media=clip, prompts=["light"])
+    Pairwise(vlm, "sentence").load(device=CPU)(first=clip, second=clip, prompts=["light"])
+    assert [question.fps for question in vlm.asked] == [5.0, 5.0]  # 8 of 15 frames: every other one
+
+
 def test_a_missing_mark_is_no_score():
     rewards = load_reward(UnifiedReward(BrightVlm(written="Alignment Score: 4")), device=CPU)(
         media=Media(grey(0.5)), prompts=["light"]
