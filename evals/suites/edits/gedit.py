@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal
 from alignment.data.parquet import read_rows, read_streams, read_table
 from alignment.errors import DataError
 from evals.benchmarks.base import wanted
-from evals.suites.base import Item, LocalCopy, Suite
+from evals.suites.base import Item, LocalCopy, Published, Suite
 
 _TEXTS = ("task_type", "key", "instruction", "instruction_language")
+_BAGEL = "BAGEL, arXiv 2505.14683"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,14 @@ class GEdit(Suite, LocalCopy):
     licence: ClassVar[str] = "MIT"
     place: ClassVar[str] = "huggingface.co/datasets/stepfun-ai/GEdit-Bench"
     scored: ClassVar[str] = "GPT-4.1 or Qwen2.5-VL-72B by VIEScore: following the instruction, and quality, of 10"
+    published: ClassVar[tuple[Published, ...]] = (
+        Published("Step1X-Edit", "English, G_O of 10", 6.70, _BAGEL),
+        Published("Gemini 2.0", "English, G_O of 10", 6.32, _BAGEL),
+        Published("BAGEL", "English, G_O of 10", 6.52, _BAGEL),
+        Published("GPT-4o", "English, G_O of 10", 7.53, _BAGEL),
+        Published("FLUX.1 Kontext pro", "English, G_O of 10", 6.56, "technical report of Qwen-Image"),
+        Published("Qwen-Image", "English, G_O of 10", 7.56, "technical report of Qwen-Image"),
+    )
 
     def items(self) -> Sequence[Item]:
         """Return the edits in the files' order; pictures are called `fullset/TASK/en/KEY`, as its scorer wants them."""

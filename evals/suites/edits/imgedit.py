@@ -16,6 +16,7 @@ _NAMES = (
     "singleturn/singleturn.json", "Benchmark/singleturn/singleturn.json", "singleturn.json",
     "Benchmark/Basic/basic_edit.json", "basic_edit.json",
 )  # fmt: skip
+_OTHERS = "GPT-Image-Edit, arXiv 2507.21033"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,15 @@ class ImgEdit(Suite, LocalCopy):
     place: ClassVar[str] = "huggingface.co/datasets/sysuyy/ImgEdit, Benchmark.tar"
     scored: ClassVar[str] = "GPT-4o, asked for three marks of 1 to 5 by the kind of the edit"
     published: ClassVar[tuple[Published, ...]] = (
-        Published("Step1X-Edit", "overall, of 5", 3.06, "ImgEdit, arXiv 2505.20275"),
+        Published("InstructPix2Pix", "overall, of 5", 1.88, _OTHERS),
+        Published("UltraEdit", "overall, of 5", 2.70, _OTHERS),
+        Published("Step1X-Edit", "overall, of 5", 3.06, _OTHERS),
+        Published("BAGEL", "overall, of 5", 3.20, _OTHERS),
+        Published("OmniGen2", "overall, of 5", 3.44, _OTHERS),
+        Published("FLUX.1 Kontext dev", "overall, of 5", 3.52, _OTHERS),
+        Published("GPT-4o", "overall, of 5", 4.20, _OTHERS),
+        Published("FLUX.1 Kontext pro", "overall, of 5", 4.00, "technical report of Qwen-Image"),
+        Published("Qwen-Image", "overall, of 5", 4.27, "technical report of Qwen-Image"),
     )
 
     def items(self) -> Sequence[Item]:
