@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reward_models.base import Media, PairwiseJudge, RewardError
 from reward_models.vlm_rewards import written_answers
-from reward_models.vlm_rewards.questions import check_prompt, clips_of, spread
+from reward_models.vlm_rewards.questions import check_prompt, clips_of, spread, thinned
 from reward_models.vlm_rewards.wording import read_wording
 from reward_models.vlms.base import Question, Reader, Vlm, plain
 
@@ -104,7 +104,9 @@ class _UnifiedComparer:
             check_prompt(prompt)
             clips = [spread(clip.detach(), judge.frames) for clip in (one, other)]
             text = self.wording.replace("{prompt}", plain(prompt))
-            questions.append(Question((*clips, text), first.fps or judge.fps))
+            questions.append(
+                Question((*clips, text), thinned(first.fps or judge.fps, max(len(one), len(other)), judge.frames))
+            )
         read = [self._read(text) for text in self.reader.write(questions, tokens=judge.tokens)]
         return torch.tensor(read, dtype=torch.float32, device=first.pixels.device)
 

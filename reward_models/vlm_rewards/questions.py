@@ -101,11 +101,11 @@ class Task:
         answer = _REASONED_ANSWER if self.reasoning else _PLAIN_ANSWER
         whole = [piece for piece in (*given, *pieces) if isinstance(piece, Tensor)]
         shown = [piece if isinstance(piece, str) else spread(piece, self.frames) for piece in (*given, *pieces)]
-        rate = _thinned(asked.fps or self.fps, max(map(len, whole)), self.frames)
+        rate = thinned(asked.fps or self.fps, max(map(len, whole)), self.frames)
         return Question((self.instruction, *shown, "".join(closing) + answer), rate)
 
 
-def _thinned(fps: float, frames: int, shown: int) -> float:
+def thinned(fps: float, frames: int, shown: int) -> float:
     """Return the frames per second of a clip of which only so many are shown."""
     return fps * (shown - 1) / (frames - 1) if 1 < shown < frames else fps
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from reward_models.base import Media, RewardError, RewardModel, Rewards
-from reward_models.vlm_rewards.questions import check_prompt, clips_of, spread
+from reward_models.vlm_rewards.questions import check_prompt, clips_of, spread, thinned
 from reward_models.vlm_rewards.wording import read_wording
 from reward_models.vlm_rewards.written_answers import marks
 from reward_models.vlms.base import Question, Reader, Vlm, plain
@@ -80,11 +80,12 @@ class _UnifiedScorer:
 
     def __call__(self, *, media: Media, prompts: Sequence[str]) -> Rewards:
         """Score `media`."""
-        questions = []
+        questions, shown = [], self.model.frames
+        fps = thinned(media.fps or self.model.fps, media.pixels.shape[1], shown)
         for clip, prompt in zip(clips_of(media), prompts, strict=True):
             check_prompt(prompt)
             text = self.wording.replace("{prompt}", plain(prompt))
-            questions.append(Question((spread(clip.detach(), self.model.frames), text), media.fps or self.model.fps))
+            questions.append(Question((spread(clip.detach(), shown), text), fps))
         written = self.reader.write(questions, tokens=self.model.tokens)
         read = torch.tensor([marks(text, self.model.axes) for text in written], dtype=torch.float32)
         read = read.to(media.pixels.device)
