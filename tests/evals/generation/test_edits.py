@@ -61,4 +61,4 @@ def test_a_pipeline_edits_and_is_compared_with_pictures_of_others(given: Path) -
     assert scores["theirs"] == pytest.approx((20 + 200) / 2 / 255, abs=1e-6)
     assert "its publishers use GPT-4o" in found["notes"][-1]
     page = (given / "out" / "report.html").read_text(encoding="utf-8")
-    assert page.count("<span>before</span>") == page.count('<span class="after">') > 0
+    assert page.count("<span>made from</span>") == page.count('<span class="after">') > 0
