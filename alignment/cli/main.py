@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from alignment import __version__
+from alignment.cli.importing import importing
+from alignment.cli.warned import warned_plainly
 from alignment.errors import OutOfMemory, VisalignError
-from alignment.reports.terminal import complain, show, visible
+from alignment.reports.terminal import complain, show
 
 Commands = Any
 """What `add_subparsers` returns; argparse keeps its class private."""
@@ -39,18 +40,8 @@ def run(argv: Sequence[str]) -> int:
         complain("visalign: a null character in the command line, which no name or number has")
         return USERS
     args = _parse(argv)
-    format_before, warnings.formatwarning = warnings.formatwarning, _format_warning
-    try:
+    with warned_plainly():
         return _answer(lambda: args.command(args))
-    finally:
-        warnings.formatwarning = format_before
-
-
-def _format_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """Return the text of a warning, without the place in the source that raised it."""
-    return f"warning: {visible(str(message))}\n"
 
 
 def _answer(command: Callable[[], int]) -> int:
@@ -169,7 +160,6 @@ def _add_train(commands: Commands) -> None:
 def _train(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(args)
-    from alignment.cli.importing import importing
     from alignment.cli.launcher import one_tells, unused_gpus
     from alignment.config.load import checked
 
@@ -226,7 +216,8 @@ def _doctor(args: argparse.Namespace) -> int:
         args.config, args.overrides = None, [args.config, *args.overrides]
     if (args.config is None) == (args.pipeline is None):
         args.usage_error("give either a CONFIG or --pipeline PATH")
-    from alignment.preflight.doctor import examine
+    with importing():
+        from alignment.preflight.doctor import examine
 
     return examine.main(
         args.config,
@@ -265,9 +256,10 @@ def _add_plan(commands: Commands) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from alignment.cli.plan import main as print_plan
-    from alignment.preflight.plan import plan
-    from alignment.preflight.plan.gpus import gpu
+    with importing():
+        from alignment.cli.plan import main as print_plan
+        from alignment.preflight.plan import plan
+        from alignment.preflight.plan.gpus import gpu
 
     setup = plan.Setup(gpu(args.gpu), args.gpus, args.peak_fraction, args.bandwidth)
     return print_plan(args.config, args.overrides, setup, as_json=args.json)
@@ -283,7 +275,8 @@ def _add_profile(commands: Commands) -> None:
 
 
 def _profile(args: argparse.Namespace) -> int:
-    from alignment.preflight.profile import profile
+    with importing():
+        from alignment.preflight.profile import profile
 
     return profile.main(args.config, args.overrides, args.count, as_json=args.json)
 
@@ -305,7 +298,8 @@ def _add_export(commands: Commands) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from alignment.checkpoints import export
+    with importing():
+        from alignment.checkpoints import export
 
     order = export.Order(args.form, args.pipeline, args.dtype, args.trigger, args.licence)
     return export.main(args.checkpoint, args.to, order, args.push)

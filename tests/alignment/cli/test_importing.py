@@ -1,4 +1,4 @@
-"""While libraries are imported nothing looks for garbage, and nobody is warned of a library that was not asked for."""
+"""While libraries are imported nothing looks for garbage, and a command warns of none that it did not ask for."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from alignment.cli.importing import importing
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = """
-import gc, logging
+import gc, logging, warnings
 from alignment.cli.importing import importing
+from alignment.cli.warned import warned_plainly
 said = logging.getLogger("torch.utils._pytree")
-with importing():
-    said.warning("unasked")
-    said.error("told")
-    import json.tool
-    print(gc.isenabled(), gc.get_freeze_count())
+with warned_plainly():
+    with importing():
+        said.warning("unasked")
+        said.error("told")
+        import json.tool
+        print(gc.isenabled(), gc.get_freeze_count())
+    print(gc.isenabled(), gc.get_freeze_count() > 0)
 said.warning("afterwards")
-print(gc.isenabled(), gc.get_freeze_count() > 0)
 """
 
 

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from alignment.cli import main as cli
+from alignment.cli import warned
 from alignment.reports.console import Console
 from alignment.reports.terminal import visible
 
@@ -54,8 +55,8 @@ def test_what_a_users_function_raises_is_shown_as_it_is(
 
 
 def test_a_warning_is_shown_as_it_is() -> None:
-    assert cli._format_warning(UserWarning(HOSTILE), UserWarning, "file", 1) == f"warning: {SHOWN}\n"
-    assert warnings.formatwarning is not cli._format_warning
+    assert warned.format_warning(UserWarning(HOSTILE), UserWarning, "file", 1) == f"warning: {SHOWN}\n"
+    assert warnings.formatwarning is not warned.format_warning
 
 
 def test_a_table_and_a_line_are_shown_as_they_are() -> None:
