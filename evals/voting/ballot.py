@@ -28,6 +28,7 @@ class Matchup:
         prompt: Its text.
         subjects: Who made the first and the second.
         media: Name of each one's file in the folder of votes, which says nothing of who made it.
+        source: Name of the picture that both were made from; empty where they were made from none.
     """
 
     name: str
@@ -35,6 +36,12 @@ class Matchup:
     prompt: str
     subjects: tuple[str, str]
     media: tuple[str, str]
+    source: str = ""
+
+    @property
+    def files(self) -> list[str]:
+        """All files that are shown."""
+        return [*self.media, *([self.source] if self.source else [])]
 
 
 @dataclass(frozen=True)

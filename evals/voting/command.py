@@ -11,9 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from alignment.config.device import parse_device
+from alignment.data.batches import source_of
 from alignment.errors import ConfigError, DataError
 from alignment.listening import bind, is_loopback
 from alignment.reports import terminal
+from alignment.reports.pictures import encode
 from evals.generation.command import planned, say_size, words_of
 from evals.generation.generate import generate
 from evals.generation.plan import EvalPlan, Share
@@ -83,7 +85,7 @@ def asking(folder: Path) -> Callable[[], list[Matchup]]:
 
 def matchup(pair: AskedPair) -> Matchup:
     """Return what a run asks about as what people see."""
-    return Matchup(pair.pair, pair.item, pair.prompt, ("one", "other"), pair.media)
+    return Matchup(pair.pair, pair.item, pair.prompt, ("one", "other"), pair.media, pair.source)
 
 
 def pairs_of(plan: EvalPlan, output: Path) -> list[Matchup]:
@@ -98,16 +100,28 @@ def pairs_of(plan: EvalPlan, output: Path) -> list[Matchup]:
     for suite, items in plan.items.items():
         tables = {subject.name: Table(plan, subject.name, suite) for subject in plan.subjects}
         shown = {name: [_shown(plan.output / file, output) for file in table.files] for name, table in tables.items()}
+        sources = [_source(item.prompt, output) for item in items]
         for one, other in itertools.combinations(tables, 2):
             table = tables[one]
             for index, (row, item) in enumerate(zip(table.names, table.prompts, strict=True)):
                 media = shown[one][index], shown[other][index]
                 if media[0] != media[1]:
                     name = " ".join((suite, row, one, other))
-                    found.append(Matchup(name, item, str(items[item].prompt), (one, other), media))
+                    found.append(Matchup(name, item, str(items[item].prompt), (one, other), media, sources[item]))
     if not found:
         raise DataError("no two pictures differ: the subjects are the same, and there is nothing to choose")
     return found
+
+
+def _source(prompt: str, output: Path) -> str:
+    """Return the name under which the picture that a prompt brings is shown; empty where it brings none."""
+    source = source_of(prompt)
+    if source is None:
+        return ""
+    name = f"{source.digest}.png"  # upright RGB, whatever it was: a browser shows it
+    if not (output / MEDIA / name).is_file():
+        write(output / MEDIA / name, encode(source.open()))
+    return name
 
 
 def _shown(path: Path, output: Path) -> str:

@@ -107,6 +107,7 @@ def what_is_next(votes: Votes, rater: str) -> Told:
     left, right = (f"/{MEDIA}/{name}" for name in shown)
     number = votes.pairs.index(pair)
     told = {"pair": number, "prompt": pair.prompt, "left": left, "right": right}
+    told |= {"source": f"/{MEDIA}/{pair.source}"} if pair.source else {}
     return {**told, "done": done, "of": len(votes.pairs)}, 200
 
 

@@ -63,7 +63,7 @@ class Votes:
 
     def __post_init__(self) -> None:
         self._by_name = {pair.name: pair for pair in self.pairs}
-        self._shown = {name for pair in self.pairs for name in pair.media}
+        self._shown = {name for pair in self.pairs for name in pair.files}
         self._votes = read(self.folder / VOTES)
         self._mend()
 
@@ -91,7 +91,7 @@ class Votes:
         fresh = [pair for pair in asked if pair.name not in self._by_name]
         self.pairs = [*self.pairs, *fresh]
         self._by_name |= {pair.name: pair for pair in fresh}
-        self._shown |= {name for pair in fresh for name in pair.media}
+        self._shown |= {name for pair in fresh for name in pair.files}
         return asked
 
     def add(self, vote: Vote) -> bool:
@@ -146,14 +146,15 @@ class Votes:
             if first != second:
                 chosen, rejected = (f"{MEDIA}/{name}" for name in (pair.media if first > second else pair.media[::-1]))
                 told = [max(first, second), min(first, second)]
-                lines.append(_line({"prompt": pair.prompt, "chosen": chosen, "rejected": rejected, "votes": told}))
+                sides = {"chosen": chosen, "rejected": rejected, "votes": told}
+                lines.append(_line({"prompt": pair.prompt, **_source(pair), **sides}))
         return lines
 
     def _comparison(self, vote: Vote) -> list[str]:
         """Return the line of a vote; none of a pair of which both are bad, which are not as good as each other."""
         pair = self._by_name[vote.pair]
         first, second = (f"{MEDIA}/{name}" for name in pair.media)
-        record = {"prompt": pair.prompt, "first": first, "second": second, "preferred": vote.said}
+        record = {"prompt": pair.prompt, **_source(pair), "first": first, "second": second, "preferred": vote.said}
         return [] if vote.said == "bad" else [_line({**record, "part": " / ".join(pair.subjects)})]
 
 
@@ -185,6 +186,11 @@ def as_json(votes: Votes) -> dict[str, Any]:
     """Return how subjects stand, and how far raters agree; null for what is not known."""
     told = {"votes": votes.count(), "agreement": votes.agreement(), "standings": [asdict(t) for t in votes.standings()]}
     return finite(told)
+
+
+def _source(pair: Matchup) -> dict[str, str]:
+    """Return what a record says of the picture that both were made from, as data files of prompts say it."""
+    return {"image": f"{MEDIA}/{pair.source}"} if pair.source else {}
 
 
 def _line(record: Mapping[str, object]) -> str:

@@ -36,12 +36,14 @@ class AskedPair:
         prompt: What was asked of the generator.
         media: Names of the two files in `media/`.
         until: When it is too late, in seconds since 1970.
+        source: Name of the picture that both were made from; empty where there was only text.
     """
 
     pair: str
     prompt: str
     media: tuple[str, str]
     until: float
+    source: str = ""
 
     @property
     def item(self) -> int:
@@ -106,7 +108,8 @@ class _People:
         if first.pixels.shape[1] > 1:
             raise RewardError(f"votes: people are asked about pictures; got clips of {first.pixels.shape[1]} frames")
         names = [(kept(folder, a), kept(folder, b)) for a, b in zip(first.pixels, second.pixels, strict=True)]
-        rows = [_asked(prompt, pair, until) for prompt, pair in zip(prompts, names, strict=True)]
+        sources = [""] * len(names) if first.source is None else [kept(folder, one) for one in first.source.pixels]
+        rows = [_asked(*row, until) for row in zip(prompts, names, sources, strict=True)]
         pairs = {pair.pair: pair for pair in rows if pair.media[0] != pair.media[1]}
         self._wait(folder, pairs, until)
         said = read_said(folder / SAID)
@@ -138,11 +141,12 @@ class _People:
         return [(name, said.get(name, {})) for name in pairs]
 
 
-def _asked(prompt: str, names: tuple[str, str], until: float) -> AskedPair:
+def _asked(prompt: str, names: tuple[str, str], source: str, until: float) -> AskedPair:
     """Return the pair of two pictures, the same in whichever order they are given."""
     one, other = sorted(names)
-    name = xxhash.xxh3_128_hexdigest("\n".join((prompt, one, other)).encode(errors="replace"))
-    return AskedPair(name, prompt, (one, other), until)
+    content = (prompt, one, other, *([source] if source else []))
+    name = xxhash.xxh3_128_hexdigest("\n".join(content).encode(errors="replace"))
+    return AskedPair(name, prompt, (one, other), until, source)
 
 
 def kept(folder: Path, frames: Tensor) -> str:
@@ -188,7 +192,8 @@ def read_asked(folder: Path) -> list[AskedPair]:
         try:
             record = json.loads(line)
             one, other = record["media"]
-            found[record["pair"]] = AskedPair(record["pair"], record["prompt"], (one, other), float(record["until"]))
+            until, source = float(record["until"]), str(record.get("source", ""))
+            found[record["pair"]] = AskedPair(record["pair"], record["prompt"], (one, other), until, source)
         except (ValueError, LookupError, TypeError) as error:
             raise RewardError(
                 f"votes: {folder / ASKED}, line {number} is no pair ({error}); remove the line"

@@ -13,6 +13,12 @@ from PIL import Image
 
 from alignment.cli.main import run
 from alignment.data.random_streams import Draw
+from evals.generation.generate import generate
+from evals.generation.plan import EvalPlan, Making, Share
+from evals.generation.progress import Bar
+from evals.generation.subjects import parse
+from evals.suites.edits.imgedit import ImgEdit
+from evals.voting.command import pairs_of
 from tests.pipelines.zoo.edits import flux_kontext
 
 LEVEL = 1  # of 255: rows of one call and rows alone differ by rounding, which may fall on either side
@@ -60,5 +66,20 @@ def test_a_pipeline_edits_and_is_compared_with_pictures_of_others(given: Path) -
     assert scores["pipe"] == pytest.approx(np.mean(redder), abs=1e-6)
     assert scores["theirs"] == pytest.approx((20 + 200) / 2 / 255, abs=1e-6)
     assert "its publishers use GPT-4o" in found["notes"][-1]
+
     page = (given / "out" / "report.html").read_text(encoding="utf-8")
     assert page.count("<span>made from</span>") == page.count('<span class="after">') > 0
+
+
+def test_people_who_choose_see_what_an_edit_was_made_from(given: Path, tmp_path: Path) -> None:
+    for name, level in (("one", 100), ("other", 200)):
+        (tmp_path / name).mkdir()
+        for key in EDITS:
+            Image.new("RGB", (16, 16), (level, 0, 0)).save(tmp_path / name / f"{key}.png")
+    suite = {"imgedit": ImgEdit(str(given / "copy"))}
+    subjects = parse([str(tmp_path / "one"), str(tmp_path / "other")])
+    plan = EvalPlan(subjects, suite, {}, {}, Making(), tmp_path / "made")
+    generate(plan, Share(), Bar(quiet=True))
+    pairs = pairs_of(plan, tmp_path)
+    found = [np.asarray(Image.open(tmp_path / "media" / pair.source))[0, 0].tolist() for pair in pairs]
+    assert found == [list(LEVELS[name]) for name in EDITS.values()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,6 +13,8 @@ import httpx
 import pytest
 from PIL import Image
 
+from alignment.data.batches import source_of
+from alignment.data.prompts import read_prompts
 from evals.voting.ballot import Matchup, Vote
 from evals.voting.server import BODY, application, parsed
 from evals.voting.votes import COMPARISONS, MEDIA, PAIRS, VOTES, Votes, read
@@ -21,6 +24,7 @@ from tests.support.served import running
 TOKEN = "a token of twenty-four letters"
 PROMPTS = ("a red circle", "<b>two</b> & \"three\" 'squares'", "three green triangles", "four")
 SUBJECTS = ("old", "new")
+EDITED, SOURCE = 2, "source.png"
 
 
 @pytest.fixture
@@ -44,6 +48,13 @@ def made(folder: Path) -> list[Matchup]:
             Image.new("RGB", (16, 16), (200 * side + item,) * 3).save(folder / MEDIA / name)
         pairs.append(Matchup(f"prompts {item:05d}-0 old new", item, prompt, SUBJECTS, names))
     return pairs
+
+
+def edited(folder: Path, *items: int) -> Votes:
+    """Return votes on pairs of which some were made from a picture."""
+    pairs = [replace(pair, source=SOURCE) if pair.item in items else pair for pair in made(folder)]
+    Image.new("RGB", (32, 16)).save(folder / MEDIA / SOURCE)
+    return Votes(folder, pairs, seed=0)
 
 
 @contextmanager
@@ -76,6 +87,18 @@ def test_what_is_shown_does_not_tell_who_made_it(url: str) -> None:
         assert "script-src" in shown.headers["Content-Security-Policy"]
 
 
+def test_what_both_were_made_from_is_shown_and_learned_from(tmp_path: Path) -> None:
+    votes = edited(tmp_path, *range(len(PROMPTS)))
+    with running(application(votes, TOKEN)) as url, client(url) as ann:
+        for _ in PROMPTS:
+            told = ann.get("/next", params={"rater": "ann"}).json()
+            ann.post("/vote", json={"pair": told["pair"], "rater": "ann", "said": "left"})
+            assert ann.get(told["source"]).content == (tmp_path / MEDIA / SOURCE).read_bytes()
+    assert [source_of(prompt).size for prompt in read_prompts(str(tmp_path / PAIRS)).texts] == [(32, 16)] * len(PROMPTS)
+    compared = [json.loads(line)["image"] for line in (tmp_path / COMPARISONS).read_text().splitlines()]
+    assert compared == [f"{MEDIA}/{SOURCE}"] * len(PROMPTS)
+
+
 def test_two_vote_at_once_and_the_files_are_read_by_those_who_learn(votes: Votes, url: str, tmp_path: Path) -> None:
     with client(url) as ann, client(url) as bob:
         for rater in (ann, bob) * len(PROMPTS):
@@ -99,7 +122,6 @@ def test_two_vote_at_once_and_the_files_are_read_by_those_who_learn(votes: Votes
 
 
 def test_votes_are_read_by_a_training_and_a_benchmark(votes: Votes, tmp_path: Path) -> None:
-    from alignment.data.prompts import read_prompts
     from alignment.training.judges.pairs import read_pairs
     from evals.benchmarks.pairs import Pairs
 
@@ -165,10 +187,14 @@ def test_what_is_no_vote_is_refused(body: bytes, votes: Votes, url: str, tmp_pat
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a browser, which no package index of Python has")
-def test_people_vote_by_keyboard_and_finger(votes: Votes, tmp_path: Path) -> None:
-    shown = "document.body.dataset.pair"
-    loaded = "[...document.images].length == 2 && [...document.images].every(i => i.complete && i.naturalWidth)"
-    lighter = "(a => a[0].src > a[1].src ? 'left' : 'right')([...document.images])"
+def test_people_vote_by_keyboard_and_finger(tmp_path: Path) -> None:
+    votes, shown = edited(tmp_path, EDITED), "document.body.dataset.pair"
+    sides = "[...document.querySelectorAll('#left img, #right img')]"
+    source = "!document.getElementById('source').hidden"
+    count = f"document.images.length == ({source} ? 3 : 2)"
+    loaded = f"{sides}.length == 2 && {count} && [...document.images].every(i => i.complete && i.naturalWidth)"
+    lighter = f"(a => a[0].src > a[1].src ? 'left' : 'right')({sides})"
+    seen = {}
     with browser(tmp_path / "profile") as page:
         with running(application(votes, TOKEN)) as url:
             port = int(url.rpartition(":")[2])
@@ -176,26 +202,31 @@ def test_people_vote_by_keyboard_and_finger(votes: Votes, tmp_path: Path) -> Non
             page.wait(loaded)
             assert TOKEN not in page.run("location.href")
             first = page.run(shown)
+            seen[first] = page.run(source)
             page.open(url)  # a reload: the cookie and the name are kept, and the pair stays
             page.wait(loaded)
             assert page.run(shown) == first
             page.press("ArrowLeft" if page.run(lighter) == "left" else "ArrowRight")
             second = page.wait(f"{shown} != '{first}' && {loaded} && {shown}")
+            seen[second] = page.run(source)
             page.resize(390, 800)
-            tops = page.run("[...document.querySelectorAll('figure')].map(f => f.getBoundingClientRect().top)")
+            tops = page.run("['left', 'right'].map(f => document.getElementById(f).getBoundingClientRect().top)")
             assert tops[0] < tops[1], "on a phone one stands above the other"
             page.run(f"document.getElementById({lighter}).click()")
             third = page.wait(f"{shown} != '{second}' && {loaded} && {shown}")
-        assert page.run("document.images.length") == 2
+            seen[third] = page.run(source)
+        assert page.run(f"{sides}.length") == 2
         page.press("t")  # while nobody listens
         page.wait("document.getElementById('note').textContent.startsWith('no connection')")
         with running(application(votes, TOKEN), port=port):
-            page.wait(f"{shown} != '{third}' && {loaded}")
+            fourth = page.wait(f"{shown} != '{third}' && {loaded} && {shown}")
+            seen[fourth] = page.run(source)
             page.press("r")
             page.wait("document.getElementById('standing').textContent.includes('old against new')")
             page.press("b")
             page.wait(f"{shown} == 'none'")
             assert page.run("document.querySelector('#prompt b') === null")
+    assert seen == {str(item): item == EDITED for item in range(len(PROMPTS))}
     assert [vote.rater for vote in read(tmp_path / VOTES)] == ["ann"] * 4
     said = {vote.pair: vote.said for vote in read(tmp_path / VOTES)}
     assert sorted(said.values()) == ["bad", "second", "second", "tie"]

@@ -22,7 +22,7 @@ from alignment.config.run import Output
 from alignment.objectives.policy_gradient.clipped_surrogate import ClippedSurrogate
 from alignment.sources.on_policy_steps import OnPolicySteps
 from alignment.training import session
-from evals.voting.command import asking
+from evals.voting.command import asking, matchup
 from evals.voting.server import application, keep, what_is_next
 from evals.voting.votes import Votes
 from reward_models.base import Media, RewardError
@@ -81,6 +81,20 @@ def test_what_people_say_is_what_it_answers(tmp_path: Path) -> None:
         found = compare(first=grey(10, 200, 90), second=grey(200, 10, 90), prompts=["a", "a", "a"])
     assert found.tolist() == [0.0, 1.0, 0.5]  # a picture beside itself is nobody's business
     assert votes.count() == 2, "a pair is asked about once, in whichever order it comes"
+
+
+@pytest.mark.filterwarnings("ignore:votes")
+def test_people_see_what_a_picture_was_made_from(tmp_path: Path) -> None:
+    """One prompt, the same two results: made from two pictures, they are two pairs."""
+    compare = asked(tmp_path).load(device=CPU)
+    first, second = (replace(grey(level, level), source=grey(30, 60)) for level in (10, 200))
+    with people(tmp_path, "ann"):
+        assert compare(first=first, second=second, prompts=["a", "a"]).tolist() == [0.0, 0.0]
+    pairs = judge.read_asked(tmp_path)
+    sources = [np.asarray(Image.open(tmp_path / judge.MEDIA / pair.source)) for pair in pairs]
+    assert [source.mean() for source in sources] == [30, 60]
+    votes = Votes(tmp_path, [matchup(pair) for pair in pairs], 0)
+    assert what_is_next(votes, "bob")[0]["source"] in [f"/{judge.MEDIA}/{pair.source}" for pair in pairs]
 
 
 def test_what_nobody_says_in_time_is_none_and_counts_when_it_is_asked_again(tmp_path: Path) -> None:
