@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -320,8 +321,9 @@ def test_a_pipeline_without_steps_cannot_be_conducted(flux_folder):
 def test_a_pipeline_looks_once_for_the_device_it_runs_on(flux_folder):
     """To find it, diffusers walks through every module, several times a call; a replay is a call."""
     policy, asked = build(flux_folder, CASES["flux"]), []
+    cls: Any = type(policy.pipe)
 
-    class Asked(type(policy.pipe)):
+    class Asked(cls):
         @property
         def _execution_device(self):
             asked.append(None)

@@ -182,7 +182,7 @@ class Rehearsal:
             self.policy.weights.keep(name)
         state: Any = SimpleNamespace(process_index=0, num_processes=1)
         advantage = run.source.advantage
-        self._world = _Alone(state, CPU, () if advantage is None else advantage.reads)
+        self._world = _Alone(state, CPU, read=() if advantage is None else advantage.reads)
         self._prompts = prompts
 
     def step(self, number: int) -> StepCounts:

@@ -183,6 +183,14 @@ def test_credit_made_of_the_parts_of_a_reward_is_planned(recipe: str) -> None:
     assert Rehearsal(run, read_prompts(run.data.prompts)).step(0).scored == 6
 
 
+def test_parts_that_a_reward_does_not_tell_are_those_that_credit_reads() -> None:
+    reward = "{type: function, call: 'tests.support.failures:random_reward'}"
+    run = load("quickstart_gdpo", [*SMALL, f"source.reward={reward}"])
+    assert run.source.advantage is not None
+    assert run.source.advantage.reads
+    assert Rehearsal(run, PROMPTS).step(0).scored == 6
+
+
 def test_attention_keeps_no_score_matrix() -> None:
     q = torch.empty(1, 8, 4096, 64, device="meta", dtype=torch.bfloat16)
     attend = nn.functional.scaled_dot_product_attention
