@@ -18,11 +18,12 @@ def load_scored(path: str, overrides: Sequence[str], command: str) -> Run:
         ConfigError: If it cannot be loaded; if people are its reward, who would be asked for nothing.
     """
     run = load(path, overrides)
-    if asks_people((run.source, run.measure)):
-        raise ConfigError(
-            f"source.reward asks people for votes, and {command} would wait for them to judge pictures that are thrown "
-            "away; give another reward in its place, such as source.reward={type: clip}"
-        )
+    for key, reward in {"source.reward": run.source, "evaluation.reward": run.evaluation.reward}.items():
+        if asks_people(reward):
+            raise ConfigError(
+                f"{key} asks people for votes, and {command} would wait for them to judge pictures that are thrown "
+                f"away; give another reward in its place, such as {key}={{type: clip}}"
+            )
     return run
 
 

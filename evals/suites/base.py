@@ -157,10 +157,19 @@ def table(path: Path, text: str, delimiter: str = ",", *, quoted: bool = True) -
     """Return the rows of a table with a header.
 
     Raises:
-        DataError: If it has no rows.
+        DataError: If it has no rows, a quotation mark that nothing closes, or a row with more fields than names.
     """
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter, quoting=quoting))
+    try:
+        rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter, quoting=quoting, strict=quoted))
+    except csv.Error as error:
+        raise DataError(f"{path} is no table, or a damaged one: {error}") from error
+    for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise DataError(
+                f"{path}, row {number} has more fields than the table has names: a text that holds {delimiter!r} "
+                "stands in double quotes"
+            )
     if not rows:
         raise DataError(f"{path} should hold a line of names and rows below it; it has no rows")
     return rows

@@ -52,7 +52,7 @@ class PhysicsIQ(Suite, LocalCopy):
         else:
             path, text = self.text(self.folder, *(f"descriptions/{name}" for name in _NAMES), *_NAMES)
         frames = self._frames()
-        found = []
+        found: dict[str, Item] = {}
         for number, row in enumerate(table(path, text), start=1):
             place = f"{path}, row {number}"
             scenario, prompt, category, clip = (
@@ -63,10 +63,12 @@ class PhysicsIQ(Suite, LocalCopy):
                 raise DataError(f"{place}: scenario is {scenario!r}, expected NUMBER_PERSPECTIVE_TAKE_SCENE.mp4")
             if parts[2] == "take-1":
                 own = f"{parts[0]}_switch-frames_anyFPS_{parts[1]}_{Path(parts[3]).stem}.jpg"
-                found.append(Item(self.starting(prompt, frames, own, place), category, (Path(clip).stem,)))
+                if own in found:
+                    raise DataError(f"{place}: {scenario} occurs twice")
+                found[own] = Item(self.starting(prompt, frames, own, place), category, (Path(clip).stem,))
         if not found:
             raise DataError(f"{path} has no scenario of take-1, and those are the ones to generate")
-        return found
+        return list(found.values())
 
     def _frames(self) -> Path:
         for name in _FRAMES:

@@ -265,5 +265,7 @@ def test_people_are_not_asked_for_nothing(
 ) -> None:
     reward = f"{{type: win_rate, judge: {{type: votes, folder: '{tmp_path / 'votes'}'}}}}"
     assert cli.run([*command, str(config(reward=reward))]) == 2
-    assert "asks people for votes" in capsys.readouterr().err
+    assert "source.reward asks people for votes" in capsys.readouterr().err
+    assert cli.run([*command, str(config()), f"evaluation.reward={reward}"]) == 2
+    assert "evaluation.reward asks people for votes" in capsys.readouterr().err
     assert not (tmp_path / "votes").exists()

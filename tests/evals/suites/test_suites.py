@@ -194,6 +194,9 @@ def test_every_suite_says_where_it_is_from() -> None:
     assert set(LOCAL) | {"shapes", "motion", "prompts"} == set(registry.known(Suite))
 
 
+TWICE = "0001_perspective-left_take-1_trimmed-duck.mp4,x,Optics,x.mp4\n"
+
+
 @pytest.mark.parametrize(
     ("name", "file", "text"),
     [
@@ -210,9 +213,12 @@ def test_every_suite_says_where_it_is_from() -> None:
         ("hpdv3", "benchmark/benchmark_Natural Scenery.json", '[{"prompt": "x"}]'),
         ("ocr", "dataset/ocr/test.txt", 'a "sign"\na cat\n'),
         ("videogen", "datasets/video_eval_prompts/TA_hard.csv", "text\nx\n"),
+        ("videogen", "datasets/video_eval_prompts/TA_hard.csv", "prompt,prompt_zh\na red, quick fox,x\n"),
+        ("videogen", "datasets/video_eval_prompts/TA_hard.csv", 'prompt,prompt_zh\n"a red fox,x\nb,y\n'),
         ("physics_iq", "descriptions/descriptions.csv", "scenario,description\nx,y\n"),
         ("physics_iq", "descriptions/descriptions.csv", f"{PHYSICS}take-1.mp4,x,Optics,x.mp4\n"),
         ("physics_iq", "descriptions/descriptions.csv", f"{PHYSICS}1_left_take-2_duck.mp4,x,Optics,x.mp4\n"),
+        ("physics_iq", "descriptions/descriptions.csv", f"{PHYSICS}{TWICE}{TWICE}"),
         ("imgedit", "Benchmark/singleturn/singleturn.json", "[]"),
         ("imgedit", "Benchmark/singleturn/singleturn.json", '{"1": {"id": "animal/1.jpg", "prompt": "x"}}'),
         ("gedit", "data/train-00000-of-00001.parquet", "not a table"),
