@@ -127,14 +127,14 @@ _NO_ROOM = ("out of memory", "defaultcpuallocator", "cannot allocate memory")
 """How a refused allocation reads: OutOfMemoryError on devices, a plain RuntimeError from the CPU's allocator."""
 
 
+def first_line(error: BaseException, silent: str = "") -> str:
+    """Return the first line of what an error says, without a full stop; `silent` or its class where it has none."""
+    return (str(error).strip() or silent or type(error).__name__).splitlines()[0].rstrip(". ")
+
+
 def what_ran_out(error: BaseException) -> str:
-    """Return the first line of an error of memory that ran out, without a full stop."""
-    return (str(error).strip() or "no more to be had").splitlines()[0].rstrip(". ")[:200]
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, without a full stop; its class where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+    """Return the first line of an error of memory that ran out."""
+    return first_line(error, "no more to be had")[:200]
 
 
 def out_of_memory(error: BaseException) -> bool:

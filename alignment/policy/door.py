@@ -16,6 +16,7 @@ from alignment.policy.networks.loading import experts, loop_networks, own_schedu
 from alignment.policy.networks.spec import PolicySpec
 from alignment.policy.pipeline_call import calling_pipeline, global_stream, output, same_states
 from samplers import Conductor, Routes, stand_in_for
+from samplers.stand_in.twins import twin
 
 
 class Door(Protocol):
@@ -109,13 +110,10 @@ def _settled(pipe: Any) -> Any:
     diffusers looks for hooks on every module of every component, each time it is asked, several times a call. Adapters
     multiply the modules, a replay is a call, and no pipeline moves once it has been called.
     """
-    cls = type(pipe)
     here = functools.cache(lambda: pipe._execution_device)
+    cls = type(pipe)
     body = {"_execution_device": property(lambda _: here()), "__module__": cls.__module__}
-    made = type(cls.__name__, (cls,), body)
-    settled = object.__new__(made)
-    object.__setattr__(settled, "__dict__", vars(pipe))
-    return settled
+    return twin(pipe, cls.__name__, body)
 
 
 def fresh_routes(pipe: Any, spec: PolicySpec, device: torch.device) -> Routes:

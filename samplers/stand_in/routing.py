@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 
 from samplers.stand_in.conductor import Conductor
 from samplers.stand_in.row_times import plainly
+from samplers.stand_in.twins import twin
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,5 @@ class _Routed:
 
 def _twin(network: nn.Module, call: Callable[..., Any]) -> nn.Module:
     """Return an object that is `network` in all but what calling it does."""
-    cls = type(network)
-    made = type("Routed" + cls.__name__, (cls,), {"__call__": lambda self, *args, **named: call(*args, **named)})
-    twin = object.__new__(made)  # not the class's own way: sharding swaps a network's class for one that makes another
-    object.__setattr__(twin, "__dict__", vars(network))
-    return twin
+    body = {"__call__": lambda self, *args, **named: call(*args, **named)}
+    return twin(network, f"Routed{type(network).__name__}", body)
