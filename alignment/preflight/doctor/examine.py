@@ -231,7 +231,7 @@ def _measure(
 ) -> tuple[Mapping[str, Any], bool]:
     counts = [word for word in overrides if word.startswith("steps=")]
     run = load_scored(path, [word for word in overrides if word not in counts], "the doctor")
-    count = load_scored(path, counts, "the doctor").steps if counts else None
+    count = load_scored(path, overrides, "the doctor").steps if counts else None
     folder = Path(run.output.folder) / f"{run.name}.doctor"
     folder.mkdir(parents=True, exist_ok=True)
     trainer, close = load(run)

@@ -190,3 +190,14 @@ def test_the_command_prints_and_draws(folder: Path, tmp_path: Path, capsys: pyte
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert said["picture"] == str(picture)
     assert not (tmp_path / "runs" / "toy").exists()
+
+
+def test_how_many_batches_does_not_undo_other_words(folder: Path, tmp_path: Path) -> None:
+    """The reward of the file would ask people; the one of the command line does not."""
+    votes = f"{{{{type: win_rate, judge: {{{{type: votes, folder: '{tmp_path}'}}}}}}}}"
+    reward_of_the_file = '{{type: function, call: "tests.support.toy:near_the_right_mode"}}'
+    asking = RUN.replace(reward_of_the_file, votes)
+    assert asking != RUN
+    (tmp_path / "run.yaml").write_text(asking.format(folder=folder, out=tmp_path / "runs"))
+    reward = "source.reward={type: function, call: 'tests.support.toy:near_the_right_mode'}"
+    assert cli.run(["doctor", str(tmp_path / "run.yaml"), "--snr", "steps=3", reward]) == 0
