@@ -9,6 +9,7 @@ from typing import Any
 
 from alignment.data.parquet import read_rows, read_streams, read_table
 from alignment.errors import DataError
+from reward_models.loading.strict_json import parse_json
 from reward_models.loading.whole_files import read_whole
 
 LINES = "metadata.jsonl"
@@ -64,8 +65,8 @@ def _lines(file: Path) -> list[str]:
 
 def _json(line: str) -> Record | str:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(line)
+    except ValueError as error:
         return f"not JSON ({error})"
     return record if isinstance(record, dict) else {}
 

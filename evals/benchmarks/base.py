@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from alignment.data.parquet import read_rows
 from alignment.errors import DataError
 from evals.medium import Medium
+from reward_models.loading.strict_json import json_lines, parse_json
 from reward_models.loading.whole_files import read_whole
 
 Preference = Literal[-1, 0, 1]
@@ -65,17 +65,23 @@ def json_records(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: If it cannot be read as that.
     """
-    text = _text(path)
-    try:
-        if path.suffix == ".jsonl":
-            found = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+    found = json_of(path)
     if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
         raise DataError(f"{path} should hold a list of objects")
     return found
+
+
+def json_of(path: Path) -> Any:
+    """Return what a `.json` file holds, or the list of what the lines of a `.jsonl` file do.
+
+    Raises:
+        DataError: If it cannot be read as that, or an object in it has a key twice.
+    """
+    text = _text(path)
+    try:
+        return [held for _, held in json_lines(text)] if path.suffix == ".jsonl" else parse_json(text)
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON that can be used: {error}") from error
 
 
 def csv_records(path: Path) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import DataError
-from evals.benchmarks.base import Benchmark, Comparison, inside, json_records, wanted
+from evals.benchmarks.base import Benchmark, Comparison, inside, json_of, wanted
 from evals.medium import Medium
 
 
@@ -43,12 +43,7 @@ class MultimodalRewardBench2(Benchmark):
 
 
 def _pairs(path: Path) -> list[dict[str, Any]]:
-    import json
-
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return json_records(path)  # which says what is wrong
+    found = json_of(path)
     listed = found.get("pairs") if isinstance(found, dict) else None
     if isinstance(listed, list) and all(isinstance(pair, dict) for pair in listed):
         return listed

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import TypeVar
 
 from reward_models.base import RewardError
+from reward_models.loading.strict_json import parse_json
 from reward_models.loading.whole_files import read_whole
 
 T = TypeVar("T")
@@ -25,13 +25,13 @@ def read_by_prompt(who: str, file: str, read: Callable[[object], tuple[str, T]],
         RewardError: Naming the file and line that cannot be used.
     """
     try:
-        lines = read_whole(file).decode("utf-8").splitlines()
+        content = read_whole(file).decode("utf-8-sig").rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise RewardError(f"{who}: {file} cannot be read: {error}") from error
     found: dict[str, T] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(content.split("\n") if content else [], start=1):  # splitlines splits texts, too
         try:
-            prompt, told = read(json.loads(line))
+            prompt, told = read(parse_json(line))
         except ValueError as error:
             raise RewardError(f"{who}: {file}:{number}: {error}; a line is {form}") from error
         found[prompt] = told

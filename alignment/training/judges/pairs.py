@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from alignment.data.media import Clip, Picture, find_medium
 from alignment.data.random_streams import Draw
 from alignment.errors import DataError
 from reward_models.base import RewardError
+from reward_models.loading.strict_json import parse_json
 from reward_models.loading.whole_files import read_whole
 from reward_models.vlm_rewards.questions import check_prompt
 
@@ -52,12 +52,12 @@ def read_pairs(path: str, *, reasoned: bool = False) -> tuple[Pair, ...]:
     """
     file = Path(path)
     try:
-        lines = read_whole(file).decode("utf-8").splitlines()
+        content = read_whole(file).decode("utf-8-sig").rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     pairs: list[Pair] = []
     problems: list[str] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(content.split("\n") if content else [], start=1):  # splitlines splits texts, too
         try:
             pairs.append(_pair(file.parent, line, reasoned))
         except (DataError, RewardError) as error:
@@ -72,7 +72,7 @@ def read_pairs(path: str, *, reasoned: bool = False) -> tuple[Pair, ...]:
 
 def _pair(folder: Path, line: str, reasoned: bool) -> Pair:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError as error:
         raise DataError(f"not JSON ({error})") from error
     texts = ("prompt", "chosen", "rejected", *(("reason", "reason_reversed") if reasoned else ()))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from alignment.errors import DataError
-from evals.benchmarks.base import wanted
+from evals.benchmarks.base import json_of, wanted
 from evals.suites.base import Item, LocalCopy, Published, Suite
 
 _NAMES = (
@@ -51,11 +50,8 @@ class ImgEdit(Suite, LocalCopy):
 
     def items(self) -> Sequence[Item]:
         """Return the edits in the file's order; the picture of edit 1082 is called `1082`."""
-        path, text = self.text(self.folder, *_NAMES)
-        try:
-            edits = json.loads(text)
-        except ValueError as error:
-            raise DataError(f"{path} is not JSON: {error}") from error
+        path, _ = self.text(self.folder, *_NAMES)
+        edits = json_of(path)
         if not isinstance(edits, dict) or not edits or not all(isinstance(edit, dict) for edit in edits.values()):
             raise DataError(f"{path} should hold an object of edits by their numbers")
         originals, found = Path(self.originals or path.parent), []

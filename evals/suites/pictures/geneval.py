@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from alignment.errors import DataError
-from evals.suites.base import Item, LocalCopy, Published, Suite, lines
+from evals.benchmarks.base import json_records, wanted
+from evals.suites.base import Item, LocalCopy, Published, Suite
 from reward_models.base import RewardModel
 from reward_models.verifiers import geneval
 
@@ -38,14 +37,11 @@ class GenEval(Suite, LocalCopy):
     def items(self) -> Sequence[Item]:
         """Return the prompts in the file's order; samples of the tenth are `00009/samples/0000`."""
         name = "evaluation_metadata.jsonl"
-        path, text = self.text(self.folder, f"prompts/{name}", name)
+        path, _ = self.text(self.folder, f"prompts/{name}", name)
         found = []
-        for number, line in enumerate(lines(path, text)):
-            try:
-                record = json.loads(line)
-                prompt, tag = record["prompt"], record["tag"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f'{path}, line {number + 1}: expected an object with "prompt" and "tag"') from error
+        for number, record in enumerate(json_records(path)):
+            place = f"{path}, record {number + 1}"
+            prompt, tag = (wanted(record, key, place, str) for key in ("prompt", "tag"))
             found.append(Item(prompt, tag, (f"{number:05d}/samples/{{k:04d}}", f"{number:05d}/samples/{{k:05d}}")))
         return found
 

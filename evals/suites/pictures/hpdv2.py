@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from alignment.errors import DataError
+from evals.benchmarks.base import json_of
 from evals.suites.base import Item, LocalCopy, Published, Suite
 from reward_models.base import RewardModel
 from reward_models.clip_family import hpsv2
@@ -39,11 +39,8 @@ class HPDv2(Suite, LocalCopy):
         """Return the prompts style by style; the picture of the tenth of a style is `anime/00009`."""
         found = []
         for style in _STYLES:
-            path, text = self.text(self.folder, f"benchmark/{style}.json", f"{style}.json")
-            try:
-                prompts = json.loads(text)
-            except ValueError as error:
-                raise DataError(f"{path} is not JSON: {error}") from error
+            path, _ = self.text(self.folder, f"benchmark/{style}.json", f"{style}.json")
+            prompts = json_of(path)
             if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
                 raise DataError(f"{path} should hold a list of texts")
             found += [Item(prompt, style, (f"{style}/{n:05d}",)) for n, prompt in enumerate(prompts)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -228,6 +229,22 @@ def test_half_a_copy_is_named(copies: Path, name: str, file: str, text: str) -> 
     write(copies, f"{name}/{file}", text)
     with pytest.raises(DataError, match=Path(file).stem if name != "wise" else "occurs twice"):
         suite(copies, name).items()
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_key_that_stands_twice_is_named(copies: Path, name: str) -> None:
+    """What a publisher's JSON says of a key a second time would take the place of what it said first."""
+    for path in (copies / name).rglob("*.json*"):
+        text = path.read_text(encoding="utf-8")
+        key = re.search(r'{("\w+")', text)
+        if key is None:  # a list of texts
+            continue
+        path.write_text(text.replace("{", "{" + f"{key[1]}: 0, ", 1), encoding="utf-8")
+        with pytest.raises(DataError) as raised:
+            suite(copies, name).items()
+        for said in (str(path), f"the key {key[1]}".replace('"', "'"), "is given twice"):
+            assert said in str(raised.value)
+        path.write_text(text, encoding="utf-8")
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("physics_iq", [8, 16, 24]), ("imgedit", [8, 16, 16]), ("gedit", [8, 8])])
