@@ -78,6 +78,13 @@ def test_sizes_of_a_recipe_ship(path: Path) -> None:
 
 
 @pytest.mark.long
+@each
+def test_a_recipe_is_planned(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["plan", str(path)]) == 0, capsys.readouterr().err
+    assert "memory at its peak" in capsys.readouterr().out
+
+
+@pytest.mark.long
 @pytest.mark.multi
 def test_recipes_take_a_sharded_step(tmp_path: Path, tiny_rewards: Shelf) -> None:
     """Those that say so, and no others, take a step as they are and come, in float32, to the weights of one process."""

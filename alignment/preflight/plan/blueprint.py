@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +44,8 @@ _CHARACTERS_A_TOKEN = 4
 _LONGEST = 512
 """Tokens, where a text encoder sets no limit."""
 
-_PICTURE = "<|image_pad|>"
-"""The place of a picture in a text, in the vocabularies that have one."""
+_PLACES = ("<|image_pad|>", "<|video_pad|>")
+"""Of a picture and of a clip in a text, in the vocabularies that have them; a processor counts them in what it cut."""
 
 _PROMPT = " ".join(["word"] * 50)
 """About as long as the prompts people train on."""
@@ -221,8 +220,9 @@ def _store_as(network: nn.Module, dtype: torch.dtype) -> None:
 def _vocabulary(encoder: Any) -> Any:
     """Return a tokenizer that cuts text into pieces of four characters, as long as its text encoder allows."""
     settings = encoder.config.get_text_config().to_dict()
-    words = Tokenizer(models.WordLevel({"<unk>": 0, "<pad>": 1, "<end>": 2, _PICTURE: 3}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Split(Regex(f"{re.escape(_PICTURE)}|.{{1,{_CHARACTERS_A_TOKEN}}}"), "isolated")
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "<pad>": 1, "<end>": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(f".{{1,{_CHARACTERS_A_TOKEN}}}"), "isolated")
+    words.add_special_tokens(list(_PLACES))  # found before a text is cut, wherever they stand
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=words,
         unk_token="<unk>",

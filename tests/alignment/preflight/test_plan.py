@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -384,6 +385,14 @@ def test_sizes_are_those_of_the_checkpoints(name: str) -> None:
     pipe = draw(PolicySpec(name, dtype="bfloat16"))
     denoiser = pipe.components["unet" if "unet" in describe(PolicySpec(name)).parts else "transformer"]
     assert sum(p.numel() for p in denoiser.parameters()) / 1e9 == pytest.approx(SIZES[name], abs=1e-3)
+
+
+def test_a_text_encoder_that_sees_is_told_where_the_picture_is() -> None:
+    """The processor counts the places of pictures and of clips in what the stand-in's vocabulary cut."""
+    pipe = draw(PolicySpec("Qwen/Qwen-Image-Edit", dtype="bfloat16"))
+    side = 2 * pipe.processor.image_processor.patch_size * pipe.processor.image_processor.merge_size
+    cut = pipe.processor(text=["Picture: <|image_pad|>. " + "word " * 9], images=[Image.new("RGB", (side, side))])
+    assert list(cut["input_ids"][0]).count(pipe.processor.image_token_id) == 4
 
 
 def test_gpus_have_names_of_their_own() -> None:
