@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed
+from diffusers import MiniMaxH3Transformer3DModel
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -52,6 +53,51 @@ def call_of(pipe: Any, network: nn.Module, call: dict[str, Any]) -> tuple[tuple[
     raise AssertionError("the denoiser was not called")
 
 
+def minimax_h3() -> tuple[nn.Module, dict[str, Any]]:
+    """Return a network of clips with sound, which diffusers has no pipeline class of, and arguments of a call."""
+    torch.manual_seed(0)
+    network = MiniMaxH3Transformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=16,
+        hidden_size=32,
+        num_layers=2,
+        num_refiner_layers=1,
+        ffn_dim=48,
+        in_channels=4,
+        audio_in_channels=6,
+        text_dim=24,
+        freq_dim=16,
+        time_embed_hidden_dim=32,
+        time_embed_dim=16,
+        rope_freq_dim=2,
+    )
+    text, clip, sound = torch.arange(13).split((4, 6, 3))  # thirteen tokens, which two processes cannot share evenly
+    places = torch.arange(13)[:, None] * torch.tensor([1, 2, 3])
+    named = {
+        "hidden_states": torch.randn(2, len(clip), 16),
+        "audio_hidden_states": torch.randn(2, len(sound), 6),
+        "encoder_hidden_states": torch.randn(2, len(text), 24),
+        "timestep": torch.tensor([0.3, 0.7]),
+        "timestep_indices": torch.tensor([0] * 7 + [1] * 6),
+        "token_tags": torch.tensor([1] * len(text) + [0] * len(clip) + [2] * len(sound)),
+        "position_ids": places.float(),
+        "video_indices": clip,
+        "audio_indices": sound,
+        "text_indices": text,
+    }
+    return network.eval(), named
+
+
+def called(name: str) -> tuple[Any, Any, dict[str, Any]]:
+    """Return a denoiser, and the arguments of a call of it: of a member of the zoo, or one without a pipeline."""
+    if name == minimax_h3.__name__:
+        network, named = minimax_h3()
+        return network, (), named
+    member = built(name)
+    network = member.pipe.components[denoiser_name(member.pipe)]  # type: ignore[attr-defined]  # of any pipeline
+    return network, *call_of(member.pipe, network, dict(member.call))
+
+
 def learned(network: nn.Module, args: Any, named: Any, share: float) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Return what a network makes of a call, and the gradients of a loss of it by its weights."""
     network.zero_grad(set_to_none=True)
@@ -69,9 +115,7 @@ def apart(ours: Tensor, theirs: Tensor, scale: float) -> float:
 
 def differences(name: str) -> dict[str, Any]:
     """Return how far apart the two are, relative to what is largest: outputs, and gradients."""
-    member = built(name)
-    network: Any = member.pipe.components[denoiser_name(member.pipe)]
-    args, named = call_of(member.pipe, network, dict(member.call))
+    network, args, named = called(name)
     network.requires_grad_(True)
     out, gradients = learned(network, args, named, 1.0)
     size = torch.distributed.get_world_size()

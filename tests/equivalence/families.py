@@ -2,7 +2,7 @@
 
 Usage: torchrun --nproc_per_node N families.py FOLDER OUTPUT_FOLDER CASE ...
 
-A case is one of those below, or a member of the zoo whose network is run whole and divided.
+A case is one of those below, or a member of the zoo, or `minimax_h3`, whose network is run whole and divided.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from alignment.sources.semi_policy import SemiPolicy
 from reward_models.measures.colour import Colour
 from samplers.dynamics.flow_sde import FlowSDE
 from samplers.windows.fraction import Fraction
-from tests.equivalence.divided_networks import differences
+from tests.equivalence.divided_networks import differences, minimax_h3
 from tests.pipelines.zoo import ZOO, built
 from tests.support.adapters import save
 from tests.support.toy import fit, trainer_of
@@ -183,7 +183,7 @@ def outcome(folder: Path, case: Case) -> tuple[dict[str, Tensor], list[dict[str,
 def train(folder: Path, output: Path, names: Sequence[str]) -> None:
     """Write CASE.safetensors and CASE.json for each case, from the main process."""
     for name in names:
-        if name in ZOO:
+        if name in ZOO or name == minimax_h3.__name__:
             weights, told = {}, differences(name)
         else:
             weights, told = outcome(folder, Case.read(name))

@@ -47,6 +47,7 @@ NETWORKS = (
     "hunyuan_video",
     "hunyuan_video_1_5",
     "skyreels_v2_forcing",
+    "minimax_h3",
 )
 OTHER_NETWORKS = (
     "flux", "wan", "ltx_video", "ltx_i2v", "ltx2", "cogvideox", "flux_kontext", "flux_fill", "flux2_klein_kv",

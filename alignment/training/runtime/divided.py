@@ -98,6 +98,7 @@ class _Division:
     network: str
     plan: TokenPlan
     team: Team
+    _running: bool = False
     _inside: bool = False
     _exchanging: set[nn.Module] = field(default_factory=set)
     _entered: list[_Attending | None] = field(default_factory=list)
@@ -105,6 +106,7 @@ class _Division:
     def install(self, network: nn.Module) -> None:
         """Cut, exchange and join where the plan says; what is recomputed in a backward pass goes the same way."""
         network.register_forward_pre_hook(self._begin)
+        network.register_forward_hook(self._end, always_call=True)
         for pattern, cuts in self.plan.cut.items():
             for module in modules_called(network, pattern):
                 module.register_forward_pre_hook(self._cut_arguments(module, cuts), with_kwargs=True)
@@ -120,7 +122,10 @@ class _Division:
     # ---- cutting and joining -----------------------------------------------------------------------------------
 
     def _begin(self, *_: object) -> None:
-        self._inside = False
+        self._running, self._inside = True, False
+
+    def _end(self, *_: object) -> None:
+        self._running = self._inside = False
 
     def _cut_arguments(self, module: nn.Module, cuts: Cuts) -> Callable[..., Any]:
         signature = inspect.signature(module.forward)
@@ -131,7 +136,8 @@ class _Division:
             for name, value in given.items():
                 if name in cuts:
                     bound.arguments[name] = self._cut(value, cuts[name], given)
-            self._inside = self._inside or TOKENS in cuts
+            # A backward pass comes to modules in another order: what met whole tokens then meets them again.
+            self._inside = self._inside or (self._running and TOKENS in cuts)
             return bound.args, bound.kwargs
 
         return before
