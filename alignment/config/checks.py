@@ -17,7 +17,7 @@ from alignment.config.places import misplaced, unwritable
 from alignment.config.run import Run
 from alignment.config.schedule import check_dynamics, check_noise, read_scheduler, sampled_apart
 from alignment.errors import ConfigError
-from alignment.policy.networks.spec import PolicySpec
+from alignment.policy.networks.spec import PolicySpec, not_a_pipeline
 from reward_models.base import RewardError, require_reward_model
 from samplers.errors import SamplingError
 
@@ -366,8 +366,8 @@ def _rewards(run: Run) -> Iterator[Problem]:
 def _pipeline(name: str) -> Iterator[Problem]:
     path = Path(name)
     if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            yield "policy.pipeline", f"the folder {name} holds no model_index.json: it is not a diffusers pipeline"
+        if (reason := not_a_pipeline(path)) is not None:
+            yield "policy.pipeline", reason
     elif path.exists():
         yield "policy.pipeline", f"{name} is a file; expected a folder in diffusers layout, or a hub id"
     elif not HUB_ID.fullmatch(name) or path.parent.is_dir():

@@ -20,7 +20,7 @@ from alignment.errors import ConfigError, EnvironmentProblem, PipelineError
 from alignment.policy.networks.layout import Layout
 from alignment.policy.networks.low_memory import decode_in_parts, offload, quantization
 from alignment.policy.networks.single_file import denoiser_of_file
-from alignment.policy.networks.spec import PolicySpec
+from alignment.policy.networks.spec import PolicySpec, not_a_pipeline
 from reward_models.foreign import ForeignCode, first_line
 
 DENOISERS = ("transformer", "unet")
@@ -131,8 +131,8 @@ def declared_class(spec: PolicySpec) -> Any | None:
 
 def _check_folder(folder: Path) -> None:
     """Refuse a folder that lacks what its index lists."""
-    if not (folder / "model_index.json").is_file():
-        raise PipelineError(f"policy.pipeline: {folder} has no model_index.json: it is not a diffusers pipeline folder")
+    if (reason := not_a_pipeline(folder)) is not None:
+        raise PipelineError(f"policy.pipeline: {reason}")
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except ValueError as error:

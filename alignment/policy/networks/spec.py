@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -207,3 +208,15 @@ class PolicySpec:
             new = f"LoRA adapters of rank {self.lora.usual_rank}"
             what = new if self.lora.start is None else f"the LoRA adapters {self.lora.start}"
         return f"{what} of {self.pipeline}" + "".join(f" and {one.weight} x {one.path}" for one in self.adapters)
+
+
+def not_a_pipeline(folder: Path) -> str | None:
+    """Return why a folder is not one that diffusers saved a pipeline in; None if it is."""
+    if (folder / "model_index.json").is_file():
+        return None
+    if (folder / "modular_model_index.json").is_file():
+        return (
+            f"{folder} holds a modular pipeline (modular_model_index.json), which is not trained here; expected a "
+            "folder with a model_index.json, which a pipeline's save_pretrained writes"
+        )
+    return f"the folder {folder} holds no model_index.json: it is not a diffusers pipeline"

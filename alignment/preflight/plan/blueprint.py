@@ -28,7 +28,7 @@ from alignment.errors import PipelineError
 from alignment.policy.latents import Ends, Latents, Sample
 from alignment.policy.networks.loading import components_listed, loop_networks
 from alignment.policy.networks.low_memory import decode_in_parts
-from alignment.policy.networks.spec import PolicySpec
+from alignment.policy.networks.spec import PolicySpec, not_a_pipeline
 from alignment.preflight.plan.known_outputs import META
 from reward_models.foreign import ForeignCode, first_line
 
@@ -92,10 +92,8 @@ def describe(spec: PolicySpec) -> Description:
         folder = None
     else:
         folder = folder if folder.is_dir() else _fetched(spec)
-        if not (folder / "model_index.json").is_file():
-            raise PipelineError(
-                f"policy.pipeline: {folder} has no model_index.json: it is not a diffusers pipeline folder"
-            )
+        if (reason := not_a_pipeline(folder)) is not None:
+            raise PipelineError(f"policy.pipeline: {reason}")
         listed = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         name = listed.pop("_class_name")
         kinds = components_listed(listed)

@@ -201,6 +201,8 @@ def test_a_pipeline_is_a_diffusers_folder_or_a_hub_id(
     assert "there is no folder pipeline/typo" in refused(with_pipeline(run, "pipeline/typo"))
     (tmp_path / "pipeline" / "model_index.json").unlink()
     assert "holds no model_index.json" in refused(run)
+    (tmp_path / "pipeline" / "modular_model_index.json").write_text("{}")
+    assert "a modular pipeline (modular_model_index.json), which is not trained here" in refused(run)
 
 
 def test_an_output_folder_that_is_a_file_is_refused(path: Path, tmp_path: Path) -> None:
