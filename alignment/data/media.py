@@ -150,7 +150,7 @@ def find(folder: Path, name: object) -> Path:
     """
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise DataError(f"{name!r:.80} is not the name of a file")
-    if "://" in name or name.startswith("~") or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive:
+    if "://" in name or name.startswith("~") or _absolute(name):
         raise DataError(
             f"{name:.80} is not a path relative to the data file; nothing is fetched, copy it beside the file"
         )
@@ -163,6 +163,15 @@ def find(folder: Path, name: object) -> Path:
     if not path.is_file():
         raise DataError(f"{folder / name} is not a file")
     return path
+
+
+def leads_out(name: str) -> bool:
+    """Return whether a path that may not be there yet leads out of the folder that it counts from."""
+    return _absolute(name) or ".." in (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
+
+
+def _absolute(name: str) -> bool:
+    return PurePosixPath(name).is_absolute() or bool(PureWindowsPath(name).drive)
 
 
 def _described(path: Path, content: bytes, embedded: bytes | None = None) -> Picture:

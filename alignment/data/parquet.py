@@ -1,4 +1,4 @@
-"""Parquet in and out, with pyarrow where it is installed."""
+"""Parquet in and out, and the Arrow files of `datasets`, with pyarrow where it is installed."""
 
 from __future__ import annotations
 
@@ -47,31 +47,37 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict
             named = file.schema_arrow.names
             wanted = None if columns is None else [name for name in dict.fromkeys(columns) if name in named]
             for batch in file.iter_batches(batch_size=_AT_ONCE, columns=wanted):
-                yield from batch.to_pylist()
+                yield from _rows(batch)
     except (arrow().ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
 
 
-def read_table(table: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an Arrow table, those of `columns` that it has."""
-    wanted = table.select([name for name in dict.fromkeys(columns) if name in table.column_names])
-    for batch in wanted.to_batches(max_chunksize=_AT_ONCE):
-        yield from batch.to_pylist()
+def read_stream(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an Arrow file as `datasets` writes them; the disk is read when rows are asked for.
 
-
-def read_streams(folder: Path, names: Sequence[str]) -> Any:
-    """Return the rows of Arrow files as `datasets` writes them, as one table; the disk is read when rows are asked for.
+    Args:
+        path: The file.
+        columns: Which are wanted, where the file has them.
 
     Raises:
-        DataError: If one is damaged.
+        DataError: If it is missing or damaged.
         EnvironmentProblem: If pyarrow is not installed.
     """
     pyarrow, ipc = arrow(), arrow("ipc")
     try:
-        parts = [ipc.open_stream(pyarrow.memory_map(str(folder / name))).read_all() for name in names]
-        return pyarrow.concat_tables(parts)
+        check_end(path)
+        table = ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
+        wanted = table.select([name for name in dict.fromkeys(columns) if name in table.column_names])
+        for batch in wanted.to_batches(max_chunksize=_AT_ONCE):
+            yield from _rows(batch)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{folder} is damaged: {first_line(error)}") from error
+        raise DataError(f"{path} is damaged: {first_line(error)}") from error
+
+
+def _rows(batch: Any) -> list[dict[str, Any]]:
+    """Return the rows of a batch, of which arrow believes all that a file says before it is asked to look."""
+    batch.validate(full=True)
+    return batch.to_pylist()
 
 
 def write_rows(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from alignment.data.parquet import read_rows, read_streams, read_table
+from alignment.data.parquet import read_rows, read_stream
 from alignment.errors import DataError
 from reward_models.loading.strict_json import parse_json
 from reward_models.loading.whole_files import read_whole
@@ -37,7 +36,7 @@ def read_records(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, Reco
         EnvironmentProblem: If reading it takes a package that is not installed.
     """
     if file.is_dir():
-        yield from _rows(file, read_table(_saved_dataset(file), columns))
+        yield from _rows(file, (row for path in _saved_dataset(file) for row in read_stream(path, columns)))
     elif file.suffix == ".parquet":
         yield from _rows(file, read_rows(file, columns))
     elif file.suffix == ".jsonl":
@@ -71,20 +70,22 @@ def _json(line: str) -> Record | str:
     return record if isinstance(record, dict) else {}
 
 
-def _saved_dataset(folder: Path) -> Any:
-    """Return the table of a folder that `Dataset.save_to_disk` wrote: its state names its Arrow files."""
+def _saved_dataset(folder: Path) -> list[Path]:
+    """Return the Arrow files of a folder that `Dataset.save_to_disk` wrote: its state names them."""
     if (folder / "dataset_dict.json").is_file():
         splits = [str(path) for path in sorted(folder.iterdir()) if (path / "state.json").is_file()]
         raise DataError(f"{folder} holds several splits; name one of them: {' or '.join(splits)}")
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        files = state["_data_files"] if isinstance(state, dict) else []
-        names = [Path(part["filename"]).name for part in files if isinstance(part, dict)]
-    except (OSError, ValueError, KeyError) as error:
+        files = state.get("_data_files") if isinstance(state, dict) else None
+        names = [part.get("filename") for part in files if isinstance(part, dict)] if isinstance(files, list) else []
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError("it names no files")
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{folder} is not a folder that `datasets` saved: it has no readable state.json, nor {LINES}"
         ) from error
-    return read_streams(folder, names)
+    return [folder / Path(name).name for name in names]
 
 
 def _rows(file: Path, rows: Iterator[Record]) -> Iterator[tuple[str, Record]]:

@@ -15,7 +15,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 from torch import Tensor
 
 from alignment.data.batches import Prompt
-from alignment.data.media import find_picture
+from alignment.data.media import find_picture, leads_out
 from alignment.errors import DataError
 from reward_models.base import RewardModel
 from reward_models.loading.whole_files import read_whole
@@ -137,6 +137,21 @@ class LocalCopy:
             f"{type(self).__name__} is read from a copy of {self.place} (licence of the prompts: {self.licence}); "
             "nothing is downloaded"
         )
+
+
+def called(place: str, name: str) -> str:
+    """Return what a table calls a picture, for `Item.files`.
+
+    Args:
+        place: Which record it is, for messages.
+        name: Its path in a folder of pictures, without an ending.
+
+    Raises:
+        DataError: If that leads out of the folder.
+    """
+    if leads_out(name):
+        raise DataError(f"{place}: {name!r:.80} leads out of a folder of pictures; is the copy whole?")
+    return name.replace("{", "{{").replace("}", "}}")
 
 
 def decoded(path: Path) -> str:

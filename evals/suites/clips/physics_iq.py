@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from alignment.errors import DataError
 from evals.benchmarks.base import wanted
-from evals.suites.base import Item, LocalCopy, Published, Suite, table
+from evals.suites.base import Item, LocalCopy, Published, Suite, called, table
 
 _NAMES = ("descriptions_original.csv", "descriptions.csv")
 _FRAMES = ("physics-IQ-benchmark/switch-frames", "switch-frames")
@@ -65,7 +65,8 @@ class PhysicsIQ(Suite, LocalCopy):
                 own = f"{parts[0]}_switch-frames_anyFPS_{parts[1]}_{Path(parts[3]).stem}.jpg"
                 if own in found:
                     raise DataError(f"{place}: {scenario} occurs twice")
-                found[own] = Item(self.starting(prompt, frames, own, place), category, (Path(clip).stem,))
+                start, own_name = self.starting(prompt, frames, own, place), called(place, Path(clip).stem)
+                found[own] = Item(start, category, (own_name,))
         if not found:
             raise DataError(f"{path} has no scenario of take-1, and those are the ones to generate")
         return list(found.values())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from evals.benchmarks.base import json_records, wanted
-from evals.suites.base import Item, LocalCopy, Suite
+from evals.suites.base import Item, LocalCopy, Suite, called
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,5 @@ class VBench(Suite, LocalCopy):
             prompt, looked = wanted(record, "prompt_en", place, str), wanted(record, "dimension", place, list)
             chosen = [one for one in looked if not self.dimensions or one in self.dimensions]
             if chosen:
-                plain = prompt.replace("{", "{{").replace("}", "}}")
-                found.setdefault(prompt, Item(prompt, str(chosen[0]), (f"{plain}-{{k}}",)))
+                found.setdefault(prompt, Item(prompt, str(chosen[0]), (f"{called(place, prompt)}-{{k}}",)))
         return list(found.values())

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from alignment.data.parquet import read_rows, read_streams, read_table
+from alignment.data.parquet import read_rows, read_stream
 from alignment.errors import DataError
 from evals.benchmarks.base import wanted
-from evals.suites.base import Item, LocalCopy, Published, Suite
+from evals.suites.base import Item, LocalCopy, Published, Suite, called
 
 _TEXTS = ("task_type", "key", "instruction", "instruction_language")
 _BAGEL = "BAGEL, arXiv 2505.14683"
@@ -55,7 +55,7 @@ class GEdit(Suite, LocalCopy):
                 raise DataError(f"{place}: {task}, {key} occurs twice")
             picture = wanted(row, self.original, place)
             start = self.starting(prompt, Path(self.folder), picture, place)
-            found[task, key] = Item(start, task, (f"fullset/{task}/{language}/{key}",))
+            found[task, key] = Item(start, task, (called(place, f"fullset/{task}/{language}/{key}"),))
         if not found:
             raise DataError(f"{self.folder} has no instruction in the language {self.language!r}; is the copy whole?")
         return list(found.values())
@@ -66,10 +66,6 @@ class GEdit(Suite, LocalCopy):
         if not paths:
             raise self.lacking(self.folder, "*.arrow", "*.parquet")
         for path in paths:
-            rows = (
-                read_rows(path, columns)
-                if path.suffix == ".parquet"
-                else read_table(read_streams(path.parent, [path.name]), columns)
-            )
+            rows = read_rows(path, columns) if path.suffix == ".parquet" else read_stream(path, columns)
             for number, row in enumerate(rows, start=1):
                 yield f"{path}, row {number}", row

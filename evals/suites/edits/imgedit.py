@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from alignment.errors import DataError
 from evals.benchmarks.base import json_of, wanted
-from evals.suites.base import Item, LocalCopy, Published, Suite
+from evals.suites.base import Item, LocalCopy, Published, Suite, called
 
 _NAMES = (
     "singleturn/singleturn.json", "Benchmark/singleturn/singleturn.json", "singleturn.json",
@@ -58,5 +58,5 @@ class ImgEdit(Suite, LocalCopy):
         for own, edit in edits.items():
             place = f"{path}, edit {own}"
             picture, prompt, kind = (wanted(edit, key, place, str) for key in ("id", "prompt", "edit_type"))
-            found.append(Item(self.starting(prompt, originals, picture, place), kind, (own,)))
+            found.append(Item(self.starting(prompt, originals, picture, place), kind, (called(place, own),)))
         return found

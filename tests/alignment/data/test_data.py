@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 from pathlib import Path
 
 import datasets
@@ -138,6 +139,32 @@ def test_a_saved_dataset_is_read(tmp_path: Path) -> None:
     datasets.DatasetDict(train=made, test=made).save_to_disk(tmp_path / "splits")
     with pytest.raises(DataError, match=r"several splits.*test or .*train"):
         read_prompts(str(tmp_path / "splits"), columns=columns)
+
+
+def test_what_is_damaged_in_a_saved_dataset_is_named(tmp_path: Path) -> None:
+    """A byte anywhere may be wrong, and arrow believes what a file says of its own texts until it is asked to look."""
+    made = datasets.Dataset.from_list([{"prompt": f"a cat {number}"} for number in range(4)])
+    made.save_to_disk(tmp_path, num_shards=2)
+    victim = tmp_path / "data-00001-of-00002.arrow"
+    whole = victim.read_bytes()
+    texts = whole.index(b"a cat")
+    for damaged in (b"", whole[:100], whole[:texts], whole[:texts] + b"\xff" + whole[texts + 1 :],
+                    *(whole[:at] + b"\x7f" * 4 + whole[at + 4 :] for at in range(0, len(whole) - 4, 12))):  # fmt: skip
+        victim.unlink()  # the one that was there may still be mapped
+        victim.write_bytes(damaged)
+        said = ""
+        try:
+            read_prompts(str(tmp_path))
+        except DataError as error:
+            said = str(error)
+        assert not said or str(victim) in said or "row" in said
+    victim.unlink()
+    with pytest.raises(DataError, match=re.escape(str(victim))):
+        read_prompts(str(tmp_path))
+    for told in ({"_data_files": 3}, {"_data_files": [{"filename": 3}]}, [], {}):
+        (tmp_path / "state.json").write_text(json.dumps(told), encoding="utf-8")
+        with pytest.raises(DataError, match=r"no readable state\.json"):
+            read_prompts(str(tmp_path))
 
 
 def test_an_image_folder_is_read_by_its_metadata(tmp_path: Path) -> None:

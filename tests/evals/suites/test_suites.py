@@ -15,6 +15,7 @@ from PIL import Image
 
 from alignment.config import build, registry
 from alignment.data.batches import source_of
+from alignment.data.media import leads_out
 from alignment.data.parquet import write_rows
 from alignment.errors import DataError
 from evals.suites.base import Suite
@@ -247,6 +248,38 @@ def test_a_key_that_stands_twice_is_named(copies: Path, name: str) -> None:
         path.write_text(text, encoding="utf-8")
 
 
+@pytest.mark.parametrize("word", ["../../outside", "/outside", "{outside}"])
+@pytest.mark.parametrize("name", LOCAL)
+def test_no_word_of_a_copy_leads_out_of_it(copies: Path, name: str, word: str) -> None:
+    """Each word in the files of a copy is swapped for a path that leads elsewhere, one after the other."""
+    texts = [path for path in (copies / name).rglob("*") if path.suffix not in (".jpg", ".parquet") and path.is_file()]
+    for path in texts:
+        text = path.read_text(encoding="utf-8")
+        for said in dict.fromkeys(re.findall(r"[\w./-]+", text)):
+            path.write_text(re.sub(rf"(?<![\w./-]){re.escape(said)}(?![\w./-])", word, text), encoding="utf-8")
+            check_inside(copies, name)
+        path.write_text(text, encoding="utf-8")
+    for path in (copies / name).rglob("*.parquet"):
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+        for column in [column for column, held in rows[0].items() if isinstance(held, str)]:
+            write_rows(path, [{**rows[0], column: word}])
+            check_inside(copies, name)
+        write_rows(path, [{**rows[0], "input_image": {"bytes": None, "path": word}}])
+        check_inside(copies, name)
+
+
+def check_inside(copies: Path, name: str) -> None:
+    """See that names stay inside, or that the file is named which holds another one."""
+    said, items = str(copies / name), []
+    try:
+        items = suite(copies, name).items()
+    except DataError as error:
+        said = str(error)
+    assert str(copies / name) in said
+    for file in (one.format(k=0) for item in items for one in item.files):
+        assert not leads_out(file)
+
+
 @pytest.mark.parametrize(("name", "sizes"), [("physics_iq", [8, 16, 24]), ("imgedit", [8, 16, 16]), ("gedit", [8, 8])])
 def test_what_a_picture_is_made_from_belongs_to_its_prompt(copies: Path, name: str, sizes: list[int]) -> None:
     sources = [source_of(item.prompt) for item in suite(copies, name).items()]
@@ -285,7 +318,7 @@ def test_a_data_set_is_read_from_its_arrow_files(copies: Path) -> None:
     assert suite(copies, "gedit").items() == before
     whole = parquet.with_suffix(".arrow").read_bytes()
     parquet.with_suffix(".arrow").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(DataError, match=r"train-00000-of-00001\.arrow is damaged"):
         suite(copies, "gedit").items()
 
 
