@@ -90,7 +90,7 @@ def test_weights_that_no_file_holds_are_refused(tmp_path, make, component, which
 
 
 def test_a_folder_without_an_index(tmp_path):
-    assert "has no model_index.json" in refused(tmp_path)
+    assert "holds no model_index.json" in refused(tmp_path)
 
 
 def test_a_folder_that_is_not_there(tmp_path):
