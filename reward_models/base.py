@@ -207,6 +207,13 @@ class RewardModel(Protocol):
         """
         return None
 
+    def right_or_wrong(self) -> tuple[str, ...]:
+        """Return which scores of a picture are 0 or 1 and nothing else: "" the score itself, or a part's name.
+
+        Means of these are shares, of which all or none may be right by chance. None by default.
+        """
+        return ()
+
     def reads_prompts(self) -> bool:
         """Return whether a prompt has a say in a score; yes, unless a model says that it looks at the sample alone."""
         return True

@@ -25,7 +25,8 @@ class Interval:
 
     Attributes:
         mean: Mean over pictures; NaN when none was scored.
-        low: Lower end of the 95 % interval; NaN with a single prompt, which shows no spread between prompts.
+        low: Lower end of the 95 % interval; NaN with a single prompt, which shows no spread between prompts, and with
+            scores of unknown range that are all the same.
         high: Upper end.
         n: Scored pictures.
     """
@@ -36,22 +37,39 @@ class Interval:
     n: int
 
 
-def interval(scores: Sequence[float], prompts: Sequence[str] | None = None) -> Interval:
+def interval(scores: Sequence[float], prompts: Sequence[str] | None = None, *, share: bool | None = None) -> Interval:
     """Return the mean of `scores` with its 95 % interval.
 
     Args:
         scores: One number per picture; NaN marks a picture that was not scored, which is left out and not counted.
         prompts: The prompt of each picture; None takes the pictures as independent.
+        share: Whether scores are 0 or 1 by what they mean; None takes them for that where none is anything else. Of
+            scores of any range that are all the same, nothing says how far from their mean the true one may be: there
+            is no interval.
     """
     sums, sizes = _clusters(scores, prompts)
     n = int(sizes.sum())
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
     values = np.asarray(scores, dtype=np.float64)
-    if np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
+    values = values[~np.isnan(values)]
+    if share is not False and np.isin(values, (0.0, 1.0)).all():
         return _proportion(sums, sizes)
+    if share is False and (values == values[0]).all():
+        return Interval(float(values[0]), math.nan, math.nan, n)
     low, high = _student(sums, sizes)
     return Interval(float(sums.sum() / n), low, high, n)
+
+
+def is_share(scores: np.ndarray, *, known: bool) -> bool:
+    """Return whether scores are 0 or 1 by what they mean: both are seen and nothing else, or it is known.
+
+    Args:
+        scores: All that there are of a measure; NaN marks what was not scored.
+        known: Whether what scores gives nothing else.
+    """
+    seen = set(scores[~np.isnan(scores)].tolist())
+    return seen <= {0.0, 1.0} and (len(seen) == 2 or known)
 
 
 def difference(base: Sequence[float], final: Sequence[float], prompts: Sequence[str] | None = None) -> Interval:

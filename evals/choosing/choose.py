@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from alignment.reports.statistics import Interval, difference, interval
+from alignment.reports.statistics import Interval, difference, interval, is_share
 from evals.generation.makers import MANIFEST
 from evals.generation.shelf import Row, write
 
@@ -83,20 +83,25 @@ class Gain:
     change: Interval
 
 
-def gains(picks: Sequence[Pick], scores: Mapping[str, np.ndarray], chooser: str | None) -> list[Gain]:
+def gains(
+    picks: Sequence[Pick], scores: Mapping[str, np.ndarray], chooser: str | None, known: Collection[str] = ()
+) -> list[Gain]:
     """Return what choosing did to every reward, the one that chose first.
 
     Args:
         picks: What was chosen.
         scores: Of every candidate, by reward.
         chooser: The reward that chose; None where there was nothing to choose from.
+        known: Rewards that give 0 or 1 and nothing else.
     """
     prompts = [str(pick.item) for pick in picks]
     found = []
     for title, column in scores.items():
         plain, chosen = (column[[vars(pick)[side] for pick in picks]].tolist() for side in ("plain", "chosen"))
         change = difference(plain, chosen, prompts)
-        found.append(Gain(title, title == chooser, interval(plain, prompts), interval(chosen, prompts), change))
+        share = is_share(column, known=title in known)
+        means = (interval(side, prompts, share=share) for side in (plain, chosen))
+        found.append(Gain(title, title == chooser, *means, change))
     return sorted(found, key=lambda gain: not gain.chooses)
 
 

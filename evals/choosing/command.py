@@ -124,7 +124,8 @@ def _finish(args: argparse.Namespace, plan: EvalPlan, chooser: str | None, secon
     files = [plan.output / name for name in table.files]
     prompts = [str(item.prompt) for item in plan.items[SUITE]]
     written = write_chosen(output, picks, rows, files, prompts, scores)
-    found = gains(picks, {title: scores[title] for title in plan.rewards_of(SUITE)}, chooser)
+    whole = {title: scores[title] for title in plan.rewards_of(SUITE)}
+    found = gains(picks, whole, chooser, plan.right_or_wrong(SUITE))
     write(output / SHEET, encode(_sheet(picks, files, prompts, found, scores)))
     made = {
         "subject": asdict(plan.subjects[0]),

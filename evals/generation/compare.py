@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from alignment.features.base import Extractor, apart
-from alignment.reports.statistics import Interval, difference, interval
+from alignment.reports.statistics import Interval, difference, interval, is_share
 from evals.generation.plan import EvalPlan
 from evals.generation.progress import Bar
 from evals.generation.subjects import REFERENCE
@@ -136,9 +136,10 @@ def _on_suite(plan: EvalPlan, suite: str) -> OnSuite:
     subjects = {name: table for name, table in found.items() if name != REFERENCE}
     base = next(iter(subjects))
     features = {title: {name: table.features(title) for name, table in found.items()} for title in plan.extractors}
-    standings = {name: _standing(plan, table, features) for name, table in subjects.items()}
+    shares = _shares(subjects.values(), plan.right_or_wrong(suite))
+    standings = {name: _standing(plan, table, features, shares) for name, table in subjects.items()}
     beside = {
-        name: _beside(plan, subjects[base], table, features, (standings[base], standings[name]))
+        name: _beside(plan, (subjects[base], table), features, (standings[base], standings[name]), shares)
         for name, table in subjects.items()
         if name != base
     }
@@ -155,12 +156,28 @@ def _on_suite(plan: EvalPlan, suite: str) -> OnSuite:
     )
 
 
+def _shares(subjects: Collection[Table], known: frozenset[str]) -> frozenset[str]:
+    """Return the scores that are 0 or 1, as all subjects together tell."""
+    found: dict[str, list[np.ndarray]] = {}
+    for table in subjects:
+        for name, column in table.scores.items():
+            found.setdefault(name, []).append(column)
+    return frozenset(name for name, all_of in found.items() if is_share(np.concatenate(all_of), known=name in known))
+
+
 def _notes(plan: EvalPlan, suite: str, standings: Mapping[str, Standing], count: int) -> list[str]:
     notes = [
         f"{standing.unscored} of {count} pictures of {name} lack a score and are left out with their partners: "
         + "; ".join(f"{row}: {reason}" for row, reason in standing.reasons.items())
         for name, standing in standings.items()
         if standing.unscored
+    ]
+    notes += [
+        f"{measure} of {name} is {one.mean:g} for every picture; nothing says between what its scores may lie, so that "
+        "their mean has no interval"
+        for name, standing in standings.items()
+        for measure, one in standing.scores.items()
+        if math.isnan(one.low) and one.n > 1 and len(plan.items[suite]) > 1
     ]
     if count < FEWEST:
         notes.append(f"{count} pictures are too few for distances between sets; {FEWEST} are the fewest")
@@ -169,7 +186,9 @@ def _notes(plan: EvalPlan, suite: str, standings: Mapping[str, Standing], count:
     return notes
 
 
-def _standing(plan: EvalPlan, table: Table, features: Mapping[str, Mapping[str, np.ndarray]]) -> Standing:
+def _standing(
+    plan: EvalPlan, table: Table, features: Mapping[str, Mapping[str, np.ndarray]], shares: frozenset[str]
+) -> Standing:
     named = [str(prompt) for prompt in table.prompts]
     base = next(iter(plan.subjects)).name
     whole = {title: extractor for title, extractor in plan.extractors.items() if not extractor.names}
@@ -182,17 +201,17 @@ def _standing(plan: EvalPlan, table: Table, features: Mapping[str, Mapping[str, 
         for title, extractor in whole.items()
     }
     return Standing(
-        scores={name: interval(column.tolist(), named) for name, column in distinct(table.scores).items()},
+        scores={name: mean_of(column, named, share=name in shares) for name, column in distinct(table.scores).items()},
         unscored=int(np.any([np.isnan(column) for column in table.scores.values()], axis=0).sum()),
         reasons=dict(list(table.reasons.items())[:3]),
         diversity={
-            title: interval(pairwise(features[title][table.subject], table.prompts, extractor.distance).tolist())
+            title: mean_of(pairwise(features[title][table.subject], table.prompts, extractor.distance))
             for title, extractor in whole.items()
         },
         vendi={title: vendi(features[title][table.subject]) for title in whole},
         fidelity=fidelity,
         looks={
-            name: interval(features[title][table.subject][:, n].tolist(), named)
+            name: mean_of(features[title][table.subject][:, n], named)
             for title, extractor in plan.extractors.items()
             for n, name in enumerate(extractor.names)
         },
@@ -226,15 +245,16 @@ def _fidelity(x: np.ndarray, others: np.ndarray, against: str, extractor: Extrac
 
 def _beside(
     plan: EvalPlan,
-    base: Table,
-    final: Table,
+    tables: tuple[Table, Table],
     features: Mapping[str, Mapping[str, np.ndarray]],
     standings: tuple[Standing, Standing],
+    shares: frozenset[str],
 ) -> Beside:
+    base, final = tables
     scores = {name: (base.scores[name], final.scores[name]) for name in distinct(final.scores) if name in base.scores}
     named = [str(prompt) for prompt in base.prompts]
-    changes = [change(name, *both, named) for name, both in scores.items()]
-    changes += _best_of(scores, base.prompts)
+    changes = [change(name, *both, named, share=name in shares) for name, both in scores.items()]
+    changes += _best_of({name: both for name, both in scores.items() if name in shares}, base.prompts)
     changes += _varied(plan, base, final, features)
     changes += _nearer(*standings)
     looks = [
@@ -250,10 +270,13 @@ def _beside(
     categories = [item.category for item in plan.items[base.suite]]
     return Beside(
         tuple(changes),
-        {name: _by_category(name, both, base.prompts, categories) for name, both in scores.items()},
+        {
+            name: _by_category(name, both, base.prompts, categories, share=name in shares)
+            for name, both in scores.items()
+        },
         tuple(looks),
         {
-            title: interval(apart(found[base.subject], found[final.subject], extractor.distance).tolist(), named)
+            title: mean_of(apart(found[base.subject], found[final.subject], extractor.distance), named)
             for title, extractor in plan.extractors.items()
             for found in [features[title]]
             if not extractor.names
@@ -265,11 +288,15 @@ def _beside(
     )
 
 
-def change(measure: str, base: np.ndarray, final: np.ndarray, named: Sequence[str]) -> Change:
-    """Return how a measure of each picture changed, pair by pair."""
+def mean_of(column: np.ndarray, named: Sequence[str] | None = None, *, share: bool = False) -> Interval:
+    """Return the mean of a measure of each picture, or of each prompt."""
+    return interval(column.tolist(), named, share=share)
+
+
+def change(measure: str, base: np.ndarray, final: np.ndarray, named: Sequence[str], *, share: bool = False) -> Change:
+    """Return how a measure of each picture changed, pair by pair; `share` where it is 0 or 1."""
     both = ~(np.isnan(base) | np.isnan(final))
-    share = bool(np.isin(np.concatenate([base[both], final[both]]), (0.0, 1.0)).all()) and bool(both.any())
-    ends = [interval(np.where(both, column, math.nan).tolist(), named) for column in (base, final)]
+    ends = [mean_of(np.where(both, column, math.nan), named, share=share) for column in (base, final)]
     found = difference(base.tolist(), final.tolist(), named)
     zero = np.zeros(len(base))
     apart = [difference(zero.tolist(), np.where(both, column, math.nan).tolist(), named) for column in (base, final)]
@@ -282,13 +309,11 @@ def _best_of(scores: Mapping[str, tuple[np.ndarray, np.ndarray]], prompts: Seque
     """Return how often one of several pictures is right, of measures that are right or wrong."""
     found = []
     for name, both in scores.items():
-        if not all(np.isin(column[~np.isnan(column)], (0.0, 1.0)).all() for column in both):
-            continue
         for k in BEST_OF[1:]:
             one, other = (covered(column, prompts, k) for column in both)
             if not (np.isnan(one).any() or np.isnan(other).any()):
-                made = change(f"{name}, best of {k}", one, other, [str(n) for n in range(len(one))])
-                found.append(replace(made, share=True, pictures=len(prompts), derived=True))
+                made = change(f"{name}, best of {k}", one, other, [str(n) for n in range(len(one))], share=True)
+                found.append(replace(made, pictures=len(prompts), derived=True))
     return found
 
 
@@ -303,7 +328,7 @@ def _varied(
         one, other = (pairwise(features[title][t.subject], t.prompts, extractor.distance) for t in (base, final))
         if not np.isnan(one).all():
             made = change(f"diversity ({title})", one, other, [str(n) for n in range(len(one))])
-            found.append(replace(made, share=False, pictures=len(base.names)))
+            found.append(replace(made, pictures=len(base.names)))
     return found
 
 
@@ -321,14 +346,14 @@ def _nearer(base: Standing, final: Standing) -> list[Change]:
 
 
 def _by_category(
-    name: str, both: tuple[np.ndarray, np.ndarray], prompts: Sequence[int], categories: Sequence[str]
+    name: str, both: tuple[np.ndarray, np.ndarray], prompts: Sequence[int], categories: Sequence[str], *, share: bool
 ) -> dict[str, Change]:
     member = np.asarray([categories[prompt] for prompt in prompts])
     found = {}
     for category in dict.fromkeys(filter(None, categories)):
         own = member == category
         named = [str(prompt) for prompt, inside in zip(prompts, own, strict=True) if inside]
-        found[category] = change(name, both[0][own], both[1][own], named)
+        found[category] = change(name, both[0][own], both[1][own], named, share=share)
     return found
 
 

@@ -123,6 +123,11 @@ class EvalPlan:
         """Return what scores the pictures of a suite, by title."""
         return self.rewards or self.suites[suite].rewards()
 
+    def right_or_wrong(self, suite: str) -> frozenset[str]:
+        """Return the scores of a suite's pictures that are 0 or 1 and nothing else, by "reward" and "reward/part"."""
+        rewards = self.rewards_of(suite).items()
+        return frozenset(f"{title}/{part}".rstrip("/") for title, model in rewards for part in model.right_or_wrong())
+
     def units(self, suite: str) -> list[Unit]:
         """Return the rows of a suite, sample by sample and prompt by prompt, in units.
 

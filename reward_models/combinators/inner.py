@@ -32,6 +32,10 @@ class AroundAnother(RewardModel):
         """Return those of the inner reward."""
         return self.reward.part_names()
 
+    def right_or_wrong(self) -> tuple[str, ...]:
+        """Return those of the inner reward."""
+        return self.reward.right_or_wrong()
+
     def reads_prompts(self) -> bool:
         """Return whether the inner reward does."""
         return self.reward.reads_prompts()

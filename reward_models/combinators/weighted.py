@@ -105,6 +105,14 @@ class Weighted(RewardModel):
         """Return the names of the terms, and "passed" with gates."""
         return (*self.parts, *(() if self.gated is None else ("passed",)))
 
+    def right_or_wrong(self) -> tuple[str, ...]:
+        """Return those of its terms, and "passed" with gates."""
+        found = ((name, sub) for name, part in self.parts.items() for sub in part.reward.right_or_wrong())
+        return (
+            *(f"{name}/{sub}" if sub else name for name, sub in found),
+            *(() if self.gated is None else ("passed",)),
+        )
+
     def reads_prompts(self) -> bool:
         """Return whether that is so of any part."""
         return any(part.reward.reads_prompts() for part in self.parts.values())

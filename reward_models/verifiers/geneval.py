@@ -71,6 +71,10 @@ class GenEval(RewardModel):
         answer = KnownAnswer("there is no dog on a grey picture", media, ("a photo of a dog",), ((0.0, 0.0),))
         return (answer,) if self.detector == _DETECTOR else ()
 
+    def right_or_wrong(self) -> tuple[str, ...]:
+        """Return the verdicts that give no partial credit."""
+        return ("strict", "correct", *(() if self.verdict == "dense" else ("",)))
+
     def load(self, *, device: torch.device) -> _GenEvalScorer:
         """Return the scorer.
 

@@ -57,6 +57,10 @@ class Motion(RewardModel):
         """Return what is judged by itself."""
         return _PARTS
 
+    def right_or_wrong(self) -> tuple[str, ...]:
+        """Return the all-or-nothing score, which is the whole score where it has all the weight."""
+        return ("strict", *(("",) if self.strict == 1 else ()))
+
     def load(self, *, device: torch.device) -> _MotionScorer:
         """Return the scorer; it works on the CPU whatever the device is."""
         return _MotionScorer(self)

@@ -59,6 +59,10 @@ class Shapes(RewardModel):
         """Return the two scores."""
         return ("strict", "graded")
 
+    def right_or_wrong(self) -> tuple[str, ...]:
+        """Return the all-or-nothing score, which is the whole score where it has all the weight."""
+        return ("strict", *(("",) if self.strict == 1 else ()))
+
     def load(self, *, device: torch.device) -> _ShapesScorer:
         """Return the scorer; it works on the CPU whatever the device is."""
         return _ShapesScorer(self)

@@ -118,6 +118,15 @@ def test_parts_are_those_that_were_told_before(model, whole):
         assert {name.split("/")[0] for name in whole.parts} == set(told)
 
 
+def test_what_is_right_or_wrong_is_nothing_between(model, media, prompts):
+    if told := model.right_or_wrong():
+        pictures = Media(media.pixels[:, :1])  # a clip has the mean over its frames
+        found = load_reward(model, device=CPU)(media=pictures, prompts=prompts, group=GROUP)
+        for part in told:
+            scores = found.parts[part] if part else found.value
+            assert set(scores[~scores.isnan()].tolist()) <= {0.0, 1.0}
+
+
 def test_the_score_of_a_batch_is_the_scores_of_its_rows_or_groups(model, whole, media, prompts):
     scorer = load_reward(model, device=CPU)
     parts = [torch.tensor([i]) for i in range(4)] if model.scope == "sample" else [GROUP == 7, GROUP == 3]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from alignment.reports.statistics import difference, interval, over_runs
+from alignment.reports.statistics import difference, interval, is_share, over_runs
 
 # 2,000 simulated experiments see a coverage of 0.95 with standard deviation 0.005: four of those.
 EXPERIMENTS = 2000
@@ -75,6 +75,25 @@ def test_a_proportion_of_independent_pictures_is_wilsons(n, data):
     assert found.mean == pytest.approx(right / n, abs=ROUNDING)
     assert found.low == pytest.approx(expected.low, abs=ROUNDING)
     assert found.high == pytest.approx(expected.high, abs=ROUNDING)
+
+
+def test_scores_of_any_range_that_are_all_the_same_have_no_interval():
+    """None right of 160 is a share whose true value is small; a reward that is 0 everywhere may lie anywhere else."""
+    for same in (0.0, 1.0, -3.5):
+        found = interval([same] * 160, PROMPTS, share=False)
+        assert (found.mean, found.n) == (same, 160)
+        assert math.isnan(found.low)
+        assert math.isnan(found.high)
+    none = interval([0.0] * 160, PROMPTS, share=True)
+    assert none == interval([0.0] * 160, PROMPTS)
+    assert 0.0 == none.low < none.high < 0.1
+
+
+def test_what_is_right_or_wrong_is_seen_or_known():
+    seen = np.asarray([0.0, 1.0, math.nan])
+    for scores, known, share in ((seen, False, True), (seen[:1], False, False), (seen[:1], True, True),
+                                 (seen + 1, True, False)):  # fmt: skip
+        assert is_share(scores, known=known) is share
 
 
 def test_pictures_that_repeat_their_prompt_count_once():

@@ -257,6 +257,19 @@ def test_pictures_without_a_score_are_left_out_with_their_partners(given: Path) 
     assert suite["comparisons"]["redder"]["changes"][0]["pictures"] == 11
 
 
+def test_a_reward_of_any_range_that_is_the_same_everywhere_has_no_interval(given: Path) -> None:
+    """Grey pictures are 0 to a reward for red, which is no share of pictures that are right."""
+    shutil.copytree(given / "plain", given / "grey")
+    for path in (given / "grey").iterdir():
+        Image.new("RGB", (8, 8), "grey").save(path)
+    assert evaluate(given, given / "grey", given / "plain") == 0
+    suite = found(given)["suites"]["prompts"]
+    assert [suite["subjects"]["grey"]["scores"]["colour"][end] for end in ("mean", "low", "high")] == [0, None, None]
+    assert suite["subjects"]["plain"]["scores"]["colour"]["low"] is not None
+    assert any("colour of grey is 0 for every picture" in note for note in suite["notes"])
+    assert not any(change["share"] for change in suite["comparisons"]["plain"]["changes"])
+
+
 def nothing_of_red(pixels, prompts):
     """Reward: the green level; none for a picture that is all red."""
     score = pixels[:, :, 1].mean((1, 2, 3))
