@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from alignment.config import checks
 from alignment.config.load import load
+from alignment.errors import ConfigError
 from alignment.preflight.plan import table as plan_table
 from alignment.preflight.plan.plan import Setup, plan
 from alignment.reports.console import Console
@@ -25,6 +27,8 @@ def main(path: str, overrides: Sequence[str], setup: Setup, *, as_json: bool = F
         VisalignError: If it cannot be planned.
     """
     run = load(path, overrides)
+    for key, message in checks.rewards(run):
+        raise ConfigError(f"{key}: {message}")
     made = plan(run, setup)
     if as_json:
         show(json.dumps(made.as_dict(), indent=2))

@@ -50,7 +50,7 @@ def check(run: Run, world_size: int) -> None:
         parallel.problems(run.parallel, run.policy, run.optimizer.needs_whole, world_size),
         _geometry(run, world_size),
         _files(run),
-        _rewards(run),
+        rewards(run),
     )
     for key, message in found:
         raise ConfigError(f"{key}: {message}")
@@ -339,7 +339,8 @@ def _caches(run: Run) -> Mapping[str, Path]:
     return {} if cache is None else {"policy.embedding_cache": Path(cache)}
 
 
-def _rewards(run: Run) -> Iterator[Problem]:
+def rewards(run: Run) -> Iterator[Problem]:
+    """Yield what rewards refuse of themselves, such as code that is not there, and evaluations that lack one."""
     for key, reward in {"source.reward": run.source.reward, "evaluation.reward": run.evaluation.reward}.items():
         if reward is not None:
             try:
@@ -347,7 +348,6 @@ def _rewards(run: Run) -> Iterator[Problem]:
                 reward.check(())
             except RewardError as error:
                 yield key, str(error)
-                return
     judge = run.measure
     if run.evaluation.prompts is not None and judge is None:
         yield (

@@ -147,6 +147,15 @@ def test_values_and_geometry(folder: Path, capfd: pytest.CaptureFixture[str], ov
     assert says in refused(folder, capfd, override)
 
 
+@pytest.mark.parametrize("name", ["nowhere:score", "json:no_such", "without_a_colon"])
+def test_a_plan_refuses_a_function_as_training_does(toys: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
+    word = f"source.reward={{type: function, call: {name}}}"
+    trained = refused(toys, capfd, word)
+    assert trained.startswith("visalign: source.reward: function")
+    assert cli.run(["plan", str(toys / "grpo.yaml"), *SMALL, word]) == 2
+    assert capfd.readouterr().err.strip() == trained
+
+
 @pytest.mark.parametrize(
     ("argument", "says"),
     [("max_sequence_length: 9999", "evaluation.call: FluxP"), ("hight: 16", "evaluation.call.hight")],
