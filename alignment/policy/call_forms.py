@@ -39,6 +39,9 @@ _MEDIA = re.compile(
 )
 """Names of arguments that are media."""
 
+_OF_A_RUN = ("data.prompts", "evaluation.prompts")
+"""Keys of a run's prompts, whose columns it may name."""
+
 _NUMBERS = ("num_images_per_prompt", "num_videos_per_prompt")
 
 Answer = TypeVar("Answer")
@@ -139,7 +142,7 @@ def check_inputs(pipe: Any, files: Mapping[str, Sequence[str]], common: Mapping[
 
     Args:
         pipe: The pipeline.
-        files: Prompts by the key that names their file.
+        files: Prompts by the key that names their file; or, where no run names one, by words for them.
         common: Arguments of every call.
 
     Raises:
@@ -152,15 +155,15 @@ def check_inputs(pipe: Any, files: Mapping[str, Sequence[str]], common: Mapping[
         brought = set(inputs_of(prompts[0])) if prompts else needed
         if unknown := sorted(brought - parameters.keys()):
             takes = f"it takes {', '.join(media)}" if media else "it takes no pictures"
-            raise ConfigError(
-                f"{key} brings {', '.join(unknown)}, but {name} has no such argument; {takes}. data.columns says which "
-                f"column is which argument: {{{media[0] if media else 'ARGUMENT'}: COLUMN}}"
-            )
+            todo = f"data.columns says which column is which argument: {{{media[0] if media else 'ARGUMENT'}: COLUMN}}"
+            if key not in _OF_A_RUN:
+                todo = "Ask it for prompts without, or ask a pipeline that takes them"
+            raise ConfigError(f"{key} brings {', '.join(unknown)}, but {name} has no such argument; {takes}. {todo}")
         if lacking := sorted(needed - brought - common.keys()):
-            raise ConfigError(
-                f"{name} needs {', '.join(lacking)}, which {key} does not bring: add the column, or say with "
-                f"data.columns what it is called: {{{lacking[0]}: COLUMN}}"
-            )
+            todo = f"add the column, or say with data.columns what it is called: {{{lacking[0]}: COLUMN}}"
+            if key not in _OF_A_RUN:
+                todo = "ask it for prompts that do, or ask a pipeline that needs none"
+            raise ConfigError(f"{name} needs {', '.join(lacking)}, which {key} does not bring: {todo}")
 
 
 def find_form(pipe: Any, prompts: Sequence[str], observe: Observe, *, pictured: bool) -> Form:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,7 +78,8 @@ def prepare(
         PipelineError: If the pipeline cannot be trained.
     """
     with policy.weights.as_trained():
-        other = _meet(policy, prompts, held_out, arguments or {})
+        files = {"data.prompts": prompts, "evaluation.prompts": held_out}
+        other = _meet(policy, prompts, held_out, arguments or {}, files)
         others = [(prompt, other) for prompt in held_out[:1]]
         if scout:
             others += [(prompts[0], _meet_scouts(policy, prompts, scout))]
@@ -86,25 +87,34 @@ def prepare(
         return _look(policy, prompts, others, visits=visits)
 
 
-def prepare_to_generate(policy: Policy, prompts: Sequence[str]) -> Prepared:
+def prepare_to_generate(policy: Policy, files: Mapping[str, Sequence[str]]) -> Prepared:
     """Get ready to generate alone: as `prepare`, for a pipeline that may be one that cannot be trained.
+
+    Args:
+        policy: What generates; what was found out is set on it.
+        files: What it will be asked for, by what messages call it.
 
     Raises:
         ConfigError: If call arguments do not fit the pipeline.
         DataError: If prompts do not.
         PipelineError: If the pipeline cannot be conducted.
     """
-    _meet(policy, prompts, (), {})
+    prompts = list(dict.fromkeys(prompt for asked in files.values() for prompt in asked))
+    _meet(policy, prompts, (), {}, files)
     return _look(policy, prompts, (), visits=False)
 
 
 def _meet(
-    policy: Policy, prompts: Sequence[str], held_out: Sequence[str], arguments: dict[str, object]
+    policy: Policy,
+    prompts: Sequence[str],
+    held_out: Sequence[str],
+    arguments: dict[str, object],
+    files: Mapping[str, Sequence[str]],
 ) -> dict[str, object]:
     """Probe the pipeline and embed every prompt; return the arguments of `generate`, as they are passed."""
     pipe = policy.pipe
     other = checked_arguments(type(pipe), arguments, "evaluation.call")
-    check_media(pipe, {"policy.call": policy.arguments, "evaluation.call": other}, prompts, held_out)
+    check_media(pipe, {"policy.call": policy.arguments, "evaluation.call": other}, files)
     pictured = brings_pictures(prompts, policy.arguments)
     policy.embeddings.settle(mixed=not pictured)
     probe(policy, prompts[0])

@@ -19,26 +19,23 @@ _ROUNDED = 128
 """Pixels: what is off by less was rounded; what is off by more, as in upscaling, is meant."""
 
 
-def check_media(
-    pipe: Any, calls: Mapping[str, Mapping[str, object]], prompts: Sequence[str], held_out: Sequence[str]
-) -> None:
+def check_media(pipe: Any, calls: Mapping[str, Mapping[str, object]], files: Mapping[str, Sequence[str]]) -> None:
     """Refuse prompts and call arguments whose media do not fit the pipeline.
 
     Args:
         pipe: The pipeline.
         calls: Arguments of its `__call__` by their key, those of training first.
-        prompts: What is trained on.
-        held_out: What is generated only.
+        files: Prompts, by what messages call them: the key that names their file, or words.
 
     Raises:
         ConfigError: If arguments do not fit.
         DataError: If prompts do not.
     """
     own = next(iter(calls.values()))
-    check_inputs(pipe, {"data.prompts": prompts, "evaluation.prompts": held_out}, own)
+    check_inputs(pipe, files, own)
     for key, arguments in calls.items():
         check_frames(pipe, arguments, key)
-    check_clips([*prompts, *held_out], own)
+    check_clips(files, own)
 
 
 def check_frames(pipe: Any, call: Mapping[str, object], key: str) -> None:
@@ -83,7 +80,7 @@ def check_picture_size(pipe: Any, call: Mapping[str, object], made: Tensor) -> N
             )
 
 
-def check_clips(prompts: Sequence[str], call: Mapping[str, object]) -> None:
+def check_clips(files: Mapping[str, Sequence[str]], call: Mapping[str, object]) -> None:
     """Refuse clips that are not as long as what is made of them, or not as long as each other.
 
     Equally long clips that are shorter than what is made are continued by the pipeline: a warning, not an error.
@@ -92,7 +89,8 @@ def check_clips(prompts: Sequence[str], call: Mapping[str, object]) -> None:
         DataError: Naming the first clip that does not fit, with the arithmetic.
     """
     clips: dict[str, list[Clip]] = {}
-    for prompt in prompts:
+    where, whole = next(iter(files)), [prompt for prompts in files.values() for prompt in prompts]
+    for prompt in whole:
         for name, clip in inputs_of(prompt).items():
             if isinstance(clip, Clip):
                 clips.setdefault(name, []).append(clip)
@@ -102,7 +100,7 @@ def check_clips(prompts: Sequence[str], call: Mapping[str, object]) -> None:
         length = found[0].frames
         if length < wanted and all(clip.frames == length for clip in found):
             warnings.warn(
-                f"data.prompts: each {name} has {length} of the {wanted} frames of policy.call.num_frames: what is "
+                f"{where}: each {name} has {length} of the {wanted} frames of policy.call.num_frames: what is "
                 "made goes on from there, if the pipeline does that",
                 stacklevel=2,
             )
@@ -112,6 +110,6 @@ def check_clips(prompts: Sequence[str], call: Mapping[str, object]) -> None:
                 short = wanted - clip.frames
                 says = f"{short} too few: lengthen it" if short > 0 else f"{-short} too many: cut it"
                 raise DataError(
-                    f"data.prompts: the {name} {clip.path} has {clip.frames} frames where {wanted} are wanted, {says}, "
+                    f"{where}: the {name} {clip.path} has {clip.frames} frames where {wanted} are wanted, {says}, "
                     "or change policy.call.num_frames"
                 )

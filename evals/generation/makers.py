@@ -104,8 +104,8 @@ def generated(subject: Candidate, plan: EvalPlan) -> Generated:
     digest = pipeline_digest(pipe)
     policy = load_policy(spec, device=plan.device, seed=0, pipe=pipe)
     digest += "".join(f" {name[-8:]}" for name in adapters_digests(policy.weights.brought).values())
-    prompts = dict.fromkeys(item.prompt for items in plan.items.values() for item in items)
-    prepare_to_generate(policy, list(prompts))
+    asked = {f"suite {suite}": [item.prompt for item in items] for suite, items in plan.items.items()}
+    prepare_to_generate(policy, asked)
     return Generated(subject.name, plan, policy, digest)
 
 
@@ -148,7 +148,10 @@ def brought(subject: Candidate, plan: EvalPlan) -> FromFolder:
         found = _by_manifest(folder, items, rows) if (folder / MANIFEST).is_file() else _by_name(folder, items, rows)
         missing = [row for row in rows if row.name not in found]
         if missing:
-            told = "; ".join(f"{row.name} ({str(items[row.item].prompt)[:60]!r})" for row in missing[:_TOLD])
+            there = [(row, found[row.name]) for row in rows if row.name in found]
+            told = "; ".join(
+                f"{_sought(row, items, there)} ({str(items[row.item].prompt)[:60]!r})" for row in missing[:_TOLD]
+            )
             more = f" and {len(missing) - _TOLD} more" if len(missing) > _TOLD else ""
             raise DataError(
                 f"{folder} lacks {len(missing)} of the {len(rows)} pictures of {suite}: {told}{more}. Bring them, or "
@@ -200,8 +203,7 @@ def _by_name(folder: Path, items: Sequence[Item], rows: Sequence[Row]) -> dict[s
         raise DataError(f"{folder} holds no pictures or clips ({', '.join(endings)})")
     found: dict[str, Path] = {}
     for row in rows:
-        published = [name.format(k=row.sample) for name in items[row.item].files]
-        for name in (row.name, *published):
+        for name in _names(row, items):
             files = entries.get(name, [])
             if len(files) > 1:
                 raise DataError(f"{files[0]} and {files[1].name} have one name; which is it? Remove the other")
@@ -209,6 +211,23 @@ def _by_name(folder: Path, items: Sequence[Item], rows: Sequence[Row]) -> dict[s
                 found[row.name] = files[0]
                 break
     return found
+
+
+def _names(row: Row, items: Sequence[Item]) -> list[str]:
+    """Return what a row's picture may be called, without its ending: as ours are, or as its publishers call it."""
+    return [row.name, *(name.format(k=row.sample) for name in items[row.item].files)]
+
+
+def _sought(row: Row, items: Sequence[Item], found: Sequence[tuple[Row, Path]]) -> str:
+    """Return what a picture that is missing would be called: as most of those that are there."""
+    names = _names(row, items)
+    ways = [
+        way
+        for other, path in found
+        for way, name in enumerate(_names(other, items))
+        if path.with_suffix("").as_posix().endswith(f"/{name}")
+    ]
+    return names[max(set(ways), key=ways.count)] if ways else " or ".join(names[:2])
 
 
 def manifest(plan: EvalPlan, subject: str, suite: str) -> None:

@@ -19,12 +19,12 @@ def prompts(*frames):
 def test_clips_as_long_as_what_is_made_of_them(frames, call):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_clips(prompts(*frames), call)
+        check_clips({"data.prompts": prompts(*frames)}, call)
 
 
 def test_clips_to_go_on_from_are_shorter_and_equally_long():
     with pytest.warns(UserWarning, match="each video has 5 of the 9 frames of policy.call.num_frames"):
-        check_clips(prompts(5, 5), {"num_frames": 9})
+        check_clips({"data.prompts": prompts(5, 5)}, {"num_frames": 9})
 
 
 @pytest.mark.parametrize(
@@ -38,4 +38,4 @@ def test_clips_to_go_on_from_are_shorter_and_equally_long():
 )
 def test_clips_of_other_lengths_are_refused(frames, call, says):
     with pytest.raises(DataError, match=says):
-        check_clips(prompts(*frames), call)
+        check_clips({"data.prompts": prompts(*frames)}, call)

@@ -71,6 +71,28 @@ def test_a_pipeline_edits_and_is_compared_with_pictures_of_others(given: Path) -
     assert page.count("<span>made from</span>") == page.count('<span class="after">') > 0
 
 
+def test_a_picture_that_is_missing_is_called_as_the_others_are(
+    given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = ("--on", "imgedit", f"folder={given / 'copy'}", "--reward", "tests.support.redder:Redder")
+    for there, sought in (("12", "7"), ("00000-0", "00001-0"), ("unlike", "00000-0 or 12")):
+        theirs = tmp_path / f"named {there}"
+        theirs.mkdir()
+        Image.new("RGB", (16, 16)).save(theirs / f"{there}.png")
+        assert run(["eval", str(theirs), *map(str, suite), "--output", str(tmp_path / "out")]) == 2
+        assert f"pictures of imgedit: {sought} ('{PROMPT}')" in capsys.readouterr().err
+
+
+def test_a_pipeline_that_takes_no_pictures_is_told_without_the_words_of_training(
+    given: Path, flux_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = ("--on", "imgedit", f"folder={given / 'copy'}", "--reward", "tests.support.redder:Redder")
+    assert run(["eval", str(flux_folder), *map(str, suite), "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "suite imgedit brings image, but FluxPipeline has no such argument; it takes no pictures" in said
+    assert "data." not in said
+
+
 def test_people_who_choose_see_what_an_edit_was_made_from(given: Path, tmp_path: Path) -> None:
     for name, level in (("one", 100), ("other", 200)):
         (tmp_path / name).mkdir()
