@@ -246,6 +246,14 @@ class Meetings:
             complain(f"visalign: {error}")
         return error.exit_code
 
+    def outlast(self) -> None:
+        """Before this process is ended from outside: what keeps the meeting place waits for the others to read why."""
+        with suppress(MeetingPlaceLost):
+            if self.rank > 0:
+                self._store.add("gone", 1)
+            else:
+                self._wait(lambda: self._store.add("gone", 0) >= self.size - 1, GRACE)
+
     def united(self) -> United:
         """Return the context in which what ends this process ends all."""
         return United(self)
@@ -298,7 +306,9 @@ class Meetings:
         """Return the processes that give no sign of life."""
         others = [other for other in range(self.size) if other != self.rank]
         before = [self._store.add(f"beat/{other}", 0) for other in others]
-        time.sleep(3 * BEAT)
+        for _ in range(3):  # of others that look at the same time, none is silent
+            time.sleep(BEAT)
+            self._store.add(f"beat/{self.rank}", 1)
         return [o for o, beats in zip(others, before, strict=True) if self._store.add(f"beat/{o}", 0) == beats]
 
     def _names(self, processes: Sequence[int]) -> str:
@@ -343,6 +353,7 @@ class United:
                 if not self._meetings.known_over:
                     complain(f"visalign: {lost}")
             if code is not None:
+                self._meetings.outlast()
                 os._exit(code)  # the thread that could raise an error is blocked
 
 

@@ -18,7 +18,7 @@ from alignment.policy.networks.loading import load_pipeline
 from alignment.policy.prepare import load_policy, prepare
 from alignment.training.loop import Trainer
 from alignment.training.microbatch import settled
-from alignment.training.runtime.mesh import check_together
+from alignment.training.runtime.mesh import check_together, laid_out
 from alignment.training.runtime.runtime import Runtime
 from alignment.training.sameness import check_same
 from reward_models.base import RewardError, RewardModel
@@ -112,11 +112,12 @@ def load(run: Run, runtime: Runtime, microbatch: object = None) -> Trainer:
         runtime.world.ready(run.source.reward)
     if run.source.structure is not None:
         runtime.world.allocator(run.source.structure)
-    pipe = load_pipeline(run.policy, runtime.world.device, runtime.layout)
+    layout = laid_out(run, runtime.division, runtime.world)
+    pipe = load_pipeline(run.policy, runtime.world.device, layout)
     contents["policy.pipeline"] = pipeline_digest(pipe)
     seed = Draw(run.seed).key("adapters")
     _check_brought(run)
-    policy = load_policy(run.policy, device=runtime.world.device, seed=seed, pipe=pipe, layout=runtime.layout)
+    policy = load_policy(run.policy, device=runtime.world.device, seed=seed, pipe=pipe, layout=layout)
     contents |= adapters_digests(policy.weights.brought)
     compare_bases(run.policy, contents["policy.pipeline"], policy.weights.brought)
     # Before the networks are called: by all processes together, where they are spread.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from alignment.checkpoints.checkpoint import Checkpoints
+from tests.faults import leaves_a_group
 from tests.support.runs import prepared_for_the_toy
 from tests.support.several import Processes
 
@@ -127,6 +128,13 @@ def test_a_process_that_is_killed_ends_the_other(folder: Path, shard: str) -> No
     [told] = run.told()
     assert re.search(r"process 1 of 2 \(.+\) is lost: no sign of life comes from it", told)
     assert told.endswith("checkpoint-2 is saved; continue with --resume latest")
+
+
+def test_a_process_that_is_killed_before_it_is_known_to_its_team_ends_the_others(folder: Path) -> None:
+    run = Processes(folder, leaves_a_group.brightness, "timeout=8", "parallel.shard=2", "source.prompts=4", size=4)
+    assert sorted(run.ended()) == [-signal.SIGKILL, 7, 7, 7]
+    [told] = run.told()
+    assert "process 1 of 4 (starting) is lost: no sign of life comes from it" in told
 
 
 @pytest.mark.parametrize("key", ["optimizer.learning_rate", "data.prompts"])

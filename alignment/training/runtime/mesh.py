@@ -19,11 +19,17 @@ from alignment.world import World
 
 
 def laid_out(run: Run, division: Division, world: World) -> Layout:
-    """Return the layout of the trained networks, and of their tokens, over the processes."""
-    layout = _spread(run, division, world)
-    if division.context == 1:
-        return layout
-    return Divided(layout, team_of(division.context, world.device), world.meetings)
+    """Return the layout of the trained networks, and of their tokens, over the processes.
+
+    Those that belong together are made known to each other, for which torch would wait half an hour.
+    """
+    if not world.in_step:
+        return Whole()
+    with world.exchange("finding those that work together"):
+        layout = _spread(run, division, world)
+        if division.context == 1:
+            return layout
+        return Divided(layout, team_of(division.context, world.device), world.meetings)
 
 
 def _spread(run: Run, division: Division, world: World) -> Layout:

@@ -28,7 +28,6 @@ from alignment.policy.policy import Policy
 from alignment.sources.base import PREVIOUS
 from alignment.training.runtime import optimizers
 from alignment.training.runtime.averages import Averages
-from alignment.training.runtime.mesh import laid_out
 from alignment.training.runtime.offloaded import Offloaded
 from alignment.training.runtime.scaling import Scale
 from alignment.training.runtime.sharded import LEARNING
@@ -50,7 +49,7 @@ class Runtime:
 
     Attributes:
         world: The processes.
-        layout: How the trained networks lie over the processes.
+        division: How work is divided over them.
         optimizer: Over the policy's trained weights, or their copies in main memory, once `attach` was called.
         scale: Of losses, where gradients pass through float16; None elsewhere.
         taken: Updates that were begun so far.
@@ -67,10 +66,10 @@ class Runtime:
         self._accelerator = _connected(run)
         state = PartialState()
         _check_world(state.num_processes)
-        division = divide(as_launched(run.parallel, os.environ), state.num_processes)
+        self.division = divide(as_launched(run.parallel, os.environ), state.num_processes)
         meetings = _meetings(state, run.timeout, stop)
-        self.world = World(state, self._accelerator.device, meetings, division.shard > 1, division.context)
-        self.layout = laid_out(run, division, self.world)
+        spread, team = self.division.shard > 1, self.division.context
+        self.world = World(state, self._accelerator.device, meetings, spread, team)
         self._metrics = Averages()
         self._updates = 0
         self._skipped = 0
@@ -197,7 +196,8 @@ class Runtime:
 def _meetings(state: PartialState, timeout: float, stop: StopSignal | None) -> Meetings | None:
     if state.num_processes == 1:
         return None
-    store = torch.distributed.PrefixStore(f"visalign/{next(_generations)}", _get_default_store())
+    # By a connection of its own: torch keeps its one for itself while it makes processes known to each other.
+    store = torch.distributed.PrefixStore(f"visalign/{next(_generations)}", _get_default_store().clone())
     asked = (lambda: None) if stop is None else stop.asked
     return Meetings(store, state.process_index, state.num_processes, timeout, asked)
 
