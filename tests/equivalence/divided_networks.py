@@ -119,19 +119,19 @@ def differences(name: str) -> dict[str, Any]:
     network.requires_grad_(True)
     out, gradients = learned(network, args, named, 1.0)
     size = torch.distributed.get_world_size()
+    told = {}
     try:
         Divided(Whole(), team_of(size, CPU), None).place(network, [n for n, _ in network.named_parameters()])
+        for how in HOW:
+            let_recompute(network, HOW[how], whole=True)
+            theirs, parts = learned(network, args, named, 1 / size)
+            for part in parts.values():
+                torch.distributed.all_reduce(part)
+            told[f"{how}, outputs"] = max(apart(a, b, a.abs().max().item()) for a, b in zip(out, theirs, strict=True))
+            largest = max(g.abs().max().item() for g in gradients.values())
+            zero = torch.zeros(())
+            told[f"{how}, gradients"] = max(apart(g, parts.get(n, zero), largest) for n, g in gradients.items())
+            told[f"{how}, others"] = max([0.0, *(g.abs().max().item() for n, g in parts.items() if n not in gradients)])
     except VisalignError as error:
         return {"refused": str(error)}
-    told = {}
-    for how in HOW:
-        let_recompute(network, HOW[how], whole=True)
-        theirs, parts = learned(network, args, named, 1 / size)
-        for part in parts.values():
-            torch.distributed.all_reduce(part)
-        told[f"{how}, outputs"] = max(apart(a, b, a.abs().max().item()) for a, b in zip(out, theirs, strict=True))
-        largest = max(g.abs().max().item() for g in gradients.values())
-        zero = torch.zeros(())
-        told[f"{how}, gradients"] = max(apart(g, parts.get(n, zero), largest) for n, g in gradients.items())
-        told[f"{how}, others"] = max([0.0, *(g.abs().max().item() for n, g in parts.items() if n not in gradients)])
     return told

@@ -130,6 +130,10 @@ _APART = {"image_condition_type": "token_replace", "is_amplify_history": True}
 """Settings of networks that count tokens of a clip within their blocks."""
 
 
+COUNTING = "kv_cache_mode"
+"""Argument of a call whose blocks tell tokens of reference pictures from others by counting them (FLUX.2 klein KV)."""
+
+
 def token_plan(network: nn.Module) -> TokenPlan | None:
     """Return the plan of a network; None if it has none."""
     name = next((cls.__name__ for cls in type(network).__mro__ if cls.__name__ in PLANS), None)

@@ -27,6 +27,7 @@ from alignment.policy.networks.layout import Layout
 from alignment.policy.networks.loading import attentions
 from alignment.policy.networks.token_plans import (
     ATTENTION,
+    COUNTING,
     TEXT,
     Cut,
     Cuts,
@@ -105,7 +106,7 @@ class _Division:
 
     def install(self, network: nn.Module) -> None:
         """Cut, exchange and join where the plan says; what is recomputed in a backward pass goes the same way."""
-        network.register_forward_pre_hook(self._begin)
+        network.register_forward_pre_hook(self._begin, with_kwargs=True)
         network.register_forward_hook(self._end, always_call=True)
         for pattern, cuts in self.plan.cut.items():
             for module in modules_called(network, pattern):
@@ -121,7 +122,13 @@ class _Division:
 
     # ---- cutting and joining -----------------------------------------------------------------------------------
 
-    def _begin(self, *_: object) -> None:
+    def _begin(self, network: nn.Module, args: object, kwargs: Mapping[str, Any]) -> None:
+        if kwargs.get(COUNTING) is not None:
+            raise PipelineError(
+                f"parallel.context: a call of {self.network} counts tokens of reference pictures within its blocks "
+                f"({COUNTING}: {kwargs[COUNTING]}), and would take others for them if they were divided; set "
+                "parallel.context=1"
+            )
         self._running, self._inside = True, False
 
     def _end(self, *_: object) -> None:
