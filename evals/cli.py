@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment.importing import importing
 from alignment.reports.terminal import show
 
 Actions = Any
@@ -50,7 +51,8 @@ def add_eval(commands: Actions) -> None:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from evals.generation import command
+    with importing():
+        from evals.generation import command
 
     return command.main(args)
 
@@ -79,7 +81,8 @@ def add_generate(commands: Actions) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from evals.choosing import command
+    with importing():
+        from evals.choosing import command
 
     return command.main(args)
 
@@ -107,7 +110,8 @@ def add_vote(commands: Actions) -> None:
 
 
 def _vote(args: argparse.Namespace) -> int:
-    from evals.voting import command
+    with importing():
+        from evals.voting import command
 
     return command.main(args)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ class Medium:
         return as_media([self.levels(frames)])
 
     def levels(self, frames: int = FRAMES) -> Levels:
-        """Decode it, and keep of a clip the frames per second that are left of it.
+        """Decode it, and keep of a clip the frames per second that are left of it; what was just decoded is kept.
 
         Args:
             frames: Most frames of a clip.
@@ -93,6 +94,11 @@ class Medium:
         Raises:
             DataError: If it is damaged, empty, or larger than anything sensible.
         """
+        key = (self.digest, self.moving, frames)
+        found = _DECODED.get(key)
+        return _DECODED.keep(key, self._decode(frames)) if found is None else found
+
+    def _decode(self, frames: int) -> Levels:
         place, content = str(self.path or self.name), self.read()
         if not self.moving:
             return Levels([np.array(picture_of(place, content))], fps=None)
@@ -120,12 +126,46 @@ class Levels:
     @property
     def kind(self) -> tuple[object, ...]:
         """What media must share to be rows of one batch: shape and rate."""
-        return (len(self.frames), *self.frames[0].shape, self.fps)
+        return (*self.shape, self.fps)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Frames, height, width and channels."""
+        return (len(self.frames), *self.frames[0].shape)
+
+    @property
+    def bytes(self) -> int:
+        """The memory that it takes."""
+        return sum(frame.nbytes for frame in self.frames)
 
     @property
     def size(self) -> int:
         """Its pixels, all frames together."""
         return len(self.frames) * self.frames[0].shape[0] * self.frames[0].shape[1]
+
+
+class _Decoded:
+    """What was decoded last, by what it was decoded from: several rewards and extractors look at it in turn."""
+
+    def __init__(self, most: int) -> None:
+        """Begin with nothing, and never keep more than `most` bytes."""
+        self._most, self._kept, self._bytes = most, OrderedDict[tuple[str, bool, int], Levels](), 0
+
+    def get(self, key: tuple[str, bool, int]) -> Levels | None:
+        if (found := self._kept.get(key)) is not None:
+            self._kept.move_to_end(key)
+        return found
+
+    def keep(self, key: tuple[str, bool, int], levels: Levels) -> Levels:
+        if levels.bytes <= self._most:
+            self._kept[key] = levels
+            self._bytes += levels.bytes
+        while self._bytes > self._most:
+            self._bytes -= self._kept.popitem(last=False)[1].bytes
+        return levels
+
+
+_DECODED = _Decoded(most=2**26)
 
 
 def as_media(batch: Sequence[Levels], alter: Callable[[Tensor], Tensor] | None = None) -> Media:

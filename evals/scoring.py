@@ -141,15 +141,21 @@ class BatchScorer:
         What waits for others is bounded by its pixels.
         """
         waiting: dict[tuple[object, ...], list[tuple[Key, Levels]]] = {}
+        pixels = 0
         for key, request in missing.items():
             levels = request.medium.levels(self.frames)
             kind = (*levels.kind, source_of(request.prompt) is not None)
             batch = waiting.setdefault(kind, [])
             batch.append((key, levels))
+            pixels += levels.size
             if len(batch) == max(1, min(self.batch_size, PIXELS_AT_ONCE // levels.size)):
-                yield waiting.pop(kind)
-            elif sum(map(_pixels, waiting.values())) > PIXELS_AT_ONCE:
-                yield waiting.pop(max(waiting, key=lambda kind: _pixels(waiting[kind])))
+                most = kind
+            elif pixels > PIXELS_AT_ONCE:
+                most = max(waiting, key=lambda kind: _pixels(waiting[kind]))
+            else:
+                continue
+            pixels -= _pixels(waiting[most])
+            yield waiting.pop(most)
         yield from waiting.values()
 
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from alignment import __version__
-from alignment.cli.importing import importing
 from alignment.cli.warned import warned_plainly
 from alignment.errors import OutOfMemory, VisalignError
+from alignment.importing import importing
 from alignment.reports.terminal import complain, show
 
 Commands = Any

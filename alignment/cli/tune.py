@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from alignment.importing import importing
 from alignment.reports.terminal import show
 
 
@@ -26,7 +27,8 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _tune(args: argparse.Namespace) -> int:
-    from alignment.training.tuning.study import Asked, tune
+    with importing():
+        from alignment.training.tuning.study import Asked, tune
 
     given = (args.config, tuple(args.overrides), tuple(args.search), args.prompts)
     show(f"{tune(Asked(*given, args.metric, args.trials, args.halvings))} says what was tried")

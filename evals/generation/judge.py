@@ -15,7 +15,7 @@ from evals.generation.makers import media
 from evals.generation.plan import EvalPlan, Share
 from evals.generation.progress import Bar
 from evals.generation.shelf import Unit
-from evals.medium import Medium, as_media
+from evals.medium import Levels, Medium, as_media
 from evals.scoring import BatchScorer, MediumScore, Request
 from reward_models.base import RewardError
 from reward_models.loading.fingerprint import fingerprint
@@ -156,20 +156,20 @@ def _columns(unit: Unit, said: list[MediumScore | str]) -> dict[str, object]:
 def _extract(plan: EvalPlan, title: str, extractor: Extractor, jobs: list[Job], bar: Bar) -> None:
     extract = extractor.load(device=plan.device)
     for name, suite, unit in jobs:
-        rows = [as_media([medium.levels()]).pixels for medium in _made(plan, (name, suite, unit))]
+        rows = [medium.levels() for medium in _made(plan, (name, suite, unit))]
         plan.shelf("features", title, name, suite).put_tensor(unit, _together(rows, plan, extract))
         bar.advance(title, len(unit.rows))
 
 
-def _together(rows: list[Tensor], plan: EvalPlan, extract: Callable[[Tensor], Tensor]) -> Tensor:
+def _together(rows: list[Levels], plan: EvalPlan, extract: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the features of pictures, those of one shape in one call."""
     found: list[Tensor | None] = [None] * len(rows)
-    shapes: dict[torch.Size, list[int]] = {}
-    for number, pixels in enumerate(rows):
-        shapes.setdefault(pixels.shape, []).append(number)
+    shapes: dict[tuple[object, ...], list[int]] = {}
+    for number, levels in enumerate(rows):
+        shapes.setdefault(levels.shape, []).append(number)
     with torch.no_grad():
         for numbers in shapes.values():
-            made = extract(torch.cat([rows[n] for n in numbers]).to(plan.device)).float().cpu()
+            made = extract(as_media([rows[n] for n in numbers]).pixels.to(plan.device)).float().cpu()
             for number, row in zip(numbers, made, strict=True):
                 found[number] = row
     return torch.stack([row for row in found if row is not None])

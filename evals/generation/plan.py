@@ -134,14 +134,19 @@ class EvalPlan:
         The noise of a row hangs on the seed, the number of its prompt and of the sample alone, as in the evaluations of
         a training.
         """
-        draw, count = Draw(self.making.seed), len(self.items[suite])
-        each = self.making.pictures or self.suites[suite].pictures
-        rows = [
-            Row(f"{item:05d}-{sample}", item, sample, draw.key("evaluation", item, sample))
-            for sample in range(each)
-            for item in range(count)
-        ]
-        return units(rows, self.making.batch_size)
+        return self._units[suite]
+
+    @functools.cached_property
+    def _units(self) -> Mapping[str, list[Unit]]:
+        draw, found = Draw(self.making.seed), {}
+        for suite, items in self.items.items():
+            rows = [
+                Row(f"{item:05d}-{sample}", item, sample, draw.key("evaluation", item, sample))
+                for sample in range(self.making.pictures or self.suites[suite].pictures)
+                for item in range(len(items))
+            ]
+            found[suite] = units(rows, self.making.batch_size)
+        return found
 
     def reference_units(self) -> list[Unit]:
         """Return the rows of pictures as they should be, in units."""

@@ -129,9 +129,12 @@ def write(path: Path, content: bytes) -> None:
         EnvironmentProblem: If the disk refuses.
     """
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_bytes(content)
+        try:
+            partial.write_bytes(content)
+        except FileNotFoundError:  # the first in its folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(content)
         partial.replace(path)
 
 

@@ -42,6 +42,16 @@ def test_batches_are_bounded_by_their_pixels(tmp_path: Path, monkeypatch: pytest
     assert steps == [0, 1, 2, 2, 1, 1]
 
 
+def test_what_several_look_at_is_decoded_once(tmp_path: Path) -> None:
+    (first,) = media(tmp_path, 8)
+    copy = Medium("copy.png", content=first.read())
+    assert copy.levels() is first.levels()
+    Image.new("RGB", (6000, 4000)).save(tmp_path / "large.png")
+    for name in ("large.png", "0.png"):  # what is larger than all that is kept is not, and displaces nothing
+        assert (Medium.file(tmp_path / name).levels() is Medium.file(tmp_path / name).levels()) is (name == "0.png")
+    assert copy.levels() is first.levels()
+
+
 def test_what_is_done_to_frames_is_done_to_each(tmp_path: Path) -> None:
     shown = media(tmp_path, 8, 8, 8)
     requests = [Request("", medium) for medium in shown]

@@ -3,7 +3,7 @@
 # Who may import whom, from the ground up: a room may import what stands on a floor below its own, and rooms of one
 # floor know nothing of each other. A module stands in the room with the longest name that begins its own.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("samplers.errors", "reward_models.foreign", "alignment", "alignment.errors"),
+    ("samplers.errors", "reward_models.foreign", "alignment", "alignment.errors", "alignment.importing"),
     ("samplers.step", "reward_models.errors"),
     ("reward_models.base",),
     ("samplers.kernels", "samplers.paths", "reward_models", "reward_models.loading"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -30,10 +31,13 @@ class Shapes(Suite):
     licence: ClassVar[str] = "made by a program"
     pictures: ClassVar[int] = 112
 
+    @functools.cached_property
+    def _captions(self) -> list[str]:
+        return single_captions(None if self.split == "all" else self.split)
+
     def items(self) -> Sequence[Item]:
         """Return the captions; a category is a number of objects."""
-        captions = single_captions(None if self.split == "all" else self.split)
-        return [Item(caption, caption.partition(" ")[0]) for caption in captions]
+        return [Item(caption, caption.partition(" ")[0]) for caption in self._captions]
 
     def rewards(self) -> Mapping[str, RewardModel]:
         """Return the reader of scenes."""
@@ -41,6 +45,6 @@ class Shapes(Suite):
 
     def reference(self, number: int, seed: int) -> Tensor:
         """Draw a scene of a caption."""
-        captions = single_captions(None if self.split == "all" else self.split)
+        captions = self._captions
         drawn = draw(parse(captions[number % len(captions)]), np.random.default_rng([seed, number]))
         return torch.from_numpy(drawn).permute(2, 0, 1)[None].float() / 255

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from alignment.cli.importing import importing
+from alignment.importing import importing
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import gc, logging, warnings
-from alignment.cli.importing import importing
+from alignment.importing import importing
 from alignment.cli.warned import warned_plainly
 said = logging.getLogger("torch.utils._pytree")
 with warned_plainly():
