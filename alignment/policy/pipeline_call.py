@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten
 
 from alignment.errors import ForwardProcessError, PipelineError, PipelineRefused
 from alignment.policy.call_arguments import parameters
-from reward_models.foreign import ForeignCode
+from reward_models.foreign import ForeignCode, first_line
 from samplers import ReplayMismatch
 
 _SEEDS_SHOWN = 4
@@ -38,7 +38,7 @@ def calling_pipeline(pipe: Any) -> ForeignCode:
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+    return f"{type(error).__name__}: {first_line(error, 'no reason given')}"
 
 
 def cause(error: PipelineRefused) -> str:
@@ -46,7 +46,7 @@ def cause(error: PipelineRefused) -> str:
     said = error.__cause__
     assert said is not None
     kind = f"{type(said).__name__}: " if isinstance(said, LookupError | AttributeError) else ""
-    return kind + (str(said).strip() or "no reason given").splitlines()[0]
+    return kind + first_line(said, "no reason given")
 
 
 @contextlib.contextmanager

@@ -166,9 +166,9 @@ def _quantile(count: int, share: float = (1 + CONFIDENCE) / 2) -> float:
 
     By default how far the 95 % interval reaches either way.
     """
-    from scipy import stats  # it takes most of a second to import, and a refused config is not to wait for it
+    from scipy import special  # `stats`, which asks it too, takes most of a second to import
 
-    return float(stats.t.ppf(share, count - 1))
+    return float(special.stdtrit(count - 1, share))
 
 
 def _proportion(sums: np.ndarray, sizes: np.ndarray) -> Interval:

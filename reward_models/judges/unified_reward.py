@@ -11,9 +11,9 @@ from torch import Tensor
 
 from reward_models.base import Media, PairwiseJudge, RewardError
 from reward_models.vlm_rewards import written_answers
-from reward_models.vlm_rewards.questions import check_prompt, clips_of, spread, thinned
+from reward_models.vlm_rewards.questions import check_prompt, clips_of, thinned
 from reward_models.vlm_rewards.wording import read_wording
-from reward_models.vlms.base import Question, Reader, Vlm, plain
+from reward_models.vlms.base import Reader, Vlm, plain
 
 Form = Literal["sentence", "think", "flex", "shares"]
 
@@ -102,11 +102,8 @@ class _UnifiedComparer:
         judge, questions = self.judge, []
         for one, other, prompt in zip(clips_of(first), clips_of(second), prompts, strict=True):
             check_prompt(prompt)
-            clips = [spread(clip.detach(), judge.frames) for clip in (one, other)]
             text = self.wording.replace("{prompt}", plain(prompt))
-            questions.append(
-                Question((*clips, text), thinned(first.fps or judge.fps, max(len(one), len(other)), judge.frames))
-            )
+            questions.append(thinned((one.detach(), other.detach(), text), first.fps or judge.fps, judge.frames))
         read = [self._read(text) for text in self.reader.write(questions, tokens=judge.tokens)]
         return torch.tensor(read, dtype=torch.float32, device=first.pixels.device)
 

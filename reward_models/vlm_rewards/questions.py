@@ -99,15 +99,21 @@ class Task:
         by = "".join(f"\n- {criterion}" for criterion in self.criteria)
         closing = [f"\nThe text: {plain(asked.prompts[row])}", f"\nJudge by:{by}" if by else "", f"\n{question} "]
         answer = _REASONED_ANSWER if self.reasoning else _PLAIN_ANSWER
-        whole = [piece for piece in (*given, *pieces) if isinstance(piece, Tensor)]
-        shown = [piece if isinstance(piece, str) else spread(piece, self.frames) for piece in (*given, *pieces)]
-        rate = thinned(asked.fps or self.fps, max(map(len, whole)), self.frames)
-        return Question((self.instruction, *shown, "".join(closing) + answer), rate)
+        whole = (self.instruction, *given, *pieces, "".join(closing) + answer)
+        return thinned(whole, asked.fps or self.fps, self.frames)
 
 
-def thinned(fps: float, frames: int, shown: int) -> float:
-    """Return the frames per second of a clip of which only so many are shown."""
-    return fps * (shown - 1) / (frames - 1) if 1 < shown < frames else fps
+def thinned(pieces: Sequence[str | Clip], fps: float, frames: int) -> Question:
+    """Return a question that shows at most so many frames of each clip, evenly spread over it, at its own speed.
+
+    Args:
+        pieces: Texts and clips in the order in which they are shown.
+        fps: Frames per second of the clips.
+        frames: How many are shown.
+    """
+    longest = max(len(piece) for piece in pieces if not isinstance(piece, str))
+    rate = fps * (frames - 1) / (longest - 1) if 1 < frames < longest else fps
+    return Question(tuple(piece if isinstance(piece, str) else _spread(piece, frames) for piece in pieces), rate)
 
 
 def clips_of(media: Media) -> list[Clip]:
@@ -135,7 +141,7 @@ def check_prompt(prompt: str) -> None:
         )
 
 
-def spread(clip: Clip, frames: int) -> Clip:
+def _spread(clip: Clip, frames: int) -> Clip:
     """Return at most `frames` frames of a clip, evenly spread over it."""
     if len(clip) <= frames:
         return clip

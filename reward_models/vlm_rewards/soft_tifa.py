@@ -12,8 +12,8 @@ import torch
 from reward_models.base import Media, RewardError, RewardModel, Rewards, Scorer
 from reward_models.loading.by_prompt import read_by_prompt
 from reward_models.loading.inputs import check_media, check_prompts
-from reward_models.vlm_rewards.questions import clips_of, spread, thinned
-from reward_models.vlms.base import Question, Reader, Vlm
+from reward_models.vlm_rewards.questions import clips_of, thinned
+from reward_models.vlms.base import Reader, Vlm
 
 _NAME = "soft_tifa"
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -83,9 +83,11 @@ class _Asking:
         check_prompts(_NAME, prompts)
         asked = read_questions(self.model.questions)
         rows = [_about(prompt, asked, self.model.questions) for prompt in prompts]
-        fps = thinned(media.fps or _FPS, media.pixels.shape[1], _FRAMES)
         pairs = [
-            (Question((spread(clip, _FRAMES), f"{question} Answer in one word."), fps), spellings(question, answer))
+            (
+                thinned((clip, f"{question} Answer in one word."), media.fps or _FPS, _FRAMES),
+                spellings(question, answer),
+            )
             for clip, row in zip(clips_of(media), rows, strict=True)
             for question, answer in row
         ]

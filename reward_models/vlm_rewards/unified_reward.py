@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 
 from reward_models.base import Media, RewardError, RewardModel, Rewards
-from reward_models.vlm_rewards.questions import check_prompt, clips_of, spread, thinned
+from reward_models.vlm_rewards.questions import check_prompt, clips_of, thinned
 from reward_models.vlm_rewards.wording import read_wording
 from reward_models.vlm_rewards.written_answers import marks
-from reward_models.vlms.base import Question, Reader, Vlm, plain
+from reward_models.vlms.base import Reader, Vlm, plain
 
 _WORDING = (
     "Above is what a generator made from this text: [{prompt}]\nMark it from 1 to 5 in each respect. Write one line "
@@ -80,12 +80,11 @@ class _UnifiedScorer:
 
     def __call__(self, *, media: Media, prompts: Sequence[str]) -> Rewards:
         """Score `media`."""
-        questions, shown = [], self.model.frames
-        fps = thinned(media.fps or self.model.fps, media.pixels.shape[1], shown)
+        questions = []
         for clip, prompt in zip(clips_of(media), prompts, strict=True):
             check_prompt(prompt)
             text = self.wording.replace("{prompt}", plain(prompt))
-            questions.append(Question((spread(clip.detach(), shown), text), fps))
+            questions.append(thinned((clip.detach(), text), media.fps or self.model.fps, self.model.frames))
         written = self.reader.write(questions, tokens=self.model.tokens)
         read = torch.tensor([marks(text, self.model.axes) for text in written], dtype=torch.float32)
         read = read.to(media.pixels.device)

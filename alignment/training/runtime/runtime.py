@@ -33,6 +33,7 @@ from alignment.training.runtime.scaling import Scale
 from alignment.training.runtime.sharded import LEARNING
 from alignment.training.stopping import StopSignal
 from alignment.world import World
+from reward_models.foreign import first_line
 from samplers.kernels.dispatch import INSTALLED, choose, interpreted
 
 _MAX_SKIPPED = 3
@@ -220,7 +221,7 @@ def _connected(run: Run) -> Accelerator:
         again = int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         raise EnvironmentProblem(
             f"{who} could not connect to the others, who meet at {where}: "
-            f"{(str(error).strip() or 'no reason given').splitlines()[0]}. See that this address can be reached, and "
+            f"{first_line(error, 'no reason given')}. See that this address can be reached, and "
             "by which network: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME"
             + ("; torchrun started it again: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun" if again else "")
         ) from error
