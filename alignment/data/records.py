@@ -78,8 +78,9 @@ def _saved_dataset(folder: Path) -> list[Path]:
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         files = state.get("_data_files") if isinstance(state, dict) else None
-        names = [part.get("filename") for part in files if isinstance(part, dict)] if isinstance(files, list) else []
-        if not names or not all(isinstance(name, str) for name in names):
+        told = [part.get("filename") for part in files if isinstance(part, dict)] if isinstance(files, list) else []
+        names = [name for name in told if isinstance(name, str)]
+        if not names or names != told:
             raise ValueError("it names no files")
     except (OSError, ValueError) as error:
         raise DataError(

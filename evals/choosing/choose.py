@@ -100,8 +100,8 @@ def gains(
         plain, chosen = (column[[vars(pick)[side] for pick in picks]].tolist() for side in ("plain", "chosen"))
         change = difference(plain, chosen, prompts)
         share = is_share(column, known=title in known)
-        means = (interval(side, prompts, share=share) for side in (plain, chosen))
-        found.append(Gain(title, title == chooser, *means, change))
+        before, after = (interval(side, prompts, share=share) for side in (plain, chosen))
+        found.append(Gain(title, title == chooser, before, after, change))
     return sorted(found, key=lambda gain: not gain.chooses)
 
 
