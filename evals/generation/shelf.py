@@ -80,7 +80,7 @@ class Shelf:
         path = self._path(unit, "json")
         try:
             found = json.loads(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise DataError(f"{path} is damaged ({error}); remove it, and it is made again") from error
@@ -104,7 +104,7 @@ class Shelf:
         path = self._path(unit, "safetensors")
         try:
             found = load(path.read_bytes())["rows"]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, SafetensorError, KeyError) as error:
             raise DataError(f"{path} is damaged ({error}); remove it, and it is made again") from error

@@ -158,7 +158,11 @@ def _one(word: str) -> Candidate:
     if not first[0] or not _NAME.fullmatch(subject.name) or subject.name.strip(". ") == "":
         raise ConfigError(f"{word!r:.200}: expected [NAME=]PLACE[+ADAPTER[@WEIGHT]]..., NAME of letters and digits")
     path = Path(first[0])
-    if not path.is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", first[0]):
+    if path.is_file():
+        raise ConfigError(f"{word}: {path} is a file; expected a folder: a pipeline, a checkpoint or run, or pictures")
+    # `runs/tuned` has the shape of a hub id, too, but a folder `runs` says what was meant.
+    local = path.parent.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", first[0])
+    if not path.is_dir() and local:
         raise ConfigError(f"{word}: there is no folder {first[0]}, and it is not a hub id (owner/name)")
     if subject.kind == "pictures" and others:
         raise ConfigError(f"{word}: {path} is a folder of pictures, over which no adapter can be laid")

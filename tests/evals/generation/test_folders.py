@@ -184,6 +184,19 @@ def test_a_picture_that_is_damaged_is_named(
     assert "00001-2.png" in refused(given, capsys, *both(given))
 
 
+def test_a_subject_that_is_no_folder_is_not_looked_for_on_the_hub(
+    given: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(given)
+    assert "plain/00000-0.png is a file; expected a folder" in refused(given, capsys, "plain/00000-0.png")
+    assert "there is no folder plain/typo" in refused(given, capsys, "plain/typo")
+
+
+def test_an_output_that_is_a_file_is_named(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(given, *both(given), output="prompts.txt") == 3
+    assert f"{given / 'prompts.txt'}/protocol.json cannot be written: Not a directory" in capsys.readouterr().err
+
+
 def test_two_pictures_of_one_name_are_refused(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(given / "redder" / "00001-2.png", given / "redder" / "00001-2.jpg")
     assert "have one name" in refused(given, capsys, *both(given))
