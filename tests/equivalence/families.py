@@ -59,6 +59,7 @@ from tests.support.adapters import save
 from tests.support.toy import fit, trainer_of
 
 STEPS = 3
+RATE = 1e-4
 PROMPTS = 4
 PIPELINES = ("flux", "wan", "wan_2_2")
 STEPWISE = OnPolicySteps(PROMPTS, Colour(), FlowSDE(), Fraction(0.5), group_size=2)
@@ -151,7 +152,7 @@ def run_of(folder: Path, case: Case) -> Run:
         source=source,
         objective=objective,
         steps=STEPS,
-        optimizer=Optimizer(learning_rate=1e-4, weight_decay=0.1),
+        optimizer=Optimizer(learning_rate=RATE, weight_decay=0.1),
         snapshots=Snapshots(ema=0.5),
         # Wan takes one time per call, so that rows of a microbatch share one where states are noised.
         batch=BatchSettings(updates=1, microbatch=3 if case.pipeline == "flux" else 1),
