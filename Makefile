@@ -130,4 +130,4 @@ clean: ## Remove caches and build products; runs and .venv stay
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the environments too
-	rm -rf $(VENV) .oracle .oracle-comfyui .oracle-kohya .oracle-geneval .oracle-vbench .oracle-geneval2 .oracle-cdfvd
+	rm -rf $(VENV) .oracle .oracle-comfyui .oracle-kohya .oracle-geneval .oracle-vbench .oracle-geneval2 .oracle-ella .oracle-cdfvd

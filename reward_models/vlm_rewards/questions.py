@@ -18,7 +18,7 @@ from reward_models.vlms.base import CUE, NO, YES, Question, plain
 LONGEST_PROMPT = 4000
 """Characters; beyond this a judge reads more prompt than picture."""
 
-_PLAIN_ANSWER = f"Answer {YES} or {NO}."
+PLAIN_ANSWER = f"Answer {YES} or {NO}."
 _REASONED_ANSWER = f"Think it through first, then end with one line: '{CUE} {YES}' or '{CUE} {NO}'."
 
 Clip = Tensor
@@ -98,7 +98,7 @@ class Task:
         given = [] if source is None else ["\nWhat it was made from:\n", source]
         by = "".join(f"\n- {criterion}" for criterion in self.criteria)
         closing = [f"\nThe text: {plain(asked.prompts[row])}", f"\nJudge by:{by}" if by else "", f"\n{question} "]
-        answer = _REASONED_ANSWER if self.reasoning else _PLAIN_ANSWER
+        answer = _REASONED_ANSWER if self.reasoning else PLAIN_ANSWER
         whole = (self.instruction, *given, *pieces, "".join(closing) + answer)
         return thinned(whole, asked.fps or self.fps, self.frames)
 

@@ -27,6 +27,7 @@ from reward_models.verifiers.geneval import GenEval
 from reward_models.verifiers.geneval_rules import OBJECTS
 from reward_models.verifiers.ocr import OCR
 from reward_models.vlm_rewards.hpsv3 import HPSv3
+from reward_models.vlm_rewards.scene_graph import SceneGraph
 from reward_models.vlm_rewards.soft_tifa import SoftTIFA
 from reward_models.vlm_rewards.videoalign import VideoAlign
 from tests.support.bright_vlm import BrightVlm
@@ -207,10 +208,20 @@ def soft_tifa(folder: Path) -> SoftTIFA:
     return SoftTIFA(BrightVlm(), str(folder / "asked.jsonl"))
 
 
+def scene_graph(folder: Path) -> SceneGraph:
+    asked = {"two red circles": [("1", "0", "Are there circles?"), ("2", "1", "Are the circles red?")],
+             "a green triangle": [("1", "0", "Is the triangle green?")],
+             "a red circle": [("1", "0", "Is the circle red?")]}  # fmt: skip
+    lines = ["item_id,text,proposition_id,dependency,question_natural_language"]
+    lines += [f"x,{prompt},{','.join(row)}" for prompt, rows in asked.items() for row in rows]
+    (folder / "graphs.csv").write_text("\n".join(lines))
+    return SceneGraph(BrightVlm(), str(folder / "graphs.csv"))
+
+
 TINY: dict[str, Callable[[Path], RewardModel]] = {
     "aesthetic": aesthetic, "clip": clip, "consistency": consistency, "geneval": geneval, "hpsv2": hpsv2,
     "hpsv3": hpsv3, "imagereward": imagereward, "ocr": ocr, "optical_flow": optical_flow, "pickscore": pickscore,
-    "soft_tifa": soft_tifa, "videoalign": videoalign,
+    "scene_graph": scene_graph, "soft_tifa": soft_tifa, "videoalign": videoalign,
 }  # fmt: skip
 """Reward models that need a checkpoint, by name; each is written into the folder that is given."""
 
