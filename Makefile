@@ -59,7 +59,7 @@ test-long: $(STAMP) ## Run the minutes-long forms of tests that the suite has in
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device, kernels compiled
 	TRITON_INTERPRET=0 $(PYTEST) -m gpu
 
-oracle: $(STAMP) ## Compare rewards with hpsv2 and image-reward, in .oracle (6 GB, Python 3.11), adapters with ComfyUI and kohya's tools, and verdicts and numbers with the code of GenEval, GenEval 2, VBench and the content-debiased FVD
+oracle: $(STAMP) ## Compare rewards with hpsv2 and image-reward, in .oracle (6 GB, Python 3.11), adapters with ComfyUI and kohya's tools, and verdicts and numbers with the code of GenEval, GenEval 2, DPG-Bench, VBench and the content-debiased FVD
 	$(PYTEST) -m oracle -s -o faulthandler_timeout=0 tests/oracle
 
 check: $(STAMP) ## Format, lint, types, rules of the code and laws, side by side on two cores: under two minutes
