@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from reward_models.base import RewardError
 from reward_models.loading.strict_json import parse_json
-from reward_models.loading.whole_files import read_whole
+from reward_models.loading.whole_files import read_lines
 
 T = TypeVar("T")
 
@@ -25,11 +25,11 @@ def read_by_prompt(who: str, file: str, read: Callable[[object], tuple[str, T]],
         RewardError: Naming the file and line that cannot be used.
     """
     try:
-        content = read_whole(file).decode("utf-8-sig").rstrip("\n")
+        lines = read_lines(file)
     except (OSError, UnicodeDecodeError) as error:
         raise RewardError(f"{who}: {file} cannot be read: {error}") from error
     found: dict[str, T] = {}
-    for number, line in enumerate(content.split("\n") if content else [], start=1):  # splitlines splits texts, too
+    for number, line in enumerate(lines, start=1):
         try:
             prompt, told = read(parse_json(line))
         except ValueError as error:

@@ -32,3 +32,16 @@ def read_whole(file: str | Path) -> bytes:
     if len(content) > BYTES_AT_MOST:
         raise OSError(errno.EFBIG, f"it has more than {BYTES_AT_MOST:,} bytes", str(file))
     return content
+
+
+def read_lines(file: str | Path) -> list[str]:
+    """Return the lines of a text file, but for blank ones at its end.
+
+    Only a line feed ends one: `str.splitlines` would split texts, too, at what Unicode calls a line's end.
+
+    Raises:
+        OSError: As `read_whole` does.
+        UnicodeDecodeError: If it is not UTF-8.
+    """
+    content = read_whole(file).decode("utf-8-sig").rstrip("\n")
+    return content.split("\n") if content else []

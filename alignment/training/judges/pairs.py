@@ -15,7 +15,7 @@ from alignment.data.random_streams import Draw
 from alignment.errors import DataError
 from reward_models.base import RewardError
 from reward_models.loading.strict_json import parse_json
-from reward_models.loading.whole_files import read_whole
+from reward_models.loading.whole_files import read_lines
 from reward_models.vlm_rewards.questions import check_prompt
 
 _TOLD = 5
@@ -52,12 +52,12 @@ def read_pairs(path: str, *, reasoned: bool = False) -> tuple[Pair, ...]:
     """
     file = Path(path)
     try:
-        content = read_whole(file).decode("utf-8-sig").rstrip("\n")
+        lines = read_lines(file)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     pairs: list[Pair] = []
     problems: list[str] = []
-    for number, line in enumerate(content.split("\n") if content else [], start=1):  # splitlines splits texts, too
+    for number, line in enumerate(lines, start=1):
         try:
             pairs.append(_pair(file.parent, line, reasoned))
         except (DataError, RewardError) as error:
